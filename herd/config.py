@@ -1,0 +1,230 @@
+"""Shapes of models and settings of stages: frozen dataclasses, no torch.
+
+Names of presets: `tiny` is what `herd run tiny` raises in minutes on two cores. The published shapes (scout, maverick)
+stand here when weights of that size can be opened.
+"""
+
+from dataclasses import dataclass, field
+
+from herd.core.errors import HerdError, unknown
+
+LANGUAGES = ("en", "de", "fr", "es", "it", "pt", "ru", "ja", "zh", "vi", "id", "hi", "ar")
+"""The languages of the tiny herd, ISO 639-1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoEConfig:
+    """Routed experts beside one shared expert."""
+
+    num_experts: int
+    ffn_dim: int
+    """Hidden width of every routed expert and of the shared one."""
+    top_k: int = 1
+    """Experts a token visits."""
+    every: int = 1
+    """1: all layers are mixtures (Scout); 2: every second one, the others are dense (Maverick)."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top_k <= self.num_experts:
+            raise HerdError(f"top_k={self.top_k} is not between 1 and num_experts={self.num_experts}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Llama-3-type scaling of the rotary frequencies; Scout uses factor 16, low = high = 1, original 8192."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """The encoder of one square tile, and how its patches become tokens of the text model."""
+
+    image_size: int
+    """Side of a tile in pixels."""
+    patch_size: int
+    dim: int
+    num_layers: int
+    num_heads: int
+    adapter_dim: int
+    """Width of the adapter after the pixel shuffle."""
+    max_tiles: int = 16
+    """Most tiles that one picture is cut into, the global tile aside."""
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.image_size % (2 * self.patch_size):
+            raise HerdError(
+                f"image_size={self.image_size} must be a multiple of twice patch_size={self.patch_size}: "
+                "the pixel shuffle joins 2 x 2 patches"
+            )
+        if self.dim % (4 * self.num_heads):
+            raise HerdError(f"vision dim={self.dim} is not divisible by 4 x num_heads={self.num_heads}")
+
+    @property
+    def mlp_dim(self) -> int:
+        # transformers takes the adapter's input width (4 x dim after the shuffle) from `intermediate_size`.
+        return 4 * self.dim
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens_per_tile(self) -> int:
+        return (self.grid // 2) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialIds:
+    """Ids of the tokens that the model's folder must name in config.json."""
+
+    bos: int
+    end_of_text: int
+    eom: int
+    eot: int
+    pad: int
+    image_start: int
+    image_end: int
+    patch: int
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """Generation ends at any of these."""
+        return (self.end_of_text, self.eom, self.eot)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A Llama 4 transformer: chunked RoPE layers, every `nope_every`-th layer global without positions."""
+
+    vocab_size: int
+    special: SpecialIds
+    dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    dense_ffn_dim: int
+    """Hidden width of the feed-forward in layers that are no mixtures."""
+    moe: MoEConfig
+    vision: VisionConfig
+    nope_every: int = 4
+    chunk_size: int = 8192
+    """Positions that a RoPE layer sees at most: the token's own block, `position // chunk_size`."""
+    qk_norm: bool = True
+    temperature: bool = True
+    """Whether global layers scale queries by 1 + temperature_scale * ln(floor((pos + 1) / temperature_floor) + 1)."""
+    temperature_floor: int = 8192
+    temperature_scale: float = 0.1
+    rope_theta: float = 500_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    max_positions: int = 262_144
+    """Context that the folder claims, in tokens."""
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise HerdError(f"num_heads={self.num_heads} is not divisible by num_kv_heads={self.num_kv_heads}")
+        if self.head_dim % 2:
+            raise HerdError(f"head_dim={self.head_dim} is odd: RoPE turns pairs")
+
+    def is_global(self, layer: int) -> bool:
+        """Whether the layer attends to the whole past, without positions (NoPE)."""
+        return (layer + 1) % self.nope_every == 0
+
+    def is_moe(self, layer: int) -> bool:
+        return (layer + 1) % self.moe.every == 0
+
+
+def tiny(vocab_size: int, special: SpecialIds) -> ModelConfig:
+    """The shape that two cores raise in minutes: iRoPE 3 + 1, 8 experts in every layer, tiles of 64 px."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        special=special,
+        dim=256,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=64,
+        dense_ffn_dim=1024,
+        moe=MoEConfig(num_experts=8, ffn_dim=512),
+        vision=VisionConfig(
+            image_size=64, patch_size=8, dim=128, num_layers=4, num_heads=4, adapter_dim=256, max_tiles=4
+        ),
+        chunk_size=256,
+        temperature_floor=256,
+        max_positions=4096,
+    )
+
+
+PRESETS = {"tiny": tiny}
+
+
+def preset(name: str, *, vocab_size: int, special: SpecialIds) -> ModelConfig:
+    """The model shape called `name`, for a tokenizer of `vocab_size` tokens."""
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return PRESETS[name](vocab_size, special)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Muon for matrices, AdamW for the rest; warm-up, plateau, linear decay to zero."""
+
+    matrix_lr: float = 0.02
+    """Muon's step, as the root mean square of an update relative to sqrt(max(1, rows / columns))."""
+    embedding_lr: float = 0.01
+    other_lr: float = 0.01
+    """AdamW's step for norms, biases, positions and the router."""
+    unembedding_lr: float = 0.004
+    weight_decay: float = 0.01
+    momentum: float = 0.95
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup: float = 0.02
+    """Share of the steps with a rising rate."""
+    decay: float = 0.5
+    """Share of the steps with a falling rate."""
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Text and pictures fused early, from random weights."""
+
+    preset: str = "tiny"
+    seed: int = 0
+    num_tokens: int = 4_000_000
+    """Tokens of training in all."""
+    batch_tokens: int = 8192
+    """Tokens of one optimizer step."""
+    context: int = 256
+    """Longest piece of a document, in tokens."""
+    picture_share: float = 0.25
+    """Share of the tokens that are pictures with their captions."""
+    balance_coefficient: float = 0.01
+    """Weight of the load-balancing loss."""
+    checkpoint_s: float = 30.0
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """Chats: loss on the assistant's tokens only."""
+
+    seed: int = 0
+    num_tokens: int = 1_000_000
+    batch_tokens: int = 8192
+    context: int = 512
+    balance_coefficient: float = 0.01
+    checkpoint_s: float = 30.0
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            matrix_lr=0.01, embedding_lr=0.003, other_lr=0.003, unembedding_lr=0.002, warmup=0.02, decay=0.9
+        )
+    )

@@ -1,0 +1,16 @@
+"""The one error that a user is meant to read: what went wrong, with the value, and the mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class HerdError(ValueError):
+    """A mistake in the input or the surroundings, told in one line. The command line prints it without a traceback."""
+
+
+def unknown(kind: str, value: str, known: Iterable[str]) -> HerdError:
+    """The error for a misspelt name: `unknown stage 'pretrian', did you mean 'pretrain'?`"""
+    known = sorted(known)
+    near = difflib.get_close_matches(value, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return HerdError(f"unknown {kind} {value!r}, {hint}")

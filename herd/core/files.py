@@ -1,0 +1,75 @@
+"""Writes that are whole or absent, and the hash of what was written.
+
+A file is written beside its place and renamed. A folder is written as `NAME.partial` and renamed when its
+`herd.json` stands in it, so a folder under its final name is always complete.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from herd.core.errors import HerdError
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` so that a reader sees the old file or the new one, never a part."""
+    data = content.encode() if isinstance(content, str) else content
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing or broken one is named in the error."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise HerdError(f"{path} is missing: is {path.parent} a complete folder?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise HerdError(f"{path} is not valid JSON ({error}): restore it or write the folder again") from None
+
+
+def partial(folder: Path) -> Path:
+    """Where the work for `folder` goes on until it is complete."""
+    return folder.with_name(folder.name + ".partial")
+
+
+def commit_folder(folder: Path) -> None:
+    """Rename the finished `NAME.partial` to `NAME`; an older `NAME` is replaced."""
+    work = partial(folder)
+    assert (work / "herd.json").exists(), f"{work} has no herd.json yet"
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(work, folder)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of one file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_hash(folder: Path) -> str:
+    """Digest over the names and contents of the files directly in `folder`, `herd.json` and hidden files aside."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name not in {"herd.json", "metrics.jsonl"} and not path.name.startswith("."):
+            digest.update(f"{path.name} {sha256(path)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,86 @@
+"""`herd.json`: where a folder comes from. Written last, so its presence means that the folder is whole."""
+
+import resource
+import subprocess
+import time
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import herd
+from herd.core.files import commit_folder, folder_hash, partial, read_json, write_json
+
+
+def commit_id() -> str:
+    """The commit of the checkout that the package runs from, `-dirty` with uncommitted changes; `unknown` outside one."""
+    here = Path(__file__).parent
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return run.stdout.strip() or "unknown"
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Stage:
+    """The work on one output folder: begun in `OUT.partial`, resumed there after a kill, committed by rename.
+
+    `time_s` in herd.json sums the working time over all attempts.
+    """
+
+    def __init__(self, name: str, out: Path, *, config: Any, parents: dict[str, Path]) -> None:
+        self.name, self.out, self.parents = name, out, parents
+        self.config = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
+        self.work = partial(out)
+        self.work.mkdir(parents=True, exist_ok=True)
+        self._clock = self.work / ".seconds"
+        self._before_s = float(self._clock.read_text()) if self._clock.exists() else 0.0
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self._before_s + time.monotonic() - self._start
+
+    def keep_time(self) -> None:
+        """Remember the time worked so far; called at checkpoints so that a killed attempt still counts."""
+        self._clock.write_text(f"{self.seconds:.3f}")
+
+    def finish(self, **facts: Any) -> Path:
+        """Write herd.json with the lineage and `facts` (metrics, card, …) and put the folder in its place."""
+        seconds = self.seconds
+        self._clock.unlink(missing_ok=True)
+        write_json(
+            self.work / "herd.json",
+            {
+                "stage": self.name,
+                "herd_version": herd.__version__,
+                "commit": commit_id(),
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "time_s": round(seconds, 2),
+                "peak_memory_bytes": peak_memory_bytes(),
+                "parents": {
+                    kind: {"path": str(path), "hash": read_lineage(path)["hash"]} for kind, path in self.parents.items()
+                },
+                "config": self.config,
+                "hash": folder_hash(self.work),
+                **facts,
+            },
+        )
+        commit_folder(self.out)
+        return self.out
+
+
+def read_lineage(folder: Path) -> dict[str, Any]:
+    """The contents of `folder/herd.json`."""
+    lineage: dict[str, Any] = read_json(folder / "herd.json")
+    return lineage

@@ -1,0 +1,35 @@
+"""Metrics of a stage as JSON lines: one object a line, always written, readable while the stage runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class Tracker:
+    """Appends `{"step": …, name: value, …}` to `path`. After a resume, lines at or past `start_step` are dropped."""
+
+    def __init__(self, path: Path, *, start_step: int = 0) -> None:
+        kept = [line for line in read_metrics(path) if line["step"] < start_step] if path.exists() else []
+        self._file = path.open("w", encoding="utf-8")
+        for line in kept:
+            self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def log(self, step: int, **metrics: Any) -> None:
+        """Write one line; values are numbers or flat lists of numbers."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a torn last line (a kill in the middle of a write) is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines

@@ -1,0 +1,215 @@
+"""iRoPE attention over flat packed tokens.
+
+Three layers of four are local: rotary positions, weightless QK norm after them, and a view of the token's own block of
+`chunk_size` positions. Every fourth is global: no positions, the whole past, queries scaled by a temperature that grows
+with the token's position in its own document. Source: Meta's llama-models 0.3.0; see docs/model.md.
+
+There is no batch dimension and no padding outside this file: documents are runs of tokens. `plan_spans` says once per
+forward which runs attend within themselves (documents for global layers, their chunks for local ones); runs of similar
+length are computed together as padded groups, so no mask over the whole pack ever exists.
+"""
+
+# N tokens, D width, H query heads, K key heads, C head width, G runs in a group, L length of a group
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from herd.config import ModelConfig
+from herd.model.cache import CacheView
+
+GROUP_LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""Runs are padded to the next of these; longer ones to a multiple of the last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spans:
+    """Runs of tokens that attend causally within themselves, grouped by length."""
+
+    rows_GL: tuple[Tensor, ...]
+    """Per group: the token in each slot of its runs; slots past a run's end repeat token 0."""
+    slot_N: Tensor
+    """Where each token lies when all groups are laid end to end."""
+
+
+def plan_spans(positions_N: Tensor, starts_S: Tensor, chunk_size: int | None) -> Spans:
+    """Group the documents that begin at `starts_S`, or with `chunk_size` their chunks, by length."""
+    device = positions_N.device
+    num_tokens = len(positions_N)
+    edge_N = torch.zeros(num_tokens, dtype=torch.bool, device=device)
+    edge_N[starts_S[:-1].long()] = True
+    if chunk_size is not None:
+        edge_N |= positions_N % chunk_size == 0
+    begins = torch.nonzero(edge_N)[:, 0]
+    lengths = torch.diff(begins, append=begins.new_tensor([num_tokens]))
+    bounds = lengths.new_tensor(GROUP_LENGTHS)
+    last = GROUP_LENGTHS[-1]
+    padded = torch.where(
+        lengths > last, (lengths + last - 1) // last * last, bounds[torch.bucketize(lengths, bounds).clamp(max=len(bounds) - 1)]
+    )
+    slot_N = torch.empty(num_tokens, dtype=torch.int64, device=device)
+    groups, offset = [], 0
+    for length in torch.unique(padded).tolist():
+        chosen = torch.nonzero(padded == length)[:, 0]
+        step_L = torch.arange(length, device=device)
+        rows_GL = begins[chosen, None] + step_L
+        real_GL = step_L < lengths[chosen, None]
+        slots_GL = offset + torch.arange(rows_GL.numel(), device=device).view_as(rows_GL)
+        slot_N[rows_GL[real_GL]] = slots_GL[real_GL]
+        groups.append(torch.where(real_GL, rows_GL, 0))
+        offset += rows_GL.numel()
+    return Spans(rows_GL=tuple(groups), slot_N=slot_N)
+
+
+class Gather(torch.autograd.Function):
+    """`source[rows]` whose backward is a gather too, by `back` (faster and more exact than adding by index)."""
+
+    @staticmethod
+    def forward(ctx, source, rows, back):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(back)
+        ctx.shape = source.shape
+        return source.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        (back,) = ctx.saved_tensors
+        return grad.index_select(0, back).view(ctx.shape), None, None
+
+
+def causal(q_GLHC: Tensor, k_GLKC: Tensor, v_GLKC: Tensor) -> Tensor:
+    """Causal attention within each run of a group; query heads share key heads in equal parts."""
+    num_runs, length, num_heads, width = q_GLHC.shape
+    num_kv = k_GLKC.shape[2]
+    if torch.is_grad_enabled() and length <= GROUP_LENGTHS[-1] and q_GLHC.device.type == "cpu":
+        # Plain products beat the fused CPU kernel, forward and backward, as long as the scores are small (docs/LOG.md).
+        ratio = num_heads // num_kv
+        q = q_GLHC.view(num_runs, length, num_kv, ratio, width).permute(0, 2, 3, 1, 4)
+        q = (q * width**-0.5).reshape(num_runs * num_kv, ratio * length, width)
+        k = k_GLKC.permute(0, 2, 3, 1).reshape(num_runs * num_kv, width, length)
+        v = v_GLKC.transpose(1, 2).reshape(num_runs * num_kv, length, width)
+        mask_LL = torch.full((length, length), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
+        scores = torch.baddbmm(mask_LL.repeat(ratio, 1), q, k)
+        out = torch.softmax(scores, dim=-1) @ v
+        return out.view(num_runs, num_kv, ratio, length, width).permute(0, 3, 1, 2, 4).reshape(q_GLHC.shape)
+    q, k, v = (x.transpose(1, 2) for x in (q_GLHC, k_GLKC, v_GLKC))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=num_heads != num_kv)
+    return out.transpose(1, 2)
+
+
+def attend(q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor, spans: Spans) -> Tensor:
+    """Attention of every token over its run's earlier tokens; returns the shape of `q_NHC`."""
+    num_tokens = len(q_NHC)
+    packed = torch.cat([q_NHC, k_NKC, v_NKC], dim=1).flatten(1)
+    rows = torch.cat([rows_GL.flatten() for rows_GL in spans.rows_GL])
+    slots = Gather.apply(packed, rows, spans.slot_N)
+    slots = slots.view(len(rows), -1, q_NHC.shape[-1])
+    parts, offset = [], 0
+    for rows_GL in spans.rows_GL:
+        group = slots[offset : offset + rows_GL.numel()].unflatten(0, rows_GL.shape)
+        q, k, v = group.split([q_NHC.shape[1], k_NKC.shape[1], v_NKC.shape[1]], dim=2)
+        parts.append(causal(q, k, v).flatten(0, 1))
+        offset += rows_GL.numel()
+    return Restore.apply(torch.cat(parts), spans.slot_N, num_tokens)
+
+
+class Restore(torch.autograd.Function):
+    """From slots back to tokens; the gradient of padding slots is zero."""
+
+    @staticmethod
+    def forward(ctx, slots, slot_N, num_tokens):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(slot_N)
+        ctx.shape = slots.shape
+        return slots.index_select(0, slot_N)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        (slot_N,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.shape).index_copy_(0, slot_N, grad), None, None
+
+
+def rope_angles(positions_N: Int[Tensor, "n"], config: ModelConfig) -> Tensor:
+    """Rotations of the local layers as complex numbers, [N, C / 2], fp32."""
+    index = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions_N.device)
+    frequency = 1.0 / config.rope_theta ** (index / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is not None:
+        wavelength = 2 * torch.pi / frequency
+        turns = scaling.original_max_positions / wavelength
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        # Scout has low == high: the blend between the two is then empty, and must not divide by zero.
+        blend = ((turns - low) / (high - low)).clamp(0, 1) if high > low else (turns >= high).float()
+        frequency = frequency * blend + frequency / scaling.factor * (1 - blend)
+    angle_NC = positions_N[:, None].float() * frequency
+    return torch.polar(torch.ones_like(angle_NC), angle_NC)
+
+
+def rotate(x_NHC: Float[Tensor, "n h c"], turn_NC: Tensor) -> Float[Tensor, "n h c"]:
+    """Rotate neighbouring pairs of channels (the interleaved layout of released checkpoints). fp32 inside and out."""
+    pairs = torch.view_as_complex(x_NHC.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * turn_NC[:, None]).flatten(-2)
+
+
+def query_temperature(positions_N: Int[Tensor, "n"], config: ModelConfig) -> Float[Tensor, "n"]:
+    """1 + scale * ln(floor((pos + 1) / floor) + 1), by the token's position in its own document. fp32."""
+    blocks = torch.floor((positions_N.float() + 1) / config.temperature_floor)
+    return 1 + config.temperature_scale * torch.log1p(blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPlan:
+    """What all layers of one forward share: who attends to whom, rotations and temperatures."""
+
+    local: Spans | None
+    whole: Spans | None
+    """None for both while a cache is used: the cache then says what is visible."""
+    turn_NC: Tensor
+    temperature_N: Tensor | None
+
+
+def plan(
+    positions_N: Tensor, starts_S: Tensor, config: ModelConfig, *, cached: bool
+) -> AttentionPlan:
+    """Prepare a forward over documents (or requests) that begin at `starts_S` in the pack."""
+    return AttentionPlan(
+        local=None if cached else plan_spans(positions_N, starts_S, config.chunk_size),
+        whole=None if cached else plan_spans(positions_N, starts_S, None),
+        turn_NC=rope_angles(positions_N, config),
+        temperature_N=query_temperature(positions_N, config) if config.temperature else None,
+    )
+
+
+class Attention(nn.Module):
+    """One layer's attention, local or global by its index."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.is_global = config.is_global(layer)
+        heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
+        self.qkv = nn.Linear(config.dim, (heads + 2 * kv_heads) * width, bias=False)
+        self.out = nn.Linear(heads * width, config.dim, bias=False)
+
+    def forward(self, x_ND: Tensor, shared: AttentionPlan, cache: CacheView | None) -> Tensor:
+        config = self.config
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        qkv_NHC = self.qkv(x_ND).unflatten(-1, (-1, config.head_dim))
+        qk_NHC, v_NKC = qkv_NHC.split([heads + kv_heads, kv_heads], dim=1)
+        if self.is_global:
+            q_NHC, k_NKC = qk_NHC.split([heads, kv_heads], dim=1)
+            if shared.temperature_N is not None:
+                q_NHC = (q_NHC * shared.temperature_N[:, None, None]).to(x_ND.dtype)
+        else:
+            qk_NHC = rotate(qk_NHC, shared.turn_NC).to(x_ND.dtype)
+            if config.qk_norm:
+                qk_NHC = F.rms_norm(qk_NHC.float(), (config.head_dim,), eps=config.norm_eps).to(x_ND.dtype)
+            q_NHC, k_NKC = qk_NHC.split([heads, kv_heads], dim=1)
+        if cache is not None:
+            out_NHC = cache.attend(self.layer, q_NHC, k_NKC, v_NKC)
+        else:
+            spans = shared.whole if self.is_global else shared.local
+            assert spans is not None
+            out_NHC = attend(q_NHC, k_NKC, v_NKC, spans)
+        return self.out(out_NHC.flatten(1))

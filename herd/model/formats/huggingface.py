@@ -1,0 +1,359 @@
+"""The Hugging Face Llama 4 folder: the only weight format that Herd writes as its own.
+
+`save` and `load` stream shard by shard; names and layouts are transformers' (gate and up fused for routed experts,
+apart elsewhere; q, k, v apart). Loading is strict: every missing, extra or misshapen tensor is named.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from herd.config import ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
+from herd.core.errors import HerdError
+from herd.core.files import read_json, write_json
+from herd.model.transformer import Transformer
+
+MAX_SHARD_BYTES = 4_000_000_000
+
+
+def config_to_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """config.json of a folder; the dtype is that of the stored weights."""
+    special, vision, moe, scaling = config.special, config.vision, config.moe, config.rope_scaling
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if scaling is not None:
+        rope |= {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_positions,
+        }
+    name = str(dtype).removeprefix("torch.")
+    ids = {"bos_token_id": special.bos, "eos_token_id": list(special.stop), "pad_token_id": special.pad}
+    return {
+        "architectures": ["Llama4ForConditionalGeneration"],
+        "model_type": "llama4",
+        "dtype": name,
+        "boi_token_index": special.image_start,
+        "eoi_token_index": special.image_end,
+        "image_token_index": special.patch,
+        "tie_word_embeddings": False,
+        **ids,
+        "text_config": {
+            "model_type": "llama4_text",
+            "dtype": name,
+            **ids,
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.dim,
+            "num_hidden_layers": config.num_layers,
+            "num_attention_heads": config.num_heads,
+            "num_key_value_heads": config.num_kv_heads,
+            "head_dim": config.head_dim,
+            "intermediate_size": moe.ffn_dim,
+            "intermediate_size_mlp": config.dense_ffn_dim,
+            "num_local_experts": moe.num_experts,
+            "num_experts_per_tok": moe.top_k,
+            "interleave_moe_layer_step": moe.every,
+            "moe_layers": [layer for layer in range(config.num_layers) if config.is_moe(layer)],
+            "no_rope_layers": [int(not config.is_global(layer)) for layer in range(config.num_layers)],
+            "no_rope_layer_interval": config.nope_every,
+            "attention_chunk_size": config.chunk_size,
+            "use_qk_norm": config.qk_norm,
+            "attn_temperature_tuning": config.temperature,
+            "floor_scale": config.temperature_floor,
+            "attn_scale": config.temperature_scale,
+            "rope_parameters": rope,
+            "rms_norm_eps": config.norm_eps,
+            "max_position_embeddings": config.max_positions,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "tie_word_embeddings": False,
+        },
+        "vision_config": {
+            "model_type": "llama4_vision_model",
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "hidden_size": vision.dim,
+            "intermediate_size": vision.mlp_dim,
+            "num_hidden_layers": vision.num_layers,
+            "num_attention_heads": vision.num_heads,
+            "num_channels": 3,
+            "pixel_shuffle_ratio": 0.5,
+            "projector_input_dim": vision.adapter_dim,
+            "projector_output_dim": vision.adapter_dim,
+            "vision_output_dim": vision.adapter_dim,
+            "rope_parameters": {"rope_type": "default", "rope_theta": vision.rope_theta},
+            "norm_eps": vision.norm_eps,
+            "hidden_act": "gelu",
+        },
+    }
+
+
+def config_from_json(folder: Path) -> ModelConfig:
+    """Read config.json (and the tile limit from preprocessor_config.json); values that Herd cannot honour are refused."""
+    raw = read_json(folder / "config.json")
+    if raw.get("model_type") != "llama4":
+        raise HerdError(f"{folder / 'config.json'}: model_type={raw.get('model_type')!r} is not 'llama4'")
+    try:
+        return _config(raw, read_json(folder / "preprocessor_config.json"), folder)
+    except (KeyError, TypeError) as error:
+        raise HerdError(f"{folder / 'config.json'} is not a complete Llama 4 configuration: {error!r}") from None
+
+
+def _config(raw: dict[str, Any], processor: dict[str, Any], folder: Path) -> ModelConfig:
+    text, vision = raw["text_config"], raw["vision_config"]
+    rope = text["rope_parameters"]
+    eos = raw["eos_token_id"]
+    config = ModelConfig(
+        vocab_size=text["vocab_size"],
+        special=SpecialIds(
+            bos=raw["bos_token_id"],
+            end_of_text=eos[0],
+            eom=eos[1],
+            eot=eos[2],
+            pad=raw["pad_token_id"],
+            image_start=raw["boi_token_index"],
+            image_end=raw["eoi_token_index"],
+            patch=raw["image_token_index"],
+        ),
+        dim=text["hidden_size"],
+        num_layers=text["num_hidden_layers"],
+        num_heads=text["num_attention_heads"],
+        num_kv_heads=text["num_key_value_heads"],
+        head_dim=text["head_dim"],
+        dense_ffn_dim=text["intermediate_size_mlp"],
+        moe=MoEConfig(
+            num_experts=text["num_local_experts"],
+            ffn_dim=text["intermediate_size"],
+            top_k=text["num_experts_per_tok"],
+            every=text["interleave_moe_layer_step"],
+        ),
+        vision=VisionConfig(
+            image_size=vision["image_size"],
+            patch_size=vision["patch_size"],
+            dim=vision["hidden_size"],
+            num_layers=vision["num_hidden_layers"],
+            num_heads=vision["num_attention_heads"],
+            adapter_dim=vision["projector_output_dim"],
+            max_tiles=processor["max_patches"],
+            rope_theta=vision["rope_parameters"]["rope_theta"],
+            norm_eps=vision["norm_eps"],
+        ),
+        nope_every=text["no_rope_layer_interval"],
+        chunk_size=text["attention_chunk_size"],
+        qk_norm=text["use_qk_norm"],
+        temperature=text["attn_temperature_tuning"],
+        temperature_floor=text["floor_scale"],
+        temperature_scale=text["attn_scale"],
+        rope_theta=rope["rope_theta"],
+        rope_scaling=RopeScaling(
+            factor=rope["factor"],
+            low_freq_factor=rope["low_freq_factor"],
+            high_freq_factor=rope["high_freq_factor"],
+            original_max_positions=rope["original_max_position_embeddings"],
+        )
+        if rope["rope_type"] == "llama3"
+        else None,
+        norm_eps=text["rms_norm_eps"],
+        max_positions=text["max_position_embeddings"],
+    )
+    written = config_to_json(config, torch.float32)
+    for part in ("text_config", "vision_config"):
+        for key, value in raw[part].items():
+            if key in written[part] and key != "dtype" and written[part][key] != value:
+                raise HerdError(f"{folder / 'config.json'}: {part}.{key}={value!r} is not supported")
+    return config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How one of our parameters stands in the folder: the names there, and the way there and back."""
+
+    names: tuple[str, ...]
+    split: Callable[[Tensor], list[Tensor]]
+    join: Callable[[list[Tensor]], Tensor]
+
+
+def _plain(name: str) -> Rule:
+    return Rule(names=(name,), split=lambda x: [x], join=lambda xs: xs[0])
+
+
+def _rows(names: tuple[str, ...], sizes: list[int]) -> Rule:
+    return Rule(names=names, split=lambda x: list(x.split(sizes)), join=torch.cat)
+
+
+def rules(config: ModelConfig) -> dict[str, Rule]:
+    """For every parameter of `Transformer`, where it stands in a Hugging Face folder."""
+    text, vision = "language_model.model", "vision_model"
+    heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
+    table = {
+        "embedding.weight": _plain(f"{text}.embed_tokens.weight"),
+        "norm.weight": _plain(f"{text}.norm.weight"),
+        "unembedding.weight": _plain("language_model.lm_head.weight"),
+        "vision.patches.weight": _plain(f"{vision}.patch_embedding.linear.weight"),
+        "vision.class_token": _plain(f"{vision}.class_embedding"),
+        "vision.positions": _plain(f"{vision}.positional_embedding_vlm"),
+        "vision.adapter_in.weight": _plain(f"{vision}.vision_adapter.mlp.fc1.weight"),
+        "vision.adapter_out.weight": _plain(f"{vision}.vision_adapter.mlp.fc2.weight"),
+        "vision.projector.weight": _plain("multi_modal_projector.linear_1.weight"),
+    }
+    for ours, theirs in (("norm_before", "layernorm_pre"), ("norm_after", "layernorm_post")):
+        for kind in ("weight", "bias"):
+            table[f"vision.{ours}.{kind}"] = _plain(f"{vision}.{theirs}.{kind}")
+    for layer in range(config.vision.num_layers):
+        here, there = f"vision.layers.{layer}", f"{vision}.model.layers.{layer}"
+        for kind in ("weight", "bias"):
+            table[f"{here}.attention_norm.{kind}"] = _plain(f"{there}.input_layernorm.{kind}")
+            table[f"{here}.mlp_norm.{kind}"] = _plain(f"{there}.post_attention_layernorm.{kind}")
+            table[f"{here}.qkv.{kind}"] = _rows(
+                tuple(f"{there}.self_attn.{x}_proj.{kind}" for x in "qkv"), [config.vision.dim] * 3
+            )
+            table[f"{here}.out.{kind}"] = _plain(f"{there}.self_attn.o_proj.{kind}")
+            table[f"{here}.up.{kind}"] = _plain(f"{there}.mlp.fc1.{kind}")
+            table[f"{here}.down.{kind}"] = _plain(f"{there}.mlp.fc2.{kind}")
+    for layer in range(config.num_layers):
+        here, there = f"layers.{layer}", f"{text}.layers.{layer}"
+        table[f"{here}.attention_norm.weight"] = _plain(f"{there}.input_layernorm.weight")
+        table[f"{here}.ffn_norm.weight"] = _plain(f"{there}.post_attention_layernorm.weight")
+        table[f"{here}.attention.qkv.weight"] = _rows(
+            tuple(f"{there}.self_attn.{x}_proj.weight" for x in "qkv"),
+            [heads * width, kv_heads * width, kv_heads * width],
+        )
+        table[f"{here}.attention.out.weight"] = _plain(f"{there}.self_attn.o_proj.weight")
+        mixture = config.is_moe(layer)
+        if mixture:
+            table[f"{here}.ffn.router.weight"] = _plain(f"{there}.feed_forward.router.weight")
+            table[f"{here}.ffn.gate_up_EDF"] = _plain(f"{there}.feed_forward.experts.gate_up_proj")
+            table[f"{here}.ffn.down_EFD"] = _plain(f"{there}.feed_forward.experts.down_proj")
+        hidden = config.moe.ffn_dim if mixture else config.dense_ffn_dim
+        ours = f"{here}.ffn.shared" if mixture else f"{here}.ffn"
+        theirs = f"{there}.feed_forward.shared_expert" if mixture else f"{there}.feed_forward"
+        table[f"{ours}.gate_up.weight"] = _rows(
+            (f"{theirs}.gate_proj.weight", f"{theirs}.up_proj.weight"), [hidden, hidden]
+        )
+        table[f"{ours}.down.weight"] = _plain(f"{theirs}.down_proj.weight")
+    return table
+
+
+def save(model: Transformer, folder: Path, *, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write config.json and the weights in shards with their index. The caller commits the folder as a whole."""
+    table, parameters = rules(model.config), dict(model.named_parameters())
+    assert table.keys() == parameters.keys(), table.keys() ^ parameters.keys()
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name, rule in table.items():
+            for theirs, part in zip(rule.names, rule.split(parameters[name].detach()), strict=True):
+                yield theirs, part.to("cpu", dtype).contiguous()
+
+    shards: list[list[str]] = []
+    shard: dict[str, Tensor] = {}
+    size = total = 0
+
+    def flush() -> None:
+        save_file(shard, folder / f"model-{len(shards):05d}.safetensors", metadata={"format": "pt"})
+        shards.append(list(shard))
+        shard.clear()
+
+    for name, tensor in tensors():
+        if shard and size + tensor.nbytes > MAX_SHARD_BYTES:
+            flush()
+            size = 0
+        # A view of a larger tensor would be written whole by safetensors' byte copy: own memory for each.
+        shard[name] = tensor.clone()
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    flush()
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for index, name in enumerate(names):
+        (folder / f"model-{index:05d}.safetensors").replace(folder / name)
+    weight_map = {tensor: name for name, held in zip(names, shards, strict=True) for tensor in held}
+    write_json(
+        folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+    )
+    write_json(folder / "config.json", config_to_json(model.config, dtype))
+
+
+def load(folder: Path, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Transformer:
+    """Open a folder's weights as a `Transformer`, tensor by tensor; `dtype` None keeps the stored one."""
+    config = config_from_json(folder)
+    with torch.device("meta"):
+        model = Transformer(config)
+    weight_map: dict[str, str] = read_json(folder / "model.safetensors.index.json")["weight_map"]
+    table = rules(config)
+    wanted = {name for rule in table.values() for name in rule.names}
+    problems = [f"{name} is missing" for name in sorted(wanted - weight_map.keys())]
+    problems += [f"{name} is not a tensor of this model" for name in sorted(weight_map.keys() - wanted)]
+    files = {}
+    for file in sorted(set(weight_map.values())):
+        try:
+            files[file] = safe_open(folder / file, framework="pt", device="cpu")
+        except FileNotFoundError:
+            raise HerdError(f"{folder / file} is missing: copy the folder again, whole") from None
+        except SafetensorError as error:
+            raise HerdError(f"{folder / file} is damaged ({error}): copy the folder again, whole") from None
+    if problems:
+        raise HerdError(f"{folder}: {'; '.join(problems[:8])}" + (" …" if len(problems) > 8 else ""))
+    shapes = dict(model.named_parameters())
+    state = {}
+    for name, rule in table.items():
+        parts = [files[weight_map[theirs]].get_tensor(theirs) for theirs in rule.names]
+        tensor = rule.join(parts)
+        if tensor.shape != shapes[name].shape:
+            raise HerdError(
+                f"{folder}: {' + '.join(rule.names)} has shape {tuple(tensor.shape)}, "
+                f"config.json asks for {tuple(shapes[name].shape)}"
+            )
+        state[name] = tensor.to(device or "cpu", dtype or tensor.dtype)
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def save_processor(config: ModelConfig, folder: Path) -> None:
+    """preprocessor_config.json, processor_config.json and generation_config.json."""
+    vision, special = config.vision, config.special
+    image_processor = {
+        "image_processor_type": "Llama4ImageProcessorFast",
+        "processor_class": "Llama4Processor",
+        "size": {"height": vision.image_size, "width": vision.image_size},
+        "max_patches": vision.max_tiles,
+        "resize_to_max_canvas": False,
+        "do_resize": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "resample": 2,
+    }
+    write_json(folder / "preprocessor_config.json", image_processor)
+    write_json(
+        folder / "processor_config.json",
+        {
+            "processor_class": "Llama4Processor",
+            "patch_size": vision.patch_size,
+            "pixel_shuffle_ratio": 0.5,
+            "image_token": "<|image|>",
+            "fake_image_token": "<|image|>",
+        },
+    )
+    write_json(
+        folder / "generation_config.json",
+        {
+            "bos_token_id": special.bos,
+            "eos_token_id": list(special.stop),
+            "pad_token_id": special.pad,
+            "do_sample": False,
+        },
+    )
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of the stored weights, from the index."""
+    return int(json.loads((folder / "model.safetensors.index.json").read_text())["metadata"]["total_size"])

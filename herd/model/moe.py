@@ -1,0 +1,71 @@
+"""Dropless top-k routing by sorting tokens. No capacity limit, no expert computed for a token that it does not own.
+
+Llama 4: the sigmoid of the chosen router logit scales the expert's *input*; the shared expert sees every token; the
+layer's output is shared + routed.
+"""
+
+# N tokens, D width, E experts, F hidden width, R = N * top_k routed rows
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from herd.config import MoEConfig
+from herd.model.attention import Gather
+from herd.model.precision import grouped_product
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: `down(silu(gate(x)) * up(x))`, gate and up in one matrix."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        return self.down(swiglu(self.gate_up(x_ND)))
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+class MoE(nn.Module):
+    """Router, routed experts and the shared expert of one layer.
+
+    After a forward, `load_E` holds each expert's share of the routed rows and `balance` the load-balancing loss of this
+    forward (see herd.train.balance); both are there for training to read.
+    """
+
+    def __init__(self, dim: int, config: MoEConfig) -> None:
+        super().__init__()
+        self.config = config
+        experts, hidden = config.num_experts, config.ffn_dim
+        self.router = nn.Linear(dim, experts, bias=False)
+        self.gate_up_EDF = nn.Parameter(torch.empty(experts, dim, 2 * hidden))
+        self.down_EFD = nn.Parameter(torch.empty(experts, hidden, dim))
+        self.shared = FeedForward(dim, hidden)
+        self.logits_NE: Tensor | None = None
+        self.load_E: Tensor | None = None
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        num_tokens, top_k = len(x_ND), self.config.top_k
+        # fp32: near ties pick another expert in bf16.
+        logits_NE = F.linear(x_ND.float(), self.router.weight.float())
+        chosen_Nk, expert_Nk = torch.topk(logits_NE, top_k, dim=-1)
+        expert_R = expert_Nk.flatten()
+        order_R = torch.argsort(expert_R, stable=True)
+        back_R = torch.empty_like(order_R)
+        back_R[order_R] = torch.arange(len(order_R), device=x_ND.device)
+        count_E = torch.bincount(expert_R, minlength=self.config.num_experts)
+
+        gated = x_ND.unsqueeze(1) * torch.sigmoid(chosen_Nk).to(x_ND.dtype).unsqueeze(-1)
+        rows_RD = Gather.apply(gated.flatten(0, 1), order_R, back_R)
+        ends_E = count_E.cumsum(0).to(torch.int32)
+        hidden_RF = swiglu(grouped_product(rows_RD, self.gate_up_EDF, ends_E))
+        routed_RD = Gather.apply(grouped_product(hidden_RF, self.down_EFD, ends_E), back_R, order_R)
+        if self.training:
+            self.logits_NE, self.load_E = logits_NE, count_E / len(expert_R)
+        return self.shared(x_ND) + routed_RD.view(num_tokens, top_k, -1).sum(1)

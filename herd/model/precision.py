@@ -1,0 +1,20 @@
+"""What depends on the number format: which operator multiplies grouped rows."""
+
+# R rows, D in, F out, E groups
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def grouped_product(rows_RD: Tensor, weight_EDF: Tensor, ends_E: Tensor) -> Tensor:
+    """Rows sorted by group times their group's matrix; group e ends before row `ends_E[e]`."""
+    if rows_RD.dtype == torch.bfloat16 and hasattr(F, "grouped_mm"):
+        return F.grouped_mm(rows_RD, weight_EDF, offs=ends_E)
+    # grouped_mm knows bf16 only: one product per group that has rows.
+    parts, begin = [], 0
+    for expert, end in enumerate(ends_E.tolist()):
+        if end > begin:
+            parts.append(rows_RD[begin:end] @ weight_EDF[expert])
+        begin = end
+    return torch.cat(parts) if parts else rows_RD.new_zeros(0, weight_EDF.shape[-1])

@@ -1,0 +1,101 @@
+"""The Llama 4 transformer: one forward over flat packed tokens for training, prefill and decode.
+
+    x = embed(tokens), with vision features in place of <|patch|> tokens
+    for each layer:  x = x + attention(norm(x));  x = x + feed_forward(norm(x))
+    logits = unembed(norm(x))
+"""
+
+# N tokens, D width, V vocabulary, S documents or requests
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from herd.config import ModelConfig
+from herd.model.attention import Attention, AttentionPlan, plan
+from herd.model.cache import CacheView
+from herd.model.moe import FeedForward, MoE
+from herd.model.vision import VisionEncoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Pictures of one pack: their tiles, and where the tiles' tokens stand."""
+
+    tiles: Tensor
+    """Normalised pixels, [tiles, 3, side, side]; or, with `encoded`, features [rows, D] that the encoder gave before."""
+    rows: Tensor
+    """Index in the pack of every patch token, in the order of the tiles."""
+    encoded: bool = False
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in fp32, times a learned weight."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        return F.rms_norm(x_ND.float(), self.weight.shape, eps=self.eps).to(x_ND.dtype) * self.weight
+
+
+class Layer(nn.Module):
+    """Attention, then a mixture of experts or a dense feed-forward."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn: MoE | FeedForward = (
+            MoE(config.dim, config.moe) if config.is_moe(layer) else FeedForward(config.dim, config.dense_ffn_dim)
+        )
+
+    def forward(self, x_ND: Tensor, shared: AttentionPlan, cache: CacheView | None) -> Tensor:
+        x_ND = x_ND + self.attention(self.attention_norm(x_ND), shared, cache)
+        return x_ND + self.ffn(self.ffn_norm(x_ND))
+
+
+class Transformer(nn.Module):
+    """The whole model; it knows nothing of devices, precision or ranks."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.vision = VisionEncoder(config.vision, config.dim)
+        self.layers = nn.ModuleList([Layer(config, layer) for layer in range(config.num_layers)])
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.unembedding = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def forward(
+        self,
+        tokens_N: Int[Tensor, "n"],
+        *,
+        positions_N: Int[Tensor, "n"],
+        starts_S: Int[Tensor, "s1"],
+        images: Images | None = None,
+        cache: CacheView | None = None,
+    ) -> Float[Tensor, "n d"]:
+        """Hidden states before the unembedding.
+
+        `positions_N` count from 0 in each document or request; `starts_S` are the cumulative starts of the runs in the
+        pack, the last entry N. With a `cache`, each run continues the request in its slot.
+        """
+        x_ND = self.embedding(tokens_N)
+        if images is not None:
+            features = images.tiles if images.encoded else self.vision(images.tiles.to(x_ND.dtype)).flatten(0, 1)
+            x_ND = x_ND.index_copy(0, images.rows, features.to(x_ND.dtype))
+        shared = plan(positions_N, starts_S, self.config, cached=cache is not None)
+        for layer in self.layers:
+            x_ND = layer(x_ND, shared, cache)
+        return self.norm(x_ND)
+
+    def unembed(self, hidden_ND: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
+        """Logits of the next token."""
+        return self.unembedding(hidden_ND)
