@@ -1,0 +1,65 @@
+# make demo   raise the tiny herd from real documents and talk to it (about ten minutes after the downloads)
+# make test   everything that must hold before a commit
+# make help   the rest
+
+PYTHON ?= python3
+RECIPE ?= tiny
+
+VENV := .venv
+BIN  := $(VENV)/bin
+PIP  := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo chat install test lint types unit slow constraints clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.demo  ## raise the tiny herd and talk to it
+	$(BIN)/herd data fetch
+	$(BIN)/herd run $(RECIPE)
+	@echo "The report: $(CURDIR)/runs/$(RECIPE)/report/index.html"
+	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/herd chat runs/$(RECIPE)/sft; \
+	else echo "Talk to it:  $(BIN)/herd chat runs/$(RECIPE)/sft"; fi
+
+install: $(VENV)/.dev  ## the virtual environment with everything for development
+
+test: lint types unit  ## lint, types, imports and the fast tests
+
+lint: $(VENV)/.dev  ## style and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.dev  ## mypy
+	$(BIN)/mypy
+
+unit: $(VENV)/.dev  ## the fast tests
+	$(BIN)/pytest -m "not slow"
+
+slow: $(VENV)/.dev  ## the proofs that take minutes
+	$(BIN)/pytest -m slow
+
+constraints: $(VENV)/.dev  ## write constraints.txt from what is installed
+	@sed -n '/^#/p' constraints.txt > constraints.new
+	@$(PIP) freeze --exclude-editable | sed 's/+cpu$$//' >> constraints.new
+	@mv constraints.new constraints.txt
+
+clean:  ## remove the environment and the caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache build dist
+
+# The stamps: an install is repeated only when what it reads has changed.
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Herd needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+		     "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install --quiet -e '.[data,report,serve]' -c constraints.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install --quiet -e '.[data,report,serve,oracle,dev]' -c constraints.txt
+	@touch $@ $(VENV)/.demo
