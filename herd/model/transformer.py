@@ -7,29 +7,17 @@
 
 # N tokens, D width, V vocabulary, S documents or requests
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from herd.config import ModelConfig
+from herd.core.batch import Images
 from herd.model.attention import Attention, AttentionPlan, plan
 from herd.model.cache import CacheView
 from herd.model.moe import FeedForward, MoE
 from herd.model.vision import VisionEncoder
-
-
-@dataclass(frozen=True, kw_only=True)
-class Images:
-    """Pictures of one pack: their tiles, and where the tiles' tokens stand."""
-
-    tiles: Tensor
-    """Normalised pixels, [tiles, 3, side, side]; or, with `encoded`, features [rows, D] that the encoder gave before."""
-    rows: Tensor
-    """Index in the pack of every patch token, in the order of the tiles."""
-    encoded: bool = False
 
 
 class RMSNorm(nn.Module):

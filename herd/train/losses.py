@@ -1,0 +1,54 @@
+"""Losses as pure functions, and the cross-entropy whose logits never exist whole."""
+
+# N tokens, D width, V vocabulary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+CHUNK_ROWS = 512
+"""Tokens whose logits exist at one time."""
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Forward computes both gradients chunk by chunk, so that the backward only scales them."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, targets_N, weights_N):  # type: ignore[no-untyped-def]
+        losses = torch.zeros(len(hidden_ND), dtype=torch.float32, device=hidden_ND.device)
+        grad_hidden = torch.zeros_like(hidden_ND)
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
+        # Buffers are reused: fresh pages for every chunk would cost more than the softmax.
+        logits_buffer = hidden_ND.new_empty(CHUNK_ROWS, len(weight_VD))
+        probability_buffer = logits_buffer.float()
+        for rows in torch.nonzero(weights_N)[:, 0].split(CHUNK_ROWS):
+            hidden, target = hidden_ND[rows], targets_N[rows, None]
+            weight = weights_N[rows, None].to(hidden.dtype)
+            logits = torch.mm(hidden, weight_VD.T, out=logits_buffer[: len(rows)])
+            probability = torch.softmax(logits, -1, dtype=torch.float32, out=probability_buffer[: len(rows)])
+            losses[rows] = -probability.gather(1, target)[:, 0].clamp_min(1e-30).log()
+            grad = logits.copy_(probability).scatter_add_(1, target, hidden.new_full((len(rows), 1), -1))
+            # The weights go on the narrow side of the products.
+            grad_hidden[rows] = (grad @ weight_VD) * weight
+            grad_weight += grad.T @ (hidden * weight)
+        ctx.save_for_backward(grad_hidden, grad_weight.to(weight_VD.dtype))
+        ctx.mark_non_differentiable(losses)
+        return (losses * weights_N).sum(), losses
+
+    @staticmethod
+    def backward(ctx, grad_sum, _):  # type: ignore[no-untyped-def]
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad_sum, grad_weight * grad_sum, None, None
+
+
+def cross_entropy(
+    hidden_ND: Float[Tensor, "n d"],
+    unembedding_VD: Float[Tensor, "v d"],
+    targets_N: Int[Tensor, "n"],
+    weights_N: Float[Tensor, "n"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, "n"]]:
+    """sum_i w_i * -log softmax(U h_i)[t_i], in nats, and the unweighted terms (without gradient; 0 where w_i = 0).
+
+    Give weights that sum to 1 for a mean.
+    """
+    return _ChunkedCrossEntropy.apply(hidden_ND, unembedding_VD, targets_N, weights_N)

@@ -1,0 +1,126 @@
+"""Muon for matrices, AdamW for the rest; fp32 master weights behind a model of any precision.
+
+Muon (Jordan et al. 2024): momentum, then the update is made nearly orthogonal by a Newton–Schulz iteration. Experts are
+stacks of matrices and are treated matrix by matrix, in one batched product. AdamW: Loshchilov and Hutter, 1711.05101.
+"""
+
+# B stacked matrices, R rows, C columns
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from herd.config import OptimizerConfig
+from herd.model.transformer import Transformer
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+
+
+def orthogonalise(update_BRC: Tensor) -> Tensor:
+    """The nearest (semi-)orthogonal matrices, roughly: singular values land between 0.7 and 1.2. bf16 products."""
+    a, b, c = NEWTON_SCHULZ
+    x = update_BRC.to(torch.bfloat16)
+    wide = x.shape[-2] > x.shape[-1]
+    if wide:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if wide else x).float()
+
+
+def kind_of(name: str, parameter: Tensor) -> str:
+    """Which step size and rule a parameter of `Transformer` follows."""
+    if name.startswith("embedding."):
+        return "embedding"
+    if name.startswith("unembedding."):
+        return "unembedding"
+    if parameter.ndim < 2 or "router" in name or name.endswith("positions"):
+        return "other"
+    return "matrix"
+
+
+class Optimizer:
+    """Steps a model whose parameters carry gradients; keeps fp32 masters and moments."""
+
+    def __init__(self, model: Transformer, config: OptimizerConfig, num_steps: int) -> None:
+        self.config, self.num_steps = config, num_steps
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.kind = {name: kind_of(name, p) for name, p in self.parameters.items()}
+        self.master = {name: p.detach().float().clone() for name, p in self.parameters.items()}
+        self.first = {name: torch.zeros_like(m) for name, m in self.master.items()}
+        self.second = {name: torch.zeros_like(m) for name, m in self.master.items() if self.kind[name] != "matrix"}
+        # Matrices of one shape step together: many small products become one batched one.
+        self.stacks: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        for name, master in self.master.items():
+            if self.kind[name] == "matrix":
+                self.stacks[tuple(master.shape[-2:])].append(name)
+
+    def schedule(self, step: int) -> float:
+        """Factor on all step sizes: a rise, a plateau, a linear fall to zero at the last step."""
+        warmup = max(1, round(self.config.warmup * self.num_steps))
+        decay = max(1, round(self.config.decay * self.num_steps))
+        return min(1.0, (step + 1) / warmup, (self.num_steps - step) / decay)
+
+    def step(self, step: int) -> float:
+        """Apply the gradients of step `step` (from 0) and clear them; returns their norm before clipping."""
+        grads = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
+        norm = float(torch.linalg.vector_norm(torch.stack([g.float().norm() for g in grads.values()])))
+        clip = min(1.0, self.config.max_grad_norm / (norm + 1e-6))
+        factor = self.schedule(step)
+        config = self.config
+        rates = {"embedding": config.embedding_lr, "unembedding": config.unembedding_lr, "other": config.other_lr}
+        for names in self.stacks.values():
+            self._muon([n for n in names if n in grads], grads, clip, factor * config.matrix_lr)
+        for name, grad in grads.items():
+            if self.kind[name] != "matrix":
+                self._adamw(name, grad.float() * clip, step, factor * rates[self.kind[name]])
+        with torch.no_grad():
+            for name in grads:
+                self.parameters[name].copy_(self.master[name])
+                self.parameters[name].grad = None
+        return norm
+
+    def _muon(self, names: list[str], grads: dict[str, Tensor], clip: float, rate: float) -> None:
+        if not names:
+            return
+        momentum, updates = self.config.momentum, []
+        for name in names:
+            grad, first = grads[name].float() * clip, self.first[name]
+            first.lerp_(grad, 1 - momentum)
+            update = grad.lerp(first, momentum)  # Nesterov
+            updates.append(update.reshape(-1, *update.shape[-2:]))
+        sizes = [len(u) for u in updates]
+        rows, columns = updates[0].shape[-2:]
+        if not names[0].endswith(("EDF", "EFD")):
+            rows, columns = columns, rows  # nn.Linear keeps [out, in], experts [in, out]
+        scale = max(1.0, columns / rows) ** 0.5
+        for name, update in zip(names, orthogonalise(torch.cat(updates)).split(sizes), strict=True):
+            master = self.master[name]
+            master.mul_(1 - rate * self.config.weight_decay).add_(update.view_as(master), alpha=-rate * scale)
+
+    def _adamw(self, name: str, grad: Tensor, step: int, rate: float) -> None:
+        beta1, beta2 = self.config.betas
+        first, second, master = self.first[name], self.second[name], self.master[name]
+        first.lerp_(grad, 1 - beta1)
+        second.lerp_(grad.square(), 1 - beta2)
+        root = (second / (1 - beta2 ** (step + 1))).sqrt_().add_(1e-10)
+        master.mul_(1 - rate * self.config.weight_decay)
+        master.addcdiv_(first, root, value=-rate / (1 - beta1 ** (step + 1)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masters and moments by parameter name."""
+        return {"master": self.master, "first": self.first, "second": self.second}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take masters and moments from a checkpoint, and set the model's parameters from the masters."""
+        with torch.no_grad():
+            for part in ("master", "first", "second"):
+                for name, tensor in getattr(self, part).items():
+                    tensor.copy_(state[part][name])
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self.master[name])
