@@ -97,7 +97,7 @@ def doctor(*, json: bool = False) -> None:
     Args:
         json: Print one JSON object, for scripts.
     """
-    sys.exit(named("herd.doctor:doctor")(json=json))
+    sys.exit(named("herd.doctor:doctor")(as_json=json))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
