@@ -207,6 +207,10 @@ class PretrainConfig:
     """Longest piece of a document, in tokens."""
     picture_share: float = 0.25
     """Share of the tokens that are pictures with their captions."""
+    names_a_picture: int = 3
+    """Languages in which a picture is named each time it is seen."""
+    tiled_share: float = 0.25
+    """How often a large picture is shown in tiles, as chat shows it; else as one tile."""
     balance_coefficient: float = 0.01
     """Weight of the load-balancing loss."""
     checkpoint_s: float = 30.0
@@ -221,6 +225,8 @@ class SftConfig:
     num_tokens: int = 1_000_000
     batch_tokens: int = 8192
     context: int = 512
+    """Longer chats are left out."""
+    tiled_share: float = 0.25
     balance_coefficient: float = 0.01
     checkpoint_s: float = 30.0
     optimizer: OptimizerConfig = field(

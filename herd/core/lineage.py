@@ -1,6 +1,7 @@
 """`herd.json`: where a folder comes from. Written last, so its presence means that the folder is whole."""
 
 import resource
+import shutil
 import subprocess
 import time
 from dataclasses import asdict, is_dataclass
@@ -54,6 +55,10 @@ class Stage:
     def keep_time(self) -> None:
         """Remember the time worked so far; called at checkpoints so that a killed attempt still counts."""
         self._clock.write_text(f"{self.seconds:.3f}")
+
+    def drop(self, name: str) -> None:
+        """Remove a folder of the work that the finished stage does not keep."""
+        shutil.rmtree(self.work / name, ignore_errors=True)
 
     def finish(self, **facts: Any) -> Path:
         """Write herd.json with the lineage and `facts` (metrics, card, …) and put the folder in its place."""

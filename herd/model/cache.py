@@ -37,6 +37,11 @@ class KVCache:
             for _ in range(2)
         )
 
+    def copy_slot(self, source: int) -> None:
+        """Give every slot the past of slot `source`."""
+        for tensor in (*self.keys, *self.values):
+            tensor.copy_(tensor[source].clone())
+
     def at(self, slots: list[int], positions_N: Tensor, starts_S: Tensor) -> "CacheView":
         """The view for one forward: sequence s of the pack continues the request in slot `slots[s]`.
 

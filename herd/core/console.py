@@ -1,0 +1,89 @@
+"""What a command tells: a run's log beside the terminal, and an error in one line with its traceback in a log."""
+
+import errno
+import io
+import re
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TextIO
+
+from herd.core.errors import HerdError
+
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+BAR = re.compile("[━╸╺]")
+"""What rich draws progress bars with."""
+
+
+class Tee(io.TextIOBase):
+    """Writes to the terminal as it is, and to a log line by line, with the time and without progress bars."""
+
+    def __init__(self, terminal: TextIO, log: TextIO) -> None:
+        self._terminal, self._log, self._line = terminal, log, ""
+
+    def write(self, text: str) -> int:
+        self._terminal.write(text)
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            line = CONTROL.sub("", line).rstrip()
+            if line and not BAR.search(line):
+                self._log.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self._terminal.flush()
+        self._log.flush()
+
+    def isatty(self) -> bool:
+        return self._terminal.isatty()
+
+    def fileno(self) -> int:
+        return self._terminal.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._terminal.encoding
+
+
+@contextmanager
+def logged_to(path: Path, title: str) -> Iterator[None]:
+    """Within, what is printed also goes to the end of `path`, under a line with the date and `title`."""
+    with path.open("a", encoding="utf-8") as log:
+        log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {title}\n")
+        with redirect_stdout(Tee(sys.stdout, log)), redirect_stderr(Tee(sys.stderr, log)):
+            yield
+
+
+def keep_traceback(path: Path, title: str) -> bool:
+    """Append the traceback of the error at hand to `path`; whether that could be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {title}\n{traceback.format_exc()}\n")
+    except OSError:
+        return False
+    return True
+
+
+def in_one_line(error: BaseException) -> str | None:
+    """What a user reads of an error; None for one that is nobody's mistake but ours."""
+    place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+    match error:
+        case KeyboardInterrupt():
+            return "stopped"
+        case HerdError():
+            return str(error)
+        case MemoryError():
+            return "out of memory: close other programs, or take a smaller batch (--batch-tokens)"
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return f"the disk is full{place}: free some space, then say the same again to go on"
+        case OSError(errno=errno.EACCES | errno.EPERM | errno.EROFS):
+            return f"{str(error.strerror).lower()}{place}: choose a folder of yours"
+        case OSError() if error.strerror:
+            return f"{error.strerror.lower()}{place}"
+    if "No space left" in str(error):  # from a library that has no OSError of its own
+        return "the disk is full: free some space, then say the same again to go on"
+    return None

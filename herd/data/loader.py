@@ -1,0 +1,257 @@
+"""The data folder as training batches. Batch s is a function of (folder, config, s): resuming needs no state.
+
+Pre-training reads pieces of documents and pictures with their names in several languages; fine-tuning reads chats.
+Which samples make which step is planned once, from the lengths; pixels are cut only when a step asks for them.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from herd.config import PretrainConfig, SftConfig
+from herd.core.batch import Batch
+from herd.core.errors import HerdError
+from herd.core.streams import stream
+from herd.data.augment import view
+from herd.data.chat import render_messages
+from herd.data.image import ImageProcessor, Tiles, read_picture
+from herd.data.pack import Sample, pack, steps_of
+from herd.data.tokenizer import Tokenizer
+
+PATCH = "<|patch|>"
+
+
+class Batches(Protocol):
+    """What a training loop reads."""
+
+    num_steps: int
+
+    def batch(self, step: int) -> Batch: ...
+
+
+def ahead(batches: Batches, start: int) -> Iterator[tuple[int, Batch]]:
+    """Steps from `start` on, the next one being made while the current one is used."""
+    with ThreadPoolExecutor(1) as worker:
+        waiting = worker.submit(batches.batch, start) if start < batches.num_steps else None
+        for step in range(start, batches.num_steps):
+            assert waiting is not None
+            batch = waiting.result()
+            if step + 1 < batches.num_steps:
+                waiting = worker.submit(batches.batch, step + 1)
+            yield step, batch
+
+
+def read_rows(folder: Path, name: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Rows of one of the data folder's tables."""
+    path = folder / f"{name}.parquet"
+    if not path.exists():
+        raise HerdError(f"{path} is missing: run `herd data build --out {folder}` again")
+    rows: list[dict[str, Any]] = pq.read_table(path, columns=list(columns) if columns else None).to_pylist()
+    return rows
+
+
+class PictureShelf:
+    """The pictures that may be trained on, opened once, and the views that are taken of them."""
+
+    def __init__(self, folder: Path, processor: ImageProcessor) -> None:
+        self.processor = processor
+        self.rows = [row for row in read_rows(folder, "pictures") if row["split"] == "train"]
+        self.names = [json.loads(row["names"]) for row in self.rows]
+        self.place = {row["id"]: index for index, row in enumerate(self.rows)}
+        self._open: dict[int, Image.Image] = {}
+
+    def picture(self, index: int) -> Image.Image:
+        if index not in self._open:
+            self._open[index] = read_picture(self.rows[index]["png"])
+        return self._open[index]
+
+    def is_large(self, index: int) -> bool:
+        """Whether the model would see it in several tiles."""
+        return max(self.picture(index).size) > self.processor.config.image_size
+
+    def tiles(self, index: int, rng: np.random.Generator, *, whole: bool) -> Tiles:
+        """A random view; `whole` gives the one stretched tile alone, else the cut that a user's picture gets."""
+        picture, side = self.picture(index), self.processor.config.image_size
+        size = (side, side) if whole else picture.size
+        return self.processor.tiles(view(picture, size, rng))
+
+    def layout(self, index: int, *, whole: bool) -> list[str]:
+        """The tokens that will stand for `tiles(index, …)`."""
+        picture, side = self.picture(index), self.processor.config.image_size
+        blank = Image.new("RGB", (side, side) if whole else picture.size)
+        return self.processor.tokens(self.processor.tiles(blank))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A planned sample: ids are known, the picture's pixels are not yet cut."""
+
+    ids: np.ndarray
+    kind: str
+    picture: int | None = None
+    whole: bool = True
+
+
+class PretrainBatches:
+    """Documents in pieces of at most `context` tokens, and pictures followed by their names."""
+
+    def __init__(self, folder: Path, config: PretrainConfig, tokenizer: Tokenizer, processor: ImageProcessor) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self.shelf = PictureShelf(folder, processor)
+        pieces = self._texts(folder) + self._pictures()
+        order = stream(config.seed, "order").permutation(len(pieces))
+        self.pieces = [pieces[index] for index in order]
+        lengths = np.array([len(piece.ids) for piece in self.pieces])
+        self.steps = steps_of(lengths, config.batch_tokens)
+        self.num_steps = len(self.steps)
+
+    def _texts(self, folder: Path) -> list[Piece]:
+        """Pieces of the training documents, epoch after epoch, each epoch cut at other places."""
+        config, ids = self.config, self.tokenizer.ids
+        texts = [row["text"] for row in read_rows(folder, "text", ["split", "text"]) if row["split"] == "train"]
+        documents = [
+            np.array([ids.bos, *tokens, ids.end_of_text], dtype=np.int32)
+            for tokens in self.tokenizer.encode_batch(texts)
+        ]
+        wanted = int(config.num_tokens * (1 - config.picture_share))
+        pieces: list[Piece] = []
+        epoch = total = 0
+        while total < wanted and documents:
+            rng = stream(config.seed, "texts", epoch)
+            for index in rng.permutation(len(documents)):
+                document = documents[index]
+                begin = 0
+                # The first cut is random from the second epoch on, so that pieces begin elsewhere.
+                end = config.context if epoch == 0 else int(rng.integers(config.context // 4, config.context + 1))
+                while begin < len(document) - 1 and total < wanted:
+                    pieces.append(Piece(ids=document[begin:end], kind="text"))
+                    total += len(pieces[-1].ids)
+                    begin, end = end, end + config.context
+                if total >= wanted:
+                    break
+            epoch += 1
+        return [piece for piece in pieces if len(piece.ids) > 1]
+
+    def _pictures(self) -> list[Piece]:
+        """Each picture again and again, with its names in a few languages of the many."""
+        config, special = self.config, self.tokenizer.special
+        wanted = int(config.num_tokens * config.picture_share)
+        encoded: dict[str, list[int]] = {}
+        pieces: list[Piece] = []
+        epoch = total = 0
+        while total < wanted and self.shelf.rows:
+            rng = stream(config.seed, "pictures", epoch)
+            for index in rng.permutation(len(self.shelf.rows)):
+                names = self.shelf.names[index]
+                chosen = [sorted(names)[i] for i in rng.permutation(len(names))[: config.names_a_picture]]
+                whole = not self.shelf.is_large(index) or rng.random() > config.tiled_share
+                ids = [special["<|begin_of_text|>"], *(special[t] for t in self.shelf.layout(index, whole=whole))]
+                for language in chosen:
+                    line = f"{language}: {names[language]}\n"
+                    if line not in encoded:
+                        encoded[line] = self.tokenizer.encode(line)
+                    ids += encoded[line]
+                ids.append(special["<|end_of_text|>"])
+                pieces.append(Piece(ids=np.array(ids, dtype=np.int32), kind="picture", picture=index, whole=whole))
+                total += len(ids)
+                if total >= wanted:
+                    break
+            epoch += 1
+        return pieces
+
+    def batch(self, step: int) -> Batch:
+        """The batch of step `step`."""
+        samples = []
+        patch = self.tokenizer.special[PATCH]
+        control = np.array(sorted(set(self.tokenizer.special.values()) - {self.tokenizer.ids.end_of_text}))
+        for place in self.steps[step]:
+            piece = self.pieces[place]
+            tiles = []
+            if piece.picture is not None:
+                rng = stream(self.config.seed, "view", place)
+                tiles = [self.shelf.tiles(piece.picture, rng, whole=piece.whole)]
+            # Image tokens are given, never predicted.
+            learnt = ~np.isin(piece.ids, control)
+            samples.append(Sample(ids=piece.ids, learnt=learnt, kind=piece.kind, tiles=tiles))
+        return pack(samples, patch_id=patch)
+
+
+class SftBatches:
+    """Chats in Llama 4's format; only the assistant's tokens are learnt."""
+
+    def __init__(self, folder: Path, config: SftConfig, tokenizer: Tokenizer, processor: ImageProcessor) -> None:
+        self.config, self.tokenizer, self.processor = config, tokenizer, processor
+        self.shelf = PictureShelf(folder, processor)
+        self.clips = {
+            row["id"]: (row["seconds"], row["frames"]) for row in read_rows(folder, "clips") if row["split"] == "train"
+        }
+        self.chats = [
+            (row["kind"], json.loads(row["messages"])) for row in read_rows(folder, "chats") if row["split"] == "train"
+        ]
+        blank = [self._render(messages, None, index) for index, (_, messages) in enumerate(self.chats)]
+        fitting = [index for index, sample in enumerate(blank) if len(sample.ids) <= config.context]
+        lengths_of = [len(sample.ids) for sample in blank]
+        order: list[int] = []
+        total = epoch = 0
+        while total < config.num_tokens and fitting:
+            for index in stream(config.seed, "chats", epoch).permutation(fitting):
+                order.append(int(index))
+                total += lengths_of[index]
+                if total >= config.num_tokens:
+                    break
+            epoch += 1
+        self.order = order
+        self.steps = steps_of(np.array([lengths_of[index] for index in order]), config.batch_tokens)
+        self.num_steps = len(self.steps)
+
+    def _render(self, messages: list[dict[str, Any]], rng: np.random.Generator | None, index: int) -> Sample:
+        """A chat with its pictures; without a generator, with blank ones of the same layout."""
+        # Which cut a picture gets is the chat's own, so that lengths are known beforehand.
+        whole = stream(self.config.seed, "whole", index).random() > self.config.tiled_share
+
+        def opened(part: dict[str, Any]) -> dict[str, Any]:
+            if part["type"] == "image":
+                place = self.shelf.place[part["picture"]]
+                side = self.processor.config.image_size
+                size = (side, side) if whole else self.shelf.picture(place).size
+                if rng is None:
+                    return {"type": "image", "image": Image.new("RGB", size)}
+                return {"type": "image", "image": self.shelf.tiles(place, rng, whole=whole)}
+            if part["type"] == "video":
+                seconds, frames = self.clips[part["clip"]]
+                side = self.processor.config.image_size
+                # Two frames tell a clip from a still at a quarter of the tokens.
+                chosen = [0, len(frames) // 2]
+                pictures = [
+                    Image.new("RGB", (side, side)) if rng is None else read_picture(frames[i]).resize((side, side))
+                    for i in chosen
+                ]
+                return {"type": "video", "frames": list(zip([seconds[i] for i in chosen], pictures, strict=True))}
+            return part
+
+        shown = [
+            m if isinstance(m["content"], str) else {**m, "content": [opened(part) for part in m["content"]]}
+            for m in messages
+        ]
+        rendered = render_messages(self.tokenizer, self.processor, shown, add_generation_prompt=False)
+        return Sample(
+            ids=np.array(rendered.ids, dtype=np.int32),
+            learnt=np.array(rendered.learnt),
+            kind="picture" if rendered.tiles else "chat",
+            tiles=rendered.tiles,
+        )
+
+    def batch(self, step: int) -> Batch:
+        """The batch of step `step`."""
+        samples = [
+            self._render(self.chats[self.order[place]][1], stream(self.config.seed, "chat", place), self.order[place])
+            for place in self.steps[step]
+        ]
+        return pack(samples, patch_id=self.tokenizer.special[PATCH])

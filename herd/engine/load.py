@@ -1,0 +1,99 @@
+"""`herd.load(folder)`: a model folder as an object that scores, renders and generates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from herd.config import ModelConfig
+from herd.core.batch import Images
+from herd.core.errors import HerdError
+from herd.data.chat import render_messages
+from herd.data.image import ImageProcessor, Tiles, normalise
+from herd.data.tokenizer import Tokenizer
+from herd.model.formats import huggingface
+from herd.model.transformer import Transformer
+
+if TYPE_CHECKING:
+    from herd.engine.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What a request begins with: token ids, and a cut picture for each run of image tokens among them."""
+
+    token_ids: list[int]
+    tiles: tuple[Tiles, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """An opened folder."""
+
+    config: ModelConfig
+    transformer: Transformer
+    tokenizer: Tokenizer
+    processor: ImageProcessor
+
+    def render(self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True) -> Prompt:
+        """OpenAI-style messages as a prompt; see herd.data.chat for the parts."""
+        rendered = render_messages(
+            self.tokenizer, self.processor, messages, add_generation_prompt=add_generation_prompt
+        )
+        return Prompt(token_ids=rendered.ids, tiles=tuple(rendered.tiles))
+
+    @torch.inference_mode()
+    def logits(self, token_ids: list[int], images: Sequence[Image.Image] | None = None) -> Tensor:
+        """Logits [N, V] of one document whose image tokens are already in `token_ids`."""
+        prompt = Prompt(token_ids=token_ids, tiles=tuple(self.processor.tiles(image) for image in images or ()))
+        count = len(token_ids)
+        hidden_ND = self.transformer(
+            torch.tensor(token_ids),
+            positions_N=torch.arange(count),
+            starts_S=torch.tensor([0, count], dtype=torch.int32),
+            images=self.encode([prompt]),
+        )
+        return self.transformer.unembed(hidden_ND)
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[Prompt]) -> Images | None:
+        """Vision features of all pictures of prompts that lie end to end in a pack; None without pictures."""
+        pixels = [tiles.pixels for prompt in prompts for tiles in prompt.tiles]
+        ids = torch.tensor([token for prompt in prompts for token in prompt.token_ids])
+        rows = torch.nonzero(ids == self.config.special.patch)[:, 0]
+        expected = sum(map(len, pixels)) * self.config.vision.tokens_per_tile
+        if len(rows) != expected:
+            raise HerdError(f"{len(rows)} patch tokens stand in the prompt, its pictures have {expected}")
+        if not pixels:
+            return None
+        vision = self.transformer.vision
+        dtype = vision.projector.weight.dtype
+        parts = [vision(normalise(part).to(dtype)).flatten(0, 1) for part in torch.cat(pixels).split(256)]
+        return Images(tiles=torch.cat(parts), rows=rows, encoded=True)
+
+    def engine(self, *, num_slots: int = 8, capacity: int | None = None) -> "Engine":
+        """Start an engine for at most `num_slots` requests at a time, each of at most `capacity` tokens."""
+        from herd.engine.engine import Engine
+
+        return Engine(self, num_slots=num_slots, capacity=capacity or min(self.config.max_positions, 8192))
+
+
+def load(folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Model:
+    """Open a complete model folder; `dtype` None keeps the stored precision."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise HerdError(f"{folder} is not a folder: give the folder of a model, such as runs/tiny/sft")
+    transformer = huggingface.load(folder, dtype=dtype, device=device)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size != transformer.config.vocab_size:
+        raise HerdError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, config.json {transformer.config.vocab_size}"
+        )
+    config = transformer.config
+    return Model(
+        config=config, transformer=transformer, tokenizer=tokenizer, processor=ImageProcessor(config.vision)
+    )

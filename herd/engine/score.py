@@ -1,0 +1,137 @@
+"""How likely texts are: packed forwards without generation."""
+
+# N tokens, D width, V vocabulary
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from herd.core.batch import Images
+from herd.engine.load import Model, Prompt
+from herd.model.cache import KVCache, chunk_pieces
+
+PACK_TOKENS = 8192
+"""Tokens of one forward."""
+
+
+@torch.inference_mode()
+def _losses(model: Model, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+    """Nats of every token but the first of each prompt, in one packed forward."""
+    lengths = [len(prompt.token_ids) for prompt in prompts]
+    tokens_N = torch.tensor([token for prompt in prompts for token in prompt.token_ids])
+    hidden_ND = model.transformer(
+        tokens_N,
+        positions_N=torch.cat([torch.arange(length) for length in lengths]),
+        starts_S=torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
+        images=model.encode(prompts),
+    )
+    parts: list[Tensor] = []
+    for begin in range(0, len(tokens_N) - 1, 1024):
+        target = tokens_N[begin + 1 : begin + 1025]
+        logits_NV = model.transformer.unembed(hidden_ND[begin : begin + len(target)]).float()
+        parts.append(torch.logsumexp(logits_NV, -1) - logits_NV.gather(1, target[:, None])[:, 0])
+    losses = torch.cat(parts).numpy() if parts else np.zeros(0, dtype=np.float32)
+    starts = np.cumsum([0, *lengths])
+    return [losses[begin : begin + length - 1] for begin, length in zip(starts, lengths, strict=False)]
+
+
+def _packs(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices in packs of about PACK_TOKENS, longest first."""
+    pack: list[int] = []
+    total = 0
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if pack and total + lengths[index] > PACK_TOKENS:
+            yield pack
+            pack, total = [], 0
+        pack.append(index)
+        total += lengths[index]
+    if pack:
+        yield pack
+
+
+@torch.inference_mode()
+def log_likelihoods(model: Model, items: Sequence[tuple[Prompt, list[int]]]) -> list[float]:
+    """Natural-log probability of each continuation given its prompt.
+
+    Neighbouring items with the same prompt object read it once: give all continuations of a prompt together.
+    """
+    result: list[float] = []
+    for _, group in groupby(items, key=lambda item: id(item[0])):
+        chosen = list(group)
+        result += _continuations(model, chosen[0][0], [more for _, more in chosen])
+    return result
+
+
+def _continuations(model: Model, prompt: Prompt, continuations: list[list[int]]) -> list[float]:
+    """Log-probabilities of continuations of one prompt, over one reading of it."""
+    network, config = model.transformer, model.config
+    length, longest = len(prompt.token_ids), max(map(len, continuations))
+    weight = network.unembedding.weight
+    cache = KVCache(
+        config, num_slots=len(continuations), capacity=length + longest, dtype=weight.dtype, device=weight.device
+    )
+    features = model.encode([prompt])
+
+    def forward(slots: list[int], runs: list[list[int]], begin: int, images: Images | None) -> Tensor:
+        starts_S = torch.tensor([0, *np.cumsum([len(run) for run in runs])], dtype=torch.int32)
+        positions_N = torch.cat([torch.arange(begin, begin + len(run)) for run in runs])
+        return network(
+            torch.tensor([token for run in runs for token in run]),
+            positions_N=positions_N,
+            starts_S=starts_S,
+            images=images,
+            cache=cache.at(slots, positions_N, starts_S),
+        )
+
+    for begin, end in chunk_pieces(0, length, config.chunk_size, PACK_TOKENS):
+        images = None
+        if features is not None:
+            inside = (features.rows >= begin) & (features.rows < end)
+            if inside.any():
+                images = Images(tiles=features.tiles[inside], rows=features.rows[inside] - begin, encoded=True)
+        hidden_ND = forward([0], [prompt.token_ids[begin:end]], begin, images)
+    first_V = torch.log_softmax(network.unembed(hidden_ND[-1]).float(), -1)
+    scores = [float(first_V[more[0]]) for more in continuations]
+    cache.copy_slot(0)
+    for begin, end in chunk_pieces(length, length + longest - 1, config.chunk_size, PACK_TOKENS):
+        # Each run predicts the token after every one that it reads, so the last token is never read.
+        slots = [i for i, more in enumerate(continuations) if length + len(more) - 1 > begin]
+        runs = [continuations[i][begin - length : min(end - length, len(continuations[i]) - 1)] for i in slots]
+        log_NV = torch.log_softmax(network.unembed(forward(slots, runs, begin, None)).float(), -1)
+        row = 0
+        for i, run in zip(slots, runs, strict=True):
+            targets = continuations[i][begin - length + 1 : begin - length + 1 + len(run)]
+            scores[i] += float(log_NV[torch.arange(row, row + len(run)), torch.tensor(targets)].sum())
+            row += len(run)
+    return scores
+
+
+def token_losses(model: Model, documents: Sequence[list[int]], *, context: int = 512) -> list[np.ndarray]:
+    """Nats of each token of each document (ids without begin-of-text, which is put before the first).
+
+    A document longer than `context` is read in windows that overlap by half, and a token is scored in the window that
+    shows it the longer past.
+    """
+    bos = model.config.special.bos
+    stride = context // 2
+    windows: list[tuple[int, list[int], int]] = []  # document, ids, tokens already scored before
+    for index, document in enumerate(documents):
+        ids = [bos, *document]
+        begin = 0
+        while True:
+            windows.append((index, ids[begin : begin + context], 0 if begin == 0 else context - stride - 1))
+            if begin + context >= len(ids):
+                break
+            begin += stride
+    scored: dict[int, np.ndarray] = {}
+    for pack in _packs([len(ids) for _, ids, _ in windows]):
+        prompts = [Prompt(token_ids=windows[i][1]) for i in pack]
+        for place, losses in zip(pack, _losses(model, prompts), strict=True):
+            scored[place] = losses[windows[place][2] :]
+    result: list[list[np.ndarray]] = [[] for _ in documents]
+    for place, (index, _, _) in enumerate(windows):
+        result[index].append(scored[place])
+    return [np.concatenate(parts) if parts else np.zeros(0) for parts in result]

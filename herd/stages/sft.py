@@ -1,0 +1,24 @@
+"""`herd sft`: a base model learns to answer, on chats in Llama 4's format."""
+
+from pathlib import Path
+
+import torch
+
+from herd.config import SftConfig
+from herd.core.lineage import Stage
+from herd.data.image import ImageProcessor
+from herd.data.loader import SftBatches
+from herd.data.tokenizer import Tokenizer
+from herd.model.formats import huggingface
+from herd.stages.pretrain import save_model
+from herd.train.loop import train
+
+
+def sft(config: SftConfig, model: Path, data: Path, out: Path) -> Path:
+    """Fine-tune the model folder `model` on the data folder's chats; returns the finished folder `out`."""
+    stage = Stage("sft", out, config=config, parents={"model": model, "data": data})
+    tokenizer = Tokenizer.load(model)
+    network = huggingface.load(model, dtype=torch.bfloat16).requires_grad_(True)
+    batches = SftBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
+    train(network, batches, config, stage)
+    return save_model(network, tokenizer, stage)
