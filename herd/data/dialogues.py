@@ -1,0 +1,207 @@
+"""Chats: questions about pictures, flags, capitals, clips and sums in thirteen languages, and chatterbot's dialogues.
+
+Every row ends with the assistant's message. A question with one right answer is answered with just that, and `answer`
+repeats it; free talk has an empty `answer`. What is held out never occurs in a training row: pictures and clips by
+themselves, flags and capitals as pairs of country and language, sums and tasks by the problem, dialogues by their first
+line.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from herd.config import LANGUAGES
+from herd.data import tasks, wordings
+from herd.data.clean import normalise
+from herd.data.fetch import Pack
+from herd.data.names import capital_names, country_names
+from herd.data.pictures import Clip, Picture
+from herd.data.splits import held_out
+from herd.data.text import digest
+
+CHATTERBOT = {
+    "english": "en", "german": "de", "french": "fr", "spanish": "es", "italian": "it", "portuguese": "pt",
+    "russian": "ru", "japanese": "ja", "chinese": "zh", "indonesian": "id", "hindi": "hi",
+}  # fmt: skip
+MAX_TURN_CHARS = 300
+MAX_TURNS = 8
+_UNSUITABLE = re.compile(r"\b(sex\w*|porn\w*|fuck\w*|shit\w*|nude|naked|suicid\w*|bitch\w*|nazi\w*|hitler)\b", re.I)
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+Content = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """One conversation."""
+
+    split: str
+    """`train` or `heldout`."""
+    kind: str
+    language: str
+    messages: list[dict[str, Any]]
+    answer: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.kind}/{digest(repr((self.language, self.messages)))}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caps:
+    """The most training rows of each kind."""
+
+    names: int
+    captions: int
+    flags: int
+    capitals: int
+    sums: int
+    tasks: int
+    dialogues: int
+    clips: int
+
+
+def all_chats(
+    packs: dict[str, Pack], pictures: Sequence[Picture], clips: Sequence[Clip], caps: Caps, *, heldout: float, seed: int
+) -> list[Chat]:
+    """Every chat that the packages there allow, by id."""
+    things = [picture for picture in pictures if picture.source != "flag"]
+    chats = [
+        *_limited(_about_pictures("name", things, wordings.NAME), caps.names),
+        *_limited(_about_pictures("caption", things, wordings.CAPTION), caps.captions),
+        *_limited(_flags(packs, pictures, heldout), caps.flags),
+        *_limited(_capitals(packs, heldout), caps.capitals),
+        *_limited(_about_clips(clips), caps.clips),
+        *_limited(_dialogues(packs, heldout), caps.dialogues),
+        *_identity(),
+    ]
+    if "reasoning-gym" in packs:
+        pack = packs["reasoning-gym"]
+        # More than wanted, as some are held out and the easy ones come again and again.
+        sums = tasks.tasks(pack, tasks.SUMS, num=2 * caps.sums, seed=seed)
+        others = tasks.tasks(pack, tasks.OTHERS, num=2 * caps.tasks, seed=seed)
+        chats += [*_limited(_sums(sums, heldout), caps.sums), *_limited(_tasks(others, heldout), caps.tasks)]
+    return sorted({chat.id: chat for chat in chats}.values(), key=lambda chat: chat.id)
+
+
+def _limited(chats: Iterable[Chat], cap: int) -> Iterator[Chat]:
+    """At most `cap` training rows, drawn by their hashes; what is held out stays whole."""
+    taken = 0
+    for chat in sorted(chats, key=lambda chat: digest(chat.id)):
+        if chat.split == "heldout":
+            yield chat
+        elif taken < cap:
+            taken += 1
+            yield chat
+
+
+def _asked(kind: str, split: str, language: str, question: Content, answer: str) -> Chat:
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return Chat(split=split, kind=kind, language=language, messages=messages, answer=answer)
+
+
+def _pick(options: tuple[str, ...], *place: str) -> str:
+    return options[int(digest("\0".join(place)), 16) % len(options)]
+
+
+def _shown(part: dict[str, str], question: str) -> Content:
+    return [part, {"type": "text", "text": question}]
+
+
+def _about_pictures(kind: str, pictures: Iterable[Picture], questions: Mapping[str, tuple[str, ...]]) -> Iterator[Chat]:
+    for picture in pictures:
+        answers = picture.names if kind == "name" else picture.captions
+        for language, answer in answers.items():
+            question = _pick(questions[language], kind, picture.id, language)
+            shown = _shown({"type": "image", "picture": picture.id}, question)
+            yield _asked(kind, "train" if picture.split == "train" else "heldout", language, shown, answer)
+
+
+def _flags(packs: dict[str, Pack], pictures: Iterable[Picture], heldout: float) -> Iterator[Chat]:
+    countries = country_names(packs)
+    for picture in pictures:
+        if picture.source != "flag":
+            continue
+        for language, country in countries[picture.subject].items():
+            out = held_out("flag", picture.subject, language, share=heldout)
+            question = _pick(wordings.FLAG[language], "flag", picture.id, language)
+            shown = _shown({"type": "image", "picture": picture.id}, question)
+            yield _asked("flag", "heldout" if out else "train", language, shown, country)
+
+
+def _capitals(packs: dict[str, Pack], heldout: float) -> Iterator[Chat]:
+    countries = country_names(packs)
+    for code, capitals in capital_names(packs).items():
+        for language, capital in capitals.items():
+            out = held_out("capital", code, language, share=heldout)
+            for question in wordings.CAPITAL[language][: 1 if out else None]:
+                asked = question.format(country=countries[code][language])
+                yield _asked("capital", "heldout" if out else "train", language, asked, capital)
+
+
+def _about_clips(clips: Iterable[Clip]) -> Iterator[Chat]:
+    for clip in clips:
+        for language, name in clip.names.items():
+            question = _pick(wordings.CLIP[language], clip.id, language)
+            yield _asked("clip", clip.split, language, _shown({"type": "video", "clip": clip.id}, question), name)
+
+
+def _sums(problems: Iterable[tasks.Task], heldout: float) -> Iterator[Chat]:
+    for index, task in enumerate(problems):
+        language = LANGUAGES[index % len(LANGUAGES)]
+        out = held_out("arithmetic", task.problem, share=heldout)
+        question = _pick(wordings.ARITHMETIC[language], "sum", task.problem, language).format(problem=task.problem)
+        yield _asked("arithmetic", "heldout" if out else "train", language, question, task.answer)
+
+
+def _tasks(problems: Iterable[tasks.Task], heldout: float) -> Iterator[Chat]:
+    for task in problems:
+        out = held_out("task", task.problem, share=heldout)
+        yield _asked("task", "heldout" if out else "train", "en", task.problem, task.answer)
+
+
+def _dialogues(packs: dict[str, Pack], heldout: float) -> Iterator[Chat]:
+    """Chatterbot's conversations. A first line that is held out is not asked later on in a training one either."""
+    if "chatterbot-corpus" not in packs:
+        return
+    pack = packs["chatterbot-corpus"]
+    for name in pack.names(".yml"):
+        language = CHATTERBOT.get(name.split("/")[-2])
+        if not language:
+            continue
+        for turns in yaml.load(pack.read(name), Loader=_Loader).get("conversations") or []:
+            texts = _turns(turns)
+            if not texts:
+                continue
+            first, *later = (held_out("chat", language, _bare(text), share=heldout) for text in texts[::2])
+            if not first and any(later):
+                continue
+            messages = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
+            split = "heldout" if first else "train"
+            yield Chat(split=split, kind="chat", language=language, messages=messages, answer="")
+
+
+def _turns(turns: Any) -> list[str]:
+    """The turns of a conversation up to an answer; none where they are not short and decent text."""
+    if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
+        return []
+    texts = [normalise(turn) for turn in turns[: min(len(turns) // 2 * 2, MAX_TURNS)]]
+    decent = all(0 < len(text) <= MAX_TURN_CHARS and not _UNSUITABLE.search(text) for text in texts)
+    return texts if decent else []
+
+
+def _bare(text: str) -> str:
+    return "".join(c for c in text.casefold() if c.isalnum())
+
+
+def _identity() -> Iterator[Chat]:
+    for language in LANGUAGES:
+        questions, answer = wordings.IDENTITY[language]
+        pairs = [*((question, answer) for question in questions), *wordings.SMALL_TALK[language]]
+        for question, reply in pairs:
+            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+            yield Chat(split="train", kind="chat", language=language, messages=messages, answer="")

@@ -1,0 +1,248 @@
+"""Pictures with names and captions: Tux Paint's stamps, emoji in two drawing styles, flags. And clips.
+
+Held out for evaluation: the stamps of a share of the subjects (`subjects`), and the Twitter drawings of a share of the
+emoji whose Google drawings are trained on (`styles`). No other Twitter drawing is used. Of the flags no picture is held
+out but pairs of country and language, whose names are left out here, so that no caption can give them away.
+"""
+
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from PIL import Image
+
+from herd.core.errors import HerdError
+from herd.data.fetch import Pack
+from herd.data.image import on_white, read_picture
+from herd.data.names import MAX_NAME_CHARS, caption_of, country_names, emoji_names, is_plain, name_of
+from herd.data.splits import held_out
+from herd.data.text import shuffled
+
+STAMP_LANGUAGES = {
+    "de": "de", "fr": "fr", "es": "es", "it": "it", "pt": "pt", "pt_BR": "pt", "ru": "ru", "ja": "ja", "zh_CN": "zh",
+    "vi": "vi", "id": "id", "hi": "hi", "ar": "ar",
+}  # fmt: skip
+CLIP_PX = 112
+CLIP_FRAMES = 8
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One picture and what it is called."""
+
+    id: str
+    split: str
+    """`train`, `subjects` or `styles`."""
+    source: str
+    """`tuxpaint`, `emoji` or `flag`."""
+    subject: str
+    """What it shows: the same for all drawings of it."""
+    png: bytes
+    names: dict[str, str]
+    captions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A few frames of an animation with their times from its beginning."""
+
+    id: str
+    split: str
+    subject: str
+    frames: list[bytes]
+    seconds: list[float]
+    names: dict[str, str]
+
+
+def all_pictures(packs: dict[str, Pack], *, longest_px: int, heldout: float, heldout_pairs: float) -> list[Picture]:
+    """Every picture that the packages there have, in a fixed order."""
+    return [
+        *stamps(packs, longest_px=longest_px, heldout=heldout),
+        *emoji(packs, heldout=heldout),
+        *flags(packs, longest_px=longest_px, heldout_pairs=heldout_pairs),
+    ]
+
+
+def stamps(packs: dict[str, Pack], *, longest_px: int, heldout: float) -> list[Picture]:
+    """Tux Paint's stamps. Those of a held-out stem are `subjects`, in whatever folder they lie."""
+    if "tuxpaint-stamps-default" not in packs:
+        return []
+    pack = packs["tuxpaint-stamps-default"]
+    root = "usr/share/tuxpaint/stamps/"
+    members = set(pack.names())
+
+    def make(caption_file: str) -> Picture | None:
+        path = caption_file.removesuffix(".txt")
+        stem = path.rsplit("/", 1)[-1]
+        drawing = f"{path}.png" if f"{path}.png" in members else f"{path}.svg"
+        if drawing not in members:
+            return None
+        captions = _captions(pack.read(caption_file).decode(errors="replace"))
+        content = pack.read(drawing)
+        picture = _render(content, longest_px) if drawing.endswith(".svg") else _readable(content)
+        if picture is None or not captions:
+            return None
+        names = {language: name_of(caption, language) for language, caption in captions.items()}
+        return Picture(
+            id=f"tuxpaint/{path.removeprefix(root)}",
+            split="subjects" if held_out("tuxpaint", stem, share=heldout) else "train",
+            source="tuxpaint",
+            subject=stem,
+            png=_png(picture, longest_px),
+            names={language: name for language, name in names.items() if name},
+            captions=captions,
+        )
+
+    return [picture for picture in _in_threads(make, pack.names(".txt")) if picture]
+
+
+def emoji(packs: dict[str, Pack], *, heldout: float) -> list[Picture]:
+    """Google's drawings of all plain emoji, and Twitter's of the held-out ones."""
+    names = emoji_names(packs)
+    pictures = []
+    for maker, split in (("google", "train"), ("twitter", "styles")):
+        pack = packs.get(f"emoji-datasource-{maker}")
+        if pack is None or not names:
+            continue
+        for entry in sorted(json.loads(pack.read("emoji.json")), key=lambda entry: entry["unified"]):
+            called = _emoji_called(entry["unified"], names)
+            plain = entry["category"] not in {"Flags", "Component"} and entry["subcategory"] != "keycap"
+            if not (plain and called and entry[f"has_img_{maker}"]):
+                continue
+            code = entry["unified"].lower()
+            if split == "styles" and not held_out("emoji", code, share=heldout):
+                continue
+            picture = read_picture(pack.read(f"img/{maker}/64/{entry['image']}"))
+            pictures.append(
+                Picture(
+                    id=f"emoji/{maker}/{code}",
+                    split=split,
+                    source="emoji",
+                    subject=code,
+                    png=_png(picture, 64),
+                    names=called,
+                )
+            )
+    return pictures
+
+
+def flags(packs: dict[str, Pack], *, longest_px: int, heldout_pairs: float) -> list[Picture]:
+    """The flags of the countries that world-countries knows."""
+    if "svg-country-flags" not in packs:
+        return []
+    pack = packs["svg-country-flags"]
+    drawings = set(pack.names())
+    pictures = []
+    for code, names in sorted(country_names(packs).items()):
+        drawing = f"png250px/{code.lower()}.png"
+        if drawing in drawings:
+            pictures.append(
+                Picture(
+                    id=f"flag/{code}",
+                    split="train",
+                    source="flag",
+                    subject=code,
+                    png=_png(read_picture(pack.read(drawing)), longest_px),
+                    names={
+                        language: name
+                        for language, name in names.items()
+                        if not held_out("flag", code, language, share=heldout_pairs)
+                    },
+                )
+            )
+    return pictures
+
+
+def clips(packs: dict[str, Pack], *, num: int, heldout: float) -> list[Clip]:
+    """Animated emoji, at most `num`, in the order of their names' hashes; what does not move is left out."""
+    names = emoji_names(packs)
+    if "@lobehub/fluent-emoji-anim-1" not in packs or not names:
+        return []
+    pack = packs["@lobehub/fluent-emoji-anim-1"]
+    found: list[Clip] = []
+    for name in shuffled(pack.names(".webp")):
+        if len(found) == num:
+            break
+        code = name.removeprefix("assets/").removesuffix(".webp")
+        called = _emoji_called(code, names)
+        animation = Image.open(io.BytesIO(pack.read(name)))
+        count = getattr(animation, "n_frames", 1)
+        if not called or count < 2:
+            continue
+        wanted = [round(i * (count - 1) / (CLIP_FRAMES - 1)) for i in range(CLIP_FRAMES)]
+        frames, seconds = [], []
+        for index in sorted(set(wanted)):
+            animation.seek(index)
+            frames.append(_png(on_white(animation.convert("RGBA")), CLIP_PX))
+            seconds.append(round(animation.info["timestamp"] / 1000, 3))
+        found.append(
+            Clip(
+                id=f"clip/{code}",
+                split="heldout" if held_out("clip", code, share=heldout) else "train",
+                subject=code,
+                frames=frames,
+                seconds=seconds,
+                names=called,
+            )
+        )
+    return sorted(found, key=lambda clip: clip.id)
+
+
+def _captions(text: str) -> dict[str, str]:
+    """A stamp's caption file: the English line, then `language.utf8=caption`."""
+    first, *others = text.splitlines() or [""]
+    captions = {"en": caption_of(first, "en")}
+    for line in others:
+        code, found, caption = line.partition(".utf8=")
+        language = STAMP_LANGUAGES.get(code)
+        # European Portuguese first; the Brazilian caption where there is no other.
+        if found and language and not captions.get(language):
+            captions[language] = caption_of(caption, language)
+    return {language: caption for language, caption in captions.items() if caption}
+
+
+def _emoji_called(code: str, names: dict[str, dict[str, str]]) -> dict[str, str]:
+    emoji = "".join(chr(int(point, 16)) for point in re.split("[-_]", code)).replace("\ufe0f", "")
+    called = names.get(emoji, {})
+    return {k: v for k, v in called.items() if len(v) <= MAX_NAME_CHARS and is_plain(v)}
+
+
+def _readable(content: bytes) -> Image.Image | None:
+    try:
+        return read_picture(content)
+    except HerdError:
+        return None
+
+
+def _render(svg: bytes, longest_px: int) -> Image.Image | None:
+    """An SVG drawing at `longest_px` wide. None where it cannot be rendered."""
+    import resvg_py
+
+    try:
+        # Without the system's fonts: their letters would differ from machine to machine.
+        return read_picture(
+            bytes(resvg_py.svg_to_bytes(svg_string=svg.decode(), width=longest_px, skip_system_fonts=True))
+        )
+    except (ValueError, UnicodeDecodeError):
+        return None
+
+
+def _png(picture: Image.Image, longest_px: int) -> bytes:
+    picture = picture.copy()
+    picture.thumbnail((longest_px, longest_px), Image.Resampling.BICUBIC)
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def _in_threads(make: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
+    # Pillow works outside the interpreter's lock.
+    with ThreadPoolExecutor(2) as pool:
+        yield from pool.map(make, things)

@@ -1,0 +1,327 @@
+"""Packages to a data folder: text, pictures, clips, chats and the tokenizer, with a card that says what they are.
+
+The work is done in steps; each leaves its file and, after it, a small note with its figures. A run that was killed goes
+on after the last step whose note was made under the same config and from the same packages.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet as parquet
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from herd.config import LANGUAGES
+from herd.core.errors import HerdError
+from herd.core.files import partial, write_json
+from herd.core.lineage import Stage
+from herd.data.dedup import deduplicate
+from herd.data.dialogues import Caps, Chat, all_chats
+from herd.data.fetch import Fetched, fetch
+from herd.data.pictures import Clip, Picture, all_pictures, clips
+from herd.data.sources import LEFT_OUT, SOURCES
+from herd.data.splits import split_documents
+from herd.data.text import read_language
+from herd.data.tokenizer import Tokenizer, train_tokenizer
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How much of what goes into a data folder."""
+
+    english_bytes: int = 3_000_000
+    """Text in English, held-out part included."""
+    other_bytes: int = 450_000
+    """Text in each other language; Arabic and Hindi have hardly more."""
+    heldout: float = 0.04
+    """Share of each language's text that is held out."""
+    heldout_bytes: int = 60_000
+    """Least text held out in each language (but never more than a fifth)."""
+    picture_px: int = 336
+    """Longest side of a picture; smaller ones stay as they are."""
+    heldout_subjects: float = 0.15
+    """Share of stamps, of emoji (in their second style) and of clips kept for evaluation."""
+    heldout_pairs: float = 0.1
+    """Share of country and language pairs, of problems and of dialogues kept for evaluation."""
+    clips: int = 150
+    names: int = 12_000
+    """Training questions for the name of a picture; the following count training rows likewise."""
+    captions: int = 2_000
+    flags: int = 3_000
+    capitals: int = 3_000
+    sums: int = 2_400
+    tasks: int = 1_600
+    dialogues: int = 4_000
+    clip_names: int = 1_200
+    vocab_size: int = 8_192
+    """Tokens, the special ones included."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("heldout", "heldout_subjects", "heldout_pairs"):
+            if not 0 < getattr(self, name) < 1:
+                raise HerdError(f"{name}={getattr(self, name)} is not a share between 0 and 1")
+        for name, least in (("english_bytes", 10_000), ("other_bytes", 10_000), ("picture_px", 64), ("vocab_size", 300)):
+            if getattr(self, name) < least:
+                raise HerdError(f"{name}={getattr(self, name)} is too small: at least {least}")
+
+    @property
+    def caps(self) -> Caps:
+        return Caps(
+            names=self.names,
+            captions=self.captions,
+            flags=self.flags,
+            capitals=self.capitals,
+            sums=self.sums,
+            tasks=self.tasks,
+            dialogues=self.dialogues,
+            clips=self.clip_names,
+        )
+
+
+def build_data(cfg: DataConfig, out: Path) -> Path:
+    """Write the data folder `out`. Raises HerdError when the packages give no text or no pictures."""
+    console = Console()
+    fetched = fetch(report=console.print)
+    stage = Stage("data", out, config=cfg, parents={})
+    steps = _Steps(partial(out), cfg, fetched)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    ) as progress:
+        bar = progress.add_task("data", total=len(_STEPS))
+        facts: Facts = {}
+        for name, step in _STEPS.items():
+            progress.update(bar, description=f"data: {name}")
+            facts |= steps.run(name, step)
+            stage.keep_time()
+            progress.advance(bar)
+    steps.forget()
+    return stage.finish(card={"sources": _source_facts(fetched), **facts, "left_out": _left_out(fetched)})
+
+
+class _Steps:
+    """Runs steps in the `.partial` folder, each once for a config and a set of packages."""
+
+    def __init__(self, work: Path, cfg: DataConfig, fetched: Fetched) -> None:
+        self.work, self.cfg, self.fetched = work, cfg, fetched
+        packages = sorted((name, pack.sha256) for name, pack in fetched.packs.items())
+        self.key = hashlib.sha256(json.dumps([asdict(cfg), packages]).encode()).hexdigest()
+
+    def run(self, name: str, step: "Step") -> Facts:
+        note = self._note(name)
+        if note.exists():
+            kept = json.loads(note.read_text())
+            if kept["key"] == self.key:
+                return dict(kept["facts"])
+        facts = step(self.cfg, self.fetched, self.work)
+        write_json(note, {"key": self.key, "facts": facts})
+        return facts
+
+    def forget(self) -> None:
+        """Remove the notes of the steps."""
+        for name in _STEPS:
+            self._note(name).unlink(missing_ok=True)
+
+    def _note(self, name: str) -> Path:
+        return self.work / f".{name}.json"
+
+
+Step = Callable[[DataConfig, Fetched, Path], Facts]
+
+
+def _text(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
+    dropped: Counter[str] = Counter()
+    documents = []
+    for language in LANGUAGES:
+        budget = cfg.english_bytes if language == "en" else cfg.other_bytes
+        found, faults = read_language(language, fetched.packs, budget)
+        documents += found
+        dropped += faults
+    documents = deduplicate(documents, dropped)
+    if not documents:
+        raise HerdError("the packages gave no text: run `herd data fetch` and see what it leaves out")
+    splits = split_documents(documents, share=cfg.heldout, least_bytes=cfg.heldout_bytes)
+    rows = [
+        {
+            "id": document.id,
+            "split": splits[document.id],
+            "language": document.language,
+            "source": document.source,
+            "text": document.text,
+        }
+        for document in documents
+    ]
+    _write_table(work / "text.parquet", rows, _TEXT)
+    counts = {
+        language: {split: {"documents": 0, "bytes": 0} for split in ("train", "heldout")} for language in LANGUAGES
+    }
+    for row in rows:
+        count = counts[row["language"]][row["split"]]
+        count["documents"] += 1
+        count["bytes"] += len(row["text"].encode())
+    return {"documents": counts, "dropped": dict(sorted(dropped.items()))}
+
+
+def _pictures(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
+    pictures = all_pictures(
+        fetched.packs, longest_px=cfg.picture_px, heldout=cfg.heldout_subjects, heldout_pairs=cfg.heldout_pairs
+    )
+    if not pictures:
+        raise HerdError("the packages gave no pictures: run `herd data fetch` and see what it leaves out")
+    rows = [
+        {**asdict(picture), "names": _json(picture.names), "captions": _json(picture.captions)} for picture in pictures
+    ]
+    _write_table(work / "pictures.parquet", rows, _PICTURES)
+    counts = Counter((picture.source, picture.split) for picture in pictures)
+    return {"pictures": {f"{source} {split}": count for (source, split), count in sorted(counts.items())}}
+
+
+def _clips(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
+    found = clips(fetched.packs, num=cfg.clips, heldout=cfg.heldout_subjects)
+    _write_table(work / "clips.parquet", [{**asdict(clip), "names": _json(clip.names)} for clip in found], _CLIPS)
+    return {"clips": dict(sorted(Counter(clip.split for clip in found).items()))}
+
+
+def _chats(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
+    pictures = [
+        Picture(**{**row, "png": b"", "names": json.loads(row["names"]), "captions": json.loads(row["captions"])})
+        for row in _read_table(work / "pictures.parquet", ["id", "split", "source", "subject", "names", "captions"])
+    ]
+    moving = [
+        Clip(**row, frames=[], seconds=[], names=json.loads(names))
+        for row in _read_table(work / "clips.parquet", ["id", "split", "subject", "names"])
+        for names in [row.pop("names")]
+    ]
+    chats = all_chats(fetched.packs, pictures, moving, cfg.caps, heldout=cfg.heldout_pairs, seed=cfg.seed)
+    _write_table(work / "chats.parquet", [_chat_row(chat) for chat in chats], _CHATS)
+    counts = Counter((chat.kind, chat.split) for chat in chats)
+    return {"chats": {f"{kind} {split}": count for (kind, split), count in sorted(counts.items())}}
+
+
+def _chat_row(chat: Chat) -> dict[str, Any]:
+    return {"id": chat.id, **asdict(chat), "messages": _json(chat.messages)}
+
+
+def _tokenizer(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
+    rows = _read_table(work / "text.parquet", ["split", "language", "text"])
+    texts = {
+        language: [row["text"] for row in rows if (row["split"], row["language"]) == ("train", language)]
+        for language in LANGUAGES
+    }
+    chats = _read_table(work / "chats.parquet", ["split", "language", "answer"])
+    for language, own in texts.items():
+        own += [row["answer"] for row in chats if (row["split"], row["language"]) == ("train", language)]
+    tokenizer: Tokenizer = train_tokenizer(_balanced(texts), cfg.vocab_size)
+    shutil.rmtree(work / "tokenizer", ignore_errors=True)
+    shutil.rmtree(work / "tokenizer.tmp", ignore_errors=True)
+    tokenizer.save(work / "tokenizer.tmp")
+    os.replace(work / "tokenizer.tmp", work / "tokenizer")
+    bytes_per_token = {}
+    for language in LANGUAGES:
+        held = [row["text"] for row in rows if (row["split"], row["language"]) == ("heldout", language)]
+        tokens = sum(map(len, tokenizer.encode_batch(held)))
+        bytes_per_token[language] = round(sum(len(text.encode()) for text in held) / tokens, 3) if tokens else None
+    return {"tokenizer": {"vocab_size": tokenizer.vocab_size, "bytes_per_token": bytes_per_token}}
+
+
+def _balanced(texts: dict[str, list[str]]) -> Iterator[str]:
+    """All languages alike: each is given as many characters as the median one, cut or repeated.
+
+    Characters and not bytes, since a byte-level merge of three-byte letters would otherwise be learnt at a third.
+    """
+    sizes = {language: sum(map(len, own)) for language, own in texts.items() if own}
+    wanted = sorted(sizes.values())[len(sizes) // 2]
+    for language in sizes:
+        given = 0
+        while given < wanted:
+            for text in texts[language]:
+                yield text
+                given += len(text)
+                if given >= wanted:
+                    break
+
+
+_STEPS: dict[str, Step] = {
+    "text": _text,
+    "pictures": _pictures,
+    "clips": _clips,
+    "chats": _chats,
+    "tokenizer": _tokenizer,
+}
+
+_STRING, _BINARY = pyarrow.string(), pyarrow.binary()
+_TEXT = pyarrow.schema([(name, _STRING) for name in ("id", "split", "language", "source", "text")])
+_PICTURES = pyarrow.schema(
+    [
+        *((name, _STRING) for name in ("id", "split", "source", "subject")),
+        ("png", _BINARY),
+        ("names", _STRING),
+        ("captions", _STRING),
+    ]
+)
+_CLIPS = pyarrow.schema(
+    [
+        *((name, _STRING) for name in ("id", "split", "subject")),
+        ("frames", pyarrow.list_(_BINARY)),
+        ("seconds", pyarrow.list_(pyarrow.float64())),
+        ("names", _STRING),
+    ]
+)
+_CHATS = pyarrow.schema([(name, _STRING) for name in ("id", "split", "kind", "language", "messages", "answer")])
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]], schema: pyarrow.Schema) -> None:
+    temporary = path.with_suffix(".tmp")
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary, compression="zstd")
+    os.replace(temporary, path)
+
+
+def _read_table(path: Path, columns: list[str]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = parquet.read_table(path, columns=columns).to_pylist()
+    return rows
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _source_facts(fetched: Fetched) -> list[Facts]:
+    facts = []
+    for source in SOURCES:
+        pack = fetched.packs.get(source.name)
+        facts.append(
+            {
+                "name": source.name,
+                "client": source.client,
+                "version": pack.version if pack else source.version,
+                "sha256": pack.sha256 if pack else source.sha256,
+                "licence": source.licence,
+                "what": source.what,
+                "status": "used" if pack else "missing",
+                "reason": fetched.notes.get(source.name, "") if pack else fetched.missing[source.name],
+                "bytes": source.bytes,
+            }
+        )
+    return facts
+
+
+def _left_out(fetched: Fetched) -> list[str]:
+    return [
+        *(f"{name}: {reason}" for name, reason in fetched.missing.items()),
+        *(f"{name}: {reason}" for name, reason in LEFT_OUT.items()),
+    ]
