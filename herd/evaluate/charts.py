@@ -1,0 +1,181 @@
+"""Pictures of the report as inline SVG: small, sharp in print, coloured by the page's CSS variables in light and dark.
+
+Colours are the classes c1 … c5, `axis`, `grid`, defined in report.css.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+WIDTH, HEIGHT = 360, 210
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 30
+MAX_POINTS = 240
+
+Points = Sequence[tuple[float, float]]
+
+
+def ticks(low: float, high: float, *, count: int = 4) -> list[float]:
+    """Round numbers between `low` and `high`, about `count` of them."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / count
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= rough * 0.999)
+    return [round(step * k, 12) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def short(value: float) -> str:
+    """A number as an axis shows it: 12k, 0.5, 2e-4."""
+    size = abs(value)
+    if size >= 1e6:
+        return f"{value / 1e6:g}M"
+    if size >= 1e4:
+        return f"{value / 1e3:g}k"
+    if 0 < size < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:g}"
+
+
+def thin(points: Points) -> Points:
+    """At most MAX_POINTS points, each the mean of its neighbours."""
+    if len(points) <= MAX_POINTS:
+        return points
+    return [
+        (float(part[:, 0].mean()), float(part[:, 1].mean())) for part in np.array_split(np.array(points), MAX_POINTS)
+    ]
+
+
+def smooth(points: Points) -> Points:
+    """Exponential mean over about a thirtieth of the points, without the pull of the start."""
+    keep = 1 - 1 / max(1.0, len(points) / 30)
+    mean, weight, out = 0.0, 0.0, []
+    for x, y in points:
+        mean, weight = keep * mean + (1 - keep) * y, keep * weight + (1 - keep)
+        out.append((x, mean / weight))
+    return out
+
+
+class _Frame:
+    """Maps data to the drawing and draws the axes."""
+
+    def __init__(
+        self, x: tuple[float, float], y: tuple[float, float], *, width: int = WIDTH, height: int = HEIGHT
+    ) -> None:
+        self.x, self.y, self.width, self.height = x, y, width, height
+
+    def at(self, x: float, y: float) -> str:
+        (x0, x1), (y0, y1) = self.x, self.y
+        right = LEFT + (x - x0) / ((x1 - x0) or 1) * (self.width - LEFT - RIGHT)
+        share = min(1.0, max(0.0, (y - y0) / ((y1 - y0) or 1)))  # what lies outside touches the edge
+        return f"{right:.1f},{TOP + (1 - share) * (self.height - TOP - BOTTOM):.1f}"
+
+    def axes(self, x_label: str) -> str:
+        parts = []
+        for value in ticks(*self.y):
+            height = self.at(self.x[0], value).split(",")[1]
+            parts.append(f'<path class="grid" d="M{LEFT},{height}H{self.width - RIGHT}"/>')
+            parts.append(label(LEFT - 6, float(height) + 4, short(value)))
+        floor = self.height - BOTTOM + 16
+        for value in ticks(*self.x):
+            place = self.at(value, self.y[0]).split(",")[0]
+            parts.append(label(place, floor, short(value), anchor="middle"))
+        parts.append(label(self.width - RIGHT, self.height - 2, x_label))
+        return "".join(parts)
+
+
+def label(x: float | str, y: float, words: str, *, anchor: str = "end", kind: str = "axis") -> str:
+    """Words whose `anchor` stands at x."""
+    return f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def figure(title: str, drawing: str, *, width: int = WIDTH, height: int = HEIGHT, legend: Sequence[str] = ()) -> str:
+    """A titled picture with its legend."""
+    keys = "".join(f'<span class="key k{index}">{escape(name)}</span>' for index, name in enumerate(legend, 1))
+    caption = f"<figcaption><b>{escape(title)}</b>{keys}</figcaption>"
+    words = escape(title, quote=True)
+    return (
+        f'<figure>{caption}<svg viewBox="0 0 {width} {height}" role="img" aria-label="{words}">{drawing}</svg></figure>'
+    )
+
+
+def line_chart(title: str, series: dict[str, Points], *, x_label: str = "step", from_zero: bool = False) -> str:
+    """Curves over steps: what was measured, pale, and its running mean. Empty series are left out."""
+    series = {name: points for name, points in series.items() if points}
+    if not series:
+        return ""
+    xs = [x for points in series.values() for x, _ in points]
+    ys = np.array([y for points in series.values() for _, y in points])
+    low, high = float(ys.min()), float(np.quantile(ys, 0.995))
+    if from_zero:
+        low = min(0.0, low)
+    margin = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
+    frame = _Frame((min(xs), max(xs)), (low if from_zero else low - margin, high + margin))
+    drawing = [frame.axes(x_label)]
+    for index, points in enumerate(series.values(), 1):
+        for kind, line in (("raw", thin(points)), ("mean", thin(smooth(points)))):
+            path = " ".join(frame.at(x, y) for x, y in line)
+            drawing.append(f'<polyline class="line c{index} {kind}" points="{path}"/>')
+    return figure(title, "".join(drawing), legend=list(series) if len(series) > 1 else ())
+
+
+def share_chart(title: str, steps: Sequence[float], share_TE: NDArray[np.float64]) -> str:
+    """Shares that sum to one over time, stacked: even bands are an even load."""
+    bins = min(len(steps), 60)
+    times = [float(part.mean()) for part in np.array_split(np.array(steps), bins)]
+    share_TE = np.array([part.mean(0) for part in np.array_split(share_TE, bins)])
+    edge_TE = np.concatenate([np.zeros((bins, 1)), np.cumsum(share_TE, axis=1)], axis=1)
+    frame = _Frame((times[0], times[-1]), (0.0, 1.0))
+    bands = []
+    for expert in range(share_TE.shape[1]):
+        upper = [frame.at(x, y) for x, y in zip(times, edge_TE[:, expert + 1], strict=True)]
+        lower = [frame.at(x, y) for x, y in zip(times, edge_TE[:, expert], strict=True)]
+        bands.append(f'<polygon class="band b{expert % 2}" points="{" ".join(upper + lower[::-1])}"/>')
+    return figure(title, "".join(bands) + frame.axes("step"))
+
+
+def heat_map(title: str, rows: Mapping[str, Sequence[float]], *, note: str) -> str:
+    """Cells shaded by load relative to an even one (1.00), up to twice as much."""
+    columns = max(map(len, rows.values()))
+    cell, line, gap = max(16, min(44, 704 // columns)), 26, 74
+    width, height = gap + columns * cell + 4, len(rows) * line + 20
+    drawing = []
+    for place, (name, values) in enumerate(rows.items()):
+        top = place * line
+        drawing.append(label(gap - 8, top + 17, name))
+        for column, value in enumerate(values):
+            left = gap + column * cell
+            shade = min(1.0, value / 2)
+            ink = "on-dark" if shade > 0.55 else "on-light"
+            drawing.append(
+                f'<rect class="cell" x="{left}" y="{top + 1}" width="{cell - 2}" height="{line - 2}" '
+                f'fill-opacity="{shade:.2f}"/>'
+            )
+            if cell >= 34:
+                drawing.append(label(left + cell / 2 - 1, top + 17, f"{value:.2f}", anchor="middle", kind=ink))
+    drawing.append(label(gap, height - 4, note, anchor="start"))
+    return figure(title, "".join(drawing), width=width, height=height)
+
+
+def dot_plot(title: str, rows: dict[str, dict[str, float]], *, legend: dict[str, str], x_label: str) -> str:
+    """One line a row, one dot a competitor: `rows[row][competitor]`; the first competitor is the large dot."""
+    line, width = 22, 720
+    height = TOP + len(rows) * line + BOTTOM + 8
+    values = [value for row in rows.values() for value in row.values()]
+    frame = _Frame((min(0.0, *values), max(values) * 1.03), (0.0, 1.0), width=width, height=height)
+    drawing = []
+    for value in ticks(*frame.x, count=8):
+        place = frame.at(value, 0).split(",")[0]
+        drawing.append(f'<path class="grid" d="M{place},{TOP}V{height - BOTTOM}"/>')
+        drawing.append(label(place, height - BOTTOM + 16, short(value), anchor="middle"))
+    drawing.append(label(width - RIGHT, height - 2, x_label))
+    for count, (name, row) in enumerate(rows.items()):
+        middle = TOP + count * line + line / 2
+        drawing.append(label(LEFT - 12, middle + 4, name))
+        for index, key in reversed(list(enumerate(legend, 1))):
+            if key in row:
+                x = frame.at(row[key], 0).split(",")[0]
+                drawing.append(f'<circle class="dot c{index}" cx="{x}" cy="{middle}" r="{6 if index == 1 else 4}"/>')
+    return figure(title, "".join(drawing), width=width, height=height, legend=list(legend.values()))

@@ -1,0 +1,131 @@
+"""`herd evaluate`: one model folder and one data folder to `results.json`, every figure with the rule it follows.
+
+Sections are written as they are done, so a killed evaluation goes on with the next one. No torch before the work.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from herd.core.errors import HerdError
+from herd.core.files import read_json, write_json
+from herd.core.lineage import Stage, read_lineage
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How much is asked; the same for every model that is compared."""
+
+    seed: int = 0
+    languages: tuple[str, ...] = ("en", "de", "fr", "es", "ru", "ja", "hi", "zh")
+    """Languages in which pictures are named."""
+    heldout_bytes: int = 48_000
+    """Held-out text for each language."""
+    pictures: int = 60
+    """Pictures of each split for each language."""
+    closed_pictures: int = 60
+    """Of these, how many are also asked with candidates."""
+    candidates: int = 100
+    """Names to choose from."""
+    chats: int = 120
+    """Held-out chats of each kind."""
+    answer_tokens: int = 24
+    """Longest answer to a question."""
+    sample_tokens: int = 64
+    """Longest sample."""
+    reasons: tuple[str, ...] = ()
+    """Why a bar is missed, as `BAR: why`; shown in the report where that bar fell short."""
+
+    def __post_init__(self) -> None:
+        if self.candidates < 2:
+            raise HerdError(f"candidates={self.candidates} leaves nothing to choose: set 2 or more")
+        if min(self.heldout_bytes, self.pictures, self.chats) < 1:
+            raise HerdError("heldout_bytes, pictures and chats must be 1 or more")
+
+
+def evaluate(cfg: EvaluateConfig, model: Path, data: Path, out: Path) -> Path:
+    """Evaluate the model folder on the held-out parts of the data folder."""
+    from herd.evaluate.verdicts import read_reasons
+
+    read_reasons(cfg.reasons)  # a misspelt bar is told before the work
+    stage = Stage("evaluate", out, config=cfg, parents={"model": model, "data": data})
+    sections = _Sections(stage, cfg, model, data)
+    results = _results(cfg, model, data, sections)
+    write_json(stage.work / "results.json", results)
+    sections.clear()
+    return stage.finish(metrics=_headline(results))
+
+
+class _Sections:
+    """Results of finished parts, kept beside the work until all are there."""
+
+    def __init__(self, stage: Stage, cfg: EvaluateConfig, model: Path, data: Path) -> None:
+        self._stage = stage
+        self.seconds: dict[str, float] = {}
+        # As JSON would give it back, so that the comparison holds.
+        begun = {
+            "config": json.loads(json.dumps(asdict(cfg))),
+            "model": read_lineage(model)["hash"],
+            "data": read_lineage(data)["hash"],
+        }
+        mark = stage.work / ".begun.json"
+        if not mark.exists() or read_json(mark) != begun:
+            self.clear()
+            write_json(mark, begun)
+
+    def do(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The section's result, from the last attempt where it got that far."""
+        path = self._stage.work / f".section-{name}.json"
+        if not path.exists():
+            start = time.monotonic()
+            result = work()
+            write_json(path, {"seconds": round(time.monotonic() - start, 2), "result": result})
+            self._stage.keep_time()
+        kept = read_json(path)
+        self.seconds[name] = kept["seconds"]
+        result = kept["result"]
+        assert isinstance(result, dict)
+        return result
+
+    def clear(self) -> None:
+        for path in [*self._stage.work.glob(".section-*.json"), self._stage.work / ".begun.json"]:
+            path.unlink(missing_ok=True)
+
+
+def _results(cfg: EvaluateConfig, model: Path, data: Path, sections: _Sections) -> dict[str, Any]:
+    from herd.evaluate.sections import Evaluation
+    from herd.evaluate.verdicts import bits_verdicts, language_verdicts, naming_verdicts, read_reasons
+
+    with Evaluation(cfg, model, data) as evaluation:
+        bits = sections.do("bits", evaluation.bits)
+        naming = sections.do("naming", evaluation.naming)
+        tasks = sections.do("tasks", evaluation.tasks)
+        samples = sections.do("samples", evaluation.samples)
+    verdicts = [*bits_verdicts(bits), *naming_verdicts(naming), *language_verdicts(naming["language"])]
+    reasons = read_reasons(cfg.reasons)
+    return {
+        "verdicts": [asdict(verdict.because(reasons)) for verdict in verdicts],
+        "bits_per_byte": bits,
+        "naming": naming,
+        "tasks": tasks,
+        "samples": samples,
+        "seconds": sections.seconds,
+    }
+
+
+def _headline(results: dict[str, Any]) -> dict[str, Any]:
+    """The figures that herd.json repeats."""
+    splits = results["naming"]["splits"]
+    return {
+        "bits_per_byte": results["bits_per_byte"]["all"],
+        "naming": {
+            f"{split}.{way}": table["all"]["share"]
+            for split, tables in splits.items()
+            for way, table in tables.items()
+            if table["all"]
+        },
+        "tasks": {row["kind"]: row["share"] for row in results["tasks"]["rows"]},
+    }

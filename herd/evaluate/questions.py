@@ -1,0 +1,109 @@
+"""Questions to a model: prompts made of chats and pictures, asked in batches."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from herd.evaluate.inputs import Chat, Clip, Picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from herd.engine.engine import Engine
+    from herd.engine.load import Model, Prompt
+
+CHUNK = 256  # prompts handed over at once: enough to fill batches, few enough for progress to be seen
+Done = Callable[[int], None]  # told how many questions were answered
+
+
+class Asker:
+    """Puts questions to one model; pictures are decoded once."""
+
+    def __init__(
+        self, model: "Model", engine: "Engine", pictures: Mapping[str, Picture], clips: Mapping[str, Clip]
+    ) -> None:
+        self.model, self._engine = model, engine
+        self._pictures, self._clips = pictures, clips
+        self._decoded: dict[str, Image] = {}
+
+    def prompt(self, messages: list[dict[str, Any]]) -> "Prompt":
+        """The prompt of messages whose pictures and clips are named by their ids in the data folder."""
+        return self.model.render([{**message, "content": self._content(message["content"])} for message in messages])
+
+    def ask(self, prompts: "Sequence[Prompt]", *, max_tokens: int, done: Done, **sampling: Any) -> list[str]:
+        """The answers; greedy unless `sampling` says otherwise."""
+        from herd.engine.sampler import SamplingParams
+
+        answers: list[str] = []
+        for start in range(0, len(prompts), CHUNK):
+            chunk = list(prompts[start : start + CHUNK])
+            answers += self._engine.generate_batch(chunk, SamplingParams(max_tokens=max_tokens, **sampling))
+            done(len(chunk))
+        return answers
+
+    def _content(self, content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+        if isinstance(content, str):
+            return content
+        return [self._part(part) for part in content]
+
+    def _part(self, part: dict[str, Any]) -> dict[str, Any]:
+        from herd.data.image import read_picture
+
+        if part["type"] == "image":
+            return {"type": "image", "image": self._picture(part["picture"])}
+        if part["type"] == "video":
+            clip = self._clips[part["clip"]]
+            frames = [(second, read_picture(frame)) for second, frame in zip(clip.seconds, clip.frames, strict=True)]
+            return {"type": "video", "frames": frames}
+        return part
+
+    def _picture(self, name: str) -> "Image":
+        from herd.data.image import read_picture
+
+        if name not in self._decoded:
+            self._decoded[name] = read_picture(self._pictures[name].png)
+        return self._decoded[name]
+
+
+def question_of(chat: Chat) -> list[dict[str, Any]]:
+    """The messages up to the answer: a last message of the assistant is left to the model."""
+    return chat.messages[:-1] if chat.messages[-1]["role"] == "assistant" else chat.messages
+
+
+def picture_of(messages: Sequence[Mapping[str, Any]]) -> str | None:
+    """The id of the only picture in the messages; None when there is none or more than one."""
+    parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
+    pictures = [part["picture"] for part in parts if part["type"] == "image"]
+    return pictures[0] if len(pictures) == 1 else None
+
+
+def naming_question(chats: Sequence[Chat], language: str) -> list[dict[str, Any]] | None:
+    """The question for a picture's name, as the first such chat of the language puts it; None when there is none.
+
+    One wording for all pictures of a language: so the answer to another picture is what the shuffled control needs.
+    """
+    for chat in chats:
+        if chat.kind == "name" and chat.language == language and picture_of(question_of(chat)) is not None:
+            return question_of(chat)
+    return None
+
+
+def with_picture(messages: Sequence[Mapping[str, Any]], picture: str) -> list[dict[str, Any]]:
+    """The same messages about another picture."""
+
+    def part_of(part: Mapping[str, Any]) -> dict[str, Any]:
+        return {**part, "picture": picture} if part["type"] == "image" else dict(part)
+
+    return [
+        {**message, "content": message["content"]}
+        if isinstance(message["content"], str)
+        else {**message, "content": [part_of(part) for part in message["content"]]}
+        for message in messages
+    ]
+
+
+def text_of(messages: Sequence[Mapping[str, Any]]) -> str:
+    """What the last message says in words."""
+    content = messages[-1]["content"]
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] for part in content if part["type"] == "text")

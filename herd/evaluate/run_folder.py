@@ -1,0 +1,113 @@
+"""What stands in a run's folder: its stages with lineage and curves, the model's size, what is still in work."""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from herd.core.errors import HerdError
+from herd.core.lineage import read_lineage
+from herd.core.tracker import read_metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFolder:
+    """One finished stage."""
+
+    path: Path
+    lineage: dict[str, Any]
+    metrics: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+
+def read_stages(run: Path) -> list[StageFolder]:
+    """The finished stages of a run in the order in which they ended, reports aside."""
+    if not run.is_dir():
+        raise HerdError(f"{run} is not a folder: give the folder of a run, such as runs/tiny")
+    folders = [folder for folder in [run, *sorted(run.iterdir())] if (folder / "herd.json").is_file()]
+    stages = []
+    for folder in folders:
+        lineage = read_lineage(folder)
+        if folder.suffix != ".partial" and lineage.get("stage") != "report":
+            metrics = folder / "metrics.jsonl"
+            stages.append(
+                StageFolder(path=folder, lineage=lineage, metrics=read_metrics(metrics) if metrics.exists() else [])
+            )
+    if not stages:
+        raise HerdError(f"{run} has no finished stage: give the folder of a run, such as runs/tiny")
+    return sorted(stages, key=lambda stage: (stage.lineage.get("finished", ""), stage.name))
+
+
+def unfinished(run: Path) -> list[str]:
+    """Stages that were begun and not ended."""
+    return sorted(path.stem for path in run.glob("*.partial") if path.stem != "report")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSize:
+    """Counts of parameters, embeddings and vision included."""
+
+    total: int
+    active: int
+    """What one text token meets: of the routed experts its share, no vision."""
+    layers: int
+    width: int
+    experts: int
+    vocabulary: int
+
+
+def model_size(folder: Path) -> ModelSize | None:
+    """Sizes from the headers of a model folder's weights; None where the folder holds no model."""
+    config_file = folder / "config.json"
+    shards = sorted(folder.glob("*.safetensors"))
+    if not config_file.is_file() or not shards:
+        return None
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    experts, top_k = config["num_local_experts"], config["num_experts_per_tok"]
+    total = active = 0.0
+    for shard in shards:
+        for name, tensor in _header(shard).items():
+            count = math.prod(tensor["shape"])
+            total += count
+            if "vision" in name or "multi_modal" in name:
+                continue
+            active += count * top_k / experts if ".experts." in name else count
+    return ModelSize(
+        total=int(total),
+        active=int(active),
+        layers=config["num_hidden_layers"],
+        width=config["hidden_size"],
+        experts=experts,
+        vocabulary=config["vocab_size"],
+    )
+
+
+def _header(shard: Path) -> Mapping[str, Any]:
+    with shard.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header: dict[str, Any] = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return header
+
+
+def machine() -> str:
+    """The processor, cores and memory of this machine, as far as Linux tells them."""
+    import os
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    words = [f"{cores} cores"]
+    try:
+        facts = Path("/proc/cpuinfo").read_text().splitlines()
+        words += [next(line.split(":", 1)[1].strip() for line in facts if line.startswith("model name"))]
+        memory = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
+        words += [f"{int(memory.split()[1]) / 2**20:.0f} GiB memory"]
+    except (OSError, StopIteration):
+        pass
+    return ", ".join(words)

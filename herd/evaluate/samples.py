@@ -1,0 +1,95 @@
+"""What the model says, to be read: continuations of held-out text, answers to held-out chats, words for pictures.
+
+Nothing is picked by hand: the first by document id or by a hash of the id.
+"""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from herd.evaluate.inputs import Chat
+from herd.evaluate.naming import Asked
+from herd.evaluate.questions import Asker, Done, question_of, text_of
+
+PROMPT_BYTES = 160
+PICTURE_SIDE = 160  # pixels of a picture in the report
+SAMPLING = {"temperature": 0.7, "top_p": 0.95}
+SAMPLE_RULE = (
+    "Texts: the beginning of the first held-out document of each language by id, continued at temperature 0.7, top-p "
+    "0.95. Chats: the first held-out chats by a hash of the id, answered greedily. Pictures: the first of both splits "
+    "by a hash of the id, those with names in more of the languages before others."
+)
+
+
+def continuations(
+    asker: Asker, held: Mapping[str, Sequence[str]], *, max_tokens: int, seed: int, done: Done
+) -> list[dict[str, Any]]:
+    """One continuation for each language."""
+    from herd.engine.load import Prompt
+
+    tokenizer = asker.model.tokenizer
+    begins = {language: _beginning(texts[0]) for language, texts in held.items() if texts}
+    prompts = [Prompt(token_ids=[tokenizer.ids.bos, *tokenizer.encode(begin)]) for begin in begins.values()]
+    texts = asker.ask(prompts, max_tokens=max_tokens, done=done, seed=seed, **SAMPLING)
+    return [
+        {"language": language, "prompt": begin, "text": text}
+        for (language, begin), text in zip(begins.items(), texts, strict=True)
+    ]
+
+
+def _beginning(text: str) -> str:
+    """The first bytes of a text, up to the end of a word."""
+    cut = text.encode()[:PROMPT_BYTES].decode(errors="ignore")
+    words = cut.rsplit(" ", 1)
+    return words[0] if len(words) == 2 and len(cut) < len(text) else cut
+
+
+def select_chats(chats: Sequence[Chat], *, each: int) -> list[Chat]:
+    """The first held-out free chats of each language."""
+    by_language: dict[str, list[Chat]] = {}
+    for chat in chats:
+        if chat.split == "heldout" and chat.kind == "chat":
+            by_language.setdefault(chat.language, []).append(chat)
+    return [chat for language in sorted(by_language) for chat in by_language[language][:each]]
+
+
+def chat_samples(asker: Asker, chats: Sequence[Chat], *, max_tokens: int, done: Done) -> list[dict[str, Any]]:
+    """The model's answers to held-out chats."""
+    prompts = [asker.prompt(question_of(chat)) for chat in chats]
+    answers = asker.ask(prompts, max_tokens=max_tokens, done=done)
+    return [
+        {"language": chat.language, "question": text_of(question_of(chat)), "answer": answer}
+        for chat, answer in zip(chats, answers, strict=True)
+    ]
+
+
+def picture_samples(
+    split: str, asked: Sequence[Asked], answers: Sequence[Sequence[str]], *, count: int
+) -> list[dict[str, Any]]:
+    """The first pictures with the answers in every language, right and wrong."""
+    words: dict[str, list[dict[str, Any]]] = {}
+    pictures = {}
+    for one, given in zip(asked, answers, strict=True):
+        right = one.group(given).hit_PP.diagonal()
+        for picture, answer, hit in zip(one.pictures, given, right, strict=True):
+            pictures[picture.id] = picture
+            name = picture.names[one.language]
+            words.setdefault(picture.id, []).append(
+                {"language": one.language, "name": name, "answer": answer, "right": bool(hit)}
+            )
+    first = sorted(words, key=lambda name: -len(words[name]))[:count]  # stable: ties stay in the order of the hash
+    return [
+        {"id": name, "split": split, "image": thumbnail(pictures[name].png), "answers": words[name]} for name in first
+    ]
+
+
+def thumbnail(png: bytes) -> str:
+    """A small picture as a data URI."""
+    from herd.data.image import read_picture
+
+    picture = read_picture(png)
+    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    out = io.BytesIO()
+    picture.save(out, "WEBP", quality=80)
+    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()

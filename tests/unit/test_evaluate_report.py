@@ -1,0 +1,188 @@
+"""The page: whole, of one piece, and true to what stands in the run's folder."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import evaluate_world as world
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from herd.core.errors import HerdError
+from herd.core.files import write_json
+from herd.evaluate.charts import heat_map, line_chart, ticks
+from herd.evaluate.harness import evaluate
+from herd.evaluate.report import report
+from herd.evaluate.run_folder import model_size
+
+VOID = {"meta", "link", "img", "br"}
+
+
+class Checker(HTMLParser):
+    """Collects addresses and checks that every element is closed in its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for key, value in attrs if key in {"src", "href", "srcset", "action"}]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass  # SVG
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def checked(page: str) -> Checker:
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    return checker
+
+
+def train_stage(run: Path, name: str, *, steps: int = 40, **facts: Any) -> None:
+    folder = run / name
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(steps):
+            load = random.dirichlet(np.full(8, 30), size=4)
+            line = {
+                "step": step, "loss": 9 / (1 + step), "text_loss": 8 / (1 + step), "lr": 0.01, "grad_norm": 1.0,
+                "tokens_per_s": 9000.0, "expert_load": load.tolist(), "max_vio": 0.2,
+            }  # fmt: skip
+            file.write(json.dumps(line) + "\n")
+    write_json(folder / "herd.json", world.lineage(name, **facts))
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    world.write_data(folder / "data")
+    train_stage(folder, "pretrain")
+    train_stage(folder, "sft", finished="2026-01-02T00:00:00Z")
+    monkeypatch.setattr("herd.evaluate.sections.load", lambda _: world.Model([*range(40, 60)]))
+    monkeypatch.setattr("herd.engine.score.log_likelihoods", world.log_likelihoods)
+    monkeypatch.setattr("herd.engine.score.token_losses", world.token_losses)
+    monkeypatch.setattr("herd.engine.load.Prompt", world.Prompt)
+    evaluate(world.CONFIG, folder / "sft", folder / "data", folder / "evaluate")
+    return folder
+
+
+def page_of(run: Path) -> str:
+    return (report(run, run / "report") / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_needs_nothing_else(run: Path) -> None:
+    page = page_of(run)
+    addresses = checked(page).addresses
+    assert addresses and all(address.startswith(("data:", "#")) for address in addresses)
+    assert not re.search(r"url\(|@import|<script", page)
+    assert len(page) < 3_000_000
+
+
+def test_shortfalls_stand_before_what_held(run: Path) -> None:
+    marks = re.findall(r"✓ held|✗ fell short", page_of(run))
+    assert set(marks) == {"✓ held", "✗ fell short"}
+    assert marks == sorted(marks, key=lambda mark: mark.startswith("✓"))
+    verdicts = json.loads((run / "report" / "verdicts.json").read_text())
+    assert len(verdicts) == len(marks) == 11
+
+
+def test_time_and_memory_are_judged_over_all_stages(run: Path) -> None:
+    report(run, run / "report")
+    verdicts = {one["key"]: one for one in json.loads((run / "report" / "verdicts.json").read_text())}
+    assert verdicts["recipe.time"]["held"]
+    slow = world.lineage("sft", time_s=700.0, peak_memory_bytes=7 * 2**30, finished="2026-01-02T00:00:00Z")
+    write_json(run / "sft" / "herd.json", slow)
+    report(run, run / "report")
+    verdicts = {one["key"]: one for one in json.loads((run / "report" / "verdicts.json").read_text())}
+    assert not verdicts["recipe.time"]["held"] and not verdicts["recipe.memory"]["held"]
+    assert "7.00 GiB, in sft" in verdicts["recipe.memory"]["figure"]
+
+
+@pytest.mark.parametrize("kept", [["data"], ["pretrain"], ["data", "pretrain"], ["pretrain", "sft"], ["evaluate"]])
+def test_any_part_of_a_run_gives_a_page(run: Path, kept: list[str]) -> None:
+    for folder in run.iterdir():
+        if folder.name not in kept:
+            folder.rename(run.parent / f"away-{folder.name}")
+    page = page_of(run)
+    checked(page)
+    assert ("has not been evaluated" in page) == ("evaluate" not in kept)
+    assert ("Data card" in page) == ("data" in kept)
+
+
+def test_metrics_without_the_usual_keys_give_a_page(run: Path) -> None:
+    lines = ['{"step": 0}', '{"step": 1, "loss": NaN}', '{"step": 2, "loss": 3.0, "expert_load": []}', '{"step"']
+    (run / "pretrain" / "metrics.jsonl").write_text("\n".join(lines))
+    checked(page_of(run))
+
+
+def test_what_the_model_says_cannot_become_markup(run: Path) -> None:
+    path = run / "evaluate" / "results.json"
+    results = json.loads(path.read_text())
+    results["samples"]["chats"][0]["answer"] = "<script>alert(1)</script>"
+    results["naming"]["samples"][0]["answers"][0]["answer"] = '"><img src=x>'
+    path.write_text(json.dumps(results))
+    page = page_of(run)
+    assert "<script>" not in page and "<img src=x>" not in page
+
+
+def test_a_parent_written_anew_since_is_told(run: Path) -> None:
+    assert "changed since" not in page_of(run)
+    write_json(run / "data" / "herd.json", world.lineage("data", hash="another"))
+    assert "changed since" in page_of(run)
+
+
+def test_a_stage_in_work_is_named(run: Path) -> None:
+    (run / "dpo.partial").mkdir()
+    assert "Begun and not finished: dpo" in page_of(run)
+
+
+def test_a_folder_without_stages_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HerdError, match="no finished stage"):
+        report(tmp_path, tmp_path / "report")
+    with pytest.raises(HerdError, match="not a folder"):
+        report(tmp_path / "nowhere", tmp_path / "report")
+
+
+def test_active_parameters_count_the_visited_experts_and_no_vision(tmp_path: Path) -> None:
+    tensors = {
+        "language_model.model.layers.0.feed_forward.experts.down_proj": np.zeros((8, 5, 3), np.float32),
+        "language_model.model.embed_tokens.weight": np.zeros((7, 3), np.float32),
+        "vision_model.class_embedding": np.zeros(11, np.float32),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    text = {"num_local_experts": 8, "num_experts_per_tok": 2, "num_hidden_layers": 1, "hidden_size": 3, "vocab_size": 7}
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": text}))
+    size = model_size(tmp_path)
+    assert size is not None and (size.total, size.active) == (120 + 21 + 11, 30 + 21)
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert ticks(0, 10) == [0, 2.5, 5, 7.5, 10]
+    assert ticks(0.013, 0.094) == [0.025, 0.05, 0.075]
+    assert ticks(5, 5) == [5]
+
+
+def test_a_chart_of_thousands_of_steps_stays_small() -> None:
+    points = [(float(step), 5.0 + step % 7) for step in range(20_000)]
+    assert len(line_chart("loss", {"all": points})) < 10_000
+
+
+def test_a_chart_of_nothing_is_left_out() -> None:
+    assert line_chart("loss", {"all": []}) == ""
+
+
+def test_a_heat_map_shows_every_cell() -> None:
+    drawing = heat_map("load", {"a": [1.0] * 16, "b": [0.5] * 16}, note="n")
+    assert drawing.count("<rect") == 32

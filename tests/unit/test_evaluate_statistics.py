@@ -1,0 +1,63 @@
+"""Intervals and ratios against their definitions."""
+
+import math
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from herd.evaluate.statistics import Z_95, Group, ratio_to_control, wilson
+
+
+@given(st.integers(1, 500).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
+def test_wilson_ends_are_the_shares_at_which_the_score_test_just_rejects(case: tuple[int, int]) -> None:
+    hits, count = case
+    low, high = wilson(hits, count)
+    assert 0 <= low <= hits / count <= high <= 1
+    for end in (low, high):
+        if 0 < end < 1:
+            distance = abs(hits / count - end) / math.sqrt(end * (1 - end) / count)
+            assert math.isclose(distance, Z_95, rel_tol=1e-6) or math.isclose(end, hits / count, abs_tol=1e-9)
+
+
+def test_nothing_asked_says_nothing() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def group_of(hits: np.ndarray) -> Group:
+    return Group(pictures=tuple(f"p{index}" for index in range(len(hits))), hit_PP=hits)
+
+
+@given(st.integers(2, 7), st.integers(0, 2**32))
+def test_control_is_the_mean_over_all_rotations(count: int, seed: int) -> None:
+    hits = np.random.default_rng(seed).random((count, count)) < 0.4
+    rotations = [[hits[i, (i + shift) % count] for i in range(count)] for shift in range(1, count)]
+    assert math.isclose(group_of(hits).control, float(np.mean(rotations)))
+    assert math.isclose(ratio_to_control([group_of(hits)], seed=0)["control"], float(np.mean(rotations)))
+
+
+def test_a_control_without_a_hit_counts_as_one_hit() -> None:
+    hits = np.eye(20, dtype=bool)
+    hits[5:, 5:] = False
+    result = ratio_to_control([group_of(hits)], seed=0)
+    assert result["hits"] == 5 and result["control"] == 0
+    assert result["ratio"] == 5  # 5 of 20 against 1 of 20
+    assert result["ratio_low"] < 5 < result["ratio_high"]
+
+
+def test_answers_that_do_not_look_at_the_picture_have_a_ratio_of_one() -> None:
+    # Every picture is called the same, which is right for a third of them.
+    hits = np.repeat((np.arange(60) % 3 == 0)[:, None], 60, axis=1)
+    result = ratio_to_control([group_of(hits), group_of(hits)], seed=0)
+    assert math.isclose(result["ratio"], 1, rel_tol=0.05)
+    assert 0.9 < result["ratio_low"] <= 1 <= result["ratio_high"] < 1.1
+
+
+def test_the_interval_keeps_all_languages_of_a_picture_together() -> None:
+    hits = np.random.default_rng(0).random((40, 40)) < 0.2
+    np.fill_diagonal(hits[:30, :30], True)
+    once = ratio_to_control([group_of(hits)], seed=0)
+    eight_times = ratio_to_control([group_of(hits)] * 8, seed=0)
+    # Eight languages that all say the same are no more evidence than one.
+    width = [result["ratio_high"] - result["ratio_low"] for result in (once, eight_times)]
+    assert math.isclose(width[0], width[1], rel_tol=0.05)
