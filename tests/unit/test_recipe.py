@@ -1,0 +1,221 @@
+"""herd.stages.recipe: what a recipe may say, and which stages run again after what."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from herd.core.errors import HerdError
+from herd.core.files import partial
+from herd.core.lineage import Stage
+from herd.stages.recipe import Step, load_recipe, make_config, recipe_path, run_recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    rate: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    steps: int = 3
+    share: float = 0.5
+    fast: bool = True
+    languages: tuple[str, ...] = ("en",)
+    kind: Literal["muon", "adamw"] = "muon"
+    limit: int | None = None
+    inner: Inner = field(default_factory=lambda: Inner(rate=0.7))
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise HerdError(f"steps={self.steps} is negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needy:
+    path: str
+
+
+def write_stage(config: Settings, *folders: Path) -> Path:
+    """A stage whose file depends on its steps only, not on the share."""
+    *parents, out = folders
+    stage = Stage(out.name, out, config=config, parents={f"from_{parent.name}": parent for parent in parents})
+    (stage.work / "file").write_text(str(config.steps))
+    return stage.finish()
+
+
+def steps() -> list[Step]:
+    return [
+        Step(name="data", config=lambda: Settings, function=write_stage, parents={}),
+        Step(name="train", config=lambda: Settings, function=write_stage, parents={"from_data": "data"}),
+        Step(name="talk", config=lambda: Settings, function=write_stage, parents={"from_train": "train"}),
+    ]
+
+
+def recipe(folder: Path, text: str) -> str:
+    path = folder / "own.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def run(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """Run a recipe; what was said of each stage."""
+    run_recipe(load_recipe(recipe(folder, text), steps()), steps(), folder / "run")
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    return {words[0]: words[1] for words in told if words[1] in {"done", "reused"}}
+
+
+def test_values_take_the_types_of_their_fields(tmp_path: Path):
+    text = """
+    [data]
+    steps = 7
+    share = 1
+    fast = false
+    languages = ["de", "fr"]
+    kind = "adamw"
+    limit = 5
+    [data.inner]
+    betas = [0, 1]
+    """
+    config = load_recipe(recipe(tmp_path, text), steps())["data"]
+    assert config == Settings(
+        steps=7,
+        share=1.0,
+        fast=False,
+        languages=("de", "fr"),
+        kind="adamw",
+        limit=5,
+        inner=Inner(rate=0.7, betas=(0.0, 1.0)),  # the rate as the stage has it, not as Inner would
+    )
+    assert type(config.share) is float
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[dta]", r"unknown table in .*own\.toml: 'dta', did you mean 'data'"),
+        ("[data]\nstep = 3", r"unknown key in .*own\.toml \[data\]: 'step', did you mean 'steps'"),
+        ("[data.inner]\nrat = 3", r"unknown key in .*own\.toml \[data\] inner: 'rat', did you mean 'rate'"),
+        ('[data]\nsteps = "3"', r"own\.toml \[data\] steps = '3' must be int, it is str"),
+        ("[data]\nsteps = true", r"\[data\] steps = True must be int, it is bool"),
+        ("[data]\nsteps = 3.5", r"\[data\] steps = 3\.5 must be int, it is float"),
+        ("[data]\nfast = 1", r"\[data\] fast = 1 must be bool, it is int"),
+        ("[data]\nlimit = 1.5", r"\[data\] limit = 1\.5 must be int, it is float"),
+        ('[data]\nlanguages = "de"', r"\[data\] languages = 'de' must be tuple\[str, \.\.\.\], it is str"),
+        ("[data]\nlanguages = [1]", r"\[data\] languages = 1 must be str, it is int"),
+        ("[data.inner]\nbetas = [1]", r"\[data\] inner betas = \[1\] must be tuple\[float, float\], it is list"),
+        ("[data]\ninner = 3", r"\[data\] inner = 3 must be Inner, it is int"),
+        ('[data]\nkind = "adam"', r"\[data\] kind = 'adam', did you mean 'adamw'"),
+        ("[data]\nkind = 3", r"\[data\] kind = '3', known: adamw, muon"),
+        ("[data]\nsteps = -1", r"own\.toml \[data\]: steps=-1 is negative"),
+        ("data = 3", r"own\.toml: data = 3 stands alone"),
+        ("[data", r"own\.toml is not valid TOML: "),
+        ("[train]", r"\[train\] reads what \[data\] writes: add a table \[data\]"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place_and_value(tmp_path: Path, text: str, told: str):
+    with pytest.raises(HerdError, match=told) as error:
+        load_recipe(recipe(tmp_path, text), steps())
+    assert "\n" not in str(error.value)
+
+
+def test_a_field_that_must_be_said_is_missed():
+    with pytest.raises(HerdError, match=r"\[needy\] lacks path"):
+        make_config(Needy, {}, where="[needy]")
+
+
+def test_recipes_are_found_by_name_and_by_path(tmp_path: Path):
+    assert recipe_path("tiny").name == "tiny.toml"
+    with pytest.raises(HerdError, match="unknown recipe 'tinny', did you mean 'tiny'"):
+        recipe_path("tinny")
+    with pytest.raises(HerdError, match=r"no recipe at .*nowhere\.toml"):
+        recipe_path(str(tmp_path / "nowhere.toml"))
+    assert recipe_path(recipe(tmp_path, "")) == tmp_path / "own.toml"
+
+
+ALL = "[data]\n[train]\n[talk]\n"
+
+
+def test_what_stands_is_reused_and_what_changed_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(tmp_path, ALL, capsys) == {"data": "done", "train": "done", "talk": "done"}
+    assert run(tmp_path, ALL, capsys) == {"data": "reused", "train": "reused", "talk": "reused"}
+    # Another config in the middle, another file from it: the stages from there on.
+    changed = "[data]\n[train]\nsteps = 4\n[talk]\n"
+    assert run(tmp_path, changed, capsys) == {"data": "reused", "train": "done", "talk": "done"}
+    # Another config, but the same file from it: nothing after it has to change.
+    same = "[data]\nshare = 0.25\n[train]\nsteps = 4\n[talk]\n"
+    assert run(tmp_path, same, capsys) == {"data": "done", "train": "reused", "talk": "reused"}
+    # A default that is said aloud is the same config.
+    said = same.replace("[talk]", "[talk]\nsteps = 3")
+    assert run(tmp_path, said, capsys) == {"data": "reused", "train": "reused", "talk": "reused"}
+
+
+def test_a_stage_that_is_not_in_the_recipe_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(tmp_path, "[data]\n", capsys) == {"data": "done"}
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["data"]
+
+
+def test_a_finished_folder_holds_nothing_of_the_runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run(tmp_path, "[data]\n", capsys)
+    assert sorted(path.name for path in (tmp_path / "run" / "data").iterdir()) == ["file", "herd.json"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from test_recipe import Settings
+from herd.core.lineage import Stage
+from herd.stages.recipe import Step, run_recipe
+
+def stopped(config, out):
+    stage = Stage("data", out, config=config, parents={})
+    (stage.work / "half").write_text("1")
+    stage.keep_time()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+step = Step(name="data", config=lambda: Settings, function=stopped, parents={})
+run_recipe({"data": Settings()}, [step], Path("run"))
+"""
+
+
+def test_a_killed_stage_goes_on_unless_its_config_has_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    here = str(Path(__file__).parent)
+    killed = subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, env=os.environ | {"PYTHONPATH": here})
+    assert killed.returncode == -signal.SIGKILL
+    work = partial(tmp_path / "run" / "data")
+    assert (work / "half").exists()
+
+    def go(text: str) -> set[str]:
+        seen: set[str] = set()
+
+        def look(config: Settings, out: Path) -> Path:
+            seen.update(path.name for path in partial(out).iterdir())
+            raise KeyboardInterrupt
+
+        step = Step(name="data", config=lambda: Settings, function=look, parents={})
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(load_recipe(recipe(tmp_path, text), [step]), [step], tmp_path / "run")
+        return seen
+
+    assert "half" in go("[data]\n")
+    assert "half" not in go("[data]\nsteps = 9\n")
+
+
+def test_a_damaged_lineage_stops_the_run_with_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run(tmp_path, ALL, capsys)
+    (tmp_path / "run" / "train" / "herd.json").write_text("{")
+    with pytest.raises(HerdError, match=r"train/herd\.json is not valid JSON"):
+        run(tmp_path, ALL, capsys)
+
+
+def test_the_recipes_of_the_house_fit_its_stages():
+    from herd.cli import STEPS
+
+    for path in recipe_path("tiny").parent.glob("*.toml"):
+        assert load_recipe(path.stem, STEPS), path
