@@ -1,0 +1,308 @@
+"""The smallest OpenAI-compatible server: models, chat completions with pictures, streaming, and a chat page.
+
+One engine serves all requests; each is an `Engine.generate`, closed when its client goes away. Nothing is fetched from
+other hosts, nothing is stored, and nobody is asked for a key: it listens on this machine unless told otherwise.
+"""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import socket
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from herd.core.errors import HerdError
+from herd.engine.engine import Engine, Piece
+from herd.engine.sampler import SamplingParams
+from herd.serve.schema import ApiError, ChatRequest, chat_messages, checked, usage, validation_error
+from herd.serve.session import answering, defaults, fitted
+from herd.serve.stops import StopFilter
+
+if TYPE_CHECKING:
+    from herd.engine.load import Model, Prompt
+
+log = logging.getLogger("herd.serve")
+T = TypeVar("T")
+
+MAX_BODY_BYTES = 64 * 2**20
+PAGE = Path(__file__).parent / "web" / "index.html"
+# The page holds its style and script; model text must not be able to load or run anything even if it got past it.
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+INTERNAL = ApiError("the server failed at this request; its log says why", status=500, code="internal_error")
+LOOPBACK = ("127.0.0.1", "localhost")
+
+
+def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
+    """Serve the model in `folder` until Ctrl-C. Port 0 takes a free one."""
+    from herd.engine.load import load
+
+    listener = listen(host, port)
+    with listener:
+        name = folder.resolve().name
+        app = create_app(
+            load(folder),
+            name=name,
+            params=defaults(folder),
+            # Without this a web page could reach the server by a name of its own that it points to 127.0.0.1.
+            hosts=LOOPBACK if host in LOOPBACK else ("*",),
+        )
+        url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        print(f"Serving {folder} as {name!r}: chat at {url}, API at {url}/v1. Ctrl-C stops.", flush=True)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+        with suppress(KeyboardInterrupt):  # uvicorn has then ended in good order, and passes it on
+            server.run(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, opened before the model is loaded so that a taken port is told at once."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise HerdError(f"cannot listen on {host} port {port} ({reason}): change --host or --port") from None
+
+
+def create_app(
+    model: "Model", *, name: str, params: SamplingParams | None = None, hosts: Sequence[str] = ("*",)
+) -> FastAPI:
+    """The application over one loaded model; `params` are the defaults of a request that does not say."""
+    engine = model.engine()
+    created = int(time.time())
+    card = {"id": name, "object": "model", "created": created, "owned_by": "herd"}
+    page = PAGE.read_text(encoding="utf-8")
+    params = params or SamplingParams()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        engine.close()
+
+    # The interactive documentation of FastAPI loads its script from elsewhere, so it is off; /openapi.json is there.
+    app = FastAPI(title="Herd", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    app.add_exception_handler(ApiError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(HerdError, _mistake)
+    app.add_exception_handler(Exception, _failed)
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def index() -> HTMLResponse:
+        return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"})
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok", "model": name}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [card]}
+
+    @app.get("/v1/models/{model_id:path}")
+    async def one_model(model_id: str) -> dict[str, Any]:
+        _must_be(name, model_id)
+        return card
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        _must_be(name, body.model)
+        messages = await asyncio.to_thread(chat_messages, checked(body))
+        prompt = await asyncio.to_thread(model.render, messages)
+        try:
+            sampling = fitted(
+                prompt,
+                dataclasses.replace(
+                    params,
+                    temperature=params.temperature if body.temperature is None else body.temperature,
+                    top_p=params.top_p if body.top_p is None else body.top_p,
+                    seed=body.seed,
+                ),
+                max_tokens=body.limit,
+                context=engine.capacity,
+            )
+        except HerdError as error:
+            raise ApiError(str(error), param="messages", code="context_length_exceeded") from None
+        pieces = answer(engine, prompt, sampling, body.stops)
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
+        if body.stream:
+            return EventStream(events(pieces, head, prompt, with_usage=body.with_usage))
+        text, reason, num_tokens = await unless_gone(request, joined(pieces))
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": None,
+            "finish_reason": reason,
+        }
+        return JSONResponse(
+            head
+            | {
+                "object": "chat.completion",
+                "choices": [choice],
+                "usage": usage(len(prompt.token_ids), num_tokens),
+            }
+        )
+
+    return app
+
+
+def _must_be(name: str, asked: str) -> None:
+    if asked != name:
+        raise ApiError(
+            f"the model {asked!r} is not served here: use {name!r}", status=404, param="model", code="model_not_found"
+        )
+
+
+async def answer(
+    engine: Engine, prompt: "Prompt", params: SamplingParams, stops: Sequence[str]
+) -> AsyncGenerator[Piece, None]:
+    """The engine's pieces up to the first stop string. The last has a finish reason."""
+    stop = StopFilter(stops)
+    async with answering(engine, prompt, params) as pieces:
+        async for piece in pieces:
+            text = stop.push(piece.text)
+            if stop.stopped:
+                yield dataclasses.replace(piece, text=text, finish_reason="stop")
+                return
+            yield dataclasses.replace(piece, text=text + (stop.flush() if piece.finish_reason else ""))
+
+
+async def joined(pieces: AsyncGenerator[Piece, None]) -> tuple[str, str, int]:
+    """The whole answer: text, finish reason, number of tokens."""
+    text, reason, num_tokens = "", "stop", 0
+    async with aclosing(pieces):
+        async for piece in pieces:
+            text += piece.text
+            num_tokens += len(piece.token_ids)
+            reason = piece.finish_reason or reason
+    return text, reason, num_tokens
+
+
+async def events(
+    pieces: AsyncGenerator[Piece, None], head: dict[str, Any], prompt: "Prompt", *, with_usage: bool
+) -> AsyncGenerator[str, None]:
+    """Server-sent events as OpenAI's client reads them: the role, the text, the finish reason, the usage, `[DONE]`."""
+    extra = {"usage": None} if with_usage else {}
+
+    def chunk(delta: dict[str, str], reason: str | None = None) -> str:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return _event(head | {"object": "chat.completion.chunk", "choices": [choice]} | extra)
+
+    num_tokens = 0
+    try:
+        async with aclosing(pieces):
+            yield chunk({"role": "assistant", "content": ""})
+            async for piece in pieces:
+                num_tokens += len(piece.token_ids)
+                if piece.text:
+                    yield chunk({"content": piece.text})
+                if piece.finish_reason:
+                    yield chunk({}, piece.finish_reason)
+    except Exception as error:
+        # The status line has gone out as 200, so the error travels as an event; OpenAI's client raises it.
+        if not isinstance(error, HerdError):
+            log.error("an answer failed", exc_info=error)
+        yield _event((ApiError(str(error)) if isinstance(error, HerdError) else INTERNAL).body)
+        return
+    if with_usage:
+        tokens = usage(len(prompt.token_ids), num_tokens)
+        yield _event(head | {"object": "chat.completion.chunk", "choices": [], "usage": tokens})
+    yield "data: [DONE]\n\n"
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events whose generator is closed, and with it the generation, however the response ends."""
+
+    def __init__(self, lines: AsyncGenerator[str, None]) -> None:
+        super().__init__(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._lines = lines
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self._lines):
+            await super().stream_response(send)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client goes away."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            # Nobody reads this; 499 is how servers log it.
+            raise ApiError("the client went away", status=499)
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class BodyLimit:
+    """Refuses a request whose body grows past `max_bytes` while it is read."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        num_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self.max_bytes:
+                raise HTTPException(413, f"the request has more than {self.max_bytes // 2**20} MiB: send less")
+            return message
+
+        await self.app(scope, counted, send)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return JSONResponse(error.body, status_code=error.status)
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return await _refused(request, validation_error(list(error.errors())))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return await _refused(request, ApiError(message, status=error.status_code))
+
+
+async def _mistake(request: Request, error: Exception) -> Response:
+    return await _refused(request, ApiError(str(error)))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    # Starlette raises the error again when this has been sent, and uvicorn logs it.
+    return await _refused(request, INTERNAL)

@@ -1,0 +1,52 @@
+"""What terminal and server share: sampling defaults, the room in the context, and answers that can be stopped."""
+
+import dataclasses
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from herd.core.errors import HerdError
+from herd.core.files import read_json
+from herd.engine.engine import Engine, Piece
+from herd.engine.sampler import SamplingParams
+
+if TYPE_CHECKING:
+    from herd.engine.load import Prompt
+
+
+def defaults(folder: Path) -> SamplingParams:
+    """The sampling that the folder's generation_config.json asks for; greedy where it says nothing, as transformers."""
+    path = folder / "generation_config.json"
+    config = read_json(path) if path.exists() else {}
+    if not config.get("do_sample"):
+        return SamplingParams()
+    return SamplingParams(temperature=float(config.get("temperature", 1.0)), top_p=float(config.get("top_p", 1.0)))
+
+
+def fitted(prompt: "Prompt", params: SamplingParams, *, max_tokens: int | None, context: int) -> SamplingParams:
+    """`params` for an answer of at most `max_tokens` (None: as many as the context of the model has room for).
+
+    Raises HerdError when the prompt, or the prompt and `max_tokens` more, do not fit into `context` tokens.
+    """
+    num_tokens = len(prompt.token_ids)
+    room = context - num_tokens
+    if room < 1:
+        raise HerdError(
+            f"the conversation has {num_tokens} tokens, the model's context {context}: leave out earlier messages"
+        )
+    if max_tokens is not None and max_tokens > room:
+        raise HerdError(
+            f"{num_tokens} tokens of conversation and max_tokens={max_tokens} are more than the model's context of "
+            f"{context}: lower max_tokens to {room} or leave out earlier messages"
+        )
+    return dataclasses.replace(params, max_tokens=max_tokens or room)
+
+
+def answering(
+    engine: Engine, prompt: "Prompt", params: SamplingParams
+) -> AbstractAsyncContextManager[AsyncIterator[Piece]]:
+    """The pieces of an answer, for `async with`: leaving the block cancels the generation."""
+    pieces = engine.generate(prompt, params)
+    assert isinstance(pieces, AsyncGenerator)
+    return aclosing(pieces)

@@ -1,0 +1,92 @@
+"""A model without weights, behind the interface of the real one, for the tests of what stands in front of it.
+
+It repeats the user's last message word by word and says how many pictures came with it. "count" makes it count up, one
+number a piece, as long as it is let; "fail" makes it fail. As a program it serves or chats:
+`python fake_herd.py serve PORT` and `python fake_herd.py chat`.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+from herd.engine.engine import Piece
+from herd.engine.load import Prompt
+from herd.engine.sampler import SamplingParams
+
+CONTEXT = 2000
+
+
+class FakeEngine:
+    def __init__(self, *, delay_s: float) -> None:
+        self.delay_s = delay_s
+        self.capacity = CONTEXT
+        self.seen: list[tuple[Prompt, SamplingParams]] = []
+        self.running = 0
+        self.most_running = 0
+        self.num_cancelled = 0
+        self.closed = False
+
+    async def generate(self, prompt: Prompt, params: SamplingParams) -> AsyncIterator[Piece]:
+        self.seen.append((prompt, params))
+        self.running += 1
+        self.most_running = max(self.running, self.most_running)
+        ended = False
+        try:
+            words = self.words(prompt)
+            for number, word in enumerate(words[: params.max_tokens], start=1):
+                await asyncio.sleep(self.delay_s)
+                if word.strip() == "fail":
+                    raise RuntimeError("the fake was told to fail")
+                last = number == min(len(words), params.max_tokens)
+                reason = ("length" if number < len(words) else "stop") if last else None
+                ended = last
+                yield Piece(text=word, token_ids=[number], finish_reason=reason)
+        finally:
+            self.running -= 1
+            self.num_cancelled += not ended
+
+    def words(self, prompt: Prompt) -> list[str]:
+        content = json.loads(bytes(prompt.token_ids))[-1]["content"]
+        parts = [{"text": content}] if isinstance(content, str) else content
+        text = "".join(part.get("text", "") for part in parts)
+        if text == "count":
+            return [f"{n} " for n in range(1, CONTEXT)]
+        num_pictures = sum("image" in part for part in parts)
+        pictures = prompt.tiles[len(prompt.tiles) - num_pictures :]
+        sizes = "".join(f"[{picture.width}x{picture.height}]" for picture in pictures)
+        return [sizes, *(word for word in text.replace(" ", "\0 ").split("\0"))]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeModel:
+    def __init__(self, *, delay_s: float = 0.0) -> None:
+        self.delay_s = delay_s
+
+    def engine(self) -> FakeEngine:
+        self.last_engine = FakeEngine(delay_s=self.delay_s)
+        return self.last_engine
+
+    def render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True) -> Prompt:
+        parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
+        images = tuple(part["image"] for part in parts if part["type"] == "image")
+        text = json.dumps(messages, default=lambda image: "", ensure_ascii=False)
+        return Prompt(token_ids=list(text.encode()), tiles=images)
+
+
+if __name__ == "__main__":
+    from herd.serve import api, terminal
+
+    model = FakeModel(delay_s=0.02)
+    if sys.argv[1] == "serve":
+        import uvicorn
+
+        listener = api.listen("127.0.0.1", 0)
+        print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+        config = uvicorn.Config(api.create_app(model, name="fake"), log_level="warning", timeout_graceful_shutdown=1)
+        uvicorn.Server(config).run(sockets=[listener])
+    else:
+        terminal.converse(terminal.Conversation(model, SamplingParams(max_tokens=CONTEXT), system=None), name="fake")

@@ -1,0 +1,297 @@
+"""The server in front of a model without weights, spoken to by OpenAI's own client and by raw requests."""
+
+import base64
+import http.client
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import openai
+import pytest
+import uvicorn
+from fake_herd import CONTEXT, FakeModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from herd.core.errors import HerdError
+from herd.engine.sampler import SamplingParams
+from herd.serve import api
+
+
+@dataclass
+class Running:
+    model: FakeModel
+    port: int
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0)
+
+    def ask(self, text: object, **options: object) -> object:
+        messages = [{"role": "user", "content": text}]
+        return self.client.chat.completions.create(model="fake", messages=messages, **options)
+
+    def raw(
+        self, body: bytes, *, path: str = "/v1/chat/completions", method: str = "POST", **headers: str
+    ) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        named = {name.replace("_", "-"): text for name, text in headers.items()}
+        connection.request(method, path, body, {"Content-Type": "application/json"} | named)
+        response = connection.getresponse()
+        return response.status, response.read()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    model = FakeModel(delay_s=0.002)
+    listener = api.listen("127.0.0.1", 0)
+    app = api.create_app(model, name="fake", params=SamplingParams(top_p=0.9), hosts=api.LOOPBACK)
+    running = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield Running(model, listener.getsockname()[1])
+    running.should_exit = True
+    thread.join(10)
+    assert model.last_engine.closed
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 5
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return holds()
+
+
+def picture(width: int, height: int) -> dict[str, object]:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "blue").save(file, "PNG")
+    return {
+        "type": "image_url",
+        "image_url": {"url": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()},
+    }
+
+
+def test_the_one_model_is_listed_and_found_by_name(server):
+    assert [model.id for model in server.client.models.list()] == ["fake"]
+    assert server.client.models.retrieve("fake").id == "fake"
+    with pytest.raises(openai.NotFoundError, match="'fake'"):
+        server.client.models.retrieve("org/other")
+
+
+def test_a_plain_answer_has_text_reason_and_usage(server):
+    answer = server.ask("one two three")
+    assert answer.choices[0].message.content == "one two three"
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].finish_reason == "stop"
+    prompt, _ = server.model.last_engine.seen[-1]
+    assert answer.usage.prompt_tokens == len(prompt.token_ids)
+    assert answer.usage.completion_tokens == 4
+    assert answer.usage.total_tokens == len(prompt.token_ids) + 4
+
+
+def test_a_stream_says_the_role_first_the_reason_last_and_joins_to_the_plain_answer(server):
+    chunks = list(server.ask("eins zwei drei — ёж 🦔", stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "eins zwei drei — ёж 🦔"
+    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert all(chunk.usage is None for chunk in chunks)
+
+
+def test_usage_comes_in_a_last_chunk_of_a_stream_when_asked_for(server):
+    *chunks, last = server.ask("a b", stream=True, stream_options={"include_usage": True})
+    assert all(chunk.usage is None and chunk.choices for chunk in chunks)
+    assert last.choices == []
+    assert last.usage.completion_tokens == 3
+
+
+def test_a_stream_ends_with_done(server):
+    body = {"model": "fake", "messages": [{"role": "user", "content": "a"}], "stream": True}
+    status, events = server.raw(json.dumps(body).encode())
+    assert status == 200
+    lines = [line for line in events.decode().split("\n\n") if line]
+    assert lines[-1] == "data: [DONE]"
+    assert all(json.loads(line.removeprefix("data: "))["object"] == "chat.completion.chunk" for line in lines[:-1])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_limit_of_tokens_gives_the_reason_length(server, stream):
+    answer = server.ask("count", max_completion_tokens=3, stream=stream)
+    reason = list(answer)[-1].choices[0].finish_reason if stream else answer.choices[0].finish_reason
+    assert reason == "length"
+    assert server.model.last_engine.seen[-1][1].max_tokens == 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_ends_the_answer_and_the_generation(server, stream):
+    before = server.model.last_engine.num_cancelled
+    answer = server.ask("count", stop=["5 6", "never"], stream=stream)
+    if stream:
+        chunks = list(answer)
+        text, reason = "".join(c.choices[0].delta.content or "" for c in chunks), chunks[-1].choices[0].finish_reason
+    else:
+        text, reason = answer.choices[0].message.content, answer.choices[0].finish_reason
+    assert (text, reason) == ("1 2 3 4 ", "stop")
+    assert eventually(lambda: server.model.last_engine.num_cancelled == before + 1)
+
+
+def test_sampling_is_as_asked_or_as_the_folder_says(server):
+    server.ask("a", temperature=0.5, seed=7)
+    params = server.model.last_engine.seen[-1][1]
+    assert (params.temperature, params.top_p, params.seed) == (0.5, 0.9, 7)
+    server.ask("a", temperature=0, top_p=0.1)
+    params = server.model.last_engine.seen[-1][1]
+    assert (params.temperature, params.top_p, params.seed) == (0, 0.1, None)
+
+
+def test_without_a_limit_the_answer_may_fill_the_context(server):
+    server.ask("a")
+    prompt, params = server.model.last_engine.seen[-1]
+    assert len(prompt.token_ids) + params.max_tokens == CONTEXT
+
+
+def test_pictures_reach_the_model_in_their_order(server):
+    answer = server.ask([picture(3, 2), {"type": "text", "text": "and"}, picture(5, 4)])
+    assert answer.choices[0].message.content == "[3x2][5x4]and"
+
+
+def test_an_answer_of_the_client_can_be_sent_back(server):
+    first = server.ask("a b")
+    messages = [{"role": "user", "content": "a b"}, first.choices[0].message, {"role": "user", "content": "c"}]
+    second = server.client.chat.completions.create(model="fake", messages=messages)
+    assert second.choices[0].message.content == "c"
+
+
+def test_an_answer_can_be_told_to_the_client_as_an_error_with_its_field(server):
+    with pytest.raises(openai.BadRequestError) as caught:
+        server.ask("a", n=2)
+    assert (caught.value.param, caught.value.code, caught.value.type) == (
+        "n",
+        "unsupported_parameter",
+        "invalid_request_error",
+    )
+    with pytest.raises(openai.BadRequestError) as caught:
+        server.ask([{"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}}])
+    assert caught.value.param == "messages[0].content[0].image_url"
+
+
+def test_another_model_is_not_found(server):
+    with pytest.raises(openai.NotFoundError, match="use 'fake'") as caught:
+        server.client.chat.completions.create(model="gpt", messages=[{"role": "user", "content": "a"}])
+    assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
+
+
+@pytest.mark.parametrize("options", [{}, {"stream": True}])
+def test_a_conversation_past_the_context_is_refused_before_anything_is_sent(server, options):
+    with pytest.raises(openai.BadRequestError, match=f"context {CONTEXT}") as caught:
+        server.ask("long " * CONTEXT, **options)
+    assert (caught.value.param, caught.value.code) == ("messages", "context_length_exceeded")
+    with pytest.raises(openai.BadRequestError, match="lower max_tokens to"):
+        server.ask("a", max_tokens=CONTEXT, **options)
+
+
+def test_a_failure_inside_a_stream_reaches_the_client_as_an_error_without_its_innards(server):
+    with pytest.raises(openai.APIError, match="its log says why") as caught:
+        list(server.ask("so far fail", stream=True))
+    assert "fake was told" not in str(caught.value)
+    with pytest.raises(openai.InternalServerError, match="its log says why"):
+        server.ask("fail")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"{", "not valid JSON"),
+        (b"", "JSON"),
+        (b"[]", "JSON object"),
+        (b"\xff", "body"),
+        (b"[" * 200_000, "body"),
+        (b'{"model": "fake", "messages": [{"role": "user", "content": "a"}], "temperature": NaN}', "temperature"),
+        (b'{"model": "fake", "messages": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
+    ],
+)
+def test_a_body_that_is_no_request_is_refused_in_openais_shape(server, body, says):
+    status, answer = server.raw(body)
+    error = json.loads(answer)["error"]
+    assert status == 400
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert says in error["message"]
+
+
+def test_only_json_is_taken_so_no_page_of_another_site_can_send_a_request_unasked(server):
+    body = b'{"model": "fake", "messages": [{"role": "user", "content": "a"}]}'
+    status, answer = server.raw(body, Content_Type="text/plain")
+    assert status == 400
+    assert "application/json" in json.loads(answer)["error"]["message"]
+
+
+def test_a_request_under_a_foreign_host_name_is_refused(server):
+    assert server.raw(b"", path="/health", method="GET", Host="localhost:1")[0] == 200
+    assert server.raw(b"", path="/health", method="GET", Host="evil.example")[0] == 400
+
+
+def test_a_body_past_the_limit_is_refused(server, monkeypatch):
+    status, answer = server.raw(b"[" + b" " * api.MAX_BODY_BYTES + b"]")
+    assert status == 413
+    assert "MiB" in json.loads(answer)["error"]["message"]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/v1/chat/completions", 405)])
+def test_a_wrong_address_is_told_in_openais_shape(server, method, path, status):
+    got, answer = server.raw(b"", method=method, path=path)
+    assert got == status
+    assert path in json.loads(answer)["error"]["message"]
+
+
+def test_the_page_loads_nothing_from_elsewhere(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection.request("GET", "/")
+    response = connection.getresponse()
+    page = response.read().decode()
+    assert response.headers["Content-Security-Policy"].startswith("default-src 'none'")
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in page
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_ends_its_generation(server, stream):
+    engine = server.model.last_engine
+    before = engine.num_cancelled
+    body = {"model": "fake", "messages": [{"role": "user", "content": "count"}], "stream": stream}
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+    assert eventually(lambda: engine.running == 1)
+    if stream:
+        connection.getresponse().read(10)
+    connection.close()
+    assert eventually(lambda: engine.num_cancelled == before + 1)
+    assert engine.running == 0
+
+
+def test_requests_run_at_the_same_time(server):
+    server.model.last_engine.most_running = 0
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda n: server.ask("count", max_tokens=40 + n), range(4)))
+    assert server.model.last_engine.most_running == 4
+    assert [answer.usage.completion_tokens for answer in answers] == [40, 41, 42, 43]
+
+
+@settings(max_examples=30, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=60))
+def test_any_text_comes_back_through_a_stream_unchanged(server, text):
+    chunks = server.ask(text, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
+
+
+def test_a_port_in_use_is_told_in_one_line(server):
+    with pytest.raises(HerdError, match=f"cannot listen on 127.0.0.1 port {server.port} .*--port"):
+        api.listen("127.0.0.1", server.port)
+    with pytest.raises(HerdError, match="port 70000"):
+        api.listen("127.0.0.1", 70000)
+    with pytest.raises(HerdError, match=r"no\.such\.host"):
+        api.listen("no.such.host.invalid", 8000)

@@ -1,0 +1,244 @@
+"""Requests: what is honoured, what is refused by name, and that nothing falls between."""
+
+import base64
+import io
+import re
+from typing import get_type_hints
+
+import pytest
+from fastapi.exceptions import RequestValidationError
+from hypothesis import given
+from hypothesis import strategies as st
+from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
+from PIL import Image
+from pydantic import ValidationError
+
+from herd.core.errors import HerdError
+from herd.serve import schema
+from herd.serve.schema import ApiError, ChatRequest, chat_messages, checked, data_url, validation_error
+
+PLAIN = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+
+
+def png(width: int = 3, height: int = 2) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(file, "PNG")
+    return file.getvalue()
+
+
+def url(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def image(address: str, **more: str) -> dict[str, object]:
+    return {"type": "image_url", "image_url": {"url": address, **more}}
+
+
+def parse(**fields: object) -> ChatRequest:
+    return checked(ChatRequest.model_validate({**PLAIN, **fields}))
+
+
+def refused(**fields: object) -> ApiError:
+    """The refusal of a request with these fields, through validation and decoding."""
+    with pytest.raises((ApiError, ValidationError)) as caught:
+        chat_messages(parse(**fields))
+    if isinstance(caught.value, ApiError):
+        return caught.value
+    return validation_error(RequestValidationError(caught.value.errors()).errors())
+
+
+def user(*parts: object) -> list[dict[str, object]]:
+    return [{"role": "user", "content": list(parts)}]
+
+
+def test_every_field_of_openai_is_honoured_ignored_or_refused_and_no_other():
+    ours = {*ChatRequest.model_fields, *schema.IGNORED, *schema.UNSUPPORTED}
+    assert ours == set(get_type_hints(CompletionCreateParamsNonStreaming))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 2),
+        ("n", True),
+        ("tools", [{"type": "function"}]),
+        ("response_format", {"type": "json_object"}),
+        ("logprobs", True),
+        ("top_logprobs", 3),
+        ("logit_bias", {"1": 5}),
+        ("frequency_penalty", 0.5),
+        ("presence_penalty", -1),
+        ("modalities", ["text", "audio"]),
+        ("audio", {"voice": "alloy"}),
+        ("reasoning_effort", "high"),
+        ("service_tier", "priority"),
+        ("tool_choice", "auto"),
+    ],
+)
+def test_a_field_that_cannot_be_honoured_is_refused_by_name(field, value):
+    error = refused(**{field: value})
+    assert (error.param, error.code) == (field, "unsupported_parameter")
+    assert field in error.message
+
+
+def test_values_that_ask_for_nothing_pass():
+    neutral = {field: values[0] for field, values in schema.UNSUPPORTED.items() if values}
+    assert parse(**neutral) == parse(**dict.fromkeys(schema.UNSUPPORTED)) == parse()
+    assert parse(frequency_penalty=0.0) == parse()
+
+
+def test_bookkeeping_fields_change_nothing():
+    assert parse(user="u", store=True, metadata={"a": "b"}, safety_identifier="x") == parse()
+
+
+def test_an_unknown_field_is_refused_with_the_nearest_name():
+    error = refused(temprature=1)
+    assert (error.param, error.code) == ("temprature", "unknown_parameter")
+    assert "did you mean 'temperature'?" in error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": None}, "messages"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "x", "name": "Ada"}]}, "messages[0].name"),
+        ({"messages": user({"type": "video_url"})}, "messages[0].content[0]"),
+        ({"messages": user({"type": "text"})}, "messages[0].content[0].text"),
+        ({"messages": user("x")}, "messages[0].content[0]"),
+        ({"messages": user({"type": "text", "text": "x"}, image(""))}, "messages[0].content[1].image_url"),
+        ({"messages": user(image(url(b"x"), detail="low"))}, "messages[0].content[0].image_url.detail"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
+        ({"messages": [{"role": "system", "content": [image(url(png()))]}]}, "messages[0].content[0]"),
+        ({"model": 3}, "model"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": "0.5"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
+        ({"seed": 2**63}, "seed"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["a", ""]}, "stop[1]"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"include_usge": True}}, "stream_options.include_usge"),
+    ],
+)
+def test_a_broken_request_is_refused_with_the_field_at_fault(fields, param):
+    error = refused(**fields)
+    assert error.param == param
+    assert error.status == 400
+    assert param.split(".")[0].split("[")[0] in error.message
+    assert "\n" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("https://example.com/cat.png", "does not do"),
+        ("HTTP://example.com/cat.png", "does not do"),
+        ("file:///etc/passwd", "does not do"),
+        ("/etc/passwd", "not a base64 data: URL"),
+        ("data:image/png,abc", "not a base64 data: URL"),
+        ("data:image/png;base64,", "empty"),
+        ("data:image/png;base64,a", "broken"),
+        ("data:image/png;base64,*€*", "broken"),
+        (url(b"no picture"), "not a readable picture"),
+        (url(png()[:45]), "not a readable picture"),
+    ],
+)
+def test_only_a_readable_picture_in_a_data_url_is_taken(address, says):
+    error = refused(messages=user(image(address)))
+    assert says in error.message
+    assert error.param == "messages[0].content[0].image_url"
+
+
+def test_a_picture_past_the_limit_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(schema, "MAX_IMAGE_BYTES", 2**20)
+    assert len(data_url(url(bytes(2**20)))) == 2**20
+    with pytest.raises(HerdError, match="more than 1 MiB"):
+        data_url(url(bytes(2**20 + 9)))
+
+
+@given(st.binary(min_size=1, max_size=200), st.integers(0, 200))
+def test_a_data_url_gives_back_its_bytes_however_its_base64_is_wrapped(data, at):
+    text = base64.b64encode(data).decode()
+    assert data_url(f"data:image/webp;name=x;base64,{text[:at]}\r\n {text[at:]}") == data
+
+
+def test_text_and_several_pictures_keep_their_order():
+    parts = [image(url(png(3, 2))), {"type": "text", "text": "between"}, image(url(png(5, 4)), detail="auto")]
+    messages = chat_messages(parse(messages=[{"role": "developer", "content": "be brief"}, *user(*parts)]))
+    assert messages[0] == {"role": "system", "content": "be brief"}
+    first, text, second = messages[1]["content"]
+    assert (first["image"].size, text, second["image"].size) == ((3, 2), {"type": "text", "text": "between"}, (5, 4))
+
+
+def test_an_answer_sent_back_as_the_client_dumps_it_passes():
+    answer = {"role": "assistant", "content": "hi"}
+    dumped = {**answer, "refusal": None, "annotations": [], "tool_calls": None, "audio": None}
+    assert chat_messages(parse(messages=[dumped, *PLAIN["messages"]]))[0] == answer
+
+
+def test_either_name_of_the_limit_counts():
+    assert parse(max_tokens=5).limit == parse(max_completion_tokens=5).limit == 5
+    assert parse(max_tokens=5, max_completion_tokens=5).limit == 5
+    assert parse().limit is None
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+fields = st.sampled_from(sorted({*ChatRequest.model_fields, *schema.UNSUPPORTED, *schema.IGNORED}))
+
+
+part_kinds = st.sampled_from(["text", "image_url", "video_url"]) | json_values
+parts = json_values | st.fixed_dictionaries(
+    {},
+    optional={
+        "type": part_kinds,
+        "text": json_values,
+        "image_url": json_values | st.dictionaries(st.just("url"), json_values),
+    },
+)
+messages = st.lists(
+    json_values
+    | st.fixed_dictionaries(
+        {},
+        optional={
+            "role": st.sampled_from(["user", "system"]) | json_values,
+            "content": st.lists(parts, max_size=2) | json_values,
+            "name": json_values,
+        },
+    ),
+    max_size=2,
+)
+
+
+@given(st.dictionaries(fields, json_values, max_size=4), messages | st.just(PLAIN["messages"]))
+def test_any_json_is_taken_or_refused_in_one_line(body, messages):
+    body = {"messages": messages} | body
+    try:
+        chat_messages(checked(ChatRequest.model_validate({**PLAIN, **body})))
+    except ApiError as error:
+        refusal = error
+    except ValidationError as error:
+        refusal = validation_error(RequestValidationError(error.errors()).errors())
+    else:
+        return
+    assert refusal.param is not None
+    assert re.fullmatch(r"[a-z_]+([.\[].*)?", refusal.param)
+    assert refusal.message
+    assert len(refusal.message) < 400
