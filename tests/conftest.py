@@ -1,4 +1,4 @@
-"""What holds for all tests: two threads, no network, and annotations that are checked."""
+"""What holds for all tests: two threads, no network, shapes that are checked, and a tiny model folder to stand on."""
 
 import os
 
@@ -6,3 +6,11 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+from jaxtyping import install_import_hook
+
+# Where signatures tell shapes, every call that a test makes is checked against them; never at run time.
+CHECKED = ["herd.data.image", "herd.engine.sampler", "herd.model", "herd.train.balance", "herd.train.losses"]
+install_import_hook(CHECKED, "beartype.beartype")
+
+pytest_plugins = ["model_folder"]  # the fixture `tiny_folder`
