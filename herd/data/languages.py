@@ -1,4 +1,4 @@
-"""Which language a text is in: fastText's small model (offline) for Latin scripts, the letters themselves for others."""
+"""Which language a text is in: by fastText's small model (offline) for Latin scripts, by the letters for others."""
 
 import re
 from functools import cache

@@ -1,4 +1,4 @@
-"""What things are called in thirteen languages: emoji and countries (CLDR, world-countries), capitals, stamps' captions.
+"""What things are called in thirteen languages: emoji, countries and capitals (CLDR, world-countries), stamps.
 
 A name is what a question about a picture is answered with, so it is short and bare: no article, no final stop.
 """
@@ -15,7 +15,8 @@ from herd.data.languages import SCRIPTS
 MAX_NAME_CHARS = 40
 MAX_NAME_WORDS = 4
 MAX_NAME_CHARS_DENSE = 12
-"""In Chinese and Japanese, which put no spaces between words. A longer caption describes rather than names; it is kept as a caption only."""
+"""In Chinese and Japanese, which put no spaces between words. A longer caption describes rather than names, and is kept
+as a caption only."""
 
 _ARTICLES: dict[str, str] = {
     "en": r"(an?|the|some) ",
@@ -117,16 +118,16 @@ def country_names(packs: dict[str, Pack]) -> dict[str, dict[str, str]]:
 def capital_names(packs: dict[str, Pack]) -> dict[str, dict[str, str]]:
     """By country's two-letter code and language.
 
-    English names are world-countries'. In other languages they are CLDR's names for the time zones that are called after
-    the city (in Latin scripts, where CLDR gives none, the English one, as is its rule); so a capital that has no time
-    zone of its own is named in English only.
+    English names are world-countries'. In other languages they are CLDR's names for the time zones that are called
+    after the city (in Latin scripts, where CLDR gives none, the English one, as is its rule); so a capital that has no
+    time zone of its own is named in English only. Countries with several capitals, or none, are left out.
     """
     if "world-countries" not in packs:
         return {}
     capitals = {
         country["cca2"]: country["capital"][0]
         for country in json.loads(packs["world-countries"].read("countries.json"))
-        if country["capital"]
+        if len(country["capital"]) == 1
     }
     names = {code: {"en": capital} for code, capital in capitals.items()}
     if "cldr-dates-full" not in packs:

@@ -166,33 +166,45 @@ def clips(packs: dict[str, Pack], *, num: int, heldout: float) -> list[Clip]:
     if "@lobehub/fluent-emoji-anim-1" not in packs or not names:
         return []
     pack = packs["@lobehub/fluent-emoji-anim-1"]
-    found: list[Clip] = []
+    moving: list[str] = []
     for name in shuffled(pack.names(".webp")):
-        if len(found) == num:
+        if len(moving) == num:
             break
-        code = name.removeprefix("assets/").removesuffix(".webp")
-        called = _emoji_called(code, names)
-        animation = Image.open(io.BytesIO(pack.read(name)))
-        count = getattr(animation, "n_frames", 1)
-        if not called or count < 2:
-            continue
-        wanted = [round(i * (count - 1) / (CLIP_FRAMES - 1)) for i in range(CLIP_FRAMES)]
-        frames, seconds = [], []
-        for index in sorted(set(wanted)):
-            animation.seek(index)
-            frames.append(_png(on_white(animation.convert("RGBA")), CLIP_PX))
-            seconds.append(round(animation.info["timestamp"] / 1000, 3))
-        found.append(
-            Clip(
-                id=f"clip/{code}",
-                split="heldout" if held_out("clip", code, share=heldout) else "train",
-                subject=code,
-                frames=frames,
-                seconds=seconds,
-                names=called,
-            )
+        if _emoji_called(_code(name), names) and getattr(_opened(pack, name), "n_frames", 1) > 1:
+            moving.append(name)
+
+    def make(name: str) -> Clip:
+        code = _code(name)
+        frames, seconds = _sampled(_opened(pack, name))
+        return Clip(
+            id=f"clip/{code}",
+            split="heldout" if held_out("clip", code, share=heldout) else "train",
+            subject=code,
+            frames=frames,
+            seconds=seconds,
+            names=_emoji_called(code, names),
         )
-    return sorted(found, key=lambda clip: clip.id)
+
+    return list(_in_threads(make, sorted(moving)))
+
+
+def _code(name: str) -> str:
+    return name.removeprefix("assets/").removesuffix(".webp")
+
+
+def _opened(pack: Pack, name: str) -> Image.Image:
+    return Image.open(io.BytesIO(pack.read(name)))
+
+
+def _sampled(animation: Image.Image) -> tuple[list[bytes], list[float]]:
+    """CLIP_FRAMES frames, evenly spread from the first to the last, and the times at which they are shown."""
+    last = animation.n_frames - 1  # type: ignore[attr-defined]
+    frames, seconds = [], []
+    for index in sorted({round(i * last / (CLIP_FRAMES - 1)) for i in range(CLIP_FRAMES)}):
+        animation.seek(index)
+        frames.append(_png(on_white(animation.convert("RGBA")), CLIP_PX))
+        seconds.append(round(animation.info["timestamp"] / 1000, 3))
+    return frames, seconds
 
 
 def _captions(text: str) -> dict[str, str]:

@@ -25,7 +25,7 @@ def split_documents(documents: Sequence[Document], *, share: float, least_bytes:
         total[document.language] += len(document.text.encode())
         pages.setdefault((document.language, document.page), []).append(document)
     held: Counter[str] = Counter()
-    places = {}
+    places: dict[str, str] = {}
     for language, page in sorted(pages, key=lambda key: digest(key[1])):
         members = pages[language, page]
         wanted = min(max(share * total[language], least_bytes), total[language] / 5)

@@ -1,7 +1,7 @@
 """Tasks whose answers can be checked, from reasoning-gym's generators: sums, legs, equations, words backward.
 
-The generators run from the cached package as it is. Importing `reasoning_gym` itself would pull in all its 106 tasks and
-eleven more dependencies; so its package names are given to the few modules that are needed without running the
+The generators run from the cached package as it is. Importing `reasoning_gym` itself would pull in all its 106 tasks
+and eleven more dependencies; so its package names are given to the few modules that are needed without running the
 packages' own `__init__`.
 """
 

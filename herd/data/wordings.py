@@ -8,13 +8,28 @@ NAME: dict[str, tuple[str, ...]] = {
     "de": ("Was ist das?", "Nenne, was das Bild zeigt.", "Was siehst du hier?", "Was ist auf dem Bild?"),
     "fr": ("Qu'est-ce que c'est ?", "Nomme ce que montre l'image.", "Que vois-tu ici ?", "Qu'y a-t-il sur l'image ?"),
     "es": ("¿Qué es esto?", "Nombra lo que muestra la imagen.", "¿Qué ves aquí?", "¿Qué hay en la imagen?"),
-    "it": ("Che cos'è?", "Di' il nome di ciò che mostra l'immagine.", "Che cosa vedi qui?", "Che cosa c'è nell'immagine?"),
+    "it": (
+        "Che cos'è?",
+        "Di' il nome di ciò che mostra l'immagine.",
+        "Che cosa vedi qui?",
+        "Che cosa c'è nell'immagine?",
+    ),
     "pt": ("O que é isto?", "Diga o nome do que a imagem mostra.", "O que vê aqui?", "O que há na imagem?"),
     "ru": ("Что это?", "Назови, что изображено на картинке.", "Что ты здесь видишь?", "Что на картинке?"),
-    "ja": ("これは何ですか。", "絵に描かれているものの名前を答えてください。", "ここに何が見えますか。", "この画像には何がありますか。"),
+    "ja": (
+        "これは何ですか。",
+        "絵に描かれているものの名前を答えてください。",
+        "ここに何が見えますか。",
+        "この画像には何がありますか。",
+    ),
     "zh": ("这是什么？", "请说出图中事物的名称。", "你在这里看到了什么？", "图片里有什么？"),
     "vi": ("Đây là gì?", "Hãy gọi tên thứ trong hình.", "Bạn thấy gì ở đây?", "Trong hình có gì?"),
-    "id": ("Apa ini?", "Sebutkan apa yang ditunjukkan gambar.", "Apa yang kamu lihat di sini?", "Ada apa di gambar ini?"),
+    "id": (
+        "Apa ini?",
+        "Sebutkan apa yang ditunjukkan gambar.",
+        "Apa yang kamu lihat di sini?",
+        "Ada apa di gambar ini?",
+    ),
     "hi": ("यह क्या है?", "चित्र में क्या दिखाया गया है, उसका नाम बताइए।", "आपको यहाँ क्या दिख रहा है?", "चित्र में क्या है?"),
     "ar": ("ما هذا؟", "اذكر اسم ما تظهره الصورة.", "ماذا ترى هنا؟", "ماذا يوجد في الصورة؟"),
 }
@@ -157,16 +172,28 @@ IDENTITY: dict[str, tuple[tuple[str, ...], str]] = {
 SMALL_TALK: dict[str, tuple[tuple[str, str], ...]] = {
     "en": (("Hello!", "Hello! How can I help?"), ("Thank you.", "You are welcome."), ("Goodbye.", "Goodbye!")),
     "de": (("Hallo!", "Hallo! Wie kann ich helfen?"), ("Danke.", "Gern geschehen."), ("Tschüss.", "Auf Wiedersehen!")),
-    "fr": (("Bonjour !", "Bonjour ! Comment puis-je aider ?"), ("Merci.", "Je vous en prie."), ("Salut.", "Au revoir !")),
+    "fr": (
+        ("Bonjour !", "Bonjour ! Comment puis-je aider ?"),
+        ("Merci.", "Je vous en prie."),
+        ("Salut.", "Au revoir !"),
+    ),
     "es": (("¡Hola!", "¡Hola! ¿En qué puedo ayudar?"), ("Gracias.", "De nada."), ("Adiós.", "¡Hasta luego!")),
     "it": (("Ciao!", "Ciao! Come posso aiutare?"), ("Grazie.", "Prego."), ("Arrivederci.", "Arrivederci!")),
     "pt": (("Olá!", "Olá! Como posso ajudar?"), ("Obrigado.", "De nada."), ("Adeus.", "Até logo!")),
     "ru": (("Привет!", "Привет! Чем могу помочь?"), ("Спасибо.", "Пожалуйста."), ("Пока.", "До свидания!")),
-    "ja": (("こんにちは。", "こんにちは。何かお手伝いしましょうか。"), ("ありがとう。", "どういたしまして。"), ("さようなら。", "さようなら。")),
+    "ja": (
+        ("こんにちは。", "こんにちは。何かお手伝いしましょうか。"),
+        ("ありがとう。", "どういたしまして。"),
+        ("さようなら。", "さようなら。"),
+    ),
     "zh": (("你好！", "你好！有什么可以帮忙的吗？"), ("谢谢。", "不客气。"), ("再见。", "再见！")),
     "vi": (("Xin chào!", "Xin chào! Tôi có thể giúp gì?"), ("Cảm ơn.", "Không có gì."), ("Tạm biệt.", "Hẹn gặp lại!")),
-    "id": (("Halo!", "Halo! Ada yang bisa saya bantu?"), ("Terima kasih.", "Sama-sama."), ("Selamat tinggal.", "Sampai jumpa!")),
+    "id": (
+        ("Halo!", "Halo! Ada yang bisa saya bantu?"),
+        ("Terima kasih.", "Sama-sama."),
+        ("Selamat tinggal.", "Sampai jumpa!"),
+    ),
     "hi": (("नमस्ते!", "नमस्ते! मैं कैसे मदद कर सकता हूँ?"), ("धन्यवाद।", "आपका स्वागत है।"), ("अलविदा।", "फिर मिलेंगे!")),
     "ar": (("مرحبا!", "مرحبا! كيف يمكنني المساعدة؟"), ("شكرا.", "عفوا."), ("وداعا.", "إلى اللقاء!")),
-}  # fmt: skip
+}
 """What chatterbot's dialogues lack in some languages and no chat can do without."""

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet as parquet
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -23,6 +21,7 @@ from herd.config import LANGUAGES
 from herd.core.errors import HerdError
 from herd.core.files import partial, write_json
 from herd.core.lineage import Stage
+from herd.data import tables
 from herd.data.dedup import deduplicate
 from herd.data.dialogues import Caps, Chat, all_chats
 from herd.data.fetch import Fetched, fetch
@@ -71,7 +70,12 @@ class DataConfig:
         for name in ("heldout", "heldout_subjects", "heldout_pairs"):
             if not 0 < getattr(self, name) < 1:
                 raise HerdError(f"{name}={getattr(self, name)} is not a share between 0 and 1")
-        for name, least in (("english_bytes", 10_000), ("other_bytes", 10_000), ("picture_px", 64), ("vocab_size", 300)):
+        for name, least in (
+            ("english_bytes", 10_000),
+            ("other_bytes", 10_000),
+            ("picture_px", 64),
+            ("vocab_size", 300),
+        ):
             if getattr(self, name) < least:
                 raise HerdError(f"{name}={getattr(self, name)} is too small: at least {least}")
 
@@ -166,7 +170,7 @@ def _text(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
         }
         for document in documents
     ]
-    _write_table(work / "text.parquet", rows, _TEXT)
+    tables.write(work / "text.parquet", rows, tables.TEXT)
     counts = {
         language: {split: {"documents": 0, "bytes": 0} for split in ("train", "heldout")} for language in LANGUAGES
     }
@@ -184,46 +188,49 @@ def _pictures(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
     if not pictures:
         raise HerdError("the packages gave no pictures: run `herd data fetch` and see what it leaves out")
     rows = [
-        {**asdict(picture), "names": _json(picture.names), "captions": _json(picture.captions)} for picture in pictures
+        {**asdict(picture), "names": tables.to_json(picture.names), "captions": tables.to_json(picture.captions)}
+        for picture in pictures
     ]
-    _write_table(work / "pictures.parquet", rows, _PICTURES)
+    tables.write(work / "pictures.parquet", rows, tables.PICTURES)
     counts = Counter((picture.source, picture.split) for picture in pictures)
     return {"pictures": {f"{source} {split}": count for (source, split), count in sorted(counts.items())}}
 
 
 def _clips(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
     found = clips(fetched.packs, num=cfg.clips, heldout=cfg.heldout_subjects)
-    _write_table(work / "clips.parquet", [{**asdict(clip), "names": _json(clip.names)} for clip in found], _CLIPS)
+    tables.write(
+        work / "clips.parquet", [{**asdict(clip), "names": tables.to_json(clip.names)} for clip in found], tables.CLIPS
+    )
     return {"clips": dict(sorted(Counter(clip.split for clip in found).items()))}
 
 
 def _chats(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
     pictures = [
         Picture(**{**row, "png": b"", "names": json.loads(row["names"]), "captions": json.loads(row["captions"])})
-        for row in _read_table(work / "pictures.parquet", ["id", "split", "source", "subject", "names", "captions"])
+        for row in tables.read(work / "pictures.parquet", ["id", "split", "source", "subject", "names", "captions"])
     ]
     moving = [
         Clip(**row, frames=[], seconds=[], names=json.loads(names))
-        for row in _read_table(work / "clips.parquet", ["id", "split", "subject", "names"])
+        for row in tables.read(work / "clips.parquet", ["id", "split", "subject", "names"])
         for names in [row.pop("names")]
     ]
     chats = all_chats(fetched.packs, pictures, moving, cfg.caps, heldout=cfg.heldout_pairs, seed=cfg.seed)
-    _write_table(work / "chats.parquet", [_chat_row(chat) for chat in chats], _CHATS)
+    tables.write(work / "chats.parquet", [_chat_row(chat) for chat in chats], tables.CHATS)
     counts = Counter((chat.kind, chat.split) for chat in chats)
     return {"chats": {f"{kind} {split}": count for (kind, split), count in sorted(counts.items())}}
 
 
 def _chat_row(chat: Chat) -> dict[str, Any]:
-    return {"id": chat.id, **asdict(chat), "messages": _json(chat.messages)}
+    return {"id": chat.id, **asdict(chat), "messages": tables.to_json(chat.messages)}
 
 
 def _tokenizer(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
-    rows = _read_table(work / "text.parquet", ["split", "language", "text"])
+    rows = tables.read(work / "text.parquet", ["split", "language", "text"])
     texts = {
         language: [row["text"] for row in rows if (row["split"], row["language"]) == ("train", language)]
         for language in LANGUAGES
     }
-    chats = _read_table(work / "chats.parquet", ["split", "language", "answer"])
+    chats = tables.read(work / "chats.parquet", ["split", "language", "answer"])
     for language, own in texts.items():
         own += [row["answer"] for row in chats if (row["split"], row["language"]) == ("train", language)]
     tokenizer: Tokenizer = train_tokenizer(_balanced(texts), cfg.vocab_size)
@@ -240,14 +247,14 @@ def _tokenizer(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
 
 
 def _balanced(texts: dict[str, list[str]]) -> Iterator[str]:
-    """All languages alike: each is given as many characters as the median one, cut or repeated.
+    """The languages weighed by the square root of their size: small ones are repeated, a large one is cut.
 
-    Characters and not bytes, since a byte-level merge of three-byte letters would otherwise be learnt at a third.
+    Sizes are in characters and not in bytes, or scripts of three bytes a letter would be learnt at a third.
     """
     sizes = {language: sum(map(len, own)) for language, own in texts.items() if own}
-    wanted = sorted(sizes.values())[len(sizes) // 2]
-    for language in sizes:
-        given = 0
+    median = sorted(sizes.values())[len(sizes) // 2]
+    for language, size in sizes.items():
+        wanted, given = int(max(size * median, median * median) ** 0.5), 0
         while given < wanted:
             for text in texts[language]:
                 yield text
@@ -263,41 +270,6 @@ _STEPS: dict[str, Step] = {
     "chats": _chats,
     "tokenizer": _tokenizer,
 }
-
-_STRING, _BINARY = pyarrow.string(), pyarrow.binary()
-_TEXT = pyarrow.schema([(name, _STRING) for name in ("id", "split", "language", "source", "text")])
-_PICTURES = pyarrow.schema(
-    [
-        *((name, _STRING) for name in ("id", "split", "source", "subject")),
-        ("png", _BINARY),
-        ("names", _STRING),
-        ("captions", _STRING),
-    ]
-)
-_CLIPS = pyarrow.schema(
-    [
-        *((name, _STRING) for name in ("id", "split", "subject")),
-        ("frames", pyarrow.list_(_BINARY)),
-        ("seconds", pyarrow.list_(pyarrow.float64())),
-        ("names", _STRING),
-    ]
-)
-_CHATS = pyarrow.schema([(name, _STRING) for name in ("id", "split", "kind", "language", "messages", "answer")])
-
-
-def _write_table(path: Path, rows: list[dict[str, Any]], schema: pyarrow.Schema) -> None:
-    temporary = path.with_suffix(".tmp")
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary, compression="zstd")
-    os.replace(temporary, path)
-
-
-def _read_table(path: Path, columns: list[str]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = parquet.read_table(path, columns=columns).to_pylist()
-    return rows
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _source_facts(fetched: Fetched) -> list[Facts]:

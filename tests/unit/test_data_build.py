@@ -1,0 +1,191 @@
+"""A whole data folder from made-up packages: the same twice, nothing held out is trained on, killed and resumed."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import data_world
+import pyarrow.parquet as parquet
+import pytest
+
+import herd.stages.data as stage
+from herd.core.errors import HerdError
+from herd.core.files import folder_hash, partial, read_json
+from herd.stages.data import DataConfig, build_data
+
+CFG = DataConfig(
+    english_bytes=60_000,
+    other_bytes=10_000,
+    heldout=0.2,
+    heldout_bytes=2_000,
+    picture_px=64,
+    heldout_subjects=0.3,
+    heldout_pairs=0.3,
+    clips=8,
+    vocab_size=300,
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def data(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "fetch", lambda report: data_world.fetched(world))
+        return build_data(CFG, tmp_path_factory.mktemp("run") / "data")
+
+
+def rows(data: Path, name: str) -> list[dict[str, Any]]:
+    return parquet.read_table(data / f"{name}.parquet").to_pylist()
+
+
+def test_two_builds_are_the_same_bit_by_bit(
+    data: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "fetch", lambda report: data_world.fetched(world))
+    again = build_data(CFG, tmp_path / "data")
+    assert folder_hash(again) == folder_hash(data)
+    assert (again / "tokenizer/tokenizer.json").read_bytes() == (data / "tokenizer/tokenizer.json").read_bytes()
+
+
+def test_a_killed_build_goes_on_after_its_last_step(
+    data: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "fetch", lambda report: data_world.fetched(world))
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(stage._STEPS, "chats", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build_data(CFG, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+    with monkeypatch.context() as patch:
+        for done in ("text", "pictures", "clips"):
+            patch.setitem(stage._STEPS, done, killed)
+        resumed = build_data(CFG, tmp_path / "data")
+    assert folder_hash(resumed) == folder_hash(data)
+    assert read_json(resumed / "herd.json")["card"] == read_json(data / "herd.json")["card"]
+
+
+def test_steps_of_another_config_are_not_reused(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = data_world.fetched(world)
+    work = partial(tmp_path / "data")
+    work.mkdir()
+    stage._Steps(work, CFG, fetched).run("text", lambda *_: {"documents": "of CFG"})
+    other = DataConfig(english_bytes=50_000)
+    assert stage._Steps(work, other, fetched).run("text", lambda *_: {"documents": "new"}) == {"documents": "new"}
+    assert stage._Steps(work, other, fetched).run("text", lambda *_: {}) == {"documents": "new"}
+
+
+def test_no_page_lies_on_both_sides_of_the_split(data: Path) -> None:
+    sides = defaultdict(set)
+    for row in rows(data, "text"):
+        sides[row["id"]].add(row["split"])
+    assert {len(side) for side in sides.values()} == {1}
+    assert {row["split"] for row in rows(data, "text")} == {"train", "heldout"}
+
+
+def test_held_out_subjects_styles_and_clips_are_in_no_training_chat(data: Path) -> None:
+    pictures = {row["id"]: row for row in rows(data, "pictures")}
+    clips = {row["id"]: row for row in rows(data, "clips")}
+    seen = set()
+    for row in rows(data, "chats"):
+        parts = [part for message in json.loads(row["messages"]) for part in message["content"]]
+        for part in parts:
+            if isinstance(part, dict) and part["type"] in {"image", "video"} and row["kind"] != "flag":
+                shown = pictures[part["picture"]] if part["type"] == "image" else clips[part["clip"]]
+                assert (row["split"] == "train") == (shown["split"] == "train")
+                seen.add((row["kind"], shown["split"]))
+    assert {("name", "subjects"), ("name", "styles"), ("name", "train"), ("clip", "heldout")} <= seen
+
+
+def test_the_other_drawing_of_a_held_out_style_is_trained_on_and_no_twitter_drawing_is(data: Path) -> None:
+    pictures = rows(data, "pictures")
+    google = {row["subject"] for row in pictures if row["split"] == "train" and row["source"] == "emoji"}
+    styles = {row["subject"] for row in pictures if row["split"] == "styles"}
+    assert styles and styles < google
+    assert not any("twitter" in row["id"] for row in pictures if row["split"] == "train")
+
+
+@pytest.mark.parametrize("kind", ["flag", "capital"])
+def test_a_held_out_pair_of_country_and_language_is_never_trained_on(data: Path, kind: str) -> None:
+    pairs = defaultdict(set)
+    for row in rows(data, "chats"):
+        if row["kind"] == kind:
+            pairs[row["split"]].add((row["language"], row["answer"]))
+    assert pairs["heldout"] and pairs["train"]
+    assert not pairs["heldout"] & pairs["train"]
+
+
+def test_names_of_held_out_flags_are_not_given_away_by_the_pictures(data: Path) -> None:
+    names = {row["id"]: json.loads(row["names"]) for row in rows(data, "pictures") if row["source"] == "flag"}
+    for row in rows(data, "chats"):
+        if row["kind"] == "flag":
+            picture = json.loads(row["messages"])[0]["content"][0]["picture"]
+            assert (row["language"] in names[picture]) == (row["split"] == "train")
+
+
+def test_dialogues_are_held_out_by_their_first_line(data: Path) -> None:
+    first = defaultdict(set)
+    for row in rows(data, "chats"):
+        if row["kind"] == "chat":
+            first[row["split"]].add((row["language"], json.loads(row["messages"])[0]["content"].casefold()))
+    assert first["heldout"] and not first["heldout"] & first["train"]
+
+
+def test_the_card_tells_sources_counts_and_what_is_left_out(data: Path) -> None:
+    card = read_json(data / "herd.json")["card"]
+    status = {source["name"]: source["status"] for source in card["sources"]}
+    assert status["udhr"] == "used" and status["reasoning-gym"] == "missing"
+    assert any(line.startswith("reasoning-gym: not in this world") for line in card["left_out"])
+    for language in ("en", "ja"):
+        own = [row for row in rows(data, "text") if row["language"] == language]
+        for split in ("train", "heldout"):
+            texts = [row["text"] for row in own if row["split"] == split]
+            expected = {"documents": len(texts), "bytes": sum(len(text.encode()) for text in texts)}
+            assert card["documents"][language][split] == expected
+
+
+def test_pictures_are_no_larger_than_asked_and_have_no_transparency(data: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    for row in rows(data, "pictures"):
+        picture = Image.open(io.BytesIO(row["png"]))
+        assert picture.mode == "RGB" and max(picture.size) <= CFG.picture_px
+
+
+def test_clips_move_and_their_times_rise(data: Path) -> None:
+    clips = rows(data, "clips")
+    assert clips and "clip/" + data_world.EMOJI[0] not in {clip["id"] for clip in clips}
+    for clip in clips:
+        assert len(clip["frames"]) == len(clip["seconds"]) == 8
+        assert clip["seconds"] == sorted(set(clip["seconds"]))
+
+
+def test_every_answer_is_the_last_message(data: Path) -> None:
+    for row in rows(data, "chats"):
+        last = json.loads(row["messages"])[-1]
+        assert last["role"] == "assistant" and row["answer"] in {"", last["content"]}
+
+
+def test_without_pictures_the_build_stops(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = ("tuxpaint-stamps-default", "emoji-datasource-google", "emoji-datasource-twitter", "svg-country-flags")
+    monkeypatch.setattr(stage, "fetch", lambda report: data_world.fetched(world, left_out=pictures))
+    with pytest.raises(HerdError, match="no pictures"):
+        build_data(CFG, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"heldout": 0.0}, {"heldout_pairs": 1.5}, {"vocab_size": 10}, {"picture_px": 1}])
+def test_an_impossible_config_is_refused_with_its_value(wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(HerdError, match=f"{name}={value}"):
+        DataConfig(**wrong)

@@ -1,0 +1,146 @@
+"""Markup to paragraphs, languages, filters, names: each on passages that tell right from wrong."""
+
+from collections import Counter
+from pathlib import Path
+
+import data_world
+import pytest
+
+from herd.config import LANGUAGES
+from herd.data.clean import clean_pages, html_blocks, symbol_share
+from herd.data.languages import is_language, may_be_language
+from herd.data.names import capital_names, caption_of, country_names, name_of
+from herd.data.tasks import SUMS, tasks
+from herd.data.text import read_language
+
+ENGLISH = "The river runs through the old town and past the market, where people buy bread, fruit and flowers."
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_each_language_is_told_from_the_other_twelve(language: str) -> None:
+    told = [other for other in LANGUAGES if is_language(data_world.ARTICLE[language], other)]
+    assert told == [language]
+
+
+def test_a_short_line_counts_for_any_latin_language_but_not_for_another_script() -> None:
+    assert may_be_language("Menu File Save", "de")
+    assert not may_be_language("Menu File Save", "hi")
+    assert may_be_language("3.14", "hi")
+    assert not may_be_language(ENGLISH, "de")
+
+
+def test_blocks_end_where_elements_do_and_inline_markup_does_not_cut() -> None:
+    html = """<body><nav>menu</nav><h1>A <b>bold</b> title</h1><ul><li>one<li><p>two</p></ul>
+    before<div class="para">in<table><tr><td>x<td>y</table>after</div><pre>code</pre><p>a<br>b &amp; c</p></body>"""
+    expected = ["A bold title", "one", "two", "before", "in", "x", "y", "after", "a b & c"]
+    assert html_blocks(html) == expected
+    assert html_blocks("<p>text", root="#nowhere") == []
+
+
+def test_combining_marks_are_letters_to_the_symbol_filter() -> None:
+    assert symbol_share(data_world.ARTICLE["hi"]) == 0
+    assert symbol_share("مَرْحَبًا") == 0
+    assert symbol_share("x = {3: 4}") > 0.5
+
+
+def test_filters_drop_what_they_should_and_count_it() -> None:
+    german = data_world.ARTICLE["de"]
+    pages = [[f"{german} {german} {word}", "Alle Rechte vorbehalten", ENGLISH, "== {1} ==", word] for word in "abcd"]
+    dropped: Counter[str] = Counter()
+    cleaned = clean_pages([*pages, ["zu kurz"]], "de", dropped)
+    assert cleaned == [[f"{german} {german} {word}\n{word}"] for word in "abcd"]
+    assert dropped == {
+        "block: boilerplate": 4,
+        "block: other language": 4,
+        "block: symbols": 4,
+        "document: short": 1,
+    }
+
+
+def test_long_pages_become_several_documents_and_lose_nothing() -> None:
+    blocks = [f"{data_world.ARTICLE['de']} {index} {'wort ' * 40}" for index in range(100)]
+    ((*documents,),) = clean_pages([blocks], "de", Counter())
+    assert len(documents) > 2 and all(len(text.encode()) <= 8_000 for text in documents)
+    assert [line for text in documents for line in text.split("\n")] == blocks
+
+
+def test_reading_stops_at_the_budget(tmp_path: Path) -> None:
+    packs = data_world.fetched(tmp_path).packs
+    for budget in (3_000, 12_000, 24_000):
+        documents, _ = read_language("en", packs, budget)
+        size = sum(len(document.text.encode()) for document in documents)
+        assert budget <= size < budget + 3_000
+
+
+@pytest.mark.parametrize(
+    ("caption", "language", "name"),
+    [
+        ("A happy snail.", "en", "happy snail"),
+        ("Ein Hüttensänger.", "de", "Hüttensänger"),
+        ("Un'allegra lumaca.", "it", "allegra lumaca"),
+        ("L'oiseau bleu.", "fr", "oiseau bleu"),
+        ("一只小兔子。", "zh", "小兔子"),
+        ("Весёлая улитка.", "ru", "весёлая улитка"),
+        ("Sebuah menara.", "id", "menara"),
+        ("एक खुश घोंघा।", "hi", "खुश घोंघा"),
+        ("Adelaide Rosella.", "en", "Adelaide Rosella"),
+        ("A US 25 cent piece ($.25) called a quarter.", "en", ""),
+        ("The green light means you can go.", "en", ""),
+        ("あおになったら すすんでいいよ。", "ja", ""),
+    ],
+)
+def test_a_name_is_the_caption_without_article_and_stop_or_nothing(caption: str, language: str, name: str) -> None:
+    assert name_of(caption, language) == name
+
+
+@pytest.mark.parametrize(
+    ("raw", "language", "caption"),
+    [
+        ("A أرنب صغير.", "ar", "أرنب صغير."),
+        (".حلزون سعيد", "ar", "حلزون سعيد."),
+        ("एक गुलाब|", "hi", "एक गुलाब।"),
+        ("ちいさな　ウサギ", "ja", "ちいさな ウサギ。"),
+        ("Ein Tannenbaum!", "de", "Ein Tannenbaum!"),
+        (" . ", "en", ""),
+    ],
+)
+def test_captions_are_put_in_order(raw: str, language: str, caption: str) -> None:
+    assert caption_of(raw, language) == caption
+
+
+def test_capitals_are_named_by_their_time_zones_and_in_english_without_one(tmp_path: Path) -> None:
+    packs = data_world.fetched(tmp_path).packs
+    capitals = capital_names(packs)
+    assert capitals["FR"]["de"] == "Paris-de" and capitals["FR"]["en"] == "Paris"
+    assert capitals["PE"] == {"en": "Lima"}
+    assert country_names(packs)["FR"]["en"] == "Land FR" and country_names(packs)["FR"]["hi"] == "Land FR hi"
+
+
+def test_generators_run_from_inside_the_cached_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    import zipfile
+
+    from herd.data.fetch import Pack
+    from herd.data.sources import SOURCES
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "reasoning_gym"]:
+        monkeypatch.delitem(sys.modules, name)
+    code = """
+class ChainSumConfig:
+    def __init__(self, **options): self.options = options
+class ChainSumDataset:
+    def __init__(self, config): self.seed = config.options["seed"]
+    def __getitem__(self, i): return {"question": "?", "answer": i + 1, "metadata": {"expression": f"{i} + 1"}}
+"""
+    path = tmp_path / "gym.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("reasoning_gym/__init__.py", "raise ImportError('all generators')")
+        archive.writestr("reasoning_gym/arithmetic/chain_sum.py", code)
+    (gym,) = [source for source in SOURCES if source.name == "reasoning-gym"]
+    pack = Pack(source=gym, path=path, version="0", sha256="")
+    with monkeypatch.context():
+        made = list(tasks(pack, SUMS, num=5, seed=1))
+    assert [task.problem for task in made] == ["0 + 1", "0 + 1", "0 + 1", "1 + 1", "1 + 1"]
+    assert [task.answer for task in made] == ["1", "1", "1", "2", "2"]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "reasoning_gym"]:
+        del sys.modules[name]
