@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-FAKE = Path(__file__).parents[1] / "unit" / "fake_herd.py"
+FAKE = Path(__file__).parents[1] / "fake_herd.py"
 PROMPT = "> "
 
 
@@ -267,3 +267,52 @@ def test_an_interrupted_pipe_ends_without_an_answer_left_running(env):
     assert process.wait(10) != 0
     process.stdin.close()
     process.stdout.close()
+
+
+def test_herd_chat_answers_from_a_whole_folder(env, tiny_folder, tmp_path):
+    from herd.engine.load import load
+    from herd.engine.sampler import SamplingParams
+
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "red.png")
+    command = [sys.executable, "-m", "herd", "chat", str(tiny_folder), "--max-tokens", "12"]
+    run = subprocess.run(
+        command,
+        input=f"/image {tmp_path}/red.png\nthe cat sat on\n",
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stderr
+    model = load(tiny_folder)
+    picture = {"type": "image", "image": Image.new("RGB", (30, 20), "red")}
+    question = {"role": "user", "content": [picture, {"type": "text", "text": "the cat sat on"}]}
+    engine = model.engine()
+    expected = engine.generate_batch([model.render([question])], SamplingParams(max_tokens=12))
+    engine.close()
+    assert run.stdout == expected[0] + "\n"
+
+
+def test_herd_chat_on_a_terminal_stops_a_real_answer_and_leaves_without_a_word(env, tiny_folder):
+    command = [sys.executable, "-m", "herd", "chat", str(tiny_folder), "--max-tokens", "4000", "--temperature", "1"]
+    terminal = Terminal(command, env)
+    try:
+        terminal.wait(PROMPT)
+        terminal.type("the cat sat on\r")
+        terminal.wait(r"\n.{10}")
+        terminal.type("\x03")
+        terminal.wait("stopped")
+        terminal.wait(PROMPT)
+        terminal.type("\x03")
+        assert terminal.exit_code() == 0
+        assert "Traceback" not in terminal.shown
+    finally:
+        terminal.close()
+
+
+def test_herd_chat_without_a_folder_says_so_in_one_line(env, tmp_path):
+    command = [sys.executable, "-m", "herd", "chat", str(tmp_path / "nowhere")]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert run.returncode == 1
+    assert "nowhere is not a folder" in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1

@@ -18,7 +18,7 @@ from PIL import Image
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 expect = sync_api.expect
 
-FAKE = Path(__file__).parents[1] / "unit" / "fake_herd.py"
+FAKE = Path(__file__).parents[1] / "fake_herd.py"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # Chromium reaches for its maker's hosts in the background unless told not to.
 FLAGS = [

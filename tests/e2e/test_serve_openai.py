@@ -1,0 +1,173 @@
+"""`herd serve` on a whole model folder, spoken to by OpenAI's own client."""
+
+import base64
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import openai
+import pytest
+from PIL import Image
+
+MODEL = "random"
+QUESTION = [{"role": "user", "content": "the cat sat on"}]
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "herd", "serve", str(folder), "--port", "0", *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    assert process.stdout
+    line = process.stdout.readline()
+    match = re.search(r"http://[0-9.:]+", line)
+    assert match, f"{line!r} names no address: {process.stderr.read() if process.stderr else ''}"
+    return match[0]
+
+
+@pytest.fixture(scope="module")
+def url(tiny_folder: Path) -> Iterator[str]:
+    with start(tiny_folder) as process:
+        yield address(process)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert errors == ""
+    assert process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def ask(client: openai.OpenAI, messages: list[dict[str, object]] = QUESTION, **options: object) -> object:
+    options = {"max_tokens": 16, "temperature": 0, **options}
+    return client.chat.completions.create(model=MODEL, messages=messages, **options)
+
+
+def text_of(answer: object) -> str:
+    return answer.choices[0].message.content
+
+
+def with_pictures(*colours: str) -> list[dict[str, object]]:
+    parts: list[dict[str, object]] = []
+    for colour in colours:
+        file = io.BytesIO()
+        Image.new("RGB", (150, 70), colour).save(file, "PNG")
+        data = base64.b64encode(file.getvalue()).decode()
+        parts.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": "the cat"}]}]
+
+
+def test_the_folder_is_the_model(client, url):
+    assert [model.id for model in client.models.list()] == [MODEL]
+    health = json.load(urllib.request.urlopen(f"{url}/health"))
+    assert health == {"status": "ok", "model": MODEL}
+    assert "<!doctype html>" in urllib.request.urlopen(url).read().decode()
+
+
+def test_a_stream_joins_to_the_plain_greedy_answer(client):
+    plain = ask(client)
+    chunks = list(ask(client, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text_of(plain)
+    assert chunks[-1].usage == plain.usage
+    assert plain.usage.completion_tokens == 16 or plain.choices[0].finish_reason == "stop"
+
+
+def test_an_answer_is_what_the_engine_gives_without_a_server(client, tiny_folder):
+    from herd.engine.load import load
+    from herd.engine.sampler import SamplingParams
+
+    model = load(tiny_folder)
+    engine = model.engine()
+    expected = engine.generate_batch([model.render(QUESTION)], SamplingParams(max_tokens=16))
+    engine.close()
+    assert text_of(ask(client)) == expected[0]
+
+
+def test_a_picture_is_seen_and_counts_as_tokens(client):
+    bare, red, both = (ask(client, with_pictures(*colours)) for colours in ([], ["red"], ["red", "blue"]))
+    assert bare.usage.prompt_tokens < red.usage.prompt_tokens < both.usage.prompt_tokens
+    one = red.usage.prompt_tokens - bare.usage.prompt_tokens
+    assert both.usage.prompt_tokens - red.usage.prompt_tokens == one
+    assert text_of(bare) != text_of(red)
+
+
+def test_requests_at_the_same_time_get_the_answers_that_they_get_alone(client):
+    questions = [[{"role": "user", "content": f"the cat sat on {n} mats"}] for n in range(6)] + [with_pictures("red")]
+    alone = [text_of(ask(client, question)) for question in questions]
+    with ThreadPoolExecutor(len(questions)) as pool:
+        together = list(pool.map(lambda question: text_of(ask(client, question)), questions))
+    assert together == alone
+
+
+def test_the_same_seed_draws_the_same_answer_and_another_seed_another(client):
+    first, second, other = (text_of(ask(client, temperature=1.5, seed=seed)) for seed in (1, 1, 2))
+    assert first == second != other
+
+
+def test_a_stop_string_cuts_the_answer_where_it_begins(client):
+    whole = text_of(ask(client, max_tokens=40))
+    stop = whole[len(whole) // 2 :][:3]
+    assert text_of(ask(client, max_tokens=40, stop=stop)) == whole[: whole.index(stop)]
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"temperature": 3}, "temperature"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": "the cat " * 4096}]}, "messages"),
+        ({"extra_body": {"top_k": 5}}, "top_k"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_the_field(client, options, param):
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, **options)
+    assert caught.value.param == param
+
+
+def test_streams_that_clients_leave_give_their_slots_back(client):
+    for _ in range(12):
+        stream = ask(client, max_tokens=2000, stream=True, temperature=1)
+        next(iter(stream))
+        stream.close()
+    assert ask(client.with_options(timeout=20)).usage.completion_tokens > 0
+
+
+def test_ctrl_c_ends_the_server_in_good_order_even_while_it_answers(tiny_folder):
+    with start(tiny_folder) as process:
+        client = openai.OpenAI(base_url=f"{address(process)}/v1", api_key="none", max_retries=0)
+        stream = ask(client, max_tokens=4000, stream=True, temperature=1)
+        next(iter(stream))
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+        stream.close()
+    assert "Traceback" not in errors
+    assert process.returncode == 0
+
+
+def test_what_cannot_be_served_is_told_in_one_line(tmp_path, url):
+    port = url.rsplit(":", 1)[1]
+    for folder, options, says in [
+        (tmp_path / "nowhere", (), "nowhere is not a folder"),
+        (tmp_path, (), "config.json is missing"),
+        (tmp_path, ("--port", port), f"cannot listen on 127.0.0.1 port {port}"),
+    ]:
+        with start(folder, *options) as process:
+            _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert says in errors
+        assert "Traceback" not in errors
+        assert len(errors.strip().splitlines()) == 1
