@@ -73,7 +73,7 @@ def in_one_line(error: BaseException) -> str | None:
     place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
     match error:
         case KeyboardInterrupt():
-            return "stopped"
+            return "stopped; the same command goes on from there"
         case HerdError():
             return str(error)
         case MemoryError():
