@@ -300,3 +300,21 @@ def test_the_button_turns_the_page_dark_and_it_stays_so(page):
     assert page.evaluate(scheme) == "dark"
     page.get_by_role("button", name="Switch between light and dark").click()
     assert page.evaluate(scheme) == "light"
+
+
+def test_herd_serve_answers_on_the_page_from_a_whole_folder(tiny_folder, open_page, tmp_path):
+    command = [sys.executable, "-m", "herd", "serve", str(tiny_folder), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        address = re.search(r"http://[0-9.:]+", process.stdout.readline())
+        assert address
+        page = open_page(address[0])
+        expect(page.locator("#model")).to_have_text("random")
+        page.locator("#file").set_input_files(cat(tmp_path))
+        ask(page, "the cat sat on")
+        expect(answers(page)).to_have_text(re.compile(r".{10}", re.DOTALL))
+        page.keyboard.press("Escape")  # weights without training may go on to the end of the context
+        expect(page.get_by_role("button", name="Send")).to_be_visible()
+        ask(page, "der Hund")
+        expect(answers(page).nth(1)).to_have_text(re.compile(r".{5}", re.DOTALL))
+        process.terminate()

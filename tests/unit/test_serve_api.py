@@ -1,12 +1,13 @@
 """The server in front of a model without weights, spoken to by OpenAI's own client and by raw requests."""
 
+import asyncio
 import base64
 import http.client
 import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -140,6 +141,16 @@ def test_a_stop_string_ends_the_answer_and_the_generation(server, stream):
     assert eventually(lambda: server.model.last_engine.num_cancelled == before + 1)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_mere_beginning_of_a_stop_string_belongs_to_the_answer(server, stream):
+    answer = server.ask("one two", stop="two three", stream=stream)
+    if stream:
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in answer)
+    else:
+        text = answer.choices[0].message.content
+    assert text == "one two"
+
+
 def test_sampling_is_as_asked_or_as_the_folder_says(server):
     server.ask("a", temperature=0.5, seed=7)
     params = server.model.last_engine.seen[-1][1]
@@ -271,6 +282,35 @@ def test_a_client_that_goes_away_ends_its_generation(server, stream):
     connection.close()
     assert eventually(lambda: engine.num_cancelled == before + 1)
     assert engine.running == 0
+
+
+def test_a_stream_is_closed_also_when_its_client_goes_away_without_having_read_what_was_sent():
+    closed = []
+
+    async def lines() -> AsyncGenerator[str, None]:
+        try:
+            yield "data: 1\n\n"
+            yield "data: 2\n\n"
+        finally:
+            closed.append(True)
+
+    async def conversation() -> None:
+        stuck = asyncio.Event()
+
+        async def send(message: dict[str, object]) -> None:
+            if message["type"] == "http.response.body":
+                stuck.set()
+                await asyncio.sleep(60)
+
+        async def receive() -> dict[str, str]:
+            await stuck.wait()
+            return {"type": "http.disconnect"}
+
+        generator = lines()  # held, so that no garbage collector closes it in our place
+        await api.EventStream(generator)({"type": "http"}, receive, send)
+        assert closed == [True]
+
+    asyncio.run(conversation())
 
 
 def test_requests_run_at_the_same_time(server):

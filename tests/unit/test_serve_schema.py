@@ -153,6 +153,7 @@ def test_a_broken_request_is_refused_with_the_field_at_fault(fields, param):
         ("data:image/png;base64,", "empty"),
         ("data:image/png;base64,a", "broken"),
         ("data:image/png;base64,*€*", "broken"),
+        ("data:image/png;base64,aGVs*bG8=", "broken"),
         (url(b"no picture"), "not a readable picture"),
         (url(png()[:45]), "not a readable picture"),
     ],
