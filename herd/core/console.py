@@ -13,7 +13,7 @@ from typing import TextIO
 
 from herd.core.errors import HerdError
 
-CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 BAR = re.compile("[━╸╺]")
 """What rich draws progress bars with."""
 
@@ -28,7 +28,7 @@ class Tee(io.TextIOBase):
         self._terminal.write(text)
         *lines, self._line = (self._line + text).split("\n")
         for line in lines:
-            line = CONTROL.sub("", line).rstrip()
+            line = CONTROL.sub("", line).rstrip().rpartition("\r")[2]  # what a carriage return leaves to be seen
             if line and not BAR.search(line):
                 self._log.write(f"{time.strftime('%H:%M:%S')} {line}\n")
         return len(text)

@@ -1,0 +1,57 @@
+"""herd.core.console: the log beside the terminal."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from herd.core.console import Tee, logged_to
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_log_has_the_messages_with_the_time_and_no_progress_bars():
+    terminal, log = Terminal(), io.StringIO()
+    with Progress(console=Console(file=Tee(terminal, log), force_terminal=True, width=80)) as progress:
+        task = progress.add_task("training", total=50)
+        for step in range(50):
+            progress.advance(task)
+            if step % 20 == 0:
+                progress.console.print(f"[bold]step {step}[/bold]")
+    assert "━" in terminal.getvalue()
+    lines = [line.split(" ", 1)[1] for line in log.getvalue().splitlines()]
+    assert lines == ["step 0", "step 20", "step 40"]
+    assert all(line[2] == line[5] == ":" for line in log.getvalue().splitlines())
+
+
+def test_what_is_printed_in_pieces_is_one_line_of_the_log():
+    terminal, log = Terminal(), io.StringIO()
+    tee = Tee(terminal, log)
+    for piece in ("one ", "two\nth", "ree\n"):
+        print(piece, end="", file=tee)
+    assert terminal.getvalue() == "one two\nthree\n"
+    assert [line.split(" ", 1)[1] for line in log.getvalue().splitlines()] == ["one two", "three"]
+
+
+def test_a_program_sees_the_terminal_through_it():
+    assert Tee(Terminal(), io.StringIO()).isatty()
+    assert not Tee(io.StringIO(), io.StringIO()).isatty()
+
+
+def test_a_log_is_added_to_and_the_streams_come_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    streams = sys.stdout, sys.stderr
+    for word in "first", "second":
+        with logged_to(tmp_path / "run.log", f"title {word}"):
+            print(word)
+            print(f"{word} aloud", file=sys.stderr)
+    assert (sys.stdout, sys.stderr) == streams
+    assert capsys.readouterr() == ("first\nsecond\n", "first aloud\nsecond aloud\n")
+    told = [line.split(" ", 1)[1] for line in (tmp_path / "run.log").read_text().splitlines()]
+    assert told[1:3] == ["first", "first aloud"]
+    assert told[4:] == ["second", "second aloud"]
