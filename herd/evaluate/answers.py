@@ -22,7 +22,7 @@ LANGUAGE_RULE = (
     "An answer that is a known name (of any picture, in all splits) in the language asked counts as right; one that "
     "is a known name in other languages only counts as wrong. Any other answer is looked at word by word (character "
     "by character in ja and zh): right when no language has more of its words in its names than the language asked, "
-    "and that has at least one. `overlap`: the share of these answers that would count as right had another language "
+    "and that has at least one. Overlap: the share of these answers that would count as right had another language "
     "been asked, the mean over the other languages; names shared between languages make it more than 0."
 )
 

@@ -20,7 +20,7 @@ COMPETITORS = ("model", "xz", "xz_primed", "byte_5gram", "token_5gram")
 BITS_RULE = (
     "Bits per UTF-8 byte of held-out documents, the same for all; every document is read from its beginning and its "
     "end is not predicted. xz -9: the size of a language's documents in a row, header included; after the training "
-    "text: what they add to `xz -9` of the language's training text. 5-grams: interpolated modified Kneser-Ney, "
+    "text: what they add to the file of the language's training text. 5-grams: interpolated modified Kneser-Ney, "
     "trained on exactly the training split of all languages, over bytes and over the model's own tokens."
 )
 

@@ -17,7 +17,7 @@ MAX_POINTS = 240
 Points = Sequence[tuple[float, float]]
 
 
-def ticks(low: float, high: float, *, count: int = 4) -> list[float]:
+def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
     """Round numbers between `low` and `high`, about `count` of them."""
     if not high > low:
         return [low]
@@ -49,12 +49,12 @@ def thin(points: Points) -> Points:
 
 
 def smooth(points: Points) -> Points:
-    """Exponential mean over about a thirtieth of the points, without the pull of the start."""
-    keep = 1 - 1 / max(1.0, len(points) / 30)
-    mean, weight, out = 0.0, 0.0, []
-    for x, y in points:
-        mean, weight = keep * mean + (1 - keep) * y, keep * weight + (1 - keep)
-        out.append((x, mean / weight))
+    """Mean over about a thirtieth of the points around each; the window shrinks towards both ends."""
+    sums = np.concatenate(([0.0], np.cumsum([y for _, y in points])))
+    reach, last, out = len(points) // 60, len(points) - 1, []
+    for place, (x, _) in enumerate(points):
+        side = min(reach, place, last - place)
+        out.append((x, float(sums[place + side + 1] - sums[place - side]) / (2 * side + 1)))
     return out
 
 
@@ -95,9 +95,10 @@ def figure(title: str, drawing: str, *, width: int = WIDTH, height: int = HEIGHT
     """A titled picture with its legend."""
     keys = "".join(f'<span class="key k{index}">{escape(name)}</span>' for index, name in enumerate(legend, 1))
     caption = f"<figcaption><b>{escape(title)}</b>{keys}</figcaption>"
-    words = escape(title, quote=True)
+    words, widest = escape(title, quote=True), max(width, 560)
     return (
-        f'<figure>{caption}<svg viewBox="0 0 {width} {height}" role="img" aria-label="{words}">{drawing}</svg></figure>'
+        f'<figure>{caption}<svg viewBox="0 0 {width} {height}" style="max-width:{widest}px" role="img" '
+        f'aria-label="{words}">{drawing}</svg></figure>'
     )
 
 
@@ -133,7 +134,7 @@ def share_chart(title: str, steps: Sequence[float], share_TE: NDArray[np.float64
         upper = [frame.at(x, y) for x, y in zip(times, edge_TE[:, expert + 1], strict=True)]
         lower = [frame.at(x, y) for x, y in zip(times, edge_TE[:, expert], strict=True)]
         bands.append(f'<polygon class="band b{expert % 2}" points="{" ".join(upper + lower[::-1])}"/>')
-    return figure(title, "".join(bands) + frame.axes("step"))
+    return figure(title, frame.axes("step") + "".join(bands))
 
 
 def heat_map(title: str, rows: Mapping[str, Sequence[float]], *, note: str) -> str:
@@ -161,12 +162,12 @@ def heat_map(title: str, rows: Mapping[str, Sequence[float]], *, note: str) -> s
 
 def dot_plot(title: str, rows: dict[str, dict[str, float]], *, legend: dict[str, str], x_label: str) -> str:
     """One line a row, one dot a competitor: `rows[row][competitor]`; the first competitor is the large dot."""
-    line, width = 22, 720
+    line, width = 22, 480
     height = TOP + len(rows) * line + BOTTOM + 8
     values = [value for row in rows.values() for value in row.values()]
-    frame = _Frame((min(0.0, *values), max(values) * 1.03), (0.0, 1.0), width=width, height=height)
+    frame = _Frame((min(values) * 0.92, max(values) * 1.03), (0.0, 1.0), width=width, height=height)
     drawing = []
-    for value in ticks(*frame.x, count=8):
+    for value in ticks(*frame.x):
         place = frame.at(value, 0).split(",")[0]
         drawing.append(f'<path class="grid" d="M{place},{TOP}V{height - BOTTOM}"/>')
         drawing.append(label(place, height - BOTTOM + 16, short(value), anchor="middle"))

@@ -28,9 +28,7 @@ def training_charts(lines: Lines) -> list[str]:
         line_chart("Learning rate", {"lr": curve(lines, "lr")}, from_zero=True),
         line_chart("Gradient norm", {"norm": curve(lines, "grad_norm")}, from_zero=True),
         line_chart("Tokens per second", {"speed": curve(lines, "tokens_per_s")}, from_zero=True),
-        line_chart(
-            "Busiest expert over an even load, less 1 (MaxVio)", {"max": curve(lines, "max_vio")}, from_zero=True
-        ),
+        line_chart("MaxVio: busiest expert / even load − 1", {"max": curve(lines, "max_vio")}, from_zero=True),
     ]
     return [chart for chart in charts if chart]
 

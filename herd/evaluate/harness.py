@@ -26,8 +26,8 @@ class EvaluateConfig:
     """Held-out text for each language."""
     pictures: int = 60
     """Pictures of each split for each language."""
-    closed_pictures: int = 60
-    """Of these, how many are also asked with candidates."""
+    closed_pictures: int = 24
+    """Of these, how many are also asked with candidates: each costs as much as reading hundreds of names."""
     candidates: int = 100
     """Names to choose from."""
     chats: int = 120

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from herd.engine.load import Prompt
 
 NAMING_RULE = (
-    "Pictures whose subject (`subjects`) or whose drawing style (`styles`) was never trained on; per language the "
+    "Subjects: pictures of which none was trained on, though another source may show a thing of the same name (see "
+    "reachable). Styles: drawings in a style never trained on, of things drawn otherwise in training. Per language the "
     "first by a hash of the id that have a name in it. Open: the greedy answer, by exact match. "
     + MATCH_RULE
     + " Closed: the name with the highest log-likelihood, end of turn included, of {candidates} names: those of the "

@@ -17,7 +17,7 @@ from herd.core.files import read_json, write_atomic, write_json
 from herd.core.lineage import Stage, commit_id
 from herd.evaluate.charts import dot_plot
 from herd.evaluate.curves import load_charts, training_charts
-from herd.evaluate.run_folder import ModelSize, StageFolder, machine, model_size, read_stages, unfinished
+from herd.evaluate.run_folder import StageFolder, machine, model_facts, read_stages, unfinished
 from herd.evaluate.verdicts import COMPETITOR_NAMES, Verdict, read_reasons, recipe_verdicts
 
 LANGUAGE_NAMES = {
@@ -58,7 +58,7 @@ def render(run: Path, stages: Sequence[StageFolder]) -> tuple[str, list[Verdict]
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         commit=commit_id(),
         machine=machine(),
-        model=_size(stages),
+        model=next((found for one in reversed(stages) if (found := model_facts(one))), None),
         verdicts=verdicts,
         unfinished=unfinished(run),
         results=results,
@@ -71,10 +71,6 @@ def render(run: Path, stages: Sequence[StageFolder]) -> tuple[str, list[Verdict]
         facts=facts,
     )
     return page, verdicts
-
-
-def _size(stages: Sequence[StageFolder]) -> ModelSize | None:
-    return next((found for one in reversed(stages) if (found := model_size(one.path))), None)
 
 
 def _bits_chart(results: Mapping[str, Any] | None) -> str:

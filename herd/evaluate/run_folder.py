@@ -1,14 +1,12 @@
 """What stands in a run's folder: its stages with lineage and curves, the model's size, what is still in work."""
 
-import json
-import math
-import struct
-from collections.abc import Mapping
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from herd.core.errors import HerdError
+from herd.core.files import read_json
 from herd.core.lineage import read_lineage
 from herd.core.tracker import read_metrics
 
@@ -49,58 +47,23 @@ def unfinished(run: Path) -> list[str]:
     return sorted(path.stem for path in run.glob("*.partial") if path.stem != "report")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelSize:
-    """Counts of parameters, embeddings and vision included."""
-
-    total: int
-    active: int
-    """What one text token meets: of the routed experts its share, no vision."""
-    layers: int
-    width: int
-    experts: int
-    vocabulary: int
-
-
-def model_size(folder: Path) -> ModelSize | None:
-    """Sizes from the headers of a model folder's weights; None where the folder holds no model."""
-    config_file = folder / "config.json"
-    shards = sorted(folder.glob("*.safetensors"))
-    if not config_file.is_file() or not shards:
+def model_facts(stage: StageFolder) -> dict[str, int] | None:
+    """Counts of parameters and the shape of the model that a stage wrote; None where it wrote none."""
+    path = stage.path / "config.json"
+    if "parameters" not in stage.lineage or not path.is_file():
         return None
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
-    experts, top_k = config["num_local_experts"], config["num_experts_per_tok"]
-    total = active = 0.0
-    for shard in shards:
-        for name, tensor in _header(shard).items():
-            count = math.prod(tensor["shape"])
-            total += count
-            if "vision" in name or "multi_modal" in name:
-                continue
-            active += count * top_k / experts if ".experts." in name else count
-    return ModelSize(
-        total=int(total),
-        active=int(active),
-        layers=config["num_hidden_layers"],
-        width=config["hidden_size"],
-        experts=experts,
-        vocabulary=config["vocab_size"],
-    )
-
-
-def _header(shard: Path) -> Mapping[str, Any]:
-    with shard.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header: dict[str, Any] = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return header
+    config = read_json(path)["text_config"]
+    return {
+        **stage.lineage["parameters"],
+        "layers": config["num_hidden_layers"],
+        "width": config["hidden_size"],
+        "experts": config["num_local_experts"],
+        "vocabulary": config["vocab_size"],
+    }
 
 
 def machine() -> str:
     """The processor, cores and memory of this machine, as far as Linux tells them."""
-    import os
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     words = [f"{cores} cores"]
     try:

@@ -9,14 +9,12 @@ from typing import Any
 import evaluate_world as world
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from herd.core.errors import HerdError
 from herd.core.files import write_json
 from herd.evaluate.charts import heat_map, line_chart, ticks
 from herd.evaluate.harness import evaluate
 from herd.evaluate.report import report
-from herd.evaluate.run_folder import model_size
 
 VOID = {"meta", "link", "img", "br"}
 
@@ -155,22 +153,18 @@ def test_a_folder_without_stages_is_refused(tmp_path: Path) -> None:
         report(tmp_path / "nowhere", tmp_path / "report")
 
 
-def test_active_parameters_count_the_visited_experts_and_no_vision(tmp_path: Path) -> None:
-    tensors = {
-        "language_model.model.layers.0.feed_forward.experts.down_proj": np.zeros((8, 5, 3), np.float32),
-        "language_model.model.embed_tokens.weight": np.zeros((7, 3), np.float32),
-        "vision_model.class_embedding": np.zeros(11, np.float32),
-    }
-    save_file(tensors, tmp_path / "model.safetensors")
-    text = {"num_local_experts": 8, "num_experts_per_tok": 2, "num_hidden_layers": 1, "hidden_size": 3, "vocab_size": 7}
-    (tmp_path / "config.json").write_text(json.dumps({"text_config": text}))
-    size = model_size(tmp_path)
-    assert size is not None and (size.total, size.active) == (120 + 21 + 11, 30 + 21)
+def test_the_page_names_the_size_of_the_last_model(run: Path) -> None:
+    parameters = {"total": 12_345_678, "vision": 1_234, "active": 5_432}
+    later = world.lineage("sft", parameters=parameters, finished="2026-01-02T00:00:00Z")
+    write_json(run / "sft" / "herd.json", later)
+    shape = {"num_local_experts": 8, "num_hidden_layers": 4, "hidden_size": 256, "vocab_size": 8192}
+    write_json(run / "sft" / "config.json", {"text_config": shape})
+    assert "12,345,678 parameters" in page_of(run)
 
 
 def test_ticks_are_round_and_inside() -> None:
-    assert ticks(0, 10) == [0, 2.5, 5, 7.5, 10]
-    assert ticks(0.013, 0.094) == [0.025, 0.05, 0.075]
+    assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    assert ticks(0.013, 0.094) == [0.02, 0.04, 0.06, 0.08]
     assert ticks(5, 5) == [5]
 
 
