@@ -1,5 +1,6 @@
 """`herd chat` on a pseudo terminal and over a pipe: with a slow model without weights, then with a whole folder."""
 
+import fcntl
 import os
 import pty
 import re
@@ -7,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,10 +67,13 @@ class Terminal:
 
 def _own_terminal() -> None:
     """Make the pseudo terminal the one that Ctrl-C is typed on."""
-    import fcntl
-    import termios
-
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    _heed_ctrl_c()
+
+
+def _heed_ctrl_c() -> None:
+    """Tests that run in the background of a shell inherit a Ctrl-C that is ignored; users do not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +261,13 @@ def test_a_conversation_past_the_context_is_told_and_can_be_reset(env):
 
 def test_an_interrupted_pipe_ends_without_an_answer_left_running(env):
     process = subprocess.Popen(
-        [sys.executable, str(FAKE), "chat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True
+        [sys.executable, str(FAKE), "chat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=env,
+        text=True,
+        preexec_fn=_heed_ctrl_c,
     )
     assert process.stdin
     assert process.stdout

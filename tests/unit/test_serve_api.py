@@ -316,9 +316,9 @@ def test_a_stream_is_closed_also_when_its_client_goes_away_without_having_read_w
 def test_requests_run_at_the_same_time(server):
     server.model.last_engine.most_running = 0
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda n: server.ask("count", max_tokens=40 + n), range(4)))
+        answers = list(pool.map(lambda n: server.ask("count", max_tokens=500 + n), range(4)))
     assert server.model.last_engine.most_running == 4
-    assert [answer.usage.completion_tokens for answer in answers] == [40, 41, 42, 43]
+    assert [answer.usage.completion_tokens for answer in answers] == [500, 501, 502, 503]
 
 
 @settings(max_examples=30, deadline=None)
