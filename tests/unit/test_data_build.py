@@ -27,6 +27,10 @@ CFG = DataConfig(
 )
 
 
+class Killed(BaseException):
+    """Stands for a kill, which no handler of errors sees."""
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
@@ -58,11 +62,11 @@ def test_a_killed_build_goes_on_after_its_last_step(
     monkeypatch.setattr(stage, "fetch", lambda report: data_world.fetched(world))
 
     def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
+        raise Killed
 
     with monkeypatch.context() as patch:
         patch.setitem(stage._STEPS, "chats", killed)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Killed):
             build_data(CFG, tmp_path / "data")
     assert not (tmp_path / "data").exists()
     with monkeypatch.context() as patch:
