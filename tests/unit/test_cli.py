@@ -282,12 +282,13 @@ def test_a_mistake_in_the_recipe_is_told_before_anything_is_written(capsys: pyte
     assert not Path("runs").exists()
 
 
-def test_a_reader_that_goes_away_is_no_error():
+def test_a_reader_that_goes_away_is_no_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     read, write = os.pipe()
     os.close(read)
     run = subprocess.run([sys.executable, "-m", "herd", "--help"], stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
-    assert run.stderr == ""
+    assert (run.returncode, run.stderr) == (1, "")
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]):
