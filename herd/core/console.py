@@ -17,6 +17,8 @@ CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 BAR = re.compile("[━╸╺]")
 """What rich draws progress bars with."""
 
+OUT_OF_MEMORY = "out of memory: close other programs, or take a smaller batch (--batch-tokens)"
+
 
 class Tee(io.TextIOBase):
     """Writes to the terminal as it is, and to a log line by line, with the time and without progress bars."""
@@ -77,13 +79,14 @@ def in_one_line(error: BaseException) -> str | None:
         case HerdError():
             return str(error)
         case MemoryError():
-            return "out of memory: close other programs, or take a smaller batch (--batch-tokens)"
+            return OUT_OF_MEMORY
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return f"the disk is full{place}: free some space, then say the same again to go on"
         case OSError(errno=errno.EACCES | errno.EPERM | errno.EROFS):
             return f"{str(error.strerror).lower()}{place}: choose a folder of yours"
         case OSError() if error.strerror:
             return f"{error.strerror.lower()}{place}"
-    if "No space left" in str(error):  # from a library that has no OSError of its own
+    # Libraries that have no OSError or MemoryError of their own.
+    if "No space left" in str(error):
         return "the disk is full: free some space, then say the same again to go on"
-    return None
+    return OUT_OF_MEMORY if "DefaultCPUAllocator: can't allocate memory" in str(error) else None

@@ -180,6 +180,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         ),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), 1, "no such file or directory (x)"),
         (MemoryError(), 1, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), 1, "out of memory"),
         (KeyboardInterrupt(), 130, "stopped"),
         (KeyError("lost\nagain"), 1, "KeyError: 'lost\\nagain' (a bug of Herd; the traceback is in "),
     ],
