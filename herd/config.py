@@ -147,13 +147,13 @@ def tiny(vocab_size: int, special: SpecialIds) -> ModelConfig:
     return ModelConfig(
         vocab_size=vocab_size,
         special=special,
-        dim=256,
+        dim=192,
         num_layers=4,
-        num_heads=4,
-        num_kv_heads=2,
+        num_heads=3,
+        num_kv_heads=1,
         head_dim=64,
-        dense_ffn_dim=1024,
-        moe=MoEConfig(num_experts=8, ffn_dim=512),
+        dense_ffn_dim=768,
+        moe=MoEConfig(num_experts=8, ffn_dim=384),
         vision=VisionConfig(
             image_size=64, patch_size=8, dim=128, num_layers=4, num_heads=4, adapter_dim=256, max_tiles=4
         ),

@@ -51,14 +51,14 @@ def train(model: Transformer, batches: Batches, config: TrainConfig, stage: Stag
                 step,
                 **losses_by_kind(losses_N, batch),
                 **expert_load(model),
-                loss=float(loss),
+                loss=loss.item(),
                 lr=rate,
                 grad_norm=norm,
                 tokens=len(batch.tokens_N),
                 tokens_per_s=round(speed),
                 seconds=round(stage.seconds, 2),
             )
-            bar.update(task, advance=1, note=f"loss {float(loss):.3f}, {speed:,.0f} tokens/s")
+            bar.update(task, advance=1, note=f"loss {loss.item():.3f}, {speed:,.0f} tokens/s")
             if time.monotonic() - saved > config.checkpoint_s:
                 checkpoint.save(stage.work, step + 1, {"step": step + 1, **optimizer.state_dict()})
                 stage.keep_time()

@@ -18,16 +18,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         losses = torch.zeros(len(hidden_ND), dtype=torch.float32, device=hidden_ND.device)
         grad_hidden = torch.zeros_like(hidden_ND)
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
-        # Buffers are reused: fresh pages for every chunk would cost more than the softmax.
-        logits_buffer = hidden_ND.new_empty(CHUNK_ROWS, len(weight_VD))
-        probability_buffer = logits_buffer.float()
+        # Two buffers for all chunks: fresh pages for each would cost more than the softmax, and so would a copy in fp32
+        # (the kernel computes in fp32 inside).
+        buffers = hidden_ND.new_empty(2, CHUNK_ROWS, len(weight_VD))
         for rows in torch.nonzero(weights_N)[:, 0].split(CHUNK_ROWS):
             hidden, target = hidden_ND[rows], targets_N[rows, None]
             weight = weights_N[rows, None].to(hidden.dtype)
-            logits = torch.mm(hidden, weight_VD.T, out=logits_buffer[: len(rows)])
-            probability = torch.softmax(logits, -1, dtype=torch.float32, out=probability_buffer[: len(rows)])
-            losses[rows] = -probability.gather(1, target)[:, 0].clamp_min(1e-30).log()
-            grad = logits.copy_(probability).scatter_add_(1, target, hidden.new_full((len(rows), 1), -1))
+            logits = torch.mm(hidden, weight_VD.T, out=buffers[0, : len(rows)])
+            probability = torch.softmax(logits, -1, out=buffers[1, : len(rows)])
+            losses[rows] = -probability.gather(1, target)[:, 0].float().clamp_min(1e-30).log()
+            grad = probability.scatter_add_(1, target, hidden.new_full((len(rows), 1), -1))
             # The weights go on the narrow side of the products.
             grad_hidden[rows] = (grad @ weight_VD) * weight
             grad_weight += grad.T @ (hidden * weight)
@@ -49,6 +49,7 @@ def cross_entropy(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "n"]]:
     """sum_i w_i * -log softmax(U h_i)[t_i], in nats, and the unweighted terms (without gradient; 0 where w_i = 0).
 
-    Give weights that sum to 1 for a mean.
+    Give weights that sum to 1 for a mean. Probabilities have the precision of `hidden_ND`: in bf16 a term is true to
+    0.4 %.
     """
     return _ChunkedCrossEntropy.apply(hidden_ND, unembedding_VD, targets_N, weights_N)
