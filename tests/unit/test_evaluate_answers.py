@@ -65,3 +65,9 @@ def test_normalising_twice_changes_nothing(text: str, language: str) -> None:
 )
 def test_known_names_and_then_words_tell_the_language(answer: str, language: str, expected: bool) -> None:
     assert LanguageOfAnswers(NAMES).is_in(answer, language) is expected
+
+
+def test_a_name_of_another_language_is_wrong_even_where_its_words_are_known_here() -> None:
+    judge = LanguageOfAnswers({"en": ["fire engine", "hot dog"], "xx": ["fire dog"]})
+    assert not judge.is_in("fire dog", "en")
+    assert judge.is_in("dog engine", "en")

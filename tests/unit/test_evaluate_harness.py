@@ -13,6 +13,8 @@ from herd.core.files import read_json, write_json
 from herd.evaluate.bits import cap_documents
 from herd.evaluate.compress import xz_bytes, xz_bytes_after
 from herd.evaluate.harness import EvaluateConfig, evaluate
+from herd.evaluate.inputs import Chat
+from herd.evaluate.tasks import frequent_answers
 
 KNOWN = [*range(20, 30), *range(40, 60)]  # half of the subjects, all styles
 
@@ -78,6 +80,15 @@ def test_tasks_keep_the_sign_and_stand_beside_the_most_frequent_answer(folders: 
     capital = rows["capital"]
     assert capital["count"] == 9 and capital["hits"] > 0
     assert capital["baseline"]["hits"] <= capital["hits"]  # only English has training answers
+
+
+def test_the_most_frequent_answer_is_counted_in_training_only() -> None:
+    def chat(number: int, split: str, answer: str) -> Chat:
+        return Chat(id=str(number), split=split, kind="capital", language="en", messages=[], answer=answer)
+
+    chats = [chat(0, "train", "Rome"), chat(1, "train", "Oslo"), chat(2, "train", "oslo."), chat(3, "heldout", "Rome")]
+    chats += [chat(number, "heldout", "Rome") for number in range(4, 9)]
+    assert frequent_answers(chats) == {("capital", "en"): "oslo"}
 
 
 def test_samples_are_there_for_every_language(folders: dict[str, Any]) -> None:

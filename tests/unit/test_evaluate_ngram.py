@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from herd.evaluate.ngram import FALLBACK_DISCOUNTS, KneserNey
+from herd.evaluate.ngram import FALLBACK_DISCOUNTS, KneserNey, discounts
 
 VOCABULARY = 5
 documents_strategy = st.lists(st.lists(st.integers(0, VOCABULARY - 1), max_size=25), min_size=1, max_size=8).filter(
@@ -95,6 +95,11 @@ def test_probabilities_after_any_context_sum_to_one(train: list[list[int]], cont
     probabilities = np.exp([-loss[-1] for loss in losses])
     assert np.all(probabilities > 0)
     assert math.isclose(probabilities.sum(), 1, rel_tol=1e-9)
+
+
+def test_discounts_that_would_be_negative_are_not_used() -> None:
+    # One gram seen once, one twice, ten three times, one four times: D_2 = 2 - 3 · 1/3 · 10 < 0.
+    assert tuple(discounts(np.array([1, 2, *[3] * 10, 4]))) == (0, *FALLBACK_DISCOUNTS)
 
 
 def test_bytes_of_a_repeated_text_cost_far_less_than_uniform() -> None:

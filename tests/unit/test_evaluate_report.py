@@ -1,6 +1,7 @@
 """The page: whole, of one piece, and true to what stands in the run's folder."""
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from herd.core.errors import HerdError
 from herd.core.files import write_json
 from herd.evaluate.charts import heat_map, line_chart, ticks
+from herd.evaluate.curves import curve
 from herd.evaluate.harness import evaluate
 from herd.evaluate.report import report
 
@@ -123,6 +125,11 @@ def test_metrics_without_the_usual_keys_give_a_page(run: Path) -> None:
     lines = ['{"step": 0}', '{"step": 1, "loss": NaN}', '{"step": 2, "loss": 3.0, "expert_load": []}', '{"step"']
     (run / "pretrain" / "metrics.jsonl").write_text("\n".join(lines))
     checked(page_of(run))
+
+
+def test_a_loss_that_is_no_number_is_not_drawn() -> None:
+    lines = [{"step": 0, "loss": 4.0}, {"step": 1, "loss": math.nan}, {"step": 2, "loss": math.inf}, {"step": 3}]
+    assert curve(lines, "loss") == [(0.0, 4.0)]
 
 
 def test_what_the_model_says_cannot_become_markup(run: Path) -> None:
