@@ -194,10 +194,26 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """Text and pictures fused early, from random weights."""
+class VisionStageConfig:
+    """A new model, and the contrastive training of its encoder."""
 
     preset: str = "tiny"
+    seed: int = 0
+    num_views: int = 50_000
+    """Views of pictures in all."""
+    batch_pictures: int = 256
+    names_a_picture: int = 4
+    """Languages whose names stand for a picture in one view."""
+    sharpness: float = 16.0
+    """Inverse temperature of the similarities."""
+    checkpoint_s: float = 30.0
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Text and pictures fused early."""
+
     seed: int = 0
     num_tokens: int = 4_000_000
     """Tokens of training in all."""

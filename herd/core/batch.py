@@ -36,6 +36,11 @@ class Batch:
     kinds_N: Tensor
     """int8, what a token belongs to, for reporting losses apart; see KINDS."""
 
+    @property
+    def size(self) -> int:
+        """What the rate counts: tokens."""
+        return len(self.tokens_N)
+
 
 KINDS = ("text", "picture", "chat")
 """Names of the values of `Batch.kinds_N`."""

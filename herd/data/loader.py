@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,15 +28,28 @@ from herd.data.tokenizer import Tokenizer
 PATCH = "<|patch|>"
 
 
-class Batches(Protocol):
+class Sized(Protocol):
+    """A batch of any kind."""
+
+    @property
+    def size(self) -> int: ...
+
+
+B = TypeVar("B", bound=Sized)
+B_co = TypeVar("B_co", bound=Sized, covariant=True)
+
+
+class Batches(Protocol[B_co]):
     """What a training loop reads."""
 
     num_steps: int
+    unit: str
+    """What the size of a batch counts."""
 
-    def batch(self, step: int) -> Batch: ...
+    def batch(self, step: int) -> B_co: ...
 
 
-def ahead(batches: Batches, start: int) -> Iterator[tuple[int, Batch]]:
+def ahead(batches: Batches[B], start: int) -> Iterator[tuple[int, B]]:
     """Steps from `start` on, the next one being made while the current one is used."""
     with ThreadPoolExecutor(1) as worker:
         waiting = worker.submit(batches.batch, start) if start < batches.num_steps else None
@@ -62,12 +75,16 @@ class PictureShelf:
 
     def __init__(self, folder: Path, processor: ImageProcessor) -> None:
         self.processor = processor
-        self.rows = [row for row in read_rows(folder, "pictures") if row["split"] == "train"]
+        # A picture whose names are all kept for evaluation has nothing to teach.
+        rows = read_rows(folder, "pictures")
+        self.rows = [row for row in rows if row["split"] == "train" and row["names"] != "{}"]
         self.names = [json.loads(row["names"]) for row in self.rows]
         self.place = {row["id"]: index for index, row in enumerate(self.rows)}
         self._open: dict[int, Image.Image] = {}
+        self._small: dict[int, Image.Image] = {}
 
     def picture(self, index: int) -> Image.Image:
+        """The picture in its own size."""
         if index not in self._open:
             self._open[index] = read_picture(self.rows[index]["png"])
         return self._open[index]
@@ -78,9 +95,19 @@ class PictureShelf:
 
     def tiles(self, index: int, rng: np.random.Generator, *, whole: bool) -> Tiles:
         """A random view; `whole` gives the one stretched tile alone, else the cut that a user's picture gets."""
-        picture, side = self.picture(index), self.processor.config.image_size
-        size = (side, side) if whole else picture.size
-        return self.processor.tiles(view(picture, size, rng))
+        side = self.processor.config.image_size
+        if whole:
+            return self.processor.tiles(view(self._reduced(index, 2 * side), (side, side), rng))
+        picture = self.picture(index)
+        return self.processor.tiles(view(picture, picture.size, rng))
+
+    def _reduced(self, index: int, side: int) -> Image.Image:
+        """The picture at most `side` wide and high: a view samples it without the moiré of skipped pixels."""
+        if index not in self._small:
+            picture = self.picture(index)
+            size = (min(picture.width, side), min(picture.height, side))
+            self._small[index] = picture.resize(size, Image.Resampling.BILINEAR)
+        return self._small[index]
 
     def layout(self, index: int, *, whole: bool) -> list[str]:
         """The tokens that will stand for `tiles(index, …)`."""
@@ -101,6 +128,8 @@ class Piece:
 
 class PretrainBatches:
     """Documents in pieces of at most `context` tokens, and pictures followed by their names."""
+
+    unit = "tokens"
 
     def __init__(self, folder: Path, config: PretrainConfig, tokenizer: Tokenizer, processor: ImageProcessor) -> None:
         self.config, self.tokenizer = config, tokenizer
@@ -185,6 +214,8 @@ class PretrainBatches:
 
 class SftBatches:
     """Chats in Llama 4's format; only the assistant's tokens are learnt."""
+
+    unit = "tokens"
 
     def __init__(self, folder: Path, config: SftConfig, tokenizer: Tokenizer, processor: ImageProcessor) -> None:
         self.config, self.tokenizer, self.processor = config, tokenizer, processor

@@ -18,11 +18,8 @@ def curve(lines: Lines, key: str) -> Points:
 
 def training_charts(lines: Lines) -> list[str]:
     """Loss by kind, learning rate, gradient norm, speed and balance of one stage."""
-    losses = {
-        "all": curve(lines, "loss"),
-        "text": curve(lines, "text_loss"),
-        "pictures": curve(lines, "picture_loss"),
-    }
+    kinds = sorted({key for line in lines for key in line if key.endswith("_loss")})
+    losses = {"all": curve(lines, "loss"), **{kind.removesuffix("_loss"): curve(lines, kind) for kind in kinds}}
     charts = [
         line_chart("Loss, nats per token", losses),
         line_chart("Learning rate", {"lr": curve(lines, "lr")}, from_zero=True),

@@ -232,7 +232,7 @@ def line_editing(path: Path) -> Iterator[Callable[[], str]]:
         yield str
         return
     with suppress(OSError):  # none yet, or unreadable: the session begins without
-        readline.read_history_file(path)
+        pass
     readline.set_history_length(1000)
     try:
         yield readline.get_line_buffer

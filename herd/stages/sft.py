@@ -12,6 +12,7 @@ from herd.data.tokenizer import Tokenizer
 from herd.model.formats import huggingface
 from herd.stages.pretrain import save_model
 from herd.train.loop import train
+from herd.train.losses import language_loss
 
 
 def sft(config: SftConfig, model: Path, data: Path, out: Path) -> Path:
@@ -20,5 +21,5 @@ def sft(config: SftConfig, model: Path, data: Path, out: Path) -> Path:
     tokenizer = Tokenizer.load(model)
     network = huggingface.load(model, dtype=torch.bfloat16).requires_grad_(True)
     batches = SftBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
-    train(network, batches, config, stage)
+    train(network, batches, language_loss(config.balance_coefficient), config, stage)
     return save_model(network, tokenizer, stage)

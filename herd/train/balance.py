@@ -34,3 +34,12 @@ def total_balance_loss(model: Transformer) -> Tensor:
     """Mean over the layers of the last forward's balance losses."""
     losses = [balance_loss(moe.logits_NE, moe.load_E) for moe in mixtures(model)]  # type: ignore[arg-type]
     return torch.stack(losses).mean()
+
+
+def expert_load(model: Transformer) -> dict[str, object]:
+    """Each layer's shares by expert in the last forward, and the worst MaxVio."""
+    loads = [moe.load_E for moe in mixtures(model) if moe.load_E is not None]
+    return {
+        "expert_load": [[round(x, 4) for x in load_E.tolist()] for load_E in loads],
+        "max_vio": max((max_violation(load_E) for load_E in loads), default=0.0),
+    }

@@ -2,9 +2,15 @@
 
 # N tokens, D width, V vocabulary
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from herd.core.batch import KINDS, Batch
+from herd.model.transformer import Transformer
+from herd.train.balance import expert_load, total_balance_loss
 
 CHUNK_ROWS = 512
 """Tokens whose logits exist at one time."""
@@ -53,3 +59,29 @@ def cross_entropy(
     0.4 %.
     """
     return _ChunkedCrossEntropy.apply(hidden_ND, unembedding_VD, targets_N, weights_N)
+
+
+def language_loss(balance_coefficient: float) -> Callable[[Transformer, Batch], tuple[Tensor, dict[str, object]]]:
+    """The loss function of pre-training and fine-tuning: mean cross-entropy of the learnt tokens plus
+    `balance_coefficient` times the load-balancing loss. Its metrics: the cross-entropy, in all and by kind of token,
+    and the experts' load."""
+
+    def loss_fn(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, object]]:
+        hidden_ND = model(
+            batch.tokens_N, positions_N=batch.positions_N, starts_S=batch.starts_S, images=batch.images
+        )
+        mean, losses_N = cross_entropy(hidden_ND, model.unembedding.weight, batch.targets_N, batch.weights_N)
+        metrics = {"loss": mean.item(), **losses_by_kind(losses_N, batch), **expert_load(model)}
+        return mean + balance_coefficient * total_balance_loss(model), metrics
+
+    return loss_fn
+
+
+def losses_by_kind(losses_N: Float[Tensor, "n"], batch: Batch) -> dict[str, float]:
+    """Mean loss of the learnt tokens of each kind in the batch."""
+    learnt_N = batch.weights_N > 0
+    return {
+        f"{name}_loss": float(losses_N[chosen].mean())
+        for index, name in enumerate(KINDS)
+        if (chosen := learnt_N & (batch.kinds_N == index)).any()
+    }
