@@ -57,7 +57,7 @@ def write_report(_: NoSettings, *stages_and_out: Path) -> Path:
 
 # In the order of a model's life. parents: what a stage calls the folders that it reads → the stage that writes each.
 STEPS = (
-    step("data", "herd.stages.data:DataConfig", "herd.stages.data:build_data", {}),
+    step("data", "herd.config:DataConfig", "herd.stages.data:build_data", {}),
     step("pretrain", "herd.config:PretrainConfig", "herd.stages.pretrain:pretrain", {"data": "data"}),
     step("sft", "herd.config:SftConfig", "herd.stages.sft:sft", {"model": "pretrain", "data": "data"}),
     step(

@@ -174,6 +174,52 @@ def preset(name: str, *, vocab_size: int, special: SpecialIds) -> ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How much of what goes into a data folder."""
+
+    english_bytes: int = 3_000_000
+    """Text in English, held-out part included."""
+    other_bytes: int = 450_000
+    """Text in each other language; Arabic and Hindi have hardly more."""
+    heldout: float = 0.04
+    """Share of each language's text that is held out."""
+    heldout_bytes: int = 60_000
+    """Least text held out in each language (but never more than a fifth)."""
+    picture_px: int = 336
+    """Longest side of a picture; smaller ones stay as they are."""
+    heldout_subjects: float = 0.15
+    """Share of stamps, of emoji (in their second style) and of clips kept for evaluation."""
+    heldout_pairs: float = 0.1
+    """Share of country and language pairs, of problems and of dialogues kept for evaluation."""
+    clips: int = 150
+    names: int = 12_000
+    """Training questions for the name of a picture; the following count training rows likewise."""
+    captions: int = 2_000
+    flags: int = 3_000
+    capitals: int = 3_000
+    sums: int = 2_400
+    tasks: int = 1_600
+    dialogues: int = 4_000
+    clip_names: int = 1_200
+    vocab_size: int = 8_192
+    """Tokens, the special ones included."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("heldout", "heldout_subjects", "heldout_pairs"):
+            if not 0 < getattr(self, name) < 1:
+                raise HerdError(f"{name}={getattr(self, name)} is not a share between 0 and 1")
+        for name, least in (
+            ("english_bytes", 10_000),
+            ("other_bytes", 10_000),
+            ("picture_px", 64),
+            ("vocab_size", 300),
+        ):
+            if getattr(self, name) < least:
+                raise HerdError(f"{name}={getattr(self, name)} is too small: at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """Muon for matrices, AdamW for the rest; warm-up, plateau, linear decay to zero."""
 

@@ -12,7 +12,7 @@ class Images:
     """Pictures of one pack: their tiles, and where the tiles' tokens stand."""
 
     tiles: Tensor
-    """Normalised pixels [tiles, 3, side, side]; with `encoded`, the features [rows, D] that the encoder made of them."""
+    """Normalised pixels [tiles, 3, side, side]; with `encoded`, the features [rows, D] that the encoder gave."""
     rows: Tensor
     """Index in the pack of every patch token, in the order of the tiles."""
     encoded: bool = False

@@ -53,11 +53,14 @@ def partial(folder: Path) -> Path:
 
 def commit_folder(folder: Path) -> None:
     """Rename the finished `NAME.partial` to `NAME`; an older `NAME` is replaced."""
-    work = partial(folder)
+    work, old = partial(folder), folder.with_name(folder.name + ".old")
     assert (work / "herd.json").exists(), f"{work} has no herd.json yet"
+    # The older one is renamed before it is removed: a kill in the middle must not leave a part under the final name.
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        os.replace(folder, old)
     os.replace(work, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import herd
-from herd.core.files import commit_folder, folder_hash, partial, read_json, write_json
+from herd.core.files import commit_folder, folder_hash, partial, read_json, write_atomic, write_json
 
 
 def commit_id() -> str:
-    """The commit of the checkout that the package runs from, `-dirty` with uncommitted changes; `unknown` outside one."""
+    """The commit of the checkout that the package runs from, `-dirty` if changed since; `unknown` outside one."""
     here = Path(__file__).parent
     try:
         run = subprocess.run(
@@ -45,7 +45,7 @@ class Stage:
         self.work = partial(out)
         self.work.mkdir(parents=True, exist_ok=True)
         self._clock = self.work / ".seconds"
-        self._before_s = float(self._clock.read_text()) if self._clock.exists() else 0.0
+        self._before_s = float(self._clock.read_text() or 0) if self._clock.exists() else 0.0
         self._start = time.monotonic()
 
     @property
@@ -54,7 +54,7 @@ class Stage:
 
     def keep_time(self) -> None:
         """Remember the time worked so far; called at checkpoints so that a killed attempt still counts."""
-        self._clock.write_text(f"{self.seconds:.3f}")
+        write_atomic(self._clock, f"{self.seconds:.3f}")
 
     def drop(self, name: str) -> None:
         """Remove a folder of the work that the finished stage does not keep."""

@@ -1,4 +1,4 @@
-"""Random numbers as a function of their place: the stream of a name, step and index never depends on what ran before."""
+"""Random numbers as a function of their place: what a name, step and index draw never depends on what ran before."""
 
 import hashlib
 

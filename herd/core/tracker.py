@@ -4,16 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from herd.core.files import write_atomic
+
 
 class Tracker:
     """Appends `{"step": …, name: value, …}` to `path`. After a resume, lines at or past `start_step` are dropped."""
 
     def __init__(self, path: Path, *, start_step: int = 0) -> None:
         kept = [line for line in read_metrics(path) if line["step"] < start_step] if path.exists() else []
-        self._file = path.open("w", encoding="utf-8")
-        for line in kept:
-            self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, **metrics: Any) -> None:
         """Write one line; values are numbers or flat lists of numbers."""

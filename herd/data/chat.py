@@ -61,7 +61,7 @@ def render_messages(
             raise unknown("role", str(role), ROLES)
         add(header(role), False)
         content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
         body: list[int] = []
         for part in parts:
             if part["type"] == "text":

@@ -38,7 +38,7 @@ def read_picture(source: Path | str | bytes) -> Image.Image:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise HerdError(
-                        f"{name} has {picture.width} x {picture.height} pixels, more than {MAX_PIXELS:,}: make it smaller"
+                        f"{name} has {picture.width} x {picture.height} pixels, over {MAX_PIXELS:,}: make it smaller"
                     )
                 return on_white(ImageOps.exif_transpose(picture))
     except FileNotFoundError:

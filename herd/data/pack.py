@@ -4,6 +4,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -44,9 +45,7 @@ def pack(samples: Sequence[Sample], *, patch_id: int) -> Batch:
         positions_N=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])),
         starts_S=torch.from_numpy(starts),
         images=images,
-        kinds_N=torch.from_numpy(
-            np.repeat(np.array([KINDS.index(s.kind) for s in samples], dtype=np.int8), lengths)
-        ),
+        kinds_N=torch.from_numpy(np.repeat(np.array([KINDS.index(s.kind) for s in samples], dtype=np.int8), lengths)),
     )
 
 
@@ -56,4 +55,4 @@ def steps_of(lengths: np.ndarray, batch_tokens: int) -> list[range]:
     step = np.maximum(ends - 1, 0) // batch_tokens
     cuts = np.flatnonzero(np.diff(step)) + 1
     edges = [0, *cuts.tolist(), len(lengths)]
-    return [range(begin, end) for begin, end in zip(edges[:-1], edges[1:], strict=True)]
+    return [range(begin, end) for begin, end in pairwise(edges)]

@@ -63,10 +63,11 @@ class Tokenizer:
         self._plain = Backend.from_str(backend.to_str())
         self._plain.encode_special_tokens = True
         self.vocab_size = backend.get_vocab_size()
-        self.special = {token: backend.token_to_id(token) for token in SPECIAL_TOKENS}
-        missing = [token for token, index in self.special.items() if index is None]
+        found = {token: backend.token_to_id(token) for token in SPECIAL_TOKENS}
+        missing = [token for token, index in found.items() if index is None]
         if missing:
             raise HerdError(f"the tokenizer lacks the special tokens {', '.join(missing)}")
+        self.special: dict[str, int] = {token: index for token, index in found.items() if index is not None}
 
     @property
     def ids(self) -> SpecialIds:

@@ -42,7 +42,7 @@ class Request:
 
     prompt: Prompt
     params: SamplingParams
-    emit: Callable[[Piece], None]
+    emit: Callable[[Piece], object]
     generator: torch.Generator
     features: Images | None = None
     pieces: list[tuple[int, int]] = field(default_factory=list)
@@ -110,7 +110,7 @@ class Engine:
         self._waiting.put(None)
         self._thread.join()
 
-    def _submit(self, prompt: Prompt, params: SamplingParams, emit: Callable[[Piece], None]) -> Request:
+    def _submit(self, prompt: Prompt, params: SamplingParams, emit: Callable[[Piece], object]) -> Request:
         length = len(prompt.token_ids)
         if not length:
             raise HerdError("the prompt has no tokens")
@@ -208,9 +208,7 @@ class Engine:
         text = self.model.tokenizer.decode(request.answer)
         if reason is None and text.endswith(UNFINISHED):
             text = request.shown  # wait for the rest of the character
-        request.emit(
-            Piece(text=text[len(request.shown) :], token_ids=[] if stop else [token], finish_reason=reason)
-        )
+        request.emit(Piece(text=text[len(request.shown) :], token_ids=[] if stop else [token], finish_reason=reason))
         request.shown = text
         if reason is not None:
             self._release(request)

@@ -94,6 +94,4 @@ def load(folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, config.json {transformer.config.vocab_size}"
         )
     config = transformer.config
-    return Model(
-        config=config, transformer=transformer, tokenizer=tokenizer, processor=ImageProcessor(config.vision)
-    )
+    return Model(config=config, transformer=transformer, tokenizer=tokenizer, processor=ImageProcessor(config.vision))

@@ -47,9 +47,8 @@ def plan_spans(positions_N: Tensor, starts_S: Tensor, chunk_size: int | None) ->
     lengths = torch.diff(begins, append=begins.new_tensor([num_tokens]))
     bounds = lengths.new_tensor(GROUP_LENGTHS)
     last = GROUP_LENGTHS[-1]
-    padded = torch.where(
-        lengths > last, (lengths + last - 1) // last * last, bounds[torch.bucketize(lengths, bounds).clamp(max=len(bounds) - 1)]
-    )
+    next_bound = bounds[torch.bucketize(lengths, bounds).clamp(max=len(bounds) - 1)]
+    padded = torch.where(lengths > last, (lengths + last - 1) // last * last, next_bound)
     slot_N = torch.empty(num_tokens, dtype=torch.int64, device=device)
     groups, offset = [], 0
     for length in torch.unique(padded).tolist():
@@ -169,9 +168,7 @@ class AttentionPlan:
     temperature_N: Tensor | None
 
 
-def plan(
-    positions_N: Tensor, starts_S: Tensor, config: ModelConfig, *, cached: bool
-) -> AttentionPlan:
+def plan(positions_N: Tensor, starts_S: Tensor, config: ModelConfig, *, cached: bool) -> AttentionPlan:
     """Prepare a forward over documents (or requests) that begin at `starts_S` in the pack."""
     return AttentionPlan(
         local=None if cached else plan_spans(positions_N, starts_S, config.chunk_size),

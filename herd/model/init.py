@@ -9,7 +9,7 @@ def initialise(model: Transformer, generator: torch.Generator) -> None:
     """Fill all parameters in place, in the order of their names' definition."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("norm.weight") or "norm_" in name and name.endswith("weight"):
+            if name.endswith("norm.weight") or ("norm_" in name and name.endswith("weight")):
                 parameter.fill_(1)
             elif name.endswith(".bias"):
                 parameter.zero_()

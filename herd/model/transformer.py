@@ -1,8 +1,8 @@
 """The Llama 4 transformer: one forward over flat packed tokens for training, prefill and decode.
 
-    x = embed(tokens), with vision features in place of <|patch|> tokens
-    for each layer:  x = x + attention(norm(x));  x = x + feed_forward(norm(x))
-    logits = unembed(norm(x))
+x = embed(tokens), with vision features in place of <|patch|> tokens
+for each layer:  x = x + attention(norm(x));  x = x + feed_forward(norm(x))
+logits = unembed(norm(x))
 """
 
 # N tokens, D width, V vocabulary, S documents or requests

@@ -10,14 +10,14 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from herd.config import LANGUAGES
+from herd.config import LANGUAGES, DataConfig
 from herd.core.errors import HerdError
 from herd.core.files import partial, write_json
 from herd.core.lineage import Stage
@@ -32,65 +32,6 @@ from herd.data.text import read_language
 from herd.data.tokenizer import Tokenizer, train_tokenizer
 
 Facts = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """How much of what goes into a data folder."""
-
-    english_bytes: int = 3_000_000
-    """Text in English, held-out part included."""
-    other_bytes: int = 450_000
-    """Text in each other language; Arabic and Hindi have hardly more."""
-    heldout: float = 0.04
-    """Share of each language's text that is held out."""
-    heldout_bytes: int = 60_000
-    """Least text held out in each language (but never more than a fifth)."""
-    picture_px: int = 336
-    """Longest side of a picture; smaller ones stay as they are."""
-    heldout_subjects: float = 0.15
-    """Share of stamps, of emoji (in their second style) and of clips kept for evaluation."""
-    heldout_pairs: float = 0.1
-    """Share of country and language pairs, of problems and of dialogues kept for evaluation."""
-    clips: int = 150
-    names: int = 12_000
-    """Training questions for the name of a picture; the following count training rows likewise."""
-    captions: int = 2_000
-    flags: int = 3_000
-    capitals: int = 3_000
-    sums: int = 2_400
-    tasks: int = 1_600
-    dialogues: int = 4_000
-    clip_names: int = 1_200
-    vocab_size: int = 8_192
-    """Tokens, the special ones included."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("heldout", "heldout_subjects", "heldout_pairs"):
-            if not 0 < getattr(self, name) < 1:
-                raise HerdError(f"{name}={getattr(self, name)} is not a share between 0 and 1")
-        for name, least in (
-            ("english_bytes", 10_000),
-            ("other_bytes", 10_000),
-            ("picture_px", 64),
-            ("vocab_size", 300),
-        ):
-            if getattr(self, name) < least:
-                raise HerdError(f"{name}={getattr(self, name)} is too small: at least {least}")
-
-    @property
-    def caps(self) -> Caps:
-        return Caps(
-            names=self.names,
-            captions=self.captions,
-            flags=self.flags,
-            capitals=self.capitals,
-            sums=self.sums,
-            tasks=self.tasks,
-            dialogues=self.dialogues,
-            clips=self.clip_names,
-        )
 
 
 def build_data(cfg: DataConfig, out: Path) -> Path:
@@ -214,7 +155,17 @@ def _chats(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
         for row in tables.read(work / "clips.parquet", ["id", "split", "subject", "names"])
         for names in [row.pop("names")]
     ]
-    chats = all_chats(fetched.packs, pictures, moving, cfg.caps, heldout=cfg.heldout_pairs, seed=cfg.seed)
+    caps = Caps(
+        names=cfg.names,
+        captions=cfg.captions,
+        flags=cfg.flags,
+        capitals=cfg.capitals,
+        sums=cfg.sums,
+        tasks=cfg.tasks,
+        dialogues=cfg.dialogues,
+        clips=cfg.clip_names,
+    )
+    chats = all_chats(fetched.packs, pictures, moving, caps, heldout=cfg.heldout_pairs, seed=cfg.seed)
     tables.write(work / "chats.parquet", [_chat_row(chat) for chat in chats], tables.CHATS)
     counts = Counter((chat.kind, chat.split) for chat in chats)
     return {"chats": {f"{kind} {split}": count for (kind, split), count in sorted(counts.items())}}

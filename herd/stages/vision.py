@@ -53,7 +53,9 @@ class VisionBatches:
 
     unit = "pictures"
 
-    def __init__(self, folder: Path, config: VisionStageConfig, tokenizer: Tokenizer, processor: ImageProcessor) -> None:
+    def __init__(
+        self, folder: Path, config: VisionStageConfig, tokenizer: Tokenizer, processor: ImageProcessor
+    ) -> None:
         self.config = config
         self.shelf = PictureShelf(folder, processor)
         self.names = [

@@ -17,7 +17,6 @@ from herd.model.transformer import Transformer
 from herd.train import checkpoint
 from herd.train.optimizer import Optimizer
 
-
 LossFunction = Callable[[Transformer, B], tuple[Tensor, dict[str, object]]]
 
 
@@ -30,9 +29,7 @@ class TrainConfig(Protocol):
     def optimizer(self) -> OptimizerConfig: ...
 
 
-def train(
-    model: Transformer, batches: Batches[B], loss_fn: LossFunction[B], config: TrainConfig, stage: Stage
-) -> None:
+def train(model: Transformer, batches: Batches[B], loss_fn: LossFunction[B], config: TrainConfig, stage: Stage) -> None:
     """Train `model` in place to the end of `batches`; checkpoints, metrics and the clock live in the stage's folder.
 
     `loss_fn` gives what is minimised and what is recorded.
@@ -47,7 +44,7 @@ def train(
         for step, batch in ahead(batches, start):
             began = time.monotonic()
             loss, metrics = loss_fn(model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             rate, norm = optimizer.schedule(step), optimizer.step(step)
             speed = round(batch.size / (time.monotonic() - began))
             metrics = {"loss": loss.item(), **metrics, "lr": rate, "grad_norm": norm, f"{batches.unit}_per_s": speed}

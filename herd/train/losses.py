@@ -67,9 +67,7 @@ def language_loss(balance_coefficient: float) -> Callable[[Transformer, Batch], 
     and the experts' load."""
 
     def loss_fn(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, object]]:
-        hidden_ND = model(
-            batch.tokens_N, positions_N=batch.positions_N, starts_S=batch.starts_S, images=batch.images
-        )
+        hidden_ND = model(batch.tokens_N, positions_N=batch.positions_N, starts_S=batch.starts_S, images=batch.images)
         mean, losses_N = cross_entropy(hidden_ND, model.unembedding.weight, batch.targets_N, batch.weights_N)
         metrics = {"loss": mean.item(), **losses_by_kind(losses_N, batch), **expert_load(model)}
         return mean + balance_coefficient * total_balance_loss(model), metrics

@@ -67,7 +67,6 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert 0.3 <= read_lineage(tmp_path / "model")["time_s"] <= 2 + time.monotonic() - start
 
 
-@pytest.mark.xfail(strict=True, reason="Stage reads a torn clock as a number")
 def test_a_clock_torn_by_a_kill_does_not_stop_the_stage(tmp_path: Path):
     stage = Stage("pretrain", tmp_path / "model", config={}, parents={})
     stage.keep_time()

@@ -97,7 +97,7 @@ def config_to_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def config_from_json(folder: Path) -> ModelConfig:
-    """Read config.json (and the tile limit from preprocessor_config.json); values that Herd cannot honour are refused."""
+    """Read config.json (and the tile limit from preprocessor_config.json); refuse values that Herd cannot honour."""
     raw = read_json(folder / "config.json")
     if raw.get("model_type") != "llama4":
         raise HerdError(f"{folder / 'config.json'}: model_type={raw.get('model_type')!r} is not 'llama4'")
@@ -273,9 +273,7 @@ def save(model: Transformer, folder: Path, *, dtype: torch.dtype = torch.bfloat1
     for index, name in enumerate(names):
         (folder / f"model-{index:05d}.safetensors").replace(folder / name)
     weight_map = {tensor: name for name, held in zip(names, shards, strict=True) for tensor in held}
-    write_json(
-        folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
-    )
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
     write_json(folder / "config.json", config_to_json(model.config, dtype))
 
 
