@@ -1,5 +1,6 @@
 """When two answers are the same, and in which language an answer is."""
 
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 
@@ -20,10 +21,10 @@ MATCH_RULE = (
 
 LANGUAGE_RULE = (
     "An answer that is a known name (of any picture, in all splits) in the language asked counts as right; one that "
-    "is a known name in other languages only counts as wrong. Any other answer is looked at word by word (character "
-    "by character in ja and zh): right when no language has more of its words in its names than the language asked, "
-    "and that has at least one. Overlap: the share of these answers that would count as right had another language "
-    "been asked, the mean over the other languages; names shared between languages make it more than 0."
+    "is a known name in other languages only counts as wrong. Any other answer is looked at word by word (in ja and zh "
+    "character by character, Latin words aside): right when no language has more of its words in its names than the "
+    "language asked, and that has at least one. Overlap: the share of these answers that would count as right had "
+    "another language been asked, the mean over the other languages; names shared between languages make it more than 0."
 )
 
 
@@ -43,7 +44,8 @@ def normalise(text: str, language: str) -> str:
 
 
 def _units(answer: str, language: str) -> set[str]:
-    return set(answer.replace(" ", "")) if language in {"ja", "zh"} else set(answer.split())
+    """Words; in languages without spaces every character, but for letters and digits of the ASCII set."""
+    return set(re.findall(r"[a-z0-9]+|\S", answer) if language in {"ja", "zh"} else answer.split())
 
 
 class LanguageOfAnswers:

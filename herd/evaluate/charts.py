@@ -149,7 +149,7 @@ def heat_map(title: str, rows: Mapping[str, Sequence[float]], *, note: str) -> s
         for column, value in enumerate(values):
             left = gap + column * cell
             shade = min(1.0, value / 2)
-            ink = "on-dark" if shade > 0.55 else "on-light"
+            ink = "on-dark" if shade > 0.6 else "on-light"
             drawing.append(
                 f'<rect class="cell" x="{left}" y="{top + 1}" width="{cell - 2}" height="{line - 2}" '
                 f'fill-opacity="{shade:.2f}"/>'

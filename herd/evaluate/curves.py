@@ -19,15 +19,21 @@ def curve(lines: Lines, key: str) -> Points:
 def training_charts(lines: Lines) -> list[str]:
     """Loss by kind, learning rate, gradient norm, speed and balance of one stage."""
     kinds = sorted({key for line in lines for key in line if key.endswith("_loss")})
+    speeds = sorted({key for line in lines for key in line if key.endswith("_per_s")})
     losses = {"all": curve(lines, "loss"), **{kind.removesuffix("_loss"): curve(lines, kind) for kind in kinds}}
     charts = [
         line_chart("Loss, nats per token", losses),
-        line_chart("Learning rate", {"lr": curve(lines, "lr")}, from_zero=True),
+        line_chart("Learning rate, share of its peak", {"lr": curve(lines, "lr")}, from_zero=True),
         line_chart("Gradient norm", {"norm": curve(lines, "grad_norm")}, from_zero=True),
-        line_chart("Tokens per second", {"speed": curve(lines, "tokens_per_s")}, from_zero=True),
+        *(line_chart(_speed_title(speed), {speed: curve(lines, speed)}, from_zero=True) for speed in speeds),
         line_chart("MaxVio: busiest expert / even load − 1", {"max": curve(lines, "max_vio")}, from_zero=True),
     ]
     return [chart for chart in charts if chart]
+
+
+def _speed_title(key: str) -> str:
+    """`tokens_per_s` in words."""
+    return f"{key.removesuffix('_per_s').capitalize()} per second"
 
 
 def load_charts(lines: Lines) -> list[str]:
