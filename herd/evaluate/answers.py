@@ -24,7 +24,7 @@ LANGUAGE_RULE = (
     "is a known name in other languages only counts as wrong. Any other answer is looked at word by word (in ja and zh "
     "character by character, Latin words aside): right when no language has more of its words in its names than the "
     "language asked, and that has at least one. Overlap: the share of these answers that would count as right had "
-    "another language been asked, the mean over the other languages; names shared between languages make it more than 0."
+    "another language been asked, the mean over the others; names shared between languages make it more than 0."
 )
 
 
