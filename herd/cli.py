@@ -58,7 +58,13 @@ def write_report(_: NoSettings, *stages_and_out: Path) -> Path:
 # In the order of a model's life. parents: what a stage calls the folders that it reads → the stage that writes each.
 STEPS = (
     step("data", "herd.config:DataConfig", "herd.stages.data:build_data", {}),
-    step("pretrain", "herd.config:PretrainConfig", "herd.stages.pretrain:pretrain", {"data": "data"}),
+    step("vision", "herd.config:VisionStageConfig", "herd.stages.vision:vision", {"data": "data"}),
+    step(
+        "pretrain",
+        "herd.config:PretrainConfig",
+        "herd.stages.pretrain:pretrain",
+        {"model": "vision", "data": "data"},
+    ),
     step("sft", "herd.config:SftConfig", "herd.stages.sft:sft", {"model": "pretrain", "data": "data"}),
     step(
         "evaluate",
@@ -174,9 +180,15 @@ COMMANDS = {
         example="herd data build --recipe tiny --out runs/mine/data",
         does=STEP["data"],
     ),
+    "vision": Command(
+        summary="Make a new model whose encoder knows pictures by their names",
+        example="herd vision --recipe tiny --data runs/tiny/data --out runs/mine/vision",
+        does=STEP["vision"],
+        computes=True,
+    ),
     "pretrain": Command(
-        summary="Train a model from random weights on text and pictures",
-        example="herd pretrain --recipe tiny --data runs/tiny/data --out runs/mine/pretrain",
+        summary="Train a model on text and pictures together",
+        example="herd pretrain runs/tiny/vision --recipe tiny --data runs/tiny/data --out runs/mine/pretrain",
         does=STEP["pretrain"],
         computes=True,
     ),

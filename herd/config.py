@@ -248,8 +248,6 @@ class VisionStageConfig:
     num_views: int = 50_000
     """Views of pictures in all."""
     batch_pictures: int = 256
-    names_a_picture: int = 4
-    """Languages whose names stand for a picture in one view."""
     sharpness: float = 16.0
     """Inverse temperature of the similarities."""
     checkpoint_s: float = 30.0

@@ -11,10 +11,10 @@ from PIL import Image
 def view(picture: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     """A random view of `picture`, `size` (width, height) pixels."""
     width, height = size
-    turn = rng.normal(0, 0.12)
-    zoom = np.exp(rng.uniform(-0.12, 0.30))
-    stretch = np.exp(rng.normal(0, 0.08))
-    shift_x, shift_y = rng.uniform(-0.10, 0.10, 2)
+    turn = rng.normal(0, 0.08)
+    zoom = np.exp(rng.uniform(-0.10, 0.15))
+    stretch = np.exp(rng.normal(0, 0.05))
+    shift_x, shift_y = rng.uniform(-0.06, 0.06, 2)
     cos, sin = np.cos(turn) * zoom, np.sin(turn) * zoom
     # From the view's pixel to the picture's, both about their centres.
     scale_x, scale_y = picture.width / width * stretch, picture.height / height / stretch

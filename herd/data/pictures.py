@@ -26,6 +26,7 @@ STAMP_LANGUAGES = {
     "de": "de", "fr": "fr", "es": "es", "it": "it", "pt": "pt", "pt_BR": "pt", "ru": "ru", "ja": "ja", "zh_CN": "zh",
     "vi": "vi", "id": "id", "hi": "hi", "ar": "ar",
 }  # fmt: skip
+FLUENT = "@lobehub/fluent-emoji-anim-1"
 CLIP_PX = 112
 CLIP_FRAMES = 8
 
@@ -66,6 +67,7 @@ def all_pictures(packs: dict[str, Pack], *, longest_px: int, heldout: float, hel
     return [
         *stamps(packs, longest_px=longest_px, heldout=heldout),
         *emoji(packs, heldout=heldout),
+        *fluent(packs, heldout=heldout),
         *flags(packs, longest_px=longest_px, heldout_pairs=heldout_pairs),
     ]
 
@@ -133,6 +135,30 @@ def emoji(packs: dict[str, Pack], *, heldout: float) -> list[Picture]:
     return pictures
 
 
+def fluent(packs: dict[str, Pack], *, heldout: float) -> list[Picture]:
+    """The first frames of animated emoji: a second style to learn from, the clips held out aside."""
+    names = emoji_names(packs)
+    if FLUENT not in packs or not names:
+        return []
+    pack = packs[FLUENT]
+
+    def make(name: str) -> Picture | None:
+        code = _code(name)
+        called = _emoji_called(code, names)
+        if not called or held_out("clip", code, share=heldout):
+            return None
+        return Picture(
+            id=f"emoji/fluent/{code}",
+            split="train",
+            source="fluent",
+            subject=code,
+            png=_png(on_white(_opened(pack, name).convert("RGBA")), 64),
+            names=called,
+        )
+
+    return [picture for picture in _in_threads(make, pack.names(".webp")) if picture]
+
+
 def flags(packs: dict[str, Pack], *, longest_px: int, heldout_pairs: float) -> list[Picture]:
     """The flags of the countries that world-countries knows."""
     if "svg-country-flags" not in packs:
@@ -163,9 +189,9 @@ def flags(packs: dict[str, Pack], *, longest_px: int, heldout_pairs: float) -> l
 def clips(packs: dict[str, Pack], *, num: int, heldout: float) -> list[Clip]:
     """Animated emoji, at most `num`, in the order of their names' hashes; what does not move is left out."""
     names = emoji_names(packs)
-    if "@lobehub/fluent-emoji-anim-1" not in packs or not names:
+    if FLUENT not in packs or not names:
         return []
-    pack = packs["@lobehub/fluent-emoji-anim-1"]
+    pack = packs[FLUENT]
     moving: list[str] = []
     for name in shuffled(pack.names(".webp")):
         if len(moving) == num:

@@ -22,11 +22,11 @@ class EvaluateConfig:
     seed: int = 0
     languages: tuple[str, ...] = ("en", "de", "fr", "es", "ru", "ja", "hi", "zh")
     """Languages in which pictures are named."""
-    heldout_bytes: int = 32_000
+    heldout_bytes: int = 48_000
     """Held-out text for each language."""
     pictures: int = 60
     """Pictures of each split for each language."""
-    closed_pictures: int = 24
+    closed_pictures: int = 40
     """Of these, how many are also asked with candidates: each costs as much as reading hundreds of names."""
     candidates: int = 100
     """Names to choose from."""

@@ -1,12 +1,12 @@
 """`herd vision`: a new model whose vision encoder already knows pictures from their names.
 
-MetaCLIP-style (arXiv 2309.16671): a picture's mean feature is drawn to its own names and pushed from the other names
-of the batch. The text side is the mean of the language model's token embeddings over the picture's names in several
-languages, so that the encoder learns to speak in the space that the language model reads. Everything else in the new
-folder is at its first weights; `herd pretrain` goes on from there.
+In the manner of MetaCLIP (arXiv 2309.16671), for a shelf small enough to hold every name at once: a picture's mean
+feature is drawn to its own names and pushed from those of all other pictures. The text side is the mean of the language
+model's token embeddings over a picture's names in all languages, so that the encoder learns to speak in the space that
+the language model reads. Everything else in the new folder is at its first weights; `herd pretrain` goes on from there.
 """
 
-# B pictures, W tokens of their names, D width
+# B pictures of a batch, P pictures in all, V vocabulary, D width
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,17 +30,13 @@ from herd.train.loop import train
 
 
 @dataclass(frozen=True, kw_only=True)
-class NamedPictures:
+class Views:
     """One contrastive batch."""
 
     tiles: Tensor
     """Normalised pixels of one tile a picture, [B, 3, side, side]."""
-    tokens_W: Tensor
-    """The names' tokens, picture after picture."""
-    owner_W: Tensor
-    """The picture that each token names."""
-    weights_W: Tensor
-    """So that every picture's names weigh the same."""
+    picture_B: Tensor
+    """Which picture of the shelf each one shows."""
 
     @property
     def size(self) -> int:
@@ -53,59 +49,53 @@ class VisionBatches:
 
     unit = "pictures"
 
-    def __init__(
-        self, folder: Path, config: VisionStageConfig, tokenizer: Tokenizer, processor: ImageProcessor
-    ) -> None:
-        self.config = config
-        self.shelf = PictureShelf(folder, processor)
-        self.names = [
-            {language: tokenizer.encode(" " + name) for language, name in names.items()} for names in self.shelf.names
-        ]
-        count = len(self.shelf.rows)
+    def __init__(self, shelf: PictureShelf, config: VisionStageConfig) -> None:
+        self.config, self.shelf = config, shelf
+        count = len(shelf.rows)
         epochs = -(-config.num_views // max(count, 1))
         order = [stream(config.seed, "epoch", epoch).permutation(count) for epoch in range(epochs)]
         self.order = np.concatenate(order or [np.zeros(0, dtype=np.int64)])[: config.num_views]
         self.num_steps = len(self.order) // config.batch_pictures
 
-    def batch(self, step: int) -> NamedPictures:
+    def batch(self, step: int) -> Views:
         """The batch of step `step`."""
         begin = step * self.config.batch_pictures
-        tiles, tokens, owners, weights = [], [], [], []
-        for row, index in enumerate(self.order[begin : begin + self.config.batch_pictures]):
-            rng = stream(self.config.seed, "view", begin + row)
-            tiles.append(self.shelf.tiles(int(index), rng, whole=True).pixels)
-            names = self.names[index]
-            languages = sorted(names)
-            chosen = rng.permutation(len(languages))[: self.config.names_a_picture]
-            for language in (languages[i] for i in chosen):
-                ids = names[language]
-                tokens += ids
-                owners += [row] * len(ids)
-                weights += [1 / (len(chosen) * len(ids))] * len(ids)
-        return NamedPictures(
-            tiles=normalise(torch.cat(tiles)),
-            tokens_W=torch.tensor(tokens),
-            owner_W=torch.tensor(owners),
-            weights_W=torch.tensor(weights),
-        )
+        chosen = self.order[begin : begin + self.config.batch_pictures]
+        tiles = [
+            self.shelf.tiles(int(index), stream(self.config.seed, "view", begin + row), whole=True).pixels
+            for row, index in enumerate(chosen)
+        ]
+        return Views(tiles=normalise(torch.cat(tiles)), picture_B=torch.from_numpy(chosen))
+
+
+def name_weights(names: list[dict[str, list[int]]], vocab_size: int) -> Tensor:
+    """[P, V] sparse: a picture's languages weigh the same, and the tokens of a name in one language too."""
+    rows, columns, values = [], [], []
+    for row, languages in enumerate(names):
+        for ids in languages.values():
+            rows += [row] * len(ids)
+            columns += ids
+            values += [1 / (len(languages) * len(ids))] * len(ids)
+    index = torch.tensor([rows, columns])
+    return torch.sparse_coo_tensor(index, values, (len(names), vocab_size), check_invariants=True).coalesce()
 
 
 def contrastive_loss(
-    pictures_BD: Float[Tensor, "b d"], names_BD: Float[Tensor, "b d"], sharpness: float
+    pictures_BD: Float[Tensor, "b d"],
+    names_PD: Float[Tensor, "p d"],
+    own_B: Int[Tensor, "b"],
+    group_P: Int[Tensor, "p"],
+    sharpness: float,
 ) -> tuple[Float[Tensor, ""], float]:
-    """Mean of -log softmax(sharpness * cos(picture_i, name_j))_ii over rows and over columns, and the share of rows
-    whose own name is the nearest. fp32."""
-    similarity_BB = F.normalize(pictures_BD.float(), dim=-1) @ F.normalize(names_BD.float(), dim=-1).T
-    own_B = torch.arange(len(similarity_BB))
-    logits_BB = sharpness * similarity_BB
-    loss = (F.cross_entropy(logits_BB, own_B) + F.cross_entropy(logits_BB.T, own_B)) / 2
-    return loss, float((similarity_BB.argmax(-1) == own_B).float().mean())
+    """Mean of -log softmax_j(sharpness * cos(picture_i, names_j))_own(i), and the share whose own names are nearest.
 
-
-def name_vectors(embedding_VD: Tensor, tokens_W: Int[Tensor, "w"], owner_W: Tensor, weights_W: Tensor) -> Tensor:
-    """Weighted mean of token embeddings by owner, [B, D]. fp32."""
-    rows_WD = embedding_VD[tokens_W].float() * weights_W[:, None]
-    return rows_WD.new_zeros(int(owner_W.max()) + 1, embedding_VD.shape[1]).index_add(0, owner_W, rows_WD)
+    Pictures of one `group_P` have the same name: they are no negatives of each other. fp32.
+    """
+    similarity_BP = F.normalize(pictures_BD.float(), dim=-1) @ F.normalize(names_PD.float(), dim=-1).T
+    twins_BP = (group_P[own_B, None] == group_P) & (own_B[:, None] != torch.arange(len(group_P)))
+    logits_BP = (sharpness * similarity_BP).masked_fill(twins_BP, float("-inf"))
+    nearest = (logits_BP.argmax(-1) == own_B).float().mean()
+    return F.cross_entropy(logits_BP, own_B), float(nearest)
 
 
 def vision(config: VisionStageConfig, data: Path, out: Path) -> Path:
@@ -119,11 +109,17 @@ def vision(config: VisionStageConfig, data: Path, out: Path) -> Path:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(("vision.", "embedding.")))
 
-    def loss_fn(model: Transformer, batch: NamedPictures) -> tuple[Tensor, dict[str, object]]:
+    processor = ImageProcessor(shape.vision)
+    shelf = PictureShelf(data, processor)
+    names = [{lang: tokenizer.encode(" " + name) for lang, name in names.items()} for names in shelf.names]
+    weights_PV = name_weights(names, shape.vocab_size)
+    group_P = torch.from_numpy(np.unique([str(sorted(name.items())[0]) for name in shelf.names], return_inverse=True)[1])
+
+    def loss_fn(model: Transformer, batch: Views) -> tuple[Tensor, dict[str, object]]:
         pictures_BD = model.vision(batch.tiles.to(torch.bfloat16)).mean(1)
-        names_BD = name_vectors(model.embedding.weight, batch.tokens_W, batch.owner_W, batch.weights_W)
-        loss, nearest = contrastive_loss(pictures_BD, names_BD, config.sharpness)
+        names_PD = torch.sparse.mm(weights_PV, model.embedding.weight.float())
+        loss, nearest = contrastive_loss(pictures_BD, names_PD, batch.picture_B, group_P, config.sharpness)
         return loss, {"nearest": nearest}
 
-    train(model, VisionBatches(data, config, tokenizer, ImageProcessor(shape.vision)), loss_fn, config, stage)
+    train(model, VisionBatches(shelf, config), loss_fn, config, stage)
     return save_model(model, tokenizer, stage)
