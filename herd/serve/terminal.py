@@ -232,12 +232,12 @@ def line_editing(path: Path) -> Iterator[Callable[[], str]]:
         yield str
         return
     with suppress(OSError):  # none yet, or unreadable: the session begins without
-        pass
+        readline.read_history_file(path)
     readline.set_history_length(1000)
     try:
         yield readline.get_line_buffer
     finally:
         with suppress(OSError):  # no room or no right to write: only the comfort is lost
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600)
+            path.touch(mode=0o600)  # GNU readline would see to it, libedit would not
             readline.write_history_file(path)
