@@ -155,7 +155,7 @@ def tiny(vocab_size: int, special: SpecialIds) -> ModelConfig:
         dense_ffn_dim=768,
         moe=MoEConfig(num_experts=8, ffn_dim=384),
         vision=VisionConfig(
-            image_size=64, patch_size=8, dim=128, num_layers=4, num_heads=4, adapter_dim=256, max_tiles=4
+            image_size=64, patch_size=16, dim=128, num_layers=4, num_heads=4, adapter_dim=256, max_tiles=4
         ),
         chunk_size=256,
         temperature_floor=256,
@@ -225,10 +225,10 @@ class OptimizerConfig:
 
     matrix_lr: float = 0.02
     """Muon's step, as the root mean square of an update relative to sqrt(max(1, rows / columns))."""
-    embedding_lr: float = 0.01
+    embedding_lr: float = 0.03
     other_lr: float = 0.01
     """AdamW's step for norms, biases, positions and the router."""
-    unembedding_lr: float = 0.004
+    unembedding_lr: float = 0.008
     weight_decay: float = 0.01
     momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
@@ -245,7 +245,7 @@ class VisionStageConfig:
 
     preset: str = "tiny"
     seed: int = 0
-    num_views: int = 50_000
+    num_views: int = 76_800
     """Views of pictures in all."""
     batch_pictures: int = 256
     sharpness: float = 16.0
@@ -259,11 +259,11 @@ class PretrainConfig:
     """Text and pictures fused early."""
 
     seed: int = 0
-    num_tokens: int = 4_000_000
+    num_tokens: int = 2_600_000
     """Tokens of training in all."""
-    batch_tokens: int = 8192
+    batch_tokens: int = 6144
     """Tokens of one optimizer step."""
-    context: int = 256
+    context: int = 512
     """Longest piece of a document, in tokens."""
     picture_share: float = 0.25
     """Share of the tokens that are pictures with their captions."""

@@ -11,10 +11,10 @@ from PIL import Image
 def view(picture: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     """A random view of `picture`, `size` (width, height) pixels."""
     width, height = size
-    turn = rng.normal(0, 0.08)
-    zoom = np.exp(rng.uniform(-0.10, 0.15))
-    stretch = np.exp(rng.normal(0, 0.05))
-    shift_x, shift_y = rng.uniform(-0.06, 0.06, 2)
+    turn = rng.normal(0, 0.12)
+    zoom = np.exp(rng.uniform(-0.20, 0.20))
+    stretch = np.exp(rng.normal(0, 0.10))
+    shift_x, shift_y = rng.uniform(-0.08, 0.08, 2)
     cos, sin = np.cos(turn) * zoom, np.sin(turn) * zoom
     # From the view's pixel to the picture's, both about their centres.
     scale_x, scale_y = picture.width / width * stretch, picture.height / height / stretch
@@ -30,9 +30,9 @@ def view(picture: Image.Image, size: tuple[int, int], rng: np.random.Generator) 
 
 def _recolour(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     pixels = np.asarray(picture, dtype=np.float32) / 255
-    gain = np.exp(rng.normal(0, 0.12, 3)).astype(np.float32)
-    contrast, saturation = np.exp(rng.normal(0, 0.2, 2)).astype(np.float32)
-    brightness = np.float32(rng.normal(0, 0.06))
+    gain = np.exp(rng.normal(0, 0.15, 3)).astype(np.float32)
+    contrast, saturation = np.exp(rng.normal(0, (0.25, 0.5))).astype(np.float32)
+    brightness = np.float32(rng.normal(0, 0.08))
     grey = pixels.mean(axis=2, keepdims=True)
     pixels = (grey + (pixels - grey) * saturation) * gain
     pixels = (pixels - 0.5) * contrast + 0.5 + brightness

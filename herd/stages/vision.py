@@ -122,4 +122,7 @@ def vision(config: VisionStageConfig, data: Path, out: Path) -> Path:
         return loss, {"nearest": nearest}
 
     train(model, VisionBatches(shelf, config), loss_fn, config, stage)
+    with torch.no_grad():
+        # What lies near a name's embedding is likely at first: the features then already speak a little.
+        model.unembedding.weight.copy_(0.02 * model.embedding.weight)
     return save_model(model, tokenizer, stage)
