@@ -22,11 +22,11 @@ class EvaluateConfig:
     seed: int = 0
     languages: tuple[str, ...] = ("en", "de", "fr", "es", "ru", "ja", "hi", "zh")
     """Languages in which pictures are named."""
-    heldout_bytes: int = 48_000
+    heldout_bytes: int = 40_000
     """Held-out text for each language."""
     pictures: int = 60
     """Pictures of each split for each language."""
-    closed_pictures: int = 40
+    closed_pictures: int = 32
     """Of these, how many are also asked with candidates: each costs as much as reading hundreds of names."""
     candidates: int = 100
     """Names to choose from."""
@@ -51,8 +51,10 @@ def evaluate(cfg: EvaluateConfig, model: Path, data: Path, out: Path) -> Path:
     from herd.evaluate.verdicts import read_reasons
 
     read_reasons(cfg.reasons)  # a misspelt bar is told before the work
-    stage = Stage("evaluate", out, config=cfg, parents={"model": model, "data": data})
-    sections = _Sections(stage, cfg, model, data)
+    parents = {"model": model, "data": data}
+    hashes = {kind: read_lineage(folder)["hash"] for kind, folder in parents.items()}
+    stage = Stage("evaluate", out, config=cfg, parents=parents)
+    sections = _Sections(stage, {"config": asdict(cfg), **hashes})
     results = _results(cfg, model, data, sections)
     write_json(stage.work / "results.json", results)
     sections.clear()
@@ -62,15 +64,10 @@ def evaluate(cfg: EvaluateConfig, model: Path, data: Path, out: Path) -> Path:
 class _Sections:
     """Results of finished parts, kept beside the work until all are there."""
 
-    def __init__(self, stage: Stage, cfg: EvaluateConfig, model: Path, data: Path) -> None:
+    def __init__(self, stage: Stage, asked: dict[str, Any]) -> None:
         self._stage = stage
         self.seconds: dict[str, float] = {}
-        # As JSON would give it back, so that the comparison holds.
-        begun = {
-            "config": json.loads(json.dumps(asdict(cfg))),
-            "model": read_lineage(model)["hash"],
-            "data": read_lineage(data)["hash"],
-        }
+        begun = json.loads(json.dumps(asked))  # as the file gives it back, tuples as lists
         mark = stage.work / ".begun.json"
         if not mark.exists() or read_json(mark) != begun:
             self.clear()

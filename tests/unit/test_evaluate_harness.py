@@ -153,6 +153,12 @@ def test_a_missing_table_is_named(folders: dict[str, Any]) -> None:
         run(folders)
 
 
+def test_a_folder_that_is_not_there_leaves_nothing_behind(folders: dict[str, Any]) -> None:
+    with pytest.raises(HerdError, match=r"nowhere/herd\.json is missing"):
+        evaluate(world.CONFIG, folders["sft"].parent / "nowhere", folders["data"], folders["out"])
+    assert not list(folders["out"].parent.glob("evaluate*"))
+
+
 def test_documents_are_capped_between_characters() -> None:
     kept = cap_documents(["абв", "где", "жзи"], 9)
     assert kept == ["абв", "г"]
