@@ -41,11 +41,13 @@ def read_picture(source: Path | str | bytes) -> Image.Image:
                         f"{name} has {picture.width} x {picture.height} pixels, over {MAX_PIXELS:,}: make it smaller"
                     )
                 return on_white(ImageOps.exif_transpose(picture))
+    except Image.DecompressionBombError as error:
+        raise HerdError(f"{name} is too large ({error}): make it smaller") from None
     except FileNotFoundError:
         raise HerdError(f"{name} does not exist") from None
     except HerdError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise HerdError(f"{name} is not a readable picture ({error}): try PNG, JPEG or WebP") from None
 
 

@@ -15,6 +15,8 @@ from herd.model.cache import KVCache, chunk_pieces
 
 PACK_TOKENS = 8192
 """Tokens of one forward."""
+LOGIT_ROWS = 128
+"""Tokens whose logits exist at one time: few enough to stay in a core's cache."""
 
 
 @torch.inference_mode()
@@ -29,8 +31,8 @@ def _losses(model: Model, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         images=model.encode(prompts),
     )
     parts: list[Tensor] = []
-    for begin in range(0, len(tokens_N) - 1, 1024):
-        target = tokens_N[begin + 1 : begin + 1025]
+    for begin in range(0, len(tokens_N) - 1, LOGIT_ROWS):
+        target = tokens_N[begin + 1 : begin + 1 + LOGIT_ROWS]
         logits_NV = model.transformer.unembed(hidden_ND[begin : begin + len(target)]).float()
         parts.append(torch.logsumexp(logits_NV, -1) - logits_NV.gather(1, target[:, None])[:, 0])
     losses = torch.cat(parts).numpy() if parts else np.zeros(0, dtype=np.float32)

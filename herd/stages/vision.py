@@ -113,7 +113,8 @@ def vision(config: VisionStageConfig, data: Path, out: Path) -> Path:
     shelf = PictureShelf(data, processor)
     names = [{lang: tokenizer.encode(" " + name) for lang, name in names.items()} for names in shelf.names]
     weights_PV = name_weights(names, shape.vocab_size)
-    group_P = torch.from_numpy(np.unique([str(sorted(name.items())[0]) for name in shelf.names], return_inverse=True)[1])
+    first_names = [str(min(name.items())) for name in shelf.names]
+    group_P = torch.from_numpy(np.unique(first_names, return_inverse=True)[1])
 
     def loss_fn(model: Transformer, batch: Views) -> tuple[Tensor, dict[str, object]]:
         pictures_BD = model.vision(batch.tiles.to(torch.bfloat16)).mean(1)

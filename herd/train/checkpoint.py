@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import CheckpointException
 
 from herd.core.errors import HerdError
 
@@ -45,5 +46,5 @@ def load(path: Path, state: dict[str, Any]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             dcp.load(state, checkpoint_id=path, no_dist=True)
-    except Exception as error:
+    except (Exception, CheckpointException) as error:  # the latter is no Exception
         raise HerdError(f"the checkpoint {path} cannot be read ({error}): remove it to start the stage anew") from error

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 MODEL = "random"
+# Without training the likeliest words after this go on without an end.
 QUESTION = [{"role": "user", "content": "the cat sat on"}]
 
 
@@ -140,7 +141,7 @@ def test_what_cannot_be_done_is_refused_with_the_field(client, options, param):
 
 def test_streams_that_clients_leave_give_their_slots_back(client):
     for _ in range(12):
-        stream = ask(client, max_tokens=2000, stream=True, temperature=1)
+        stream = ask(client, max_tokens=2000, stream=True)
         next(iter(stream))
         stream.close()
     assert ask(client.with_options(timeout=20)).usage.completion_tokens > 0
@@ -149,7 +150,7 @@ def test_streams_that_clients_leave_give_their_slots_back(client):
 def test_ctrl_c_ends_the_server_in_good_order_even_while_it_answers(tiny_folder):
     with start(tiny_folder) as process:
         client = openai.OpenAI(base_url=f"{address(process)}/v1", api_key="none", max_retries=0)
-        stream = ask(client, max_tokens=4000, stream=True, temperature=1)
+        stream = ask(client, max_tokens=4000, stream=True)
         next(iter(stream))
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)

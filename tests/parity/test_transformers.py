@@ -10,6 +10,7 @@ from PIL import Image
 
 from herd.config import ModelConfig, MoEConfig, RopeScaling, SpecialIds, preset
 from herd.core.batch import Images
+from herd.data.image import normalise
 from herd.engine.load import Prompt, load
 from herd.engine.sampler import SamplingParams
 from herd.model.formats import huggingface
@@ -104,16 +105,11 @@ def test_greedy_tokens_equal_transformers_on_text_and_a_picture(tiny_folder: Pat
     engine = model.engine()
     for content in ("der Hund " * 120, [{"type": "image", "image": picture}, {"type": "text", "text": "the cat"}]):
         prompt: Prompt = model.render([{"role": "user", "content": content}])
-        pixels = torch.cat([tiles.pixels for tiles in prompt.tiles]) if prompt.tiles else None
+        pixels = [normalise(tiles.pixels).float() for tiles in prompt.tiles]
+        seen = {"pixel_values": torch.cat(pixels)} if pixels else {}
         ids = torch.tensor(prompt.token_ids)[None]
-        from herd.data.image import normalise
-
         made = theirs.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            pixel_values=None if pixels is None else normalise(pixels).float(),
-            max_new_tokens=40,
-            do_sample=False,
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False, **seen
         )[0, ids.shape[1] :]
         wanted = model.tokenizer.decode(made.tolist())
         assert engine.generate_batch([prompt], SamplingParams(max_tokens=40)) == [wanted]
@@ -131,5 +127,5 @@ def test_the_tokenizer_opens_in_transformers_and_renders_the_same_chat(tiny_fold
     ]
     plain = [{**m, "content": m["content"].replace("<|eot|>", "")} for m in messages]
     assert theirs.apply_chat_template(plain, add_generation_prompt=True)["input_ids"] == model.render(plain).token_ids
-    # A control token that a user spells stays text with us.
-    assert model.render(messages).token_ids.count(model.tokenizer.special["<|eot|>"]) == 3
+    # A control token that a user spells stays text with us: four messages, four ends of turn.
+    assert model.render(messages).token_ids.count(model.tokenizer.special["<|eot|>"]) == len(messages)

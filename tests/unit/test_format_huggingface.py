@@ -1,0 +1,87 @@
+"""Folders that are not whole are refused by name."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import herd
+from herd.core.errors import HerdError
+from herd.model.formats import huggingface
+
+
+@pytest.fixture
+def copy(tiny_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def shard(folder: Path) -> Path:
+    [path] = folder.glob("*.safetensors")
+    return path
+
+
+def test_a_folder_keeps_every_bit(tiny_folder: Path, tmp_path: Path) -> None:
+    model = huggingface.load(tiny_folder)
+    huggingface.save(model, tmp_path, dtype=torch.float32)
+    huggingface.save_processor(model.config, tmp_path)
+    again = huggingface.load(tmp_path)
+    assert again.config == model.config
+    for (name, one), other in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "preprocessor_config.json", "model.safetensors.index.json"]
+)
+def test_a_missing_file_is_named(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(HerdError, match=f"{name} is missing"):
+        herd.load(copy)
+
+
+def test_a_missing_or_torn_shard_is_named(copy: Path) -> None:
+    path = shard(copy)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(HerdError, match=f"{path.name} is damaged"):
+        herd.load(copy)
+    path.unlink()
+    with pytest.raises(HerdError, match=f"{path.name} is missing"):
+        herd.load(copy)
+
+
+def test_missing_extra_and_misshapen_tensors_are_named(copy: Path) -> None:
+    path = shard(copy)
+    tensors = load_file(path)
+    index = copy / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["surplus"] = content["weight_map"].pop("language_model.model.norm.weight")
+    index.write_text(json.dumps(content))
+    with pytest.raises(HerdError, match=r"norm\.weight is missing; surplus is not a tensor"):
+        herd.load(copy)
+    content["weight_map"]["language_model.model.norm.weight"] = content["weight_map"].pop("surplus")
+    index.write_text(json.dumps(content))
+    tensors["language_model.model.norm.weight"] = torch.zeros(3)
+    save_file(tensors, path)
+    with pytest.raises(HerdError, match=r"norm\.weight has shape \(3,\)"):
+        herd.load(copy)
+
+
+def test_what_cannot_be_honoured_is_refused(copy: Path) -> None:
+    path = copy / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "model_type": "llama"}))
+    with pytest.raises(HerdError, match="model_type='llama'"):
+        herd.load(copy)
+    config["text_config"]["attention_bias"] = True
+    path.write_text(json.dumps(config))
+    with pytest.raises(HerdError, match="attention_bias=True is not supported"):
+        herd.load(copy)
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HerdError, match="is not a folder"):
+        herd.load(tmp_path / "nowhere")
