@@ -245,7 +245,7 @@ class VisionStageConfig:
 
     preset: str = "tiny"
     seed: int = 0
-    num_views: int = 76_800
+    num_views: int = 64_000
     """Views of pictures in all."""
     batch_pictures: int = 256
     sharpness: float = 16.0
@@ -259,15 +259,15 @@ class PretrainConfig:
     """Text and pictures fused early."""
 
     seed: int = 0
-    num_tokens: int = 2_600_000
+    num_tokens: int = 2_300_000
     """Tokens of training in all."""
     batch_tokens: int = 6144
     """Tokens of one optimizer step."""
     context: int = 512
     """Longest piece of a document, in tokens."""
-    picture_share: float = 0.25
+    picture_share: float = 0.35
     """Share of the tokens that are pictures with their captions."""
-    names_a_picture: int = 3
+    names_a_picture: int = 5
     """Languages in which a picture is named each time it is seen."""
     tiled_share: float = 0.25
     """How often a large picture is shown in tiles, as chat shows it; else as one tile."""
@@ -282,8 +282,8 @@ class SftConfig:
     """Chats: loss on the assistant's tokens only."""
 
     seed: int = 0
-    num_tokens: int = 1_000_000
-    batch_tokens: int = 8192
+    num_tokens: int = 900_000
+    batch_tokens: int = 6144
     context: int = 512
     """Longer chats are left out."""
     tiled_share: float = 0.25
@@ -291,6 +291,6 @@ class SftConfig:
     checkpoint_s: float = 30.0
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
-            matrix_lr=0.01, embedding_lr=0.003, other_lr=0.003, unembedding_lr=0.002, warmup=0.02, decay=0.9
+            matrix_lr=0.015, embedding_lr=0.015, other_lr=0.005, unembedding_lr=0.004, warmup=0.02, decay=0.9
         )
     )

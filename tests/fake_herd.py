@@ -2,7 +2,7 @@
 
 It repeats the user's last message word by word and says how many pictures came with it. "count" makes it count up, one
 number a piece, as long as it is let; "fail" makes it fail. As a program it serves or chats:
-`python fake_herd.py serve PORT` and `python fake_herd.py chat`.
+`python fake_herd.py serve` and `python fake_herd.py chat`.
 """
 
 import asyncio
@@ -82,11 +82,9 @@ if __name__ == "__main__":
 
     model = FakeModel(delay_s=0.02)
     if sys.argv[1] == "serve":
-        import uvicorn
-
         listener = api.listen("127.0.0.1", 0)
         print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-        config = uvicorn.Config(api.create_app(model, name="fake"), log_level="warning", timeout_graceful_shutdown=1)
-        uvicorn.Server(config).run(sockets=[listener])
+        engine = model.engine()
+        api.Server(api.create_app(model, engine, name="fake"), engine).run(sockets=[listener])
     else:
         terminal.converse(terminal.Conversation(model, SamplingParams(max_tokens=CONTEXT), system=None), name="fake")

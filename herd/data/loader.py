@@ -75,10 +75,10 @@ class PictureShelf:
 
     def __init__(self, folder: Path, processor: ImageProcessor) -> None:
         self.processor = processor
-        # A picture whose names are all kept for evaluation has nothing to teach.
-        rows = read_rows(folder, "pictures")
-        self.rows = [row for row in rows if row["split"] == "train" and row["names"] != "{}"]
-        self.names = [json.loads(row["names"]) for row in self.rows]
+        # Those with names first: a chat may show one that has a caption only.
+        rows = [row for row in read_rows(folder, "pictures") if row["split"] == "train"]
+        self.rows = sorted(rows, key=lambda row: row["names"] == "{}")
+        self.names = [json.loads(row["names"]) for row in self.rows if row["names"] != "{}"]
         self.place = {row["id"]: index for index, row in enumerate(self.rows)}
         self._open: dict[int, Image.Image] = {}
         self._small: dict[int, Image.Image] = {}
@@ -175,9 +175,9 @@ class PretrainBatches:
         encoded: dict[str, list[int]] = {}
         pieces: list[Piece] = []
         epoch = total = 0
-        while total < wanted and self.shelf.rows:
+        while total < wanted and self.shelf.names:
             rng = stream(config.seed, "pictures", epoch)
-            for index in rng.permutation(len(self.shelf.rows)):
+            for index in rng.permutation(len(self.shelf.names)):
                 names = self.shelf.names[index]
                 chosen = [sorted(names)[i] for i in rng.permutation(len(names))[: config.names_a_picture]]
                 whole = not self.shelf.is_large(index) or rng.random() > config.tiled_share

@@ -11,8 +11,8 @@ import logging
 import socket
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -55,8 +55,11 @@ def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
     listener = listen(host, port)
     with listener:
         name = folder.resolve().name
+        model = load(folder)
+        engine = model.engine()
         app = create_app(
-            load(folder),
+            model,
+            engine,
             name=name,
             params=defaults(folder),
             # Without this a web page could reach the server by a name of its own that it points to 127.0.0.1.
@@ -64,9 +67,20 @@ def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
         )
         url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         print(f"Serving {folder} as {name!r}: chat at {url}, API at {url}/v1. Ctrl-C stops.", flush=True)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
         with suppress(KeyboardInterrupt):  # uvicorn has then ended in good order, and passes it on
-            server.run(sockets=[listener])
+            Server(app, engine).run(sockets=[listener])
+
+
+class Server(uvicorn.Server):
+    """Told to stop, it ends the running answers with an error instead of waiting for them. Closes the engine."""
+
+    def __init__(self, app: FastAPI, engine: Engine) -> None:
+        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+        self._engine = engine
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._engine.close()
+        await super().shutdown(sockets)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -79,22 +93,16 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def create_app(
-    model: "Model", *, name: str, params: SamplingParams | None = None, hosts: Sequence[str] = ("*",)
+    model: "Model", engine: Engine, *, name: str, params: SamplingParams | None = None, hosts: Sequence[str] = ("*",)
 ) -> FastAPI:
-    """The application over one loaded model; `params` are the defaults of a request that does not say."""
-    engine = model.engine()
+    """The application over one loaded model and its engine; `params` are the defaults of a request that is silent."""
     created = int(time.time())
     card = {"id": name, "object": "model", "created": created, "owned_by": "herd"}
     page = PAGE.read_text(encoding="utf-8")
     params = params or SamplingParams()
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        engine.close()
-
     # The interactive documentation of FastAPI loads its script from elsewhere, so it is off; /openapi.json is there.
-    app = FastAPI(title="Herd", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Herd", docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     app.add_exception_handler(ApiError, _refused)

@@ -1,12 +1,13 @@
 """`herd vision`: a new model whose vision encoder already knows pictures from their names.
 
-In the manner of MetaCLIP (arXiv 2309.16671), for a shelf small enough to hold every name at once: a picture's mean
-feature is drawn to its own names and pushed from those of all other pictures. The text side is the mean of the language
-model's token embeddings over a picture's names in all languages, so that the encoder learns to speak in the space that
-the language model reads. Everything else in the new folder is at its first weights; `herd pretrain` goes on from there.
+In the manner of MetaCLIP (arXiv 2309.16671), for a shelf small enough to hold every name at once: a picture's features
+are drawn to its own names and pushed from those of all other pictures. The text side is the language model's own token
+embedding, averaged over a name's tokens, so that the encoder learns to speak in the space that the language model reads.
+Each of a tile's tokens speaks for some of the languages: one vector of a small model's width cannot hold the names in
+all of them apart. Everything else in the new folder is at its first weights; `herd pretrain` goes on from there.
 """
 
-# B pictures of a batch, P pictures in all, V vocabulary, D width
+# B pictures of a batch, P pictures in all, Q tokens of a tile, V vocabulary, D width
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from herd.config import VisionStageConfig, preset
+from herd.config import LANGUAGES, VisionStageConfig, preset
 from herd.core.lineage import Stage
 from herd.core.streams import seed_of, stream
 from herd.data.image import ImageProcessor, normalise
@@ -51,7 +52,7 @@ class VisionBatches:
 
     def __init__(self, shelf: PictureShelf, config: VisionStageConfig) -> None:
         self.config, self.shelf = config, shelf
-        count = len(shelf.rows)
+        count = len(shelf.names)
         epochs = -(-config.num_views // max(count, 1))
         order = [stream(config.seed, "epoch", epoch).permutation(count) for epoch in range(epochs)]
         self.order = np.concatenate(order or [np.zeros(0, dtype=np.int64)])[: config.num_views]
@@ -68,34 +69,47 @@ class VisionBatches:
         return Views(tiles=normalise(torch.cat(tiles)), picture_B=torch.from_numpy(chosen))
 
 
-def name_weights(names: list[dict[str, list[int]]], vocab_size: int) -> Tensor:
-    """[P, V] sparse: a picture's languages weigh the same, and the tokens of a name in one language too."""
+def name_weights(names: list[dict[str, list[int]]], vocab_size: int, num_tokens: int) -> Tensor:
+    """[Q * P, V] sparse: what token q of a tile speaks for, the names in the languages q, q + Q, q + 2 Q … of LANGUAGES.
+
+    A picture's languages weigh the same, and the tokens of a name in one language too. A picture without a name in any
+    of a token's languages is called there what it is called in the others.
+    """
     rows, columns, values = [], [], []
-    for row, languages in enumerate(names):
-        for ids in languages.values():
-            rows += [row] * len(ids)
-            columns += ids
-            values += [1 / (len(languages) * len(ids))] * len(ids)
-    index = torch.tensor([rows, columns])
-    return torch.sparse_coo_tensor(index, values, (len(names), vocab_size), check_invariants=True).coalesce()
+    for token in range(num_tokens):
+        for picture, every in enumerate(names):
+            spoken = {lang: every[lang] for lang in LANGUAGES[token::num_tokens] if lang in every} or every
+            for ids in spoken.values():
+                rows += [token * len(names) + picture] * len(ids)
+                columns += ids
+                values += [1 / (len(spoken) * len(ids))] * len(ids)
+    index, size = torch.tensor([rows, columns]), (num_tokens * len(names), vocab_size)
+    return torch.sparse_coo_tensor(index, values, size, check_invariants=True).coalesce()
 
 
 def contrastive_loss(
-    pictures_BD: Float[Tensor, "b d"],
-    names_PD: Float[Tensor, "p d"],
+    features_BQD: Float[Tensor, "b q d"],
+    names_QPD: Float[Tensor, "q p d"],
     own_B: Int[Tensor, "b"],
     group_P: Int[Tensor, "p"],
     sharpness: float,
 ) -> tuple[Float[Tensor, ""], float]:
-    """Mean of -log softmax_j(sharpness * cos(picture_i, names_j))_own(i), and the share whose own names are nearest.
+    """Mean over b, q of -log softmax_p(sharpness * cos(feature_bq, names_qp))_own(b); and the share of pictures whose own
+    names are the nearest, by the cosines' sum over q.
 
     Pictures of one `group_P` have the same name: they are no negatives of each other. fp32.
     """
-    similarity_BP = F.normalize(pictures_BD.float(), dim=-1) @ F.normalize(names_PD.float(), dim=-1).T
+    features_QBD = F.normalize(features_BQD.float(), dim=-1).transpose(0, 1)
+    cosine_QBP = features_QBD @ F.normalize(names_QPD.float(), dim=-1).mT
     twins_BP = (group_P[own_B, None] == group_P) & (own_B[:, None] != torch.arange(len(group_P)))
-    logits_BP = (sharpness * similarity_BP).masked_fill(twins_BP, float("-inf"))
-    nearest = (logits_BP.argmax(-1) == own_B).float().mean()
-    return F.cross_entropy(logits_BP, own_B), float(nearest)
+    cosine_QBP = cosine_QBP.masked_fill(twins_BP, float("-inf"))
+    nearest = (cosine_QBP.sum(0).argmax(-1) == own_B).float().mean()
+    return F.cross_entropy((sharpness * cosine_QBP).flatten(0, 1), own_B.repeat(len(features_QBD))), float(nearest)
+
+
+def naming_loss(logits_RV: Float[Tensor, "r v"], weights_RV: Float[Tensor, "r v"]) -> Float[Tensor, ""]:
+    """Mean over rows of -sum_v weight_v * log softmax(logits)_v: the tokens of a name, as a bag. fp32."""
+    return -(weights_RV * torch.log_softmax(logits_RV.float(), -1)).sum(-1).mean()
 
 
 def vision(config: VisionStageConfig, data: Path, out: Path) -> Path:
@@ -105,25 +119,26 @@ def vision(config: VisionStageConfig, data: Path, out: Path) -> Path:
     shape = preset(config.preset, vocab_size=tokenizer.vocab_size, special=tokenizer.ids)
     model = Transformer(shape).to(torch.bfloat16)
     initialise(model, torch.Generator().manual_seed(seed_of(config.seed, "weights")))
-    # Gradients only where the loss reaches: the encoder and the embedding.
+    # Gradients only where the losses reach.
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(("vision.", "embedding.")))
+        parameter.requires_grad_(name.startswith(("vision.", "embedding.", "unembedding.")))
 
     processor = ImageProcessor(shape.vision)
     shelf = PictureShelf(data, processor)
     names = [{lang: tokenizer.encode(" " + name) for lang, name in names.items()} for names in shelf.names]
-    weights_PV = name_weights(names, shape.vocab_size)
+    num_tokens = shape.vision.tokens_per_tile
+    weights_RV = name_weights(names, shape.vocab_size, num_tokens)
     first_names = [str(min(name.items())) for name in shelf.names]
     group_P = torch.from_numpy(np.unique(first_names, return_inverse=True)[1])
 
     def loss_fn(model: Transformer, batch: Views) -> tuple[Tensor, dict[str, object]]:
-        pictures_BD = model.vision(batch.tiles.to(torch.bfloat16)).mean(1)
-        names_PD = torch.sparse.mm(weights_PV, model.embedding.weight.float())
-        loss, nearest = contrastive_loss(pictures_BD, names_PD, batch.picture_B, group_P, config.sharpness)
-        return loss, {"nearest": nearest}
+        features_BQD = model.vision(batch.tiles.to(torch.bfloat16))
+        names_QPD = torch.sparse.mm(weights_RV, model.embedding.weight.float()).unflatten(0, (num_tokens, -1))
+        drawn, nearest = contrastive_loss(features_BQD, names_QPD, batch.picture_B, group_P, config.sharpness)
+        rows_BQ = batch.picture_B[:, None] + len(names) * torch.arange(num_tokens)
+        logits = model.unembed(model.norm(features_BQD.flatten(0, 1)))
+        spoken = naming_loss(logits, weights_RV.index_select(0, rows_BQ.flatten()).to_dense())
+        return drawn + spoken, {"contrastive_loss": drawn.item(), "naming_loss": spoken.item(), "nearest": nearest}
 
     train(model, VisionBatches(shelf, config), loss_fn, config, stage)
-    with torch.no_grad():
-        # What lies near a name's embedding is likely at first: the features then already speak a little.
-        model.unembedding.weight.copy_(0.02 * model.embedding.weight)
     return save_model(model, tokenizer, stage)

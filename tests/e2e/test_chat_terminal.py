@@ -74,10 +74,10 @@ class Terminal:
 def _own_terminal() -> None:
     """Make the pseudo terminal the one that Ctrl-C is typed on."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    _heed_ctrl_c_at_prompt()
+    _heed_ctrl_c()
 
 
-def _heed_ctrl_c_at_prompt() -> None:
+def _heed_ctrl_c() -> None:
     """Tests that run in the background of a shell inherit a Ctrl-C that is ignored; users do not."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

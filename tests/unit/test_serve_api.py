@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import openai
 import pytest
-import uvicorn
 from fake_herd import CONTEXT, FakeModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,14 +50,15 @@ class Running:
 def server() -> Iterator[Running]:
     model = FakeModel(delay_s=0.002)
     listener = api.listen("127.0.0.1", 0)
-    app = api.create_app(model, name="fake", params=SamplingParams(top_p=0.9), hosts=api.LOOPBACK)
-    running = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+    engine = model.engine()
+    app = api.create_app(model, engine, name="fake", params=SamplingParams(top_p=0.9), hosts=api.LOOPBACK)
+    running = api.Server(app, engine)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
     yield Running(model, listener.getsockname()[1])
     running.should_exit = True
     thread.join(10)
-    assert model.last_engine.closed
+    assert engine.closed
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
