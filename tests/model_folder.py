@@ -32,3 +32,28 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save(folder)
     write_json(folder / "herd.json", {"stage": "random"})
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of made-up packages."""
+    import data_world
+
+    import herd.stages.data as stage
+    from herd.config import DataConfig
+
+    config = DataConfig(
+        english_bytes=60_000,
+        other_bytes=10_000,
+        heldout=0.2,
+        heldout_bytes=2_000,
+        picture_px=96,
+        heldout_subjects=0.3,
+        heldout_pairs=0.3,
+        clips=8,
+        vocab_size=400,
+    )
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "fetch", lambda report: data_world.fetched(cache))
+        return stage.build_data(config, tmp_path_factory.mktemp("run") / "data")

@@ -70,9 +70,11 @@ def sha256(path: Path) -> str:
 
 
 def folder_hash(folder: Path) -> str:
-    """Digest over the names and contents of the files directly in `folder`, `herd.json` and hidden files aside."""
+    """Digest over the paths and contents of all files in `folder`; `herd.json`, metrics and hidden files aside."""
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name not in {"herd.json", "metrics.jsonl"} and not path.name.startswith("."):
-            digest.update(f"{path.name} {sha256(path)}\n".encode())
+    for path in sorted(folder.rglob("*")):
+        place = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in place.parts)
+        if path.is_file() and not hidden and str(place) not in {"herd.json", "metrics.jsonl"}:
+            digest.update(f"{place.as_posix()} {sha256(path)}\n".encode())
     return digest.hexdigest()

@@ -1,8 +1,10 @@
 """`herd vision`: a new model whose vision encoder already knows pictures from their names.
 
-In the manner of MetaCLIP (arXiv 2309.16671), for a shelf small enough to hold every name at once: a picture's features
-are drawn to its own names and pushed from those of all other pictures. The text side is the language model's own token
-embedding, averaged over a name's tokens, so that the encoder learns to speak in the space that the language model reads.
+Two losses, for a shelf of pictures that is small enough to hold every name at once. In the manner of MetaCLIP (arXiv
+2309.16671) a tile's features are drawn to the picture's own names and pushed from all others; a name is the mean of
+its tokens' embeddings. And, as in SuperClass (arXiv 2411.03313), the features predict the tokens of the names through
+the language model's own unembedding. So the encoder learns to speak in the space that the language model uses.
+
 Each of a tile's tokens speaks for some of the languages: one vector of a small model's width cannot hold the names in
 all of them apart. Everything else in the new folder is at its first weights; `herd pretrain` goes on from there.
 """
@@ -70,7 +72,7 @@ class VisionBatches:
 
 
 def name_weights(names: list[dict[str, list[int]]], vocab_size: int, num_tokens: int) -> Tensor:
-    """[Q * P, V] sparse: what token q of a tile speaks for, the names in the languages q, q + Q, q + 2 Q … of LANGUAGES.
+    """[Q * P, V] sparse: what token q of a tile speaks for, the names in languages q, q + Q, q + 2 Q … of LANGUAGES.
 
     A picture's languages weigh the same, and the tokens of a name in one language too. A picture without a name in any
     of a token's languages is called there what it is called in the others.
@@ -94,8 +96,9 @@ def contrastive_loss(
     group_P: Int[Tensor, "p"],
     sharpness: float,
 ) -> tuple[Float[Tensor, ""], float]:
-    """Mean over b, q of -log softmax_p(sharpness * cos(feature_bq, names_qp))_own(b); and the share of pictures whose own
-    names are the nearest, by the cosines' sum over q.
+    """Mean over b, q of -log softmax_p(sharpness * cos(feature_bq, names_qp))_own(b).
+
+    Also the share of pictures whose own names are the nearest, by the cosines' sum over q.
 
     Pictures of one `group_P` have the same name: they are no negatives of each other. fp32.
     """

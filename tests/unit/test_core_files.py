@@ -139,8 +139,10 @@ def test_the_hash_of_a_folder_tells_names_and_contents_and_not_order_or_lineage(
         make("name", ("a", "1"), ("c", "2")),
         make("swapped", ("a", "2"), ("b", "1")),
         make("fewer", ("a", "1")),
+        make("deeper", ("a", "1"), ("b", "2"), ("in/c", "3")),
+        make("deeper changed", ("a", "1"), ("b", "2"), ("in/c", "4")),
     }
-    assert len(others | {whole}) == 5
+    assert len(others | {whole}) == 7
 
 
 def test_sha256_equals_the_tool_of_the_system(tmp_path: Path):

@@ -1,0 +1,104 @@
+"""Batches are a function of their step, keep what is held out away, and learn what they should."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from herd.config import PretrainConfig, SftConfig, preset
+from herd.core.batch import KINDS
+from herd.data.image import ImageProcessor
+from herd.data.loader import PictureShelf, PretrainBatches, SftBatches, ahead, read_rows
+from herd.data.pack import steps_of
+from herd.data.tokenizer import Tokenizer
+
+PRETRAIN = replace(PretrainConfig(), num_tokens=8000, batch_tokens=1000, context=64)
+SFT = replace(SftConfig(), num_tokens=8000, batch_tokens=1000, context=256)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_data: Path) -> Tokenizer:
+    return Tokenizer.load(tiny_data / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def processor(tokenizer: Tokenizer) -> ImageProcessor:
+    return ImageProcessor(preset("tiny", vocab_size=tokenizer.vocab_size, special=tokenizer.ids).vision)
+
+
+@pytest.mark.parametrize("kind", [PretrainBatches, SftBatches])
+def test_a_batch_is_a_function_of_its_step(
+    kind: type, tiny_data: Path, tokenizer: Tokenizer, processor: ImageProcessor
+) -> None:
+    config = PRETRAIN if kind is PretrainBatches else SFT
+    one, other = (kind(tiny_data, config, tokenizer, processor) for _ in range(2))
+    assert one.num_steps == other.num_steps > 3
+    one.batch(0)
+    for (step, ran), direct in zip(ahead(one, 2), map(other.batch, range(2, other.num_steps)), strict=True):
+        assert torch.equal(ran.tokens_N, direct.tokens_N), step
+        if ran.images is not None:
+            assert torch.equal(ran.images.tiles, direct.images.tiles), step
+
+
+@pytest.mark.parametrize("kind", [PretrainBatches, SftBatches])
+def test_targets_stay_inside_their_document_and_patches_have_their_tiles(
+    kind: type, tiny_data: Path, tokenizer: Tokenizer, processor: ImageProcessor
+) -> None:
+    batches = kind(tiny_data, PRETRAIN if kind is PretrainBatches else SFT, tokenizer, processor)
+    for step in range(batches.num_steps):
+        batch = batches.batch(step)
+        ends = batch.starts_S[1:].long() - 1
+        assert (batch.weights_N[ends] == 0).all()
+        assert (batch.positions_N[batch.starts_S[:-1].long()] == 0).all()
+        learnt = torch.nonzero(batch.weights_N)[:, 0]
+        assert torch.equal(batch.targets_N[learnt], batch.tokens_N[learnt + 1])
+        assert batch.weights_N.sum() == pytest.approx(1)
+        if batch.images is not None:
+            assert len(batch.images.rows) == len(batch.images.tiles) * processor.config.tokens_per_tile
+        control = {index for token, index in tokenizer.special.items() if "image" in token or token == "<|patch|>"}
+        assert not control & set(batch.targets_N[learnt].tolist())
+
+
+def test_only_what_the_assistant_said_is_learnt(
+    tiny_data: Path, tokenizer: Tokenizer, processor: ImageProcessor
+) -> None:
+    batch = SftBatches(tiny_data, SFT, tokenizer, processor).batch(0)
+    header = torch.tensor(tokenizer.encode("assistant"))
+    ids, eot, end = batch.tokens_N.tolist(), tokenizer.special["<|eot|>"], tokenizer.special["<|header_end|>"]
+    speaking, wanted = False, []
+    for place, token in enumerate(ids):
+        # Two newlines stand between the header and what is said.
+        wanted.append(speaking)
+        if token == end:
+            speaking = ids[place - len(header) : place] == header.tolist()
+        elif token == eot:
+            speaking = False
+    newlines = set(tokenizer.encode("\n\n"))
+    for place, (said, weight) in enumerate(zip(wanted[1:], batch.weights_N.tolist(), strict=False)):
+        if ids[place + 1] not in newlines:
+            assert (weight > 0) == said, place
+
+
+def test_pictures_kept_for_evaluation_are_never_on_the_shelf(tiny_data: Path, processor: ImageProcessor) -> None:
+    shelf = PictureShelf(tiny_data, processor)
+    held = {row["id"] for row in read_rows(tiny_data, "pictures") if row["split"] != "train"}
+    assert held and not held & shelf.place.keys()
+
+
+def test_both_kinds_are_in_the_mix(tiny_data: Path, tokenizer: Tokenizer, processor: ImageProcessor) -> None:
+    batches = PretrainBatches(tiny_data, PRETRAIN, tokenizer, processor)
+    kinds = torch.cat([batches.batch(step).kinds_N for step in range(batches.num_steps)])
+    share = (kinds == KINDS.index("picture")).float().mean().item()
+    assert share == pytest.approx(PRETRAIN.picture_share, abs=0.05)
+
+
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=40), size=st.integers(1, 100))
+def test_every_sample_is_in_exactly_one_step(lengths: list[int], size: int) -> None:
+    import numpy as np
+
+    steps = steps_of(np.array(lengths), size)
+    assert [i for step in steps for i in step] == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in step) < size + 50 for step in steps)
