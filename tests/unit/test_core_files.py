@@ -127,6 +127,7 @@ def test_the_hash_of_a_folder_tells_names_and_contents_and_not_order_or_lineage(
     def make(name: str, *files: tuple[str, str]) -> str:
         (tmp_path / name).mkdir()
         for file, content in files:
+            (tmp_path / name / file).parent.mkdir(exist_ok=True)
             (tmp_path / name / file).write_text(content)
         return folder_hash(tmp_path / name)
 
