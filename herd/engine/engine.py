@@ -36,7 +36,7 @@ class Piece:
     """None while running; "stop" at an end token, "length" at max_tokens or the context's end, "error" if it failed."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Request:
     """A request in the engine."""
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 expect = sync_api.expect
+expect.set_options(timeout=20_000)  # the machine may be busy
 
 FAKE = Path(__file__).parents[1] / "fake_herd.py"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -62,7 +63,7 @@ def open_page(browser: sync_api.Browser) -> Iterator[Callable[..., sync_api.Page
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda message: faults.append(message.text) if "Content Security" in message.text else None)
         page.goto(url)
@@ -302,19 +303,28 @@ def test_the_button_turns_the_page_dark_and_it_stays_so(page):
     assert page.evaluate(scheme) == "light"
 
 
-def test_herd_serve_answers_on_the_page_from_a_whole_folder(tiny_folder, open_page, tmp_path):
+@pytest.fixture
+def whole(tiny_folder: Path) -> Iterator[str]:
+    """The address of `herd serve` on a whole folder."""
     command = [sys.executable, "-m", "herd", "serve", str(tiny_folder), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
-        address = re.search(r"http://[0-9.:]+", process.stdout.readline())
-        assert address
-        page = open_page(address[0])
-        expect(page.locator("#model")).to_have_text("random")
-        page.locator("#file").set_input_files(cat(tmp_path))
-        ask(page, "the cat sat on")
-        expect(answers(page)).to_have_text(re.compile(r".{10}", re.DOTALL))
-        page.keyboard.press("Escape")  # weights without training may go on to the end of the context
-        expect(page.get_by_role("button", name="Send")).to_be_visible()
-        ask(page, "der Hund")
-        expect(answers(page).nth(1)).to_have_text(re.compile(r".{5}", re.DOTALL))
-        process.terminate()
+        try:
+            yield re.search(r"http://[0-9.:]+|$", process.stdout.readline())[0]
+        finally:
+            process.terminate()
+
+
+def test_herd_serve_answers_on_the_page_from_a_whole_folder(whole, open_page, tmp_path):
+    page = open_page(whole)
+    expect(page.locator("#model")).to_have_text("random")
+    page.locator("#file").set_input_files(cat(tmp_path))
+    ask(page, "the cat sat on")
+    expect(answers(page)).to_have_text(re.compile(r".{10}", re.DOTALL))
+    page.keyboard.press("Escape")  # weights without training may go on to the end of the context
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    ask(page, "der Hund")
+    expect(page.locator(".assistant")).to_have_count(2)
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
