@@ -149,8 +149,8 @@ def tiny(vocab_size: int, special: SpecialIds) -> ModelConfig:
         special=special,
         dim=192,
         num_layers=4,
-        num_heads=3,
-        num_kv_heads=1,
+        num_heads=4,
+        num_kv_heads=2,
         head_dim=64,
         dense_ffn_dim=768,
         moe=MoEConfig(num_experts=8, ffn_dim=384),
@@ -259,13 +259,13 @@ class PretrainConfig:
     """Text and pictures fused early."""
 
     seed: int = 0
-    num_tokens: int = 2_300_000
+    num_tokens: int = 2_400_000
     """Tokens of training in all."""
     batch_tokens: int = 6144
     """Tokens of one optimizer step."""
     context: int = 512
     """Longest piece of a document, in tokens."""
-    picture_share: float = 0.35
+    picture_share: float = 0.4
     """Share of the tokens that are pictures with their captions."""
     names_a_picture: int = 5
     """Languages in which a picture is named each time it is seen."""
@@ -282,15 +282,19 @@ class SftConfig:
     """Chats: loss on the assistant's tokens only."""
 
     seed: int = 0
-    num_tokens: int = 900_000
+    num_tokens: int = 700_000
     batch_tokens: int = 6144
     context: int = 512
     """Longer chats are left out."""
     tiled_share: float = 0.25
+    replay_share: float = 0.25
+    """Share of the tokens that are pieces of the training documents."""
+    replay_weight: float = 0.2
+    """What a token of these weighs beside an assistant's: a piece has many more that are learnt."""
     balance_coefficient: float = 0.01
     checkpoint_s: float = 30.0
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
-            matrix_lr=0.015, embedding_lr=0.015, other_lr=0.005, unembedding_lr=0.004, warmup=0.02, decay=0.9
+            matrix_lr=0.01, embedding_lr=0.01, other_lr=0.004, unembedding_lr=0.004, warmup=0.02, decay=0.9
         )
     )

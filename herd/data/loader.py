@@ -195,11 +195,10 @@ class PretrainBatches:
             epoch += 1
         return pieces
 
-    def batch(self, step: int) -> Batch:
-        """The batch of step `step`."""
-        samples = []
-        patch = self.tokenizer.special[PATCH]
+    def samples(self, step: int, weight: float = 1.0) -> list[Sample]:
+        """The documents of step `step`, each learnt token of the given weight."""
         control = np.array(sorted(set(self.tokenizer.special.values()) - {self.tokenizer.ids.end_of_text}))
+        samples = []
         for place in self.steps[step]:
             piece = self.pieces[place]
             tiles = []
@@ -208,12 +207,17 @@ class PretrainBatches:
                 tiles = [self.shelf.tiles(piece.picture, rng, whole=piece.whole)]
             # Image tokens are given, never predicted.
             learnt = ~np.isin(piece.ids, control)
-            samples.append(Sample(ids=piece.ids, learnt=learnt, kind=piece.kind, tiles=tiles))
-        return pack(samples, patch_id=patch)
+            samples.append(Sample(ids=piece.ids, learnt=learnt, kind=piece.kind, tiles=tiles, weight=weight))
+        return samples
+
+    def batch(self, step: int) -> Batch:
+        """The batch of step `step`."""
+        return pack(self.samples(step), patch_id=self.tokenizer.special[PATCH])
 
 
 class SftBatches:
-    """Chats in Llama 4's format; only the assistant's tokens are learnt."""
+    """Chats in Llama 4's format, of which only the assistant's tokens are learnt, and some text, so that the model
+    does not forget how to write."""
 
     unit = "tokens"
 
@@ -231,16 +235,26 @@ class SftBatches:
         lengths_of = [len(sample.ids) for sample in blank]
         order: list[int] = []
         total = epoch = 0
-        while total < config.num_tokens and fitting:
+        wanted = int(config.num_tokens * (1 - config.replay_share))
+        while total < wanted and fitting:
             for index in stream(config.seed, "chats", epoch).permutation(fitting):
                 order.append(int(index))
                 total += lengths_of[index]
-                if total >= config.num_tokens:
+                if total >= wanted:
                     break
             epoch += 1
         self.order = order
-        self.steps = steps_of(np.array([lengths_of[index] for index in order]), config.batch_tokens)
+        chat_tokens = int(config.batch_tokens * (1 - config.replay_share))
+        self.steps = steps_of(np.array([lengths_of[index] for index in order]), chat_tokens)
         self.num_steps = len(self.steps)
+        replay = PretrainConfig(
+            seed=config.seed + 1,  # another order than pre-training's
+            num_tokens=config.num_tokens - wanted,
+            batch_tokens=config.batch_tokens - chat_tokens,
+            context=config.context,
+            picture_share=0.0,
+        )
+        self.replay = PretrainBatches(folder, replay, tokenizer, processor)
 
     def _render(self, messages: list[dict[str, Any]], rng: np.random.Generator | None, index: int) -> Sample:
         """A chat with its pictures; without a generator, with blank ones of the same layout."""
@@ -285,4 +299,6 @@ class SftBatches:
             self._render(self.chats[self.order[place]][1], stream(self.config.seed, "chat", place), self.order[place])
             for place in self.steps[step]
         ]
+        if step < self.replay.num_steps:
+            samples += self.replay.samples(step, self.config.replay_weight)
         return pack(samples, patch_id=self.tokenizer.special[PATCH])

@@ -21,6 +21,8 @@ class Sample:
     learnt: np.ndarray
     kind: str
     tiles: list[Tiles] = field(default_factory=list)
+    weight: float = 1.0
+    """What each of its learnt tokens weighs beside those of other samples."""
 
 
 def pack(samples: Sequence[Sample], *, patch_id: int) -> Batch:
@@ -32,7 +34,7 @@ def pack(samples: Sequence[Sample], *, patch_id: int) -> Batch:
     for sample, start in zip(samples, starts, strict=False):
         end = start + len(sample.ids)
         targets[start : end - 1] = sample.ids[1:]
-        weights[start : end - 1] = sample.learnt[1:]
+        weights[start : end - 1] = sample.weight * sample.learnt[1:]
     tiles = [cut.pixels for sample in samples for cut in sample.tiles]
     images = None
     if tiles:
@@ -41,7 +43,7 @@ def pack(samples: Sequence[Sample], *, patch_id: int) -> Batch:
     return Batch(
         tokens_N=torch.from_numpy(tokens),
         targets_N=torch.from_numpy(targets),
-        weights_N=torch.from_numpy(weights / max(weights.sum(), 1)),
+        weights_N=torch.from_numpy(weights / max(weights.sum(), 1e-6)),
         positions_N=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])),
         starts_S=torch.from_numpy(starts),
         images=images,

@@ -20,6 +20,8 @@ def pretrain(config: PretrainConfig, model: Path, data: Path, out: Path) -> Path
     stage = Stage("pretrain", out, config=config, parents={"model": model, "data": data})
     tokenizer = Tokenizer.load(model)
     network = huggingface.load(model, dtype=torch.bfloat16).requires_grad_(True)
+    # The encoder has learnt its part; the language model learns to read it, at three quarters of the cost.
+    network.vision.requires_grad_(False)
     batches = PretrainBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
     train(network, batches, language_loss(config.balance_coefficient), config, stage)
     return save_model(network, tokenizer, stage)

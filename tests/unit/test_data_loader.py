@@ -16,7 +16,7 @@ from herd.data.pack import steps_of
 from herd.data.tokenizer import Tokenizer
 
 PRETRAIN = replace(PretrainConfig(), num_tokens=8000, batch_tokens=1000, context=64)
-SFT = replace(SftConfig(), num_tokens=8000, batch_tokens=1000, context=256)
+SFT = replace(SftConfig(), num_tokens=8000, batch_tokens=1000, context=256, replay_share=0.0)
 
 
 @pytest.fixture(scope="module")
