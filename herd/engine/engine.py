@@ -5,9 +5,10 @@ is not yet read, then decodes one token for every other request: all of it one p
 """
 
 import asyncio
+import contextlib
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,7 +34,8 @@ class Piece:
     text: str
     token_ids: list[int]
     finish_reason: str | None
-    """None while running; "stop" at an end token, "length" at max_tokens or the context's end, "error" if it failed."""
+    """None while running; "stop" at an end token, "length" at max_tokens or the context's end; "error" where the prompt
+    is at fault, "fault" where the engine is, with the reason as the text."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -53,6 +55,17 @@ class Request:
     cancelled: bool = False
 
 
+class EngineFault(RuntimeError):
+    """The engine failed or was closed: no mistake of the caller's."""
+
+
+def _raise_if_failed(piece: Piece) -> None:
+    if piece.finish_reason == "error":
+        raise HerdError(piece.text)
+    if piece.finish_reason == "fault":
+        raise EngineFault(piece.text)
+
+
 class Engine:
     """Answers prompts; safe to call from any thread or event loop."""
 
@@ -70,16 +83,21 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="herd-engine", daemon=True)
         self._thread.start()
 
-    async def generate(self, prompt: Prompt, params: SamplingParams) -> AsyncIterator[Piece]:
+    async def generate(self, prompt: Prompt, params: SamplingParams) -> AsyncGenerator[Piece, None]:
         """Pieces of one answer as they come; closing the iterator cancels the request."""
         loop = asyncio.get_running_loop()
         news: asyncio.Queue[Piece] = asyncio.Queue()
-        request = self._submit(prompt, params, lambda piece: loop.call_soon_threadsafe(news.put_nowait, piece))
+
+        def emit(piece: Piece) -> None:
+            # The caller's loop may have gone: that is its own end, not the engine's.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(news.put_nowait, piece)
+
+        request = self._submit(prompt, params, emit)
         try:
             while True:
                 piece = await news.get()
-                if piece.finish_reason == "error":
-                    raise HerdError(piece.text)
+                _raise_if_failed(piece)
                 yield piece
                 if piece.finish_reason is not None:
                     return
@@ -96,8 +114,7 @@ class Engine:
             text = ""
             while True:
                 piece = channel.get()
-                if piece.finish_reason == "error":
-                    raise HerdError(piece.text)
+                _raise_if_failed(piece)
                 text += piece.text
                 if piece.finish_reason is not None:
                     break
@@ -137,6 +154,9 @@ class Engine:
                 except Exception as error:  # a fault must reach the callers, not die with the thread
                     self._fail(f"generation failed: {type(error).__name__}: {error}")
         self._fail("the engine was closed")
+        while not self._waiting.empty():
+            if (request := self._waiting.get()) is not None:
+                request.emit(Piece(text="the engine was closed", token_ids=[], finish_reason="fault"))
 
     def _admit(self) -> None:
         """Move waiting requests into free slots; wait for one when nothing runs."""
@@ -218,7 +238,7 @@ class Engine:
         self._free.append(request.slot)
 
     def _fail(self, message: str) -> None:
-        """End every request with an error."""
+        """End every running request."""
         for request in list(self._running):
-            request.emit(Piece(text=message, token_ids=[], finish_reason="error"))
+            request.emit(Piece(text=message, token_ids=[], finish_reason="fault"))
             self._release(request)

@@ -95,7 +95,7 @@ def _continuations(model: Model, prompt: Prompt, continuations: list[list[int]])
             if inside.any():
                 images = Images(tiles=features.tiles[inside], rows=features.rows[inside] - begin, encoded=True)
         hidden_ND = forward([0], [prompt.token_ids[begin:end]], begin, images)
-    first_V = torch.log_softmax(network.unembed(hidden_ND[-1]).float(), -1)
+    first_V = torch.log_softmax(network.unembed(hidden_ND[-1:])[0].float(), -1)
     scores = [float(first_V[more[0]]) for more in continuations]
     cache.copy_slot(0)
     for begin, end in chunk_pieces(length, length + longest - 1, config.chunk_size, PACK_TOKENS):
