@@ -10,7 +10,7 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo chat install test lint types unit slow constraints clean
+.PHONY: help demo install test lint types unit slow oracle constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,10 @@ unit: $(VENV)/.dev  ## the fast tests
 
 slow: $(VENV)/.dev  ## the proofs that take minutes
 	$(BIN)/pytest -m slow
+
+oracle:  ## an environment with torchvision, for the slow test of transformers' processor (5.5 GB)
+	$(PYTHON) -m venv .venv-oracle
+	.venv-oracle/bin/pip install --quiet torch==2.14.1 torchvision==0.29.1 transformers==5.23.0 pillow
 
 constraints: $(VENV)/.dev  ## write constraints.txt from what is installed
 	@sed -n '/^#/p' constraints.txt > constraints.new
