@@ -259,14 +259,16 @@ class PretrainConfig:
     """Text and pictures fused early."""
 
     seed: int = 0
-    num_tokens: int = 2_400_000
+    num_tokens: int = 2_200_000
     """Tokens of training in all."""
     batch_tokens: int = 6144
     """Tokens of one optimizer step."""
     context: int = 512
     """Longest piece of a document, in tokens."""
-    picture_share: float = 0.4
-    """Share of the tokens that are pictures with their captions."""
+    picture_share: float = 0.35
+    """Share of the tokens that are pictures with their names."""
+    picture_weight: float = 2.0
+    """What a learnt token of a name weighs beside one of text: few tell what is to be seen."""
     names_a_picture: int = 5
     """Languages in which a picture is named each time it is seen."""
     tiled_share: float = 0.25

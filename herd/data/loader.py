@@ -195,8 +195,8 @@ class PretrainBatches:
             epoch += 1
         return pieces
 
-    def samples(self, step: int, weight: float = 1.0) -> list[Sample]:
-        """The documents of step `step`, each learnt token of the given weight."""
+    def samples(self, step: int, text_weight: float = 1.0) -> list[Sample]:
+        """The documents of step `step`; `text_weight` is what each learnt token of text weighs."""
         control = np.array(sorted(set(self.tokenizer.special.values()) - {self.tokenizer.ids.end_of_text}))
         samples = []
         for place in self.steps[step]:
@@ -207,6 +207,7 @@ class PretrainBatches:
                 tiles = [self.shelf.tiles(piece.picture, rng, whole=piece.whole)]
             # Image tokens are given, never predicted.
             learnt = ~np.isin(piece.ids, control)
+            weight = text_weight if piece.picture is None else self.config.picture_weight
             samples.append(Sample(ids=piece.ids, learnt=learnt, kind=piece.kind, tiles=tiles, weight=weight))
         return samples
 

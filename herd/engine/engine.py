@@ -35,7 +35,7 @@ class Piece:
     token_ids: list[int]
     finish_reason: str | None
     """None while running; "stop" at an end token, "length" at max_tokens or the context's end; "error" where the prompt
-    is at fault, "fault" where the engine is, with the reason as the text."""
+    is at fault or the engine was closed, "fault" where the engine failed, with the reason as the text."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -56,7 +56,7 @@ class Request:
 
 
 class EngineFault(RuntimeError):
-    """The engine failed or was closed: no mistake of the caller's."""
+    """The engine failed: no mistake of the caller's."""
 
 
 def _raise_if_failed(piece: Piece) -> None:
@@ -153,10 +153,10 @@ class Engine:
                     self._turn()
                 except Exception as error:  # a fault must reach the callers, not die with the thread
                     self._fail(f"generation failed: {type(error).__name__}: {error}")
-        self._fail("the engine was closed")
+        self._fail("the engine was closed", "error")
         while not self._waiting.empty():
             if (request := self._waiting.get()) is not None:
-                request.emit(Piece(text="the engine was closed", token_ids=[], finish_reason="fault"))
+                request.emit(Piece(text="the engine was closed", token_ids=[], finish_reason="error"))
 
     def _admit(self) -> None:
         """Move waiting requests into free slots; wait for one when nothing runs."""
@@ -237,8 +237,8 @@ class Engine:
         self._running.remove(request)
         self._free.append(request.slot)
 
-    def _fail(self, message: str) -> None:
+    def _fail(self, message: str, reason: str = "fault") -> None:
         """End every running request."""
         for request in list(self._running):
-            request.emit(Piece(text=message, token_ids=[], finish_reason="fault"))
+            request.emit(Piece(text=message, token_ids=[], finish_reason=reason))
             self._release(request)

@@ -112,8 +112,8 @@ def test_a_misspelt_command_is_refused_with_the_nearest(args: list[str], told: s
     [
         ("doctor --jsn", "--json"),
         ("chat runs/tiny/sft --temprature 0.7", "--temperature"),
-        ("pretrain --data d --out o --num-token 5", "--num-tokens"),
-        ("pretrain --data d --out o --optimizer.matrix-lrr 5", "--optimizer.matrix-lr"),
+        ("pretrain m --data d --out o --num-token 5", "--num-tokens"),
+        ("pretrain m --data d --out o --optimizer.matrix-lrr 5", "--optimizer.matrix-lr"),
         ("serve runs/tiny/sft --prt 1", "--port"),
     ],
 )
@@ -126,7 +126,7 @@ def test_a_misspelt_option_is_refused_with_the_nearest(line: str, nearest: str, 
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("pretrain --out o", "--data"),
+        ("pretrain m --out o", "--data"),
         ("serve runs/tiny/sft --port eighty", "--port"),
         ("report", "RUN"),
         ("doctor twice", "twice"),
@@ -138,11 +138,13 @@ def test_what_lacks_or_has_a_wrong_value_is_refused(line: str, told: str, capsys
 
 
 def test_the_recipe_gives_the_defaults_and_options_stand_above_it(monkeypatch: pytest.MonkeyPatch):
-    Path("own.toml").write_text("[data]\n[pretrain]\nseed = 7\ncontext = 99\n[pretrain.optimizer]\nmatrix_lr = 0.5\n")
+    Path("own.toml").write_text(
+        "[data]\n[vision]\n[pretrain]\nseed = 7\ncontext = 99\n[pretrain.optimizer]\nmatrix_lr = 0.5\n"
+    )
     seen = []
     monkeypatch.setattr(cli, "run_step", lambda step, config, parents, out: seen.append((config, parents, out)))
     for said in ("--recipe own.toml", "--recipe=own.toml"):
-        assert main(f"pretrain {said} --data d --out o --context 100 --optimizer.betas 0.1 0.2".split()) == 0
+        assert main(f"pretrain m {said} --data d --out o --context 100 --optimizer.betas 0.1 0.2".split()) == 0
     config, parents, out = seen[0]
     assert seen[0] == seen[1]
     assert (config.seed, config.context, config.optimizer.matrix_lr, config.optimizer.betas) == (
@@ -151,12 +153,12 @@ def test_the_recipe_gives_the_defaults_and_options_stand_above_it(monkeypatch: p
         0.5,
         (0.1, 0.2),
     )
-    assert (parents, out) == ({"data": Path("d")}, Path("o"))
+    assert (parents, out) == ({"model": Path("m"), "data": Path("d")}, Path("o"))
 
 
 def test_a_stage_command_never_writes_over_what_stands(capsys: pytest.CaptureFixture[str]):
     Path("o").mkdir()
-    assert main(["pretrain", "--data", "d", "--out", "o"]) == 1
+    assert main(["pretrain", "m", "--data", "d", "--out", "o"]) == 1
     assert capsys.readouterr().err == "herd: o is there already: give another --out, or remove it first\n"
 
 

@@ -180,7 +180,8 @@ def test_every_answer_is_the_last_message(data: Path) -> None:
 
 
 def test_without_pictures_the_build_stops(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = ("tuxpaint-stamps-default", "emoji-datasource-google", "emoji-datasource-twitter", "svg-country-flags")
+    emoji = ("emoji-datasource-google", "emoji-datasource-twitter", "@lobehub/fluent-emoji-anim-1")
+    pictures = ("tuxpaint-stamps-default", "svg-country-flags", *emoji)
     monkeypatch.setattr(stage, "fetch", lambda report: data_world.fetched(world, left_out=pictures))
     with pytest.raises(HerdError, match="no pictures"):
         build_data(CFG, tmp_path / "data")

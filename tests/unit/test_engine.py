@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from herd.core.errors import HerdError
-from herd.engine.engine import Engine, EngineFault
+from herd.engine.engine import Engine
 from herd.engine.load import Model, Prompt, load
 from herd.engine.sampler import SamplingParams, sample
 from herd.engine.score import log_likelihoods, token_losses
@@ -90,7 +90,7 @@ def test_closing_ends_running_and_waiting_requests(model: Model) -> None:
         await asyncio.to_thread(engine.close)
         return list(await asyncio.gather(*tasks, return_exceptions=True))
 
-    assert all(isinstance(result, EngineFault) or result is None for result in asyncio.run(ask()))
+    assert all(isinstance(result, HerdError) or result is None for result in asyncio.run(ask()))
     with pytest.raises(HerdError, match="closed"):
         engine.generate_batch(prompts(model)[:1], SamplingParams())
 
@@ -135,7 +135,8 @@ def test_what_is_drawn_lies_in_the_nucleus(logits: list[float], top_p: float, se
     generator = torch.Generator().manual_seed(seed)
     values = torch.tensor(logits)
     token = sample(values, SamplingParams(temperature=1.0, top_p=top_p), generator)
-    likelier = torch.softmax(values, -1)[values > values[token]].sum()
+    shares = torch.softmax(values, -1)
+    likelier = shares[shares > shares[token]].sum()
     assert likelier < top_p + 1e-5
     assert sample(values, SamplingParams(), generator) == int(values.argmax())
 
