@@ -183,7 +183,8 @@ class PretrainBatches:
                 whole = not self.shelf.is_large(index) or rng.random() > config.tiled_share
                 ids = [special["<|begin_of_text|>"], *(special[t] for t in self.shelf.layout(index, whole=whole))]
                 for language in chosen:
-                    line = f"{language}: {names[language]}\n"
+                    # A name begins its line, as it begins an answer: after a space its tokens would be others.
+                    line = f"{language}\n{names[language]}\n"
                     if line not in encoded:
                         encoded[line] = self.tokenizer.encode(line)
                     ids += encoded[line]

@@ -128,7 +128,7 @@ def vision(config: VisionStageConfig, data: Path, out: Path) -> Path:
 
     processor = ImageProcessor(shape.vision)
     shelf = PictureShelf(data, processor)
-    names = [{lang: tokenizer.encode(" " + name) for lang, name in names.items()} for names in shelf.names]
+    names = [{lang: tokenizer.encode(name) for lang, name in names.items()} for names in shelf.names]
     num_tokens = shape.vision.tokens_per_tile
     weights_RV = name_weights(names, shape.vocab_size, num_tokens)
     first_names = [str(min(name.items())) for name in shelf.names]
