@@ -83,11 +83,6 @@ class Tokenizer:
             patch=self.special["<|patch|>"],
         )
 
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Generation ends at any of these."""
-        return self.ids.stop
-
     def encode(self, text: str, *, allowed_special: frozenset[str] = frozenset()) -> list[int]:
         """Ids of `text`; only the tokens in `allowed_special` are read as control tokens."""
         if not allowed_special:

@@ -29,10 +29,12 @@ GROUP_LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 class Spans:
     """Runs of tokens that attend causally within themselves, grouped by length."""
 
-    rows_GL: tuple[Tensor, ...]
-    """Per group: the token in each slot of its runs; slots past a run's end repeat token 0."""
+    shapes: tuple[tuple[int, int], ...]
+    """Per group: how many runs, and their padded length."""
+    row_of_slot: Tensor
+    """The token in each slot when all groups are laid end to end; slots past a run's end repeat token 0."""
     slot_N: Tensor
-    """Where each token lies when all groups are laid end to end."""
+    """The slot in which each token lies."""
 
 
 def plan_spans(positions_N: Tensor, starts_S: Tensor, chunk_size: int | None) -> Spans:
@@ -60,7 +62,11 @@ def plan_spans(positions_N: Tensor, starts_S: Tensor, chunk_size: int | None) ->
         slot_N[rows_GL[real_GL]] = slots_GL[real_GL]
         groups.append(torch.where(real_GL, rows_GL, 0))
         offset += rows_GL.numel()
-    return Spans(rows_GL=tuple(groups), slot_N=slot_N)
+    return Spans(
+        shapes=tuple((len(rows_GL), rows_GL.shape[1]) for rows_GL in groups),
+        row_of_slot=torch.cat([rows_GL.flatten() for rows_GL in groups]),
+        slot_N=slot_N,
+    )
 
 
 class Gather(torch.autograd.Function):
@@ -100,25 +106,22 @@ def causal(q_GLHC: Tensor, k_GLKC: Tensor, v_GLKC: Tensor) -> Tensor:
 
 def attend(q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor, spans: Spans) -> Tensor:
     """Attention of every token over its run's earlier tokens; returns the shape of `q_NHC`."""
-    num_tokens = len(q_NHC)
     packed = torch.cat([q_NHC, k_NKC, v_NKC], dim=1).flatten(1)
-    rows = torch.cat([rows_GL.flatten() for rows_GL in spans.rows_GL])
-    slots = Gather.apply(packed, rows, spans.slot_N)
-    slots = slots.view(len(rows), -1, q_NHC.shape[-1])
-    parts, offset = [], 0
-    for rows_GL in spans.rows_GL:
-        group = slots[offset : offset + rows_GL.numel()].unflatten(0, rows_GL.shape)
-        q, k, v = group.split([q_NHC.shape[1], k_NKC.shape[1], v_NKC.shape[1]], dim=2)
+    slots = Gather.apply(packed, spans.row_of_slot, spans.slot_N)
+    slots = slots.view(len(spans.row_of_slot), -1, q_NHC.shape[-1])
+    sizes = [runs * length for runs, length in spans.shapes]
+    parts = []
+    for group, shape in zip(slots.split(sizes), spans.shapes, strict=True):
+        q, k, v = group.unflatten(0, shape).split([q_NHC.shape[1], k_NKC.shape[1], v_NKC.shape[1]], dim=2)
         parts.append(causal(q, k, v).flatten(0, 1))
-        offset += rows_GL.numel()
-    return Restore.apply(torch.cat(parts), spans.slot_N, num_tokens)
+    return Restore.apply(torch.cat(parts), spans.slot_N)
 
 
 class Restore(torch.autograd.Function):
     """From slots back to tokens; the gradient of padding slots is zero."""
 
     @staticmethod
-    def forward(ctx, slots, slot_N, num_tokens):  # type: ignore[no-untyped-def]
+    def forward(ctx, slots, slot_N):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(slot_N)
         ctx.shape = slots.shape
         return slots.index_select(0, slot_N)
@@ -126,7 +129,7 @@ class Restore(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         (slot_N,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.shape).index_copy_(0, slot_N, grad), None, None
+        return grad.new_zeros(ctx.shape).index_copy_(0, slot_N, grad), None
 
 
 def rope_angles(positions_N: Int[Tensor, "n"], config: ModelConfig) -> Tensor:

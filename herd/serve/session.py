@@ -1,7 +1,7 @@
 """What terminal and server share: sampling defaults, the room in the context, and answers that can be stopped."""
 
 import dataclasses
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +47,4 @@ def answering(
     engine: Engine, prompt: "Prompt", params: SamplingParams
 ) -> AbstractAsyncContextManager[AsyncIterator[Piece]]:
     """The pieces of an answer, for `async with`: leaving the block cancels the generation."""
-    pieces = engine.generate(prompt, params)
-    assert isinstance(pieces, AsyncGenerator)
-    return aclosing(pieces)
+    return aclosing(engine.generate(prompt, params))

@@ -4,7 +4,6 @@
 apart elsewhere; q, k, v apart). Loading is strict: every missing, extra or misshapen tensor is named.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -350,8 +349,3 @@ def save_processor(config: ModelConfig, folder: Path) -> None:
             "do_sample": False,
         },
     )
-
-
-def weight_bytes(folder: Path) -> int:
-    """Bytes of the stored weights, from the index."""
-    return int(json.loads((folder / "model.safetensors.index.json").read_text())["metadata"]["total_size"])
