@@ -248,8 +248,8 @@ class VisionStageConfig:
     num_views: int = 64_000
     """Views of pictures in all."""
     batch_pictures: int = 256
-    sharpness: float = 16.0
-    """Inverse temperature of the similarities."""
+    sharpness: float = 2.0
+    """Inverse temperature of the scores."""
     checkpoint_s: float = 30.0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
@@ -271,6 +271,10 @@ class PretrainConfig:
     """What a learnt token of a name weighs beside one of text: few tell what is to be seen."""
     names_a_picture: int = 5
     """Languages in which a picture is named each time it is seen."""
+    asked_share: float = 0.3
+    """Share of the pictures whose names are asked for, as in chat; the others are followed by lines of names."""
+    names_asked: int = 3
+    """Languages in which a picture's name is asked for in one chat."""
     tiled_share: float = 0.25
     """How often a large picture is shown in tiles, as chat shows it; else as one tile."""
     balance_coefficient: float = 0.01

@@ -29,6 +29,14 @@ class Rendered:
     """The pictures, in order."""
 
 
+def header(tokenizer: Tokenizer, role: str) -> list[int]:
+    """What stands before a message of `role`."""
+    special = tokenizer.special
+    return [
+        special["<|header_start|>"], *tokenizer.encode(role), special["<|header_end|>"], *tokenizer.encode("\n\n")
+    ]  # fmt: skip
+
+
 def render_messages(
     tokenizer: Tokenizer,
     processor: ImageProcessor,
@@ -46,10 +54,6 @@ def render_messages(
         ids.extend(more)
         learnt.extend([by_assistant] * len(more))
 
-    def header(role: str) -> list[int]:
-        name = tokenizer.encode(role)
-        return [special["<|header_start|>"], *name, special["<|header_end|>"], *tokenizer.encode("\n\n")]
-
     def picture(item: Image.Image | Tiles) -> list[int]:
         cut = item if isinstance(item, Tiles) else processor.tiles(item)
         tiles.append(cut)
@@ -59,7 +63,7 @@ def render_messages(
         role = message["role"]
         if role not in ROLES:
             raise unknown("role", str(role), ROLES)
-        add(header(role), False)
+        add(header(tokenizer, role), False)
         content = message["content"]
         parts: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
         body: list[int] = []
@@ -75,5 +79,5 @@ def render_messages(
                 raise HerdError(f"content part of type {part['type']!r} is not one of text, image, video")
         add([*body, special["<|eot|>"]], role == "assistant")
     if add_generation_prompt:
-        add(header("assistant"), False)
+        add(header(tokenizer, "assistant"), False)
     return Rendered(ids=ids, learnt=learnt, tiles=tiles)

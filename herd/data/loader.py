@@ -19,8 +19,9 @@ from herd.config import PretrainConfig, SftConfig
 from herd.core.batch import Batch
 from herd.core.errors import HerdError
 from herd.core.streams import stream
+from herd.data import wordings
 from herd.data.augment import view
-from herd.data.chat import render_messages
+from herd.data.chat import header, render_messages
 from herd.data.image import ImageProcessor, Tiles, read_picture
 from herd.data.pack import Sample, pack, steps_of
 from herd.data.tokenizer import Tokenizer
@@ -79,6 +80,11 @@ class PictureShelf:
         rows = [row for row in read_rows(folder, "pictures") if row["split"] == "train"]
         self.rows = sorted(rows, key=lambda row: row["names"] == "{}")
         self.names = [json.loads(row["names"]) for row in self.rows if row["names"] != "{}"]
+        spelt, thing_of = np.unique([row["names"] for row in self.rows if row["names"] != "{}"], return_inverse=True)
+        self.things: list[dict[str, str]] = [json.loads(names) for names in spelt]
+        """Names that differ: several pictures may show one thing."""
+        self.thing_of = thing_of
+        """By picture with names: which of `things` it shows."""
         self.place = {row["id"]: index for index, row in enumerate(self.rows)}
         self._open: dict[int, Image.Image] = {}
         self._small: dict[int, Image.Image] = {}
@@ -121,6 +127,7 @@ class Piece:
     """A planned sample: ids are known, the picture's pixels are not yet cut."""
 
     ids: np.ndarray
+    learnt: np.ndarray
     kind: str
     picture: int | None = None
     whole: bool = True
@@ -134,6 +141,7 @@ class PretrainBatches:
     def __init__(self, folder: Path, config: PretrainConfig, tokenizer: Tokenizer, processor: ImageProcessor) -> None:
         self.config, self.tokenizer = config, tokenizer
         self.shelf = PictureShelf(folder, processor)
+        self._cache: dict[str, list[int]] = {}
         pieces = self._texts(folder) + self._pictures()
         order = stream(config.seed, "order").permutation(len(pieces))
         self.pieces = [pieces[index] for index in order]
@@ -160,7 +168,8 @@ class PretrainBatches:
                 # The first cut is random from the second epoch on, so that pieces begin elsewhere.
                 end = config.context if epoch == 0 else int(rng.integers(config.context // 4, config.context + 1))
                 while begin < len(document) - 1 and total < wanted:
-                    pieces.append(Piece(ids=document[begin:end], kind="text"))
+                    ids = document[begin:end]
+                    pieces.append(Piece(ids=ids, learnt=np.ones(len(ids), dtype=bool), kind="text"))
                     total += len(pieces[-1].ids)
                     begin, end = end, end + config.context
                 if total >= wanted:
@@ -170,35 +179,65 @@ class PretrainBatches:
 
     def _pictures(self) -> list[Piece]:
         """Each picture again and again, with its names in a few languages of the many."""
-        config, special = self.config, self.tokenizer.special
+        config = self.config
         wanted = int(config.num_tokens * config.picture_share)
-        encoded: dict[str, list[int]] = {}
         pieces: list[Piece] = []
         epoch = total = 0
         while total < wanted and self.shelf.names:
             rng = stream(config.seed, "pictures", epoch)
             for index in rng.permutation(len(self.shelf.names)):
                 names = self.shelf.names[index]
-                chosen = [sorted(names)[i] for i in rng.permutation(len(names))[: config.names_a_picture]]
                 whole = not self.shelf.is_large(index) or rng.random() > config.tiled_share
-                ids = [special["<|begin_of_text|>"], *(special[t] for t in self.shelf.layout(index, whole=whole))]
-                for language in chosen:
-                    # A name begins its line, as it begins an answer: after a space its tokens would be others.
-                    line = f"{language}\n{names[language]}\n"
-                    if line not in encoded:
-                        encoded[line] = self.tokenizer.encode(line)
-                    ids += encoded[line]
-                ids.append(special["<|end_of_text|>"])
-                pieces.append(Piece(ids=np.array(ids, dtype=np.int32), kind="picture", picture=index, whole=whole))
+                asked = rng.random() < config.asked_share
+                count = config.names_asked if asked else config.names_a_picture
+                chosen = {(lang := sorted(names)[i]): names[lang] for i in rng.permutation(len(names))[:count]}
+                shown = self.shelf.layout(index, whole=whole)
+                ids, learnt = self._asked(chosen, shown, rng) if asked else self._listed(chosen, shown)
+                pieces.append(
+                    Piece(
+                        ids=np.array(ids, dtype=np.int32),
+                        learnt=np.array(learnt),
+                        kind="picture",
+                        picture=index,
+                        whole=whole,
+                    )
+                )
                 total += len(ids)
                 if total >= wanted:
                     break
             epoch += 1
         return pieces
 
+    def _encoded(self, text: str) -> list[int]:
+        if text not in self._cache:
+            self._cache[text] = self.tokenizer.encode(text)
+        return self._cache[text]
+
+    def _listed(self, names: dict[str, str], shown: list[str]) -> tuple[list[int], list[bool]]:
+        """A picture and lines of languages and names. A name begins its line, as it begins an answer: after a space its
+        tokens would be others."""
+        special = self.tokenizer.special
+        given = [special["<|begin_of_text|>"], *(special[token] for token in shown)]
+        lines = [token for language, name in names.items() for token in self._encoded(f"{language}\n{name}\n")]
+        ids = [*given, *lines, special["<|end_of_text|>"]]
+        return ids, [False] * len(given) + [True] * (len(ids) - len(given))
+
+    def _asked(self, names: dict[str, str], shown: list[str], rng: np.random.Generator) -> tuple[list[int], list[bool]]:
+        """A chat about a picture: its name is asked for in one language after the other."""
+        special = self.tokenizer.special
+        ids, learnt = [special["<|begin_of_text|>"]], [False]
+        for turn, (language, name) in enumerate(names.items()):
+            question = wordings.NAME[language][rng.integers(len(wordings.NAME[language]))]
+            picture = [special[token] for token in shown] if turn == 0 else []
+            ids += [*header(self.tokenizer, "user"), *picture, *self._encoded(question), special["<|eot|>"]]
+            ids += header(self.tokenizer, "assistant")
+            learnt += [False] * (len(ids) - len(learnt))
+            ids += [*self._encoded(name), special["<|eot|>"]]
+            learnt += [True] * (len(ids) - len(learnt))
+        return ids, learnt
+
     def samples(self, step: int, text_weight: float = 1.0) -> list[Sample]:
         """The documents of step `step`; `text_weight` is what each learnt token of text weighs."""
-        control = np.array(sorted(set(self.tokenizer.special.values()) - {self.tokenizer.ids.end_of_text}))
         samples = []
         for place in self.steps[step]:
             piece = self.pieces[place]
@@ -206,10 +245,8 @@ class PretrainBatches:
             if piece.picture is not None:
                 rng = stream(self.config.seed, "view", place)
                 tiles = [self.shelf.tiles(piece.picture, rng, whole=piece.whole)]
-            # Image tokens are given, never predicted.
-            learnt = ~np.isin(piece.ids, control)
             weight = text_weight if piece.picture is None else self.config.picture_weight
-            samples.append(Sample(ids=piece.ids, learnt=learnt, kind=piece.kind, tiles=tiles, weight=weight))
+            samples.append(Sample(ids=piece.ids, learnt=piece.learnt, kind=piece.kind, tiles=tiles, weight=weight))
         return samples
 
     def batch(self, step: int) -> Batch:

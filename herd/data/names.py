@@ -68,10 +68,13 @@ def name_of(caption: str, language: str) -> str:
         name = re.sub(rf"^(?:{articles})", "", name, count=1, flags=re.IGNORECASE).strip()
     if language in _LOWERED:
         name = name[:1].lower() + name[1:]
+    return name if is_name(name, language) else ""
+
+
+def is_name(name: str, language: str) -> bool:
+    """Whether it names rather than describes: a few words without digits, brackets or quotes."""
     longest = MAX_NAME_CHARS_DENSE if language in {"ja", "zh"} else MAX_NAME_CHARS
-    if not name or len(name) > longest or len(name.split()) > MAX_NAME_WORDS or not is_plain(name):
-        return ""
-    return name
+    return bool(name) and len(name) <= longest and len(name.split()) <= MAX_NAME_WORDS and is_plain(name)
 
 
 def is_plain(name: str) -> bool:

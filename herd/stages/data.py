@@ -33,6 +33,9 @@ from herd.data.tokenizer import Tokenizer, train_tokenizer
 
 Facts = dict[str, Any]
 
+NAMES_REPEATED = 5
+"""How often the tokenizer's training text repeats the names of the training pictures."""
+
 
 def build_data(cfg: DataConfig, out: Path) -> Path:
     """Write the data folder `out`. Raises HerdError when the packages give no text or no pictures."""
@@ -182,8 +185,12 @@ def _tokenizer(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
         for language in LANGUAGES
     }
     chats = tables.read(work / "chats.parquet", ["split", "language", "answer"])
+    pictures = tables.read(work / "pictures.parquet", ["split", "names"])
+    names = [json.loads(row["names"]) for row in pictures if row["split"] == "train"]
     for language, own in texts.items():
         own += [row["answer"] for row in chats if (row["split"], row["language"]) == ("train", language)]
+        # What the model is asked to say most often should be short in tokens.
+        own[:0] = ["\n".join(sorted({name[language] for name in names if language in name}))] * NAMES_REPEATED
     tokenizer: Tokenizer = train_tokenizer(_balanced(texts), cfg.vocab_size)
     shutil.rmtree(work / "tokenizer", ignore_errors=True)
     shutil.rmtree(work / "tokenizer.tmp", ignore_errors=True)

@@ -1,15 +1,15 @@
 """`herd vision`: a new model whose vision encoder already knows pictures from their names.
 
-Two losses, for a shelf of pictures that is small enough to hold every name at once. In the manner of MetaCLIP (arXiv
-2309.16671) a tile's features are drawn to the picture's own names and pushed from all others; a name is the mean of
-its tokens' embeddings. And, as in SuperClass (arXiv 2411.03313), the features predict the tokens of the names through
-the language model's own unembedding. So the encoder learns to speak in the space that the language model uses.
+Two losses, for a shelf of pictures that is small enough to hold every name at once. As in SuperClass (arXiv 2411.03313)
+a tile's features predict the tokens of its names, as a bag, through the language model's own norm and unembedding. And
+in the manner of MetaCLIP (arXiv 2309.16671) they are drawn to the thing's own names and pushed from all others, by the
+same logits: a name's score is the mean of its tokens'. So the encoder learns to speak as the language model does.
 
 Each of a tile's tokens speaks for some of the languages: one vector of a small model's width cannot hold the names in
 all of them apart. Everything else in the new folder is at its first weights; `herd pretrain` goes on from there.
 """
 
-# B pictures of a batch, P pictures in all, Q tokens of a tile, V vocabulary, D width
+# B pictures of a batch, P things with names, Q tokens of a tile, V vocabulary, D width
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from herd.model.init import initialise
 from herd.model.transformer import Transformer
 from herd.stages.pretrain import save_model
 from herd.train.loop import train
+from herd.train.losses import cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,8 @@ class Views:
 
     tiles: Tensor
     """Normalised pixels of one tile a picture, [B, 3, side, side]."""
-    picture_B: Tensor
-    """Which picture of the shelf each one shows."""
+    thing_B: Tensor
+    """Which of the shelf's things each one shows."""
 
     @property
     def size(self) -> int:
@@ -54,7 +55,7 @@ class VisionBatches:
 
     def __init__(self, shelf: PictureShelf, config: VisionStageConfig) -> None:
         self.config, self.shelf = config, shelf
-        count = len(shelf.names)
+        count = len(shelf.thing_of)
         epochs = -(-config.num_views // max(count, 1))
         order = [stream(config.seed, "epoch", epoch).permutation(count) for epoch in range(epochs)]
         self.order = np.concatenate(order or [np.zeros(0, dtype=np.int64)])[: config.num_views]
@@ -68,21 +69,21 @@ class VisionBatches:
             self.shelf.tiles(int(index), stream(self.config.seed, "view", begin + row), whole=True).pixels
             for row, index in enumerate(chosen)
         ]
-        return Views(tiles=normalise(torch.cat(tiles)), picture_B=torch.from_numpy(chosen))
+        return Views(tiles=normalise(torch.cat(tiles)), thing_B=torch.from_numpy(self.shelf.thing_of[chosen]))
 
 
 def name_weights(names: list[dict[str, list[int]]], vocab_size: int, num_tokens: int) -> Tensor:
     """[Q * P, V] sparse: what token q of a tile speaks for, the names in languages q, q + Q, q + 2 Q … of LANGUAGES.
 
-    A picture's languages weigh the same, and the tokens of a name in one language too. A picture without a name in any
+    A thing's languages weigh the same, and the tokens of a name in one language too. A thing without a name in any
     of a token's languages is called there what it is called in the others.
     """
     rows, columns, values = [], [], []
     for token in range(num_tokens):
-        for picture, every in enumerate(names):
+        for thing, every in enumerate(names):
             spoken = {lang: every[lang] for lang in LANGUAGES[token::num_tokens] if lang in every} or every
             for ids in spoken.values():
-                rows += [token * len(names) + picture] * len(ids)
+                rows += [token * len(names) + thing] * len(ids)
                 columns += ids
                 values += [1 / (len(spoken) * len(ids))] * len(ids)
     index, size = torch.tensor([rows, columns]), (num_tokens * len(names), vocab_size)
@@ -90,29 +91,37 @@ def name_weights(names: list[dict[str, list[int]]], vocab_size: int, num_tokens:
 
 
 def contrastive_loss(
-    features_BQD: Float[Tensor, "b q d"],
+    hidden_BQD: Float[Tensor, "b q d"],
     names_QPD: Float[Tensor, "q p d"],
     own_B: Int[Tensor, "b"],
     group_P: Int[Tensor, "p"],
     sharpness: float,
 ) -> tuple[Float[Tensor, ""], float]:
-    """Mean over b, q of -log softmax_p(sharpness * cos(feature_bq, names_qp))_own(b).
+    """Mean over b, q of -log softmax_p(sharpness * <hidden_bq, names_qp>)_own(b).
 
-    Also the share of pictures whose own names are the nearest, by the cosines' sum over q.
+    Also the share of pictures whose own names score highest, by the sum over q.
 
-    Pictures of one `group_P` have the same name: they are no negatives of each other. fp32.
+    Things of one `group_P` have a name in common: they are no negatives of each other. fp32.
     """
-    features_QBD = F.normalize(features_BQD.float(), dim=-1).transpose(0, 1)
-    cosine_QBP = features_QBD @ F.normalize(names_QPD.float(), dim=-1).mT
+    score_QBP = hidden_BQD.float().transpose(0, 1) @ names_QPD.float().mT
     twins_BP = (group_P[own_B, None] == group_P) & (own_B[:, None] != torch.arange(len(group_P)))
-    cosine_QBP = cosine_QBP.masked_fill(twins_BP, float("-inf"))
-    nearest = (cosine_QBP.sum(0).argmax(-1) == own_B).float().mean()
-    return F.cross_entropy((sharpness * cosine_QBP).flatten(0, 1), own_B.repeat(len(features_QBD))), float(nearest)
+    score_QBP = score_QBP.masked_fill(twins_BP, float("-inf"))
+    nearest = (score_QBP.sum(0).argmax(-1) == own_B).float().mean()
+    return F.cross_entropy((sharpness * score_QBP).flatten(0, 1), own_B.repeat(hidden_BQD.shape[1])), float(nearest)
 
 
-def naming_loss(logits_RV: Float[Tensor, "r v"], weights_RV: Float[Tensor, "r v"]) -> Float[Tensor, ""]:
-    """Mean over rows of -sum_v weight_v * log softmax(logits)_v: the tokens of a name, as a bag. fp32."""
-    return -(weights_RV * torch.log_softmax(logits_RV.float(), -1)).sum(-1).mean()
+def naming_loss(
+    hidden_RD: Float[Tensor, "r d"], unembedding_VD: Float[Tensor, "v d"], names_RD: Float[Tensor, "r d"]
+) -> Float[Tensor, ""]:
+    """Mean over rows of -sum_v weight_v * log softmax(U h)_v: the tokens of a name, as a bag.
+
+    `names_RD` are the bags: each row the sum of its tokens' rows of U, by weights that sum to 1.
+    """
+    # log-sum-exp minus the bag's mean logit; the former is the cross-entropy of any one token plus its logit.
+    any_R = torch.zeros(len(hidden_RD), dtype=torch.int64, device=hidden_RD.device)
+    weights_R = torch.full((len(hidden_RD),), 1 / len(hidden_RD), device=hidden_RD.device)
+    mean, _ = cross_entropy(hidden_RD, unembedding_VD, any_R, weights_R)
+    return mean + (hidden_RD.float() * (unembedding_VD[0].float() - names_RD)).sum(-1).mean()
 
 
 def vision(config: VisionStageConfig, data: Path, out: Path) -> Path:
@@ -124,23 +133,22 @@ def vision(config: VisionStageConfig, data: Path, out: Path) -> Path:
     initialise(model, torch.Generator().manual_seed(seed_of(config.seed, "weights")))
     # Gradients only where the losses reach.
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(("vision.", "embedding.", "unembedding.")))
+        parameter.requires_grad_(name.startswith(("vision.", "unembedding.")))
 
     processor = ImageProcessor(shape.vision)
     shelf = PictureShelf(data, processor)
-    names = [{lang: tokenizer.encode(name) for lang, name in names.items()} for names in shelf.names]
+    names = [{lang: tokenizer.encode(name) for lang, name in names.items()} for names in shelf.things]
     num_tokens = shape.vision.tokens_per_tile
     weights_RV = name_weights(names, shape.vocab_size, num_tokens)
-    first_names = [str(min(name.items())) for name in shelf.names]
+    first_names = [str(min(name.items())) for name in shelf.things]
     group_P = torch.from_numpy(np.unique(first_names, return_inverse=True)[1])
 
     def loss_fn(model: Transformer, batch: Views) -> tuple[Tensor, dict[str, object]]:
-        features_BQD = model.vision(batch.tiles.to(torch.bfloat16))
-        names_QPD = torch.sparse.mm(weights_RV, model.embedding.weight.float()).unflatten(0, (num_tokens, -1))
-        drawn, nearest = contrastive_loss(features_BQD, names_QPD, batch.picture_B, group_P, config.sharpness)
-        rows_BQ = batch.picture_B[:, None] + len(names) * torch.arange(num_tokens)
-        logits = model.unembed(model.norm(features_BQD.flatten(0, 1)))
-        spoken = naming_loss(logits, weights_RV.index_select(0, rows_BQ.flatten()).to_dense())
+        hidden_BQD = model.norm(model.vision(batch.tiles.to(torch.bfloat16)))
+        names_QPD = torch.sparse.mm(weights_RV, model.unembedding.weight.float()).unflatten(0, (num_tokens, -1))
+        drawn, nearest = contrastive_loss(hidden_BQD, names_QPD, batch.thing_B, group_P, config.sharpness)
+        own_RD = names_QPD[:, batch.thing_B].transpose(0, 1).flatten(0, 1)
+        spoken = naming_loss(hidden_BQD.flatten(0, 1), model.unembedding.weight, own_RD)
         return drawn + spoken, {"contrastive_loss": drawn.item(), "naming_loss": spoken.item(), "nearest": nearest}
 
     train(model, VisionBatches(shelf, config), loss_fn, config, stage)
