@@ -97,7 +97,7 @@ def run(recipe: str, /, *, out: Path | None = None) -> None:
 def data_fetch() -> None:
     fetched = named("herd.data.fetch:fetch")()
     size = sum(pack.path.stat().st_size for pack in fetched.packs.values())
-    folder = named("herd.data.fetch:cache_folder")()
+    folder = named("herd.core.files:cache_folder")()
     print(f"{len(fetched.packs)} packages, {size / 1e6:,.0f} MB, are in {folder}")
 
 
@@ -247,7 +247,7 @@ def main(args: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (Exception, KeyboardInterrupt) as error:
-        log = traceback_log.get() or named("herd.data.fetch:cache_folder")() / "logs" / "herd.log"
+        log = traceback_log.get() or named("herd.core.files:cache_folder")() / "logs" / "herd.log"
         kept = keep_traceback(log, f"herd {' '.join(args)}")
         where = f"the traceback is in {log}" if kept else f"the traceback cannot be written to {log}"
         brief = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -40,7 +40,7 @@ class Check:
 def doctor(*, as_json: bool) -> int:
     """Examine, print, and give the exit code: 0 if the demo can run, else 1."""
     checks = [check_python(), *check_torch(), check_packages(), check_memory(), check_disk(), *check_sources()]
-    checks += [check_compiler(), check_browser()]
+    checks += [check_kernels(), check_compiler(), check_browser()]
     healthy = all(check.state != "bad" for check in checks)
     if as_json:
         print(json.dumps({"ok": healthy, "checks": [asdict(check) for check in checks]}, indent=1))
@@ -162,7 +162,7 @@ def check_disk() -> Check:
 
 def check_sources() -> list[Check]:
     """The cache, and the clients that bring what it lacks."""
-    from herd.data.fetch import cache_folder
+    from herd.core.files import cache_folder
     from herd.data.sources import SOURCES
 
     cache = cache_folder()
@@ -217,6 +217,19 @@ def check_compiler() -> Check:
         return Check(name="compiler", state="ok", found=found)
     mend = "apt-get install gcc, or xcode-select --install; nothing is compiled until then, which may be slower"
     return Check(name="compiler", state="note", found="no C compiler", mend=mend)
+
+
+def check_kernels() -> Check:
+    """Whether the C++ kernels of training can be used; they are built now if they are not yet there."""
+    try:
+        from herd import native
+    except ImportError:  # torch's own check says it
+        return Check(name="kernels", state="note", found="not in use: torch cannot be imported")
+    found = native.find()
+    if found.library is not None:
+        return Check(name="kernels", state="ok", found="in use: training in bf16 runs on C++ kernels")
+    text = f"not in use: {found.reason}; training runs on PyTorch's operators, at half the speed"
+    return Check(name="kernels", state="note", found=text, mend=found.mend)
 
 
 def check_browser() -> Check:

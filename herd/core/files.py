@@ -15,6 +15,11 @@ from typing import Any
 from herd.core.errors import HerdError
 
 
+def cache_folder() -> Path:
+    """`$HERD_CACHE`, else `~/.cache/herd`."""
+    return Path(os.environ.get("HERD_CACHE") or Path.home() / ".cache" / "herd").expanduser()
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write `content` to `path` so that a reader sees the old file or the new one, never a part."""
     data = content.encode() if isinstance(content, str) else content

@@ -23,7 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from herd.core.errors import HerdError
-from herd.core.files import sha256
+from herd.core.files import cache_folder, sha256
 from herd.data.clients import ClientError, members, prepare, run_client
 from herd.data.sources import SOURCES, Source
 
@@ -76,11 +76,6 @@ class Fetched:
     missing: dict[str, str]
     notes: dict[str, str]
     """Remarks about packages that are used, such as a version other than the pinned one."""
-
-
-def cache_folder() -> Path:
-    """`$HERD_CACHE`, else `~/.cache/herd`."""
-    return Path(os.environ.get("HERD_CACHE") or Path.home() / ".cache" / "herd").expanduser()
 
 
 def fetch(sources: Sequence[Source] = SOURCES, *, cache: Path | None = None, report: Report = print) -> Fetched:

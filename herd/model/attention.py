@@ -12,22 +12,29 @@ length are computed together as padded groups, so no mask over the whole pack ev
 # N tokens, D width, H query heads, K key heads, C head width, G runs in a group, L length of a group
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from herd import native
 from herd.config import ModelConfig
 from herd.model.cache import CacheView
+from herd.model.precision import Linear
 
 GROUP_LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Runs are padded to the next of these; longer ones to a multiple of the last."""
 
 
+NATIVE_LENGTH = 2048
+"""Longest run whose scores the C++ kernel keeps at one time; 2048 x 2048 in bf16, twice, are 16 MB."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Spans:
-    """Runs of tokens that attend causally within themselves, grouped by length."""
+class Groups:
+    """Runs padded to a few lengths, those of one length computed together."""
 
     shapes: tuple[tuple[int, int], ...]
     """Per group: how many runs, and their padded length."""
@@ -37,16 +44,37 @@ class Spans:
     """The slot in which each token lies."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spans:
+    """Runs of tokens that attend causally within themselves."""
+
+    begins_S: Tensor
+    """int64, the last entry N."""
+
+    @cached_property
+    def groups(self) -> Groups:
+        return group_runs(self.begins_S)
+
+    @cached_property
+    def longest(self) -> int:
+        return int(torch.diff(self.begins_S).max())
+
+
 def plan_spans(positions_N: Tensor, starts_S: Tensor, chunk_size: int | None) -> Spans:
-    """Group the documents that begin at `starts_S`, or with `chunk_size` their chunks, by length."""
-    device = positions_N.device
+    """The documents that begin at `starts_S`, or with `chunk_size` their chunks."""
     num_tokens = len(positions_N)
-    edge_N = torch.zeros(num_tokens, dtype=torch.bool, device=device)
+    edge_N = torch.zeros(num_tokens, dtype=torch.bool, device=positions_N.device)
     edge_N[starts_S[:-1].long()] = True
     if chunk_size is not None:
         edge_N |= positions_N % chunk_size == 0
     begins = torch.nonzero(edge_N)[:, 0]
-    lengths = torch.diff(begins, append=begins.new_tensor([num_tokens]))
+    return Spans(begins_S=torch.cat([begins, begins.new_tensor([num_tokens])]))
+
+
+def group_runs(begins_S: Tensor) -> Groups:
+    """Group the runs by length."""
+    device = begins_S.device
+    begins, num_tokens, lengths = begins_S[:-1], int(begins_S[-1]), torch.diff(begins_S)
     bounds = lengths.new_tensor(GROUP_LENGTHS)
     last = GROUP_LENGTHS[-1]
     next_bound = bounds[torch.bucketize(lengths, bounds).clamp(max=len(bounds) - 1)]
@@ -62,7 +90,7 @@ def plan_spans(positions_N: Tensor, starts_S: Tensor, chunk_size: int | None) ->
         slot_N[rows_GL[real_GL]] = slots_GL[real_GL]
         groups.append(torch.where(real_GL, rows_GL, 0))
         offset += rows_GL.numel()
-    return Spans(
+    return Groups(
         shapes=tuple((len(rows_GL), rows_GL.shape[1]) for rows_GL in groups),
         row_of_slot=torch.cat([rows_GL.flatten() for rows_GL in groups]),
         slot_N=slot_N,
@@ -104,7 +132,7 @@ def causal(q_GLHC: Tensor, k_GLKC: Tensor, v_GLKC: Tensor) -> Tensor:
     return out.transpose(1, 2)
 
 
-def attend(q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor, spans: Spans) -> Tensor:
+def attend(q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor, spans: Groups) -> Tensor:
     """Attention of every token over its run's earlier tokens; returns the shape of `q_NHC`."""
     packed = torch.cat([q_NHC, k_NKC, v_NKC], dim=1).flatten(1)
     slots = Gather.apply(packed, spans.row_of_slot, spans.slot_N)
@@ -189,13 +217,24 @@ class Attention(nn.Module):
         self.config, self.layer = config, layer
         self.is_global = config.is_global(layer)
         heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
-        self.qkv = nn.Linear(config.dim, (heads + 2 * kv_heads) * width, bias=False)
-        self.out = nn.Linear(heads * width, config.dim, bias=False)
+        self.qkv = Linear(config.dim, (heads + 2 * kv_heads) * width)
+        self.out = Linear(heads * width, config.dim)
 
     def forward(self, x_ND: Tensor, shared: AttentionPlan, cache: CacheView | None) -> Tensor:
         config = self.config
         heads, kv_heads = config.num_heads, config.num_kv_heads
         qkv_NHC = self.qkv(x_ND).unflatten(-1, (-1, config.head_dim))
+        spans = shared.whole if self.is_global else shared.local
+        if spans is not None and native.serves(x_ND) and config.head_dim % 16 == 0 and spans.longest <= NATIVE_LENGTH:
+            out_NHC = native.attention(
+                qkv_NHC,
+                spans.begins_S,
+                num_kv_heads=kv_heads,
+                turn_NC=None if self.is_global else shared.turn_NC,
+                temperature_N=shared.temperature_N if self.is_global else None,
+                norm_eps=config.norm_eps if config.qk_norm else None,
+            )
+            return self.out(out_NHC.flatten(1))
         qk_NHC, v_NKC = qkv_NHC.split([heads + kv_heads, kv_heads], dim=1)
         if self.is_global:
             q_NHC, k_NKC = qk_NHC.split([heads, kv_heads], dim=1)
@@ -209,7 +248,6 @@ class Attention(nn.Module):
         if cache is not None:
             out_NHC = cache.attend(self.layer, q_NHC, k_NKC, v_NKC)
         else:
-            spans = shared.whole if self.is_global else shared.local
             assert spans is not None
-            out_NHC = attend(q_NHC, k_NKC, v_NKC, spans)
+            out_NHC = attend(q_NHC, k_NKC, v_NKC, spans.groups)
         return self.out(out_NHC.flatten(1))

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from herd import native
 from herd.config import MoEConfig
 from herd.model.attention import Gather
-from herd.model.precision import grouped_product
+from herd.model.precision import Linear, grouped_product
 
 
 class FeedForward(nn.Module):
@@ -20,14 +21,16 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(dim, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, dim, bias=False)
+        self.gate_up = Linear(dim, 2 * hidden)
+        self.down = Linear(hidden, dim)
 
     def forward(self, x_ND: Tensor) -> Tensor:
         return self.down(swiglu(self.gate_up(x_ND)))
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
+    if native.serves(gate_up):
+        return native.swiglu(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 
@@ -51,7 +54,7 @@ class MoE(nn.Module):
         self.load_E: Tensor | None = None
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        num_tokens, top_k = len(x_ND), self.config.top_k
+        top_k = self.config.top_k
         # fp32: near ties pick another expert in bf16.
         logits_NE = F.linear(x_ND.float(), self.router.weight.float())
         chosen_Nk, expert_Nk = torch.topk(logits_NE, top_k, dim=-1)
@@ -61,11 +64,26 @@ class MoE(nn.Module):
         back_R[order_R] = torch.arange(len(order_R), device=x_ND.device)
         count_E = torch.bincount(expert_R, minlength=self.config.num_experts)
 
-        gated = x_ND.unsqueeze(1) * torch.sigmoid(chosen_Nk).to(x_ND.dtype).unsqueeze(-1)
-        rows_RD = Gather.apply(gated.flatten(0, 1), order_R, back_R)
+        rows_RD = dispatch(x_ND, torch.sigmoid(chosen_Nk), order_R, back_R)
         ends_E = count_E.cumsum(0).to(torch.int32)
         hidden_RF = swiglu(grouped_product(rows_RD, self.gate_up_EDF, ends_E))
-        routed_RD = Gather.apply(grouped_product(hidden_RF, self.down_EFD, ends_E), back_R, order_R)
+        routed_RD = grouped_product(hidden_RF, self.down_EFD, ends_E)
         if self.training:
             self.logits_NE, self.load_E = logits_NE, count_E / len(expert_R)
-        return self.shared(x_ND) + routed_RD.view(num_tokens, top_k, -1).sum(1)
+        return combine(self.shared(x_ND), routed_RD, order_R, back_R)
+
+
+def dispatch(x_ND: Tensor, gate_Nk: Tensor, order_R: Tensor, back_R: Tensor) -> Tensor:
+    """Every token once for each of its experts, scaled by the gate, in the order of the experts."""
+    if native.serves(x_ND):
+        return native.dispatch(x_ND, gate_Nk, order_R, back_R)
+    gated = x_ND.unsqueeze(1) * gate_Nk.to(x_ND.dtype).unsqueeze(-1)
+    return Gather.apply(gated.flatten(0, 1), order_R, back_R)
+
+
+def combine(shared_ND: Tensor, routed_RD: Tensor, order_R: Tensor, back_R: Tensor) -> Tensor:
+    """The shared expert's output plus each token's routed ones."""
+    if native.serves(shared_ND):
+        return native.combine(shared_ND, routed_RD, order_R, back_R)
+    routed = Gather.apply(routed_RD, back_R, order_R)
+    return shared_ND + routed.view(len(shared_ND), -1, shared_ND.shape[-1]).sum(1)

@@ -1,14 +1,28 @@
-"""What depends on the number format: which operator multiplies grouped rows."""
+"""What depends on the number format: which operator multiplies matrices."""
 
 # R rows, D in, F out, E groups
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from herd import native
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` without bias."""
+
+    def __init__(self, num_in: int, num_out: int) -> None:
+        super().__init__(num_in, num_out, bias=False)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        return native.linear(x_ND, self.weight) if native.serves(x_ND) else F.linear(x_ND, self.weight)
 
 
 def grouped_product(rows_RD: Tensor, weight_EDF: Tensor, ends_E: Tensor) -> Tensor:
     """Rows sorted by group times their group's matrix; group e ends before row `ends_E[e]`."""
+    if native.serves(rows_RD):
+        return native.grouped_product(rows_RD, weight_EDF, ends_E)
     if rows_RD.dtype == torch.bfloat16 and hasattr(F, "grouped_mm"):
         return F.grouped_mm(rows_RD, weight_EDF, offs=ends_E)
     # grouped_mm knows bf16 only: one product per group that has rows.

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from herd import native
 from herd.config import ModelConfig
 from herd.core.batch import Images
 from herd.model.attention import Attention, AttentionPlan, plan
@@ -29,6 +30,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_ND: Tensor) -> Tensor:
+        if native.serves(x_ND):
+            return native.rms_norm(x_ND, self.weight, self.eps)
         return F.rms_norm(x_ND.float(), self.weight.shape, eps=self.eps).to(x_ND.dtype) * self.weight
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from herd.core.errors import HerdError, unknown
-from herd.data.fetch import cache_folder
+from herd.core.files import cache_folder
 from herd.data.image import read_picture
 from herd.engine.engine import Piece
 from herd.engine.sampler import SamplingParams

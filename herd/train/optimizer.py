@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from herd import native
 from herd.config import OptimizerConfig
 from herd.model.transformer import Transformer
 
@@ -20,17 +21,63 @@ ITERATIONS = 5
 
 
 def orthogonalise(update_BRC: Tensor) -> Tensor:
-    """The nearest (semi-)orthogonal matrices, roughly: singular values land between 0.7 and 1.2. bf16 products."""
+    """The nearest (semi-)orthogonal matrices, roughly: singular values land between 0.7 and 1.2. bf16."""
     a, b, c = NEWTON_SCHULZ
     x = update_BRC.to(torch.bfloat16)
     wide = x.shape[-2] > x.shape[-1]
     if wide:
-        x = x.mT
+        x = x.mT.contiguous()
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if wide else x).float()
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT.contiguous() if wide else x
+
+
+@torch.no_grad()
+def momentum_update(grad: Tensor, first: Tensor, clip: float, momentum: float) -> Tensor:
+    """Nesterov: `first` moves to `clip * grad` by 1 - momentum; the update, in grad's precision, lies between them."""
+    if native.available(grad):
+        return native.momentum_update(grad, first, clip, momentum)
+    grad32 = grad.float() * clip
+    first.lerp_(grad32, 1 - momentum)
+    return grad32.lerp(first, momentum).to(grad.dtype)
+
+
+@torch.no_grad()
+def descend(parameter: Tensor, master: Tensor, update: Tensor, keep: float, rate: float) -> None:
+    """master = keep * master - rate * update; the parameter follows in its precision."""
+    if native.available(parameter):
+        native.descend(parameter, master, update, keep, rate)
+        return
+    master.mul_(keep).add_(update.view_as(master), alpha=-rate)
+    parameter.copy_(master)
+
+
+@torch.no_grad()
+def adamw(
+    parameter: Tensor,
+    master: Tensor,
+    first: Tensor,
+    second: Tensor,
+    grad: Tensor,
+    *,
+    clip: float,
+    betas: tuple[float, float],
+    keep: float,
+    rate: float,
+    unbias: float,
+) -> None:
+    """AdamW on the master, which the parameter follows: `rate` holds the first moment's correction, `unbias` is the
+    second's; `keep` is 1 - rate * decay."""
+    if native.available(parameter):
+        native.adamw(parameter, master, first, second, grad, clip, betas, keep, rate, unbias)
+        return
+    grad32 = grad.float() * clip
+    first.lerp_(grad32, 1 - betas[0])
+    second.lerp_(grad32.square(), 1 - betas[1])
+    master.mul_(keep).addcdiv_(first, (second * unbias).sqrt_().add_(1e-10), value=-rate)
+    parameter.copy_(master)
 
 
 def kind_of(name: str, parameter: Tensor) -> str:
@@ -69,7 +116,8 @@ class Optimizer:
     def step(self, step: int) -> float:
         """Apply the gradients of step `step` (from 0) and clear them; returns their norm before clipping."""
         grads = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
-        norm = float(torch.linalg.vector_norm(torch.stack([g.float().norm() for g in grads.values()])))
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads.values()]
+        norm = float(torch.linalg.vector_norm(torch.stack(norms)))
         clip = min(1.0, self.config.max_grad_norm / (norm + 1e-6))
         factor = self.schedule(step)
         config = self.config
@@ -78,39 +126,39 @@ class Optimizer:
             self._muon([n for n in names if n in grads], grads, clip, factor * config.matrix_lr)
         for name, grad in grads.items():
             if self.kind[name] != "matrix":
-                self._adamw(name, grad.float() * clip, step, factor * rates[self.kind[name]])
-        with torch.no_grad():
-            for name in grads:
-                self.parameters[name].copy_(self.master[name])
-                self.parameters[name].grad = None
+                self._adamw(name, grad, clip, step, factor * rates[self.kind[name]])
+        for name in grads:
+            self.parameters[name].grad = None
         return norm
 
     def _muon(self, names: list[str], grads: dict[str, Tensor], clip: float, rate: float) -> None:
         if not names:
             return
-        momentum, updates = self.config.momentum, []
-        for name in names:
-            grad, first = grads[name].float() * clip, self.first[name]
-            first.lerp_(grad, 1 - momentum)
-            update = grad.lerp(first, momentum)  # Nesterov
-            updates.append(update.reshape(-1, *update.shape[-2:]))
-        sizes = [len(u) for u in updates]
-        rows, columns = updates[0].shape[-2:]
+        updates = [momentum_update(grads[name], self.first[name], clip, self.config.momentum) for name in names]
+        stacked = torch.cat([update.reshape(-1, *update.shape[-2:]) for update in updates])
+        sizes = [update.numel() // stacked[0].numel() for update in updates]
+        rows, columns = stacked.shape[-2:]
         if not names[0].endswith(("EDF", "EFD")):
             rows, columns = columns, rows  # nn.Linear keeps [out, in], experts [in, out]
         scale = max(1.0, columns / rows) ** 0.5
-        for name, update in zip(names, orthogonalise(torch.cat(updates)).split(sizes), strict=True):
-            master = self.master[name]
-            master.mul_(1 - rate * self.config.weight_decay).add_(update.view_as(master), alpha=-rate * scale)
+        keep = 1 - rate * self.config.weight_decay
+        for name, update in zip(names, orthogonalise(stacked).split(sizes), strict=True):
+            descend(self.parameters[name], self.master[name], update, keep, rate * scale)
 
-    def _adamw(self, name: str, grad: Tensor, step: int, rate: float) -> None:
+    def _adamw(self, name: str, grad: Tensor, clip: float, step: int, rate: float) -> None:
         beta1, beta2 = self.config.betas
-        first, second, master = self.first[name], self.second[name], self.master[name]
-        first.lerp_(grad, 1 - beta1)
-        second.lerp_(grad.square(), 1 - beta2)
-        root = (second / (1 - beta2 ** (step + 1))).sqrt_().add_(1e-10)
-        master.mul_(1 - rate * self.config.weight_decay)
-        master.addcdiv_(first, root, value=-rate / (1 - beta1 ** (step + 1)))
+        adamw(
+            self.parameters[name],
+            self.master[name],
+            self.first[name],
+            self.second[name],
+            grad,
+            clip=clip,
+            betas=self.config.betas,
+            keep=1 - rate * self.config.weight_decay,
+            rate=rate / (1 - beta1 ** (step + 1)),
+            unbias=1 / (1 - beta2 ** (step + 1)),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Masters and moments by parameter name."""

@@ -18,8 +18,9 @@ import pytest
 import herd.data.clients as clients
 import herd.data.fetch as module
 from herd.core.errors import HerdError
+from herd.core.files import cache_folder
 from herd.data.clients import ClientError, members
-from herd.data.fetch import cache_folder, fetch
+from herd.data.fetch import fetch
 from herd.data.sources import SOURCES, Source
 
 Usage = namedtuple("Usage", "total used free")

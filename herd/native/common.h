@@ -1,0 +1,132 @@
+// What all kernels share: bf16 in and out of fp32 registers, scratch memory, and the one matrix tile.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#ifndef __AVX512BF16__
+#error "these kernels need AVX-512 with bf16 products"
+#endif
+
+using bf16 = uint16_t;
+using i64 = int64_t;
+
+constexpr i64 PANEL = 64;  // columns of a packed panel: four registers
+constexpr i64 ROWS = 6;    // rows of a tile: 24 accumulators, 4 registers of b, 1 of a
+
+inline __mmask16 first(i64 count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1); }
+
+inline __m512 load(const bf16* p, __mmask16 mask = 0xffff) {
+  const __m256i words = mask == 0xffff ? _mm256_loadu_si256((const __m256i*)p) : _mm256_maskz_loadu_epi16(mask, p);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
+}
+
+// Rounded to nearest, ties to even. Masked stores are slow: only where the mask hides something.
+inline void store(bf16* p, __m512 x, __mmask16 mask = 0xffff) {
+  const __m256i words = (__m256i)_mm512_cvtneps_pbh(x);
+  if (mask == 0xffff)
+    _mm256_storeu_si256((__m256i*)p, words);
+  else
+    _mm256_mask_storeu_epi16(p, mask, words);
+}
+
+// e^x to 2e-7 relative; 0 below -100.
+inline __m512 exponential(__m512 x) {
+  const __m512 y = _mm512_mul_ps(_mm512_max_ps(x, _mm512_set1_ps(-100.f)), _mm512_set1_ps(1.44269504f));
+  const __m512 whole = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 z = _mm512_mul_ps(_mm512_sub_ps(y, whole), _mm512_set1_ps(0.69314718f));
+  __m512 sum = _mm512_set1_ps(1.f / 720);
+  for (float c : {1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f}) sum = _mm512_fmadd_ps(sum, z, _mm512_set1_ps(c));
+  return _mm512_scalef_ps(sum, whole);
+}
+
+// Memory of the calling thread, kept from call to call; each `slot` is a block of its own.
+template <class T>
+T* scratch(int slot, i64 count) {
+  static thread_local struct Blocks {
+    void* data[16] = {};
+    size_t size[16] = {};
+    ~Blocks() {
+      for (void* block : data) free(block);
+    }
+  } blocks;
+  const size_t bytes = (count * sizeof(T) + 4095) / 4096 * 4096;
+  if (blocks.size[slot] < bytes) {
+    free(blocks.data[slot]);
+    blocks.data[slot] = aligned_alloc(4096, bytes);
+    blocks.size[slot] = bytes;
+  }
+  return (T*)blocks.data[slot];
+}
+
+// Pairs of bf16 along the summed axis are one 32-bit word. A panel is [pair][PANEL] words, zero past the last column.
+
+// From rows [summed][column]: words of two neighbouring rows. Rows past `rows` count as zero.
+inline void interleave(const bf16* from, i64 stride, i64 rows, i64 columns, uint32_t* to, i64 to_stride) {
+  for (i64 r = 0; r < rows; r += 2, to += to_stride) {
+    const bf16 *a = from + r * stride, *b = a + stride;
+    if (r + 1 < rows)
+      for (i64 j = 0; j < columns; ++j) to[j] = a[j] | (uint32_t)b[j] << 16;
+    else
+      for (i64 j = 0; j < columns; ++j) to[j] = a[j];
+  }
+}
+
+inline void panel_of_rows(const bf16* from, i64 stride, i64 rows, i64 columns, uint32_t* to) {
+  if (columns < PANEL) memset(to, 0, (rows + 1) / 2 * PANEL * 4);
+  interleave(from, stride, rows, std::min(columns, PANEL), to, PANEL);
+}
+
+// From rows [column][summed], the words as they lie in memory.
+inline void panel_of_columns(const bf16* from, i64 stride, i64 pairs, i64 columns, uint32_t* to) {
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i place = _mm512_mullo_epi32(lane, _mm512_set1_epi32(stride * 2));
+  for (i64 j = 0; j < PANEL; j += 16)
+    for (i64 p = 0; p < pairs; ++p) {
+      const void* base = from + (columns > j ? j * stride + 2 * p : 0);
+      _mm512_store_si512(to + p * PANEL + j, _mm512_mask_i32gather_epi32(
+                                                 _mm512_setzero_si512(), first(columns - j), place, base, 1));
+    }
+}
+
+// acc[r][16 j + lane] += sum over pairs of a[r, pair] . panel[pair, 16 j + lane]; `row` and `step` are a's strides in words.
+template <int R>
+inline void multiply(const uint32_t* a, i64 row, i64 step, const uint32_t* panel, i64 pairs, __m512 (&acc)[R][4]) {
+  for (i64 p = 0; p < pairs; ++p, a += step, panel += PANEL) {
+    __m512bh b[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) b[j] = (__m512bh)_mm512_load_si512(panel + 16 * j);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      const __m512bh x = (__m512bh)_mm512_set1_epi32(a[r * row]);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) acc[r][j] = _mm512_dpbf16_ps(acc[r][j], x, b[j]);
+    }
+  }
+}
+
+template <int R>
+inline void zero(__m512 (&acc)[R][4]) {
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) acc[r][j] = _mm512_setzero_ps();
+}
+
+// Calls f with an integral constant R = min(rows, 6), so that a tile's rows are registers.
+template <class F>
+inline void with_rows(i64 rows, F f) {
+  switch (rows) {
+    case 1: return f(std::integral_constant<int, 1>());
+    case 2: return f(std::integral_constant<int, 2>());
+    case 3: return f(std::integral_constant<int, 3>());
+    case 4: return f(std::integral_constant<int, 4>());
+    case 5: return f(std::integral_constant<int, 5>());
+    default: return f(std::integral_constant<int, 6>());
+  }
+}

@@ -1,0 +1,110 @@
+"""Builds the kernels with the machine's own C++ compiler at first use, and calls them.
+
+The library is kept in the cache (`herd.core.files.cache_folder`) under a name that tells source, compiler and
+processor: whatever changes, another one is built, in a few seconds. Where there is no compiler, or the processor lacks
+AVX-512 with bf16, `library()` is None and `why_not()` the reason; PyTorch's own operators then serve.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from herd.core.files import cache_folder
+
+SOURCES = ("attention.cpp", "products.cpp", "rows.cpp")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-strict-aliasing", "-fno-math-errno")
+NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512_bf16")
+"""What the processor must have, in the words of /proc/cpuinfo."""
+SWITCH = "HERD_NATIVE"
+"""Set this variable to 0 to do without the kernels."""
+
+
+class Found(NamedTuple):
+    """The loaded library, or why there is none and what to do."""
+
+    library: ctypes.CDLL | None
+    reason: str
+    mend: str
+
+
+@lru_cache(maxsize=1)
+def find() -> Found:
+    """Load the library, built if need be; once in a process."""
+    if os.environ.get(SWITCH) == "0":
+        return Found(None, f"{SWITCH}=0", f"unset {SWITCH}")
+    flags = processor_flags()
+    if lacking := [name for name in NEEDED if name not in flags]:
+        return Found(None, f"the processor lacks {', '.join(lacking)}", "")
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
+    if compiler is None:
+        return Found(None, "no C++ compiler", "apt-get install g++")
+    try:
+        return Found(ctypes.CDLL(str(build(compiler, flags))), "", "")
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip() or str(error)).splitlines()[-1]
+        return Found(None, f"{compiler} fails: {last}", "apt-get install g++ (12 or newer)")
+    except OSError as error:
+        return Found(None, str(error), "set HERD_CACHE to a folder of yours that may hold programs")
+
+
+def processor_flags() -> frozenset[str]:
+    """What the processor can do, in Linux's words; nothing elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
+
+
+def build(compiler: str, flags: frozenset[str]) -> Path:
+    """The library's path; compiled to another name first and renamed, so that two processes may build at a time."""
+    here = Path(__file__).parent
+    version = run([compiler, "--version"])
+    digest = hashlib.sha256(repr((compiler, version, FLAGS, sorted(flags))).encode())
+    for name in ("common.h", *SOURCES):
+        digest.update((here / name).read_bytes())
+    path = cache_folder() / "native" / f"kernels-{digest.hexdigest()[:16]}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as folder, ThreadPoolExecutor() as pool:
+            objects = [str(Path(folder) / f"{name}.o") for name in SOURCES]
+            commands = [
+                [compiler, *FLAGS, "-c", str(here / name), "-o", object_]
+                for name, object_ in zip(SOURCES, objects, strict=True)
+            ]
+            list(pool.map(run, commands))
+            made = Path(folder) / path.name
+            run([compiler, *FLAGS, "-shared", *objects, "-o", str(made)])
+            os.replace(made, path)
+    return path
+
+
+def run(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def call(name: str, *arguments: Tensor | int | float | None) -> None:
+    """Run a kernel. Tensors go as their first element's address and must be contiguous, None as a null pointer."""
+    library = find().library
+    assert library is not None
+    function = library[name]
+    function.restype = None
+    function(*map(as_c, arguments))
+
+
+def as_c(argument: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
+    if argument is None:
+        return ctypes.c_void_p(None)
+    if isinstance(argument, Tensor):
+        assert argument.is_contiguous()
+        return ctypes.c_void_p(argument.data_ptr())
+    return ctypes.c_double(argument) if isinstance(argument, float) else ctypes.c_int64(argument)

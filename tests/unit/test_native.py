@@ -1,0 +1,242 @@
+"""The C++ kernels against PyTorch: in fp32 for the truth, in bf16 for what rounding costs anyway."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from herd import native
+from herd.config import ModelConfig, SpecialIds, tiny
+from herd.model import attention as module
+from herd.model.attention import Attention, plan
+from herd.model.moe import MoE, combine, dispatch, swiglu
+from herd.model.transformer import RMSNorm
+from herd.native import library
+from herd.train import optimizer
+from herd.train.losses import softmax_gradient
+
+needs_kernels = pytest.mark.skipif(native.find().library is None, reason="no C++ compiler or no avx512_bf16")
+NONE = library.Found(None, "a test", "")
+SHAPE = tiny(64, SpecialIds(**dict.fromkeys(SpecialIds.__dataclass_fields__, 0)))
+
+
+def error(ours: Tensor, truth: Tensor) -> float:
+    """Relative, in the Euclidean norm."""
+    return float((ours.float() - truth.float()).norm() / truth.float().norm().clamp_min(1e-9))
+
+
+def check(function: Callable[..., Tensor], *inputs: Tensor, slack: float = 1.1) -> None:
+    """Value and gradients of the kernel are as near to fp32 as those of the twin in bf16, or nearly so."""
+
+    def run(dtype: torch.dtype, kernels: bool) -> list[Tensor]:
+        leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]
+        with pytest.MonkeyPatch.context() as patch:
+            if not kernels:
+                patch.setattr(native.functions, "find", lambda: NONE)
+            out = function(*leaves)
+        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+        out.backward(weights.to(dtype))
+        return [out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+    truth, twin, ours = run(torch.float32, False), run(torch.bfloat16, False), run(torch.bfloat16, True)
+    for t, b, o in zip(truth, twin, ours, strict=True):
+        assert o.dtype == torch.bfloat16
+        assert o.shape == t.shape
+        assert error(o, t) <= slack * error(b, t) + 2e-3
+
+
+def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    """Representable in bf16, so that all precisions begin at the same values."""
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).bfloat16().float()
+
+
+@needs_kernels
+@settings(max_examples=30, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 200), min_size=1, max_size=6),
+    width=st.integers(1, 90),
+    columns=st.integers(1, 150),
+)
+def test_grouped_products_of_any_shape_have_the_values_and_gradients_of_matmul(
+    counts: list[int], width: int, columns: int
+) -> None:
+    ends = torch.tensor(counts).cumsum(0)
+
+    def run(x: Tensor, w: Tensor) -> Tensor:
+        if native.serves(x):
+            return native.grouped_product(x, w, ends)
+        return torch.cat([part @ w[group] for group, part in enumerate(x.split(counts))])
+
+    rows, weight = random(sum(counts), width), random(len(counts), width, columns, seed=1)
+    if sum(counts):
+        check(run, rows, weight)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("rows", "width", "columns"), [(1, 2, 1), (97, 192, 70), (700, 33, 129), (300, 130, 64)])
+def test_linear_has_the_values_and_gradients_of_matmul(rows: int, width: int, columns: int) -> None:
+    check(
+        lambda x, w: native.linear(x, w) if native.serves(x) else F.linear(x, w),
+        random(rows, width),
+        random(columns, width, seed=1),
+    )
+
+
+@needs_kernels
+@pytest.mark.parametrize(("rows", "width"), [(1, 8), (300, 192), (513, 37)])
+def test_norm_and_swiglu_equal_their_twins(rows: int, width: int) -> None:
+    def norm(x: Tensor, weight: Tensor) -> Tensor:
+        layer = RMSNorm(width, 1e-5).to(x.dtype)
+        layer.weight.requires_grad_(False)
+        return native.rms_norm(x, weight, 1e-5) if native.serves(x) else layer(x) * weight
+
+    check(norm, random(rows, width, scale=3), random(width, seed=1) + 1)
+    check(swiglu, random(rows, 2 * width, scale=3))
+
+
+@needs_kernels
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_dispatch_and_combine_equal_their_twins(top_k: int) -> None:
+    order = torch.randperm(50 * top_k, generator=torch.Generator().manual_seed(0))
+    back = torch.argsort(order)
+    gate = torch.sigmoid(random(50, top_k, seed=2))
+    check(lambda x: dispatch(x, gate, order, back), random(50, 40))
+    check(lambda x, rows: combine(x, rows, order, back), random(50, 40), random(50 * top_k, 40, seed=1))
+    # The gates keep fp32 beside bf16 tokens.
+    x, leaf, weights = random(50, 40).bfloat16(), gate.clone().requires_grad_(), random(50 * top_k, 40, seed=3)
+    native.dispatch(x, leaf, order, back).backward(weights.bfloat16())
+    exact = gate.clone().requires_grad_()
+    dispatch(x.float(), exact, order, back).backward(weights)
+    assert leaf.grad is not None
+    assert exact.grad is not None
+    assert torch.allclose(leaf.grad, exact.grad, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 200), min_size=1, max_size=5),
+    layer=st.sampled_from([0, 3]),
+    heads=st.sampled_from([(4, 2), (3, 3), (6, 1)]),
+    head_dim=st.sampled_from([16, 48, 64, 128]),
+    qk_norm=st.booleans(),
+)
+def test_attention_has_the_values_and_gradients_of_the_twin(
+    lengths: list[int], layer: int, heads: tuple[int, int], head_dim: int, qk_norm: bool
+) -> None:
+    shape: ModelConfig = replace(
+        SHAPE, dim=32, num_heads=heads[0], num_kv_heads=heads[1], head_dim=head_dim, qk_norm=qk_norm, chunk_size=96
+    )
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    torch.manual_seed(0)
+    block = Attention(shape, layer)
+    for parameter in block.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+
+    def run(x: Tensor, qkv: Tensor) -> Tensor:
+        # The projections are left to PyTorch: this test is about what lies between them.
+        shared = plan(positions, starts, shape, cached=False)
+        own = Attention(shape, layer).to(x.dtype)
+        own.out.weight = torch.nn.Parameter(block.out.weight.to(x.dtype), requires_grad=False)
+        own.qkv.forward = lambda x: F.linear(x, qkv)  # type: ignore[method-assign]
+        return own(x, shared, None)
+
+    check(run, random(sum(lengths), 32), random(*block.qkv.weight.shape, scale=0.3), slack=1.3)
+
+
+@needs_kernels
+def test_a_run_longer_than_the_kernel_keeps_goes_to_the_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NATIVE_LENGTH", 8)
+    monkeypatch.setattr(native, "attention", lambda *_, **__: pytest.fail("the kernel was called"))
+    block = Attention(SHAPE, 0).bfloat16()
+    shared = plan(torch.arange(9), torch.tensor([0, 9]), SHAPE, cached=False)
+    assert block(random(9, SHAPE.dim).bfloat16(), shared, None).shape == (9, SHAPE.dim)
+
+
+@needs_kernels
+@pytest.mark.parametrize("vocabulary", [5, 64, 1000])
+def test_softmax_gradient_is_softmax_less_one_hot(vocabulary: int) -> None:
+    logits, targets = random(33, vocabulary, scale=4).bfloat16(), torch.arange(33) % vocabulary
+    leaf = logits.float().requires_grad_()
+    losses = F.cross_entropy(leaf, targets, reduction="none")
+    losses.sum().backward()
+    ours = softmax_gradient(logits, targets)
+    assert torch.allclose(ours, losses.detach(), atol=1e-5)
+    assert leaf.grad is not None
+    assert error(logits, leaf.grad) < 3e-3
+
+
+@needs_kernels
+def test_optimizer_passes_equal_their_twins() -> None:
+    grad, master, first = random(37, 11).bfloat16(), random(37, 11, seed=1), random(37, 11, seed=2)
+    second = random(37, 11, seed=3).square()
+
+    def run() -> list[Tensor]:
+        state = [master.clone(), first.clone(), second.clone()]
+        weight, other, moved = grad.clone(), grad.clone(), master.clone()
+        mean = first.clone()
+        update = optimizer.momentum_update(grad, mean, 0.5, 0.95)
+        optimizer.descend(other, moved, update, 0.99, 0.02)
+        step = {"clip": 0.5, "betas": (0.9, 0.95), "keep": 0.99, "rate": 0.01, "unbias": 1.5}
+        optimizer.adamw(weight, *state, grad, **step)  # type: ignore[arg-type]
+        return [*state, weight, update, mean, moved, other]
+
+    ours = run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native.functions, "find", lambda: NONE)
+        twin = run()
+    for a, b in zip(ours, twin, strict=True):
+        # A bf16 value may fall on the other side of a rounding edge.
+        assert torch.allclose(a.float(), b.float(), rtol=1e-5 if a.dtype == torch.float32 else 8e-3, atol=2e-5)
+
+
+@needs_kernels
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    def run() -> list[Tensor]:
+        torch.manual_seed(0)
+        moe = MoE(64, replace(SHAPE.moe, num_experts=4, ffn_dim=96)).bfloat16()
+        for parameter in moe.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        x = random(500, 64).bfloat16().requires_grad_()
+        out = moe(x)
+        out.sum().backward()
+        return [out, x.grad, *(p.grad for name, p in moe.named_parameters() if "router" not in name)]  # type: ignore[list-item]
+
+    threads = torch.get_num_threads()
+    two = run()
+    try:
+        torch.set_num_threads(1)
+        one = run()
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_a_failing_compiler_leaves_the_twins_and_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\n[ $1 = --version ] || { echo no room left >&2; exit 1; }\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("HERD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(library, "processor_flags", lambda: frozenset(library.NEEDED))
+    found = library.find.__wrapped__()
+    assert found.library is None
+    assert "no room left" in found.reason
+    assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+def test_the_kernels_can_be_switched_off_and_doctor_says_so() -> None:
+    code = "from herd.doctor import check_kernels as c; print(c().state, c().found, c().mend)"
+    environment = {"HERD_NATIVE": "0", "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "note not in use: HERD_NATIVE=0" in shown.stdout
+    assert "unset HERD_NATIVE" in shown.stdout
