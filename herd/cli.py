@@ -14,11 +14,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 from herd import __version__
+from herd.core.child import INTERRUPTED, run_in_child
 from herd.core.console import in_one_line, keep_traceback, logged_to
 from herd.core.errors import HerdError, unknown
 from herd.stages.recipe import Step, load_recipe, run_recipe, run_step
@@ -33,14 +35,13 @@ def named(place: str) -> Any:
     return getattr(import_module(module), name)
 
 
+def call_at(place: str, *args: Any) -> Any:
+    return named(place)(*args)
+
+
 def step(name: str, config: str, function: str, parents: Mapping[str, str]) -> Step:
-    """A stage by the places of its config and its function."""
-
-    def call(*args: Any) -> Path:
-        path: Path = named(function)(*args)
-        return path
-
-    return Step(name=name, config=lambda: named(config), function=call, parents=parents)
+    """A stage by the places of its config and its function; picklable, for a process of its own."""
+    return Step(name=name, config=partial(named, config), function=partial(call_at, function), parents=parents)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,11 +88,27 @@ def run(recipe: str, /, *, out: Path | None = None) -> None:
     traceback_log.set(folder / "run.log")
     start = time.monotonic()
     with logged_to(folder / "run.log", f"herd {__version__}: run {recipe}"):
-        told = Step(
-            name="report", config=lambda: NoSettings, function=write_report, parents={name: name for name in configs}
-        )
-        run_recipe(configs | {told.name: NoSettings()}, [*STEPS, told], folder)
+        told = step("report", "herd.cli:NoSettings", "herd.cli:write_report", {name: name for name in configs})
+        run_recipe(configs | {told.name: NoSettings()}, [*STEPS, told], folder, do=run_apart)
         print(f"wrote {folder} in {time.monotonic() - start:.0f} s")
+
+
+def run_apart(step: Step, config: Any, parents: Mapping[str, Path], out: Path) -> None:
+    """Run one stage in a process of its own, so that none inherits the memory of those before it."""
+    if code := run_in_child(step.name, stage_of_run, step, config, parents, out):
+        sys.exit(code)  # the child has told why
+
+
+def stage_of_run(step: Step, config: Any, parents: Mapping[str, Path], out: Path) -> int:
+    """What the child does; gives its exit code."""
+    log = out.parent / "run.log"
+    traceback_log.set(log)
+
+    def work() -> None:
+        with logged_to(log):
+            run_step(step, config, parents, out)
+
+    return exit_code(work, f"stage {step.name}")
 
 
 def data_fetch() -> None:
@@ -228,18 +245,30 @@ def entry() -> None:
 
 
 def main(args: Sequence[str]) -> int:
-    """Run one command and give its exit code: 0 done, 1 failed, 2 not understood, 130 stopped by Ctrl-C."""
+    """Run one command and give its exit code."""
     traceback_log.set(None)
+    return exit_code(lambda: do_command(args), f"herd {' '.join(args)}")
+
+
+def do_command(args: Sequence[str]) -> None:
+    if not args or args[0] in {"-h", "--help"}:
+        print(overview(COMMANDS))
+    elif args[1:] in (["-h"], ["--help"]) and (family := family_of(args[0])):
+        print(overview(family))
+    elif args[0] == "--version":
+        print(f"herd {__version__}")
+    else:
+        name, rest = find(args)
+        call(name, rest)
+
+
+def exit_code(work: Callable[[], None], title: str) -> int:
+    """Do the work and give its exit code: 0 done, 1 failed, 2 not understood, 130 stopped by Ctrl-C.
+
+    What goes wrong is told in one line; its traceback stands in the log under `title`.
+    """
     try:
-        if not args or args[0] in {"-h", "--help"}:
-            print(overview(COMMANDS))
-        elif args[1:] in (["-h"], ["--help"]) and (family := family_of(args[0])):
-            print(overview(family))
-        elif args[0] == "--version":
-            print(f"herd {__version__}")
-        else:
-            name, rest = find(args)
-            call(name, rest)
+        work()
         sys.stdout.flush()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -248,11 +277,11 @@ def main(args: Sequence[str]) -> int:
         return 1
     except (Exception, KeyboardInterrupt) as error:
         log = traceback_log.get() or named("herd.core.files:cache_folder")() / "logs" / "herd.log"
-        kept = keep_traceback(log, f"herd {' '.join(args)}")
+        kept = keep_traceback(log, title)
         where = f"the traceback is in {log}" if kept else f"the traceback cannot be written to {log}"
         brief = f"{type(error).__name__}: {error}".splitlines()[0]
         print(f"herd: {in_one_line(error) or f'{brief} (a bug of Herd; {where})'}", file=sys.stderr)
-        return 130 if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, Misunderstood) else 1
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, Misunderstood) else 1
     return 0
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from herd.core.errors import HerdError
+from herd.core.files import is_disk_full
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 BAR = re.compile("[━╸╺]")
@@ -51,10 +52,11 @@ class Tee(io.TextIOBase):
 
 
 @contextmanager
-def logged_to(path: Path, title: str) -> Iterator[None]:
-    """Within, what is printed also goes to the end of `path`, under a line with the date and `title`."""
+def logged_to(path: Path, title: str = "") -> Iterator[None]:
+    """Within, what is printed also goes to the end of `path`, under a line with the date and `title` if given."""
     with path.open("a", encoding="utf-8") as log:
-        log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {title}\n")
+        if title:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {title}\n")
         with redirect_stdout(Tee(sys.stdout, log)), redirect_stderr(Tee(sys.stderr, log)):
             yield
 
@@ -80,13 +82,11 @@ def in_one_line(error: BaseException) -> str | None:
             return str(error)
         case MemoryError():
             return OUT_OF_MEMORY
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+        case _ if is_disk_full(error):
             return f"the disk is full{place}: free some space, then say the same again to go on"
         case OSError(errno=errno.EACCES | errno.EPERM | errno.EROFS):
             return f"{str(error.strerror).lower()}{place}: choose a folder of yours"
         case OSError() if error.strerror:
             return f"{error.strerror.lower()}{place}"
-    # Libraries that have no OSError or MemoryError of their own.
-    if "No space left" in str(error):
-        return "the disk is full: free some space, then say the same again to go on"
+    # torch has no MemoryError.
     return OUT_OF_MEMORY if "DefaultCPUAllocator: can't allocate memory" in str(error) else None

@@ -4,11 +4,14 @@ A file is written beside its place and renamed. A folder is written as `NAME.par
 `herd.json` stands in it, so a folder under its final name is always complete.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,30 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HERD_CACHE") or Path.home() / ".cache" / "herd").expanduser()
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the error, or one that it came from, is a full disk; some libraries have no OSError for it."""
+    below = error.__cause__ or error.__context__
+    here = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return here or "No space left" in str(error) or (below is not None and is_disk_full(below))
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Within, a full disk is an OSError that names `path`, whatever a library makes of it."""
+    try:
+        yield
+    except Exception as error:
+        if is_disk_full(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write `content` to `path` so that a reader sees the old file or the new one, never a part."""
     data = content.encode() if isinstance(content, str) else content
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming_full_disk(path), os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

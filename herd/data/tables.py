@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet as parquet
 
+from herd.core.files import naming_full_disk
+
 _STRING, _BINARY = pyarrow.string(), pyarrow.binary()
 
 TEXT = pyarrow.schema([(name, _STRING) for name in ("id", "split", "language", "source", "text")])
@@ -33,7 +35,8 @@ CHATS = pyarrow.schema([(name, _STRING) for name in ("id", "split", "kind", "lan
 def write(path: Path, rows: list[dict[str, Any]], schema: pyarrow.Schema) -> None:
     """Write `rows` to `path`; a reader sees the whole file or none."""
     temporary = path.with_suffix(".tmp")
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary, compression="zstd")
+    with naming_full_disk(path):
+        parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary, compression="zstd")
     os.replace(temporary, path)
 
 

@@ -120,20 +120,6 @@ def _convert(value: Any, hint: Any, field: "dataclasses.Field[Any]", where: str)
     return value
 
 
-def run_recipe(configs: Mapping[str, Any], steps: Sequence[Step], run: Path) -> None:
-    """Run the stages that `configs` name in order into `run/STAGE`; those that stand as wanted are reused."""
-    for step in steps:
-        if step.name not in configs:
-            continue
-        parents = {role: run / parent for role, parent in step.parents.items()}
-        out = run / step.name
-        reused = is_current(out, configs[step.name], parents)
-        if not reused:
-            print(f"{step.name:<9} begins")
-            run_step(step, configs[step.name], parents, out)
-        print(f"{step.name:<9} {'reused' if reused else 'done'} ({read_lineage(out)['time_s']:.0f} s)")
-
-
 def run_step(step: Step, config: Any, parents: Mapping[str, Path], out: Path) -> Path:
     """Run one stage. Work begun for another config or other parents is thrown away, not gone on with."""
     wanted, begun = _request(config, parents), partial(out) / ".request.json"
@@ -145,6 +131,25 @@ def run_step(step: Step, config: Any, parents: Mapping[str, Path], out: Path) ->
     step.function(config, *parents.values(), out)
     (out / begun.name).unlink()
     return out
+
+
+def run_recipe(
+    configs: Mapping[str, Any], steps: Sequence[Step], run: Path, *, do: Callable[..., object] = run_step
+) -> None:
+    """Run the stages that `configs` name in order into `run/STAGE`; those that stand as wanted are reused.
+
+    `do` takes what `run_step` takes and has it done elsewhere.
+    """
+    for step in steps:
+        if step.name not in configs:
+            continue
+        parents = {role: run / parent for role, parent in step.parents.items()}
+        out = run / step.name
+        reused = is_current(out, configs[step.name], parents)
+        if not reused:
+            print(f"{step.name:<9} begins")
+            do(step, configs[step.name], parents, out)
+        print(f"{step.name:<9} {'reused' if reused else 'done'} ({read_lineage(out)['time_s']:.0f} s)")
 
 
 def is_current(out: Path, config: Any, parents: Mapping[str, Path]) -> bool:

@@ -14,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException
 
 from herd.core.errors import HerdError
+from herd.core.files import naming_full_disk
 
 
 def save(work: Path, step: int, state: dict[str, Any]) -> None:
@@ -22,15 +23,29 @@ def save(work: Path, step: int, state: dict[str, Any]) -> None:
     writing, done = root / f"step-{step}.writing", root / f"step-{step}"
     shutil.rmtree(writing, ignore_errors=True)
     root.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that there is one process, which is so
-        dcp.save(state, checkpoint_id=writing, no_dist=True)
+    try:
+        with naming_full_disk(done), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that there is one process, which is so
+            _write(state, writing)
+    except Exception:
+        shutil.rmtree(writing, ignore_errors=True)  # what it takes is wanted by the next attempt
+        raise
     if done.exists():
         shutil.rmtree(done)
     writing.rename(done)
     for old in root.iterdir():
         if old != done:
             shutil.rmtree(old)
+
+
+def _write(state: dict[str, Any], folder: Path) -> None:
+    cause = None
+    try:
+        dcp.save(state, checkpoint_id=folder, no_dist=True)
+    except CheckpointException as error:  # no Exception; it holds what went wrong
+        [(cause, _)] = error.failures.values()
+    if cause is not None:  # raised out here, or it would lose what it came from
+        raise cause
 
 
 def newest(work: Path) -> Path | None:

@@ -1,10 +1,12 @@
 """The loop: a run that is killed and goes on ends with the same bits as one that is not."""
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint import CheckpointException
 
 from herd.config import OptimizerConfig, PretrainConfig, SpecialIds, preset
 from herd.core.batch import Batch
@@ -89,6 +91,22 @@ def test_a_torn_checkpoint_is_never_chosen(tmp_path: Path) -> None:
     state = {"step": 0, "x": {"a": torch.zeros(2)}}
     checkpoint.load(tmp_path / "state" / "step-3", state)
     assert state["step"] == 3 and torch.equal(state["x"]["a"], torch.ones(2))
+
+
+def test_a_checkpoint_that_the_disk_has_no_room_for_is_named_and_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(state: dict[str, object], *, checkpoint_id: Path, no_dist: bool) -> None:
+        checkpoint_id.mkdir(parents=True)
+        cause = RuntimeError("unexpected pos 704")  # as torch tells it
+        cause.__context__ = OSError(errno.ENOSPC, "No space left on device")
+        raise CheckpointException("", {0: (cause, None)})
+
+    monkeypatch.setattr(checkpoint.dcp, "save", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        checkpoint.save(tmp_path, 3, {"step": 3})
+    assert error.value.filename == str(tmp_path / "state" / "step-3")
+    assert list((tmp_path / "state").iterdir()) == []
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:

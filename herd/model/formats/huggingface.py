@@ -16,7 +16,7 @@ from torch import Tensor
 
 from herd.config import ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
 from herd.core.errors import HerdError
-from herd.core.files import read_json, write_json
+from herd.core.files import naming_full_disk, read_json, write_json
 from herd.model.transformer import Transformer
 
 MAX_SHARD_BYTES = 4_000_000_000
@@ -256,7 +256,9 @@ def save(model: Transformer, folder: Path, *, dtype: torch.dtype = torch.bfloat1
     size = total = 0
 
     def flush() -> None:
-        save_file(shard, folder / f"model-{len(shards):05d}.safetensors", metadata={"format": "pt"})
+        path = folder / f"model-{len(shards):05d}.safetensors"
+        with naming_full_disk(path):
+            save_file(shard, path, metadata={"format": "pt"})
         shards.append(list(shard))
         shard.clear()
 

@@ -1,0 +1,125 @@
+"""A run meets with what happens in real life: it is killed, the disk is full. The same command mends it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from herd.core.lineage import read_lineage
+from herd.core.tracker import read_metrics
+from herd.train.checkpoint import newest
+
+VISION = """
+[vision]
+num_views = 64
+batch_pictures = 32
+checkpoint_s = 0.0
+"""
+PRETRAIN = """
+[pretrain]
+num_tokens = 4000
+batch_tokens = 400
+context = 128
+checkpoint_s = 0.0
+"""
+
+
+def write_recipe(path: Path, data: Path, tables: str) -> Path:
+    """A recipe that finds its data stage done where the folder `data` was copied to."""
+    settings = "".join(f"{key} = {json.dumps(value)}\n" for key, value in read_lineage(data)["config"].items())
+    path.write_text(f"[data]\n{settings}{tables}")
+    return path
+
+
+def begin(recipe: Path, run: Path) -> "subprocess.Popen[str]":
+    """`herd run` as the leader of its own process group."""
+    command = [sys.executable, "-m", "herd", "run", str(recipe), "--out", str(run)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ
+    )
+
+
+def go(recipe: Path, run: Path) -> tuple[int, list[str], str]:
+    """Exit code of a whole `herd run`, its words about each stage, and what it told on stderr beside progress bars."""
+    process = begin(recipe, run)
+    out, err = process.communicate(timeout=120)
+    told = [" ".join(line.split()[:2]) for line in out.splitlines() if " s)" in line]
+    return process.returncode, told, "\n".join(line for line in err.splitlines() if "━" not in line and line)
+
+
+def weights(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.glob("*.safetensors"))]
+
+
+def test_a_run_killed_in_training_goes_on_to_the_same_bits(tiny_data: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "own.toml", tiny_data, VISION + PRETRAIN)
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    shutil.copytree(tiny_data, run / "data")
+    work = run / "pretrain.partial"
+    process = begin(recipe, run)
+    while newest(work) is None:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    resumed = int(newest(work).name.removeprefix("step-"))
+    before = read_metrics(work / "metrics.jsonl")[:resumed]
+    assert not (run / "pretrain").exists()
+
+    code, told, err = go(recipe, run)
+    assert (code, err) == (0, "")
+    assert told == ["data reused", "vision reused", "pretrain done", "report done"]
+    lines = read_metrics(run / "pretrain" / "metrics.jsonl")
+    assert 0 < resumed < len(lines)
+    assert lines[:resumed] == before  # with their times: what the first attempt did was not done again
+    assert [line["step"] for line in lines] == list(range(len(lines)))
+
+    for stage in "data", "vision":
+        shutil.copytree(run / stage, whole / stage)
+    code, told, err = go(recipe, whole)
+    assert (code, told[:2]) == (0, ["data reused", "vision reused"]), err
+    assert weights(run / "pretrain") == weights(whole / "pretrain") != []
+    assert read_lineage(run / "pretrain")["hash"] == read_lineage(whole / "pretrain")["hash"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own, to be made larger with `resize`."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True
+        ).returncode
+    ):
+        pytest.skip("may not mount a disk")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def resize(disk: Path, mebibytes: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={mebibytes}m", str(disk)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_more_space_mends_it(tiny_data: Path, tmp_path: Path, small_disk: Path) -> None:
+    recipe = write_recipe(tmp_path / "own.toml", tiny_data, VISION)
+    shutil.copytree(tiny_data, small_disk / "data")
+    work = small_disk / "vision.partial"
+    for mebibytes, place in (4, "state/step-1"), (25, "model-00000.safetensors"):
+        resize(small_disk, mebibytes)
+        told = f"herd: the disk is full ({work}/{place}): free some space, then say the same again to go on"
+        assert go(recipe, small_disk) == (1, ["data reused"], told)
+        assert not (small_disk / "vision").exists()
+    assert newest(work) is not None
+    resize(small_disk, 200)
+    assert go(recipe, small_disk) == (0, ["data reused", "vision done", "report done"], "")
+    steps = [line["step"] for line in read_metrics(small_disk / "vision" / "metrics.jsonl")]
+    assert steps == list(range(len(steps)))
