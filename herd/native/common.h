@@ -22,12 +22,17 @@ constexpr i64 ROWS = 6;    // rows of a tile: 24 accumulators, 4 registers of b,
 inline __mmask16 first(i64 count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1); }
 
 inline __m512 load(const bf16* p, __mmask16 mask = 0xffff) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p)), 16));
+  const __m256i words = mask == 0xffff ? _mm256_loadu_si256((const __m256i*)p) : _mm256_maskz_loadu_epi16(mask, p);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
 }
 
-// Rounded to nearest, ties to even.
+// Rounded to nearest, ties to even. Masked stores are slow: only where the mask hides something.
 inline void store(bf16* p, __m512 x, __mmask16 mask = 0xffff) {
-  _mm256_mask_storeu_epi16(p, mask, (__m256i)_mm512_cvtneps_pbh(x));
+  const __m256i words = (__m256i)_mm512_cvtneps_pbh(x);
+  if (mask == 0xffff)
+    _mm256_storeu_si256((__m256i*)p, words);
+  else
+    _mm256_mask_storeu_epi16(p, mask, words);
 }
 
 // e^x to 2e-7 relative; 0 below -100.
