@@ -245,7 +245,7 @@ class VisionStageConfig:
 
     preset: str = "tiny"
     seed: int = 0
-    num_views: int = 64_000
+    num_views: int = 100_000
     """Views of pictures in all."""
     batch_pictures: int = 256
     sharpness: float = 2.0
@@ -259,13 +259,13 @@ class PretrainConfig:
     """Text and pictures fused early."""
 
     seed: int = 0
-    num_tokens: int = 2_200_000
+    num_tokens: int = 3_600_000
     """Tokens of training in all."""
     batch_tokens: int = 6144
     """Tokens of one optimizer step."""
     context: int = 512
     """Longest piece of a document, in tokens."""
-    picture_share: float = 0.35
+    picture_share: float = 0.45
     """Share of the tokens that are pictures with their names."""
     picture_weight: float = 2.0
     """What a learnt token of a name weighs beside one of text: few tell what is to be seen."""
@@ -288,7 +288,7 @@ class SftConfig:
     """Chats: loss on the assistant's tokens only."""
 
     seed: int = 0
-    num_tokens: int = 700_000
+    num_tokens: int = 1_000_000
     batch_tokens: int = 6144
     context: int = 512
     """Longer chats are left out."""

@@ -83,9 +83,9 @@ class _Norm(torch.autograd.Function):
         return grad_x, grad_weight.to(weight_D.dtype), None
 
 
-def rms_norm(x_ND: Float[Tensor, "n d"], weight_D: Float[Tensor, "d"], eps: float) -> Float[Tensor, "n d"]:
-    """x / sqrt(mean(x^2) + eps) * weight."""
-    return _Norm.apply(x_ND, weight_D, eps)
+def rms_norm(x: Float[Tensor, "*n d"], weight_D: Float[Tensor, "d"], eps: float) -> Float[Tensor, "*n d"]:
+    """x / sqrt(mean(x^2) + eps) * weight, over the last axis."""
+    return _Norm.apply(x.reshape(-1, x.shape[-1]), weight_D, eps).view(x.shape)
 
 
 class _Swiglu(torch.autograd.Function):

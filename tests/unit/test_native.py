@@ -240,3 +240,11 @@ def test_the_kernels_can_be_switched_off_and_doctor_says_so() -> None:
     shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert "note not in use: HERD_NATIVE=0" in shown.stdout
     assert "unset HERD_NATIVE" in shown.stdout
+
+
+@needs_kernels
+def test_a_norm_works_on_the_last_axis_of_any_shape():
+    x, weight = random(3, 4, 40).bfloat16(), random(40).bfloat16()
+    whole = native.rms_norm(x, weight, 1e-5)
+    assert torch.equal(whole.flatten(0, 1), native.rms_norm(x.flatten(0, 1), weight, 1e-5))
+    assert error(whole, F.rms_norm(x.float(), (40,), weight.float(), 1e-5)) < 0.01
