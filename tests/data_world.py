@@ -99,6 +99,14 @@ def _emoji(maker: str) -> dict[str, str | bytes]:
     return {"emoji.json": json.dumps(rows), **drawings}
 
 
+def _icons() -> dict[str, str]:
+    """One drawing has a size of its own, one shows nothing that has a name."""
+    circle = '<circle cx="8" cy="8" r="{}" fill="red"/>'
+    icons = {f"{thing}-en": {"body": circle.format(index + 1)} for index, thing in enumerate(THINGS[:6])}
+    icons["cat-en"] |= {"width": 32}
+    return {"icons.json": json.dumps({"width": 16, "height": 16, "icons": {**icons, "nothing": {"body": "<g/>"}}})}
+
+
 def _annotations() -> dict[str, str]:
     return {
         f"annotations/{language}/annotations.json": json.dumps(
@@ -145,6 +153,7 @@ def packages() -> dict[str, dict[str, str | bytes]]:
         "tuxpaint-stamps-default": _stamps(),
         "emoji-datasource-google": _emoji("google"),
         "emoji-datasource-twitter": _emoji("twitter"),
+        "@iconify-json/openmoji": dict(_icons()),
         "svg-country-flags": {f"png250px/{code.lower()}.png": _drawing(code, 60) for code in COUNTRIES},
         "world-countries": {"countries.json": json.dumps(countries)},
         "cldr-annotations-full": dict(_annotations()),

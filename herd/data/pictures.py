@@ -75,7 +75,7 @@ def all_pictures(packs: dict[str, Pack], *, longest_px: int, heldout: float, hel
         *stamps(packs, longest_px=longest_px, heldout=heldout),
         *emoji(packs, heldout=heldout),
         *fluent(packs, heldout=heldout),
-        *icons(packs),
+        *icons(packs, longest_px=min(ICON_PX, longest_px)),
         *flags(packs, longest_px=longest_px, heldout_pairs=heldout_pairs),
     ]
 
@@ -119,7 +119,7 @@ def emoji(packs: dict[str, Pack], *, heldout: float) -> list[Picture]:
     for maker, split in (("google", "train"), ("twitter", "styles")):
         pack = packs.get(f"emoji-datasource-{maker}")
         drawn = {entry["unified"].lower(): entry for entry in _emoji_entries(pack) if entry[f"has_img_{maker}"]}
-        for code, called in _things(packs).items():
+        for code, called in things(packs).items():
             if pack is None or code not in drawn or (split == "styles" and not held_out("emoji", code, share=heldout)):
                 continue
             picture = read_picture(pack.read(f"img/{maker}/64/{drawn[code]['image']}"))
@@ -136,12 +136,12 @@ def emoji(packs: dict[str, Pack], *, heldout: float) -> list[Picture]:
     return pictures
 
 
-def icons(packs: dict[str, Pack]) -> list[Picture]:
+def icons(packs: dict[str, Pack], *, longest_px: int) -> list[Picture]:
     """The same things in the styles of `ICONS`, whose drawings are called by the emoji's English name."""
     english = emoji_names(packs)
     wanted = {
         re.sub("[^a-z0-9]+", "-", english[_emoji(code)]["en"].lower()).strip("-"): (code, called)
-        for code, called in _things(packs).items()
+        for code, called in things(packs).items()
         if "en" in english[_emoji(code)]
     }
     pictures = []
@@ -158,7 +158,7 @@ def icons(packs: dict[str, Pack]) -> list[Picture]:
             height = drawing.get("height", drawings.get("height", 16))
             head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
             svg = f'{head} viewBox="0 0 {width} {height}">{drawing["body"]}</svg>'
-            picture = _render(svg.encode(), ICON_PX)
+            picture = _render(svg.encode(), longest_px)
             if picture is None:
                 return None
             return Picture(
@@ -166,7 +166,7 @@ def icons(packs: dict[str, Pack]) -> list[Picture]:
                 split="train",
                 source="icon",
                 subject=code,
-                png=_png(picture, ICON_PX),
+                png=_png(picture, longest_px),
                 names=called,
             )
 
@@ -178,11 +178,11 @@ def fluent(packs: dict[str, Pack], *, heldout: float) -> list[Picture]:
     """The first frames of animated emoji: a second style to learn from, the clips held out aside."""
     if FLUENT not in packs:
         return []
-    pack, things = packs[FLUENT], _things(packs)
+    pack, called_by = packs[FLUENT], things(packs)
 
     def make(name: str) -> Picture | None:
         code = _code(name)
-        called = things.get(code, {})
+        called = called_by.get(code, {})
         if not called or held_out("clip", code, share=heldout):
             return None
         return Picture(
@@ -297,7 +297,7 @@ def _emoji_entries(pack: Pack | None) -> list[dict[str, Any]]:
     return json.loads(pack.read("emoji.json")) if pack else []
 
 
-def _things(packs: dict[str, Pack]) -> dict[str, dict[str, str]]:
+def things(packs: dict[str, Pack]) -> dict[str, dict[str, str]]:
     """The emoji that show a thing, by code in order, with their names."""
     names = emoji_names(packs)
     entries = _emoji_entries(packs.get("emoji-datasource-google") or packs.get("emoji-datasource-twitter"))

@@ -1,5 +1,6 @@
 """A whole data folder from made-up packages: the same twice, nothing held out is trained on, killed and resumed."""
 
+import io
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -8,10 +9,14 @@ from typing import Any
 import data_world
 import pyarrow.parquet as parquet
 import pytest
+from data_world import EMOJI
+from PIL import Image
 
 import herd.stages.data as stage
+from herd.config import LANGUAGES
 from herd.core.errors import HerdError
 from herd.core.files import folder_hash, partial, read_json
+from herd.data.pictures import things
 from herd.stages.data import DataConfig, build_data
 
 CFG = DataConfig(
@@ -25,6 +30,16 @@ CFG = DataConfig(
     clips=8,
     vocab_size=300,
 )
+
+
+class FakePack:
+    """Members without an archive."""
+
+    def __init__(self, members: dict[str, str]) -> None:
+        self.members = members
+
+    def read(self, name: str) -> bytes:
+        return self.members[name].encode()
 
 
 class Killed(BaseException):
@@ -114,6 +129,35 @@ def test_the_other_drawing_of_a_held_out_style_is_trained_on_and_no_twitter_draw
     styles = {row["subject"] for row in pictures if row["split"] == "styles"}
     assert styles and styles < google
     assert not any("twitter" in row["id"] for row in pictures if row["split"] == "train")
+
+
+def test_other_drawing_styles_come_by_the_english_name_and_are_trained_on(data: Path) -> None:
+    icons = {row["id"]: row for row in rows(data, "pictures") if row["source"] == "icon"}
+    assert set(icons) == {f"emoji/openmoji/{code}" for code in EMOJI[:6]}
+    assert {row["split"] for row in icons.values()} == {"train"}
+    assert json.loads(icons[f"emoji/openmoji/{EMOJI[1]}"]["names"])["de"] == "dog de"
+    widths = {id: Image.open(io.BytesIO(row["png"])).size for id, row in icons.items()}
+    assert widths[f"emoji/openmoji/{EMOJI[0]}"] == (64, 32)
+    assert widths[f"emoji/openmoji/{EMOJI[1]}"] == (64, 64)
+
+
+def test_signs_people_clocks_and_long_names_are_no_things() -> None:
+    entries = [
+        {"unified": "1F431", "category": "Animals & Nature"},
+        {"unified": "1F468", "category": "People & Body"},
+        {"unified": "2795", "category": "Symbols"},
+        {"unified": "1F552", "category": "Travel & Places"},
+        {"unified": "1F600", "category": "Smileys & Emotion"},
+    ]
+    names = {"\U0001f431": "cat", "\U0001f600": "a face that smiles with both eyes", "\U0001f552": "clock"}
+    pack = {"annotations": {"annotations": {emoji: {"tts": [name]} for emoji, name in names.items()}}}
+    packs = {
+        "emoji-datasource-google": FakePack({"emoji.json": json.dumps(entries)}),
+        "cldr-annotations-full": FakePack(
+            {f"annotations/{lang}/annotations.json": json.dumps(pack) for lang in LANGUAGES}
+        ),
+    }
+    assert list(things(packs)) == ["1f431"]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["flag", "capital"])

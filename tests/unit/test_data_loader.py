@@ -1,5 +1,6 @@
 """Batches are a function of their step, keep what is held out away, and learn what they should."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,13 +8,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from herd.config import PretrainConfig, SftConfig, preset
 from herd.core.batch import KINDS
+from herd.data.chat import render_messages
 from herd.data.image import ImageProcessor
 from herd.data.loader import PictureShelf, PretrainBatches, SftBatches, ahead, read_rows
 from herd.data.pack import steps_of
 from herd.data.tokenizer import Tokenizer
+from herd.data.wordings import NAME
 
 PRETRAIN = replace(PretrainConfig(), num_tokens=8000, batch_tokens=1000, context=64)
 SFT = replace(SftConfig(), num_tokens=8000, batch_tokens=1000, context=256, replay_share=0.0)
@@ -80,6 +84,34 @@ def test_only_what_the_assistant_said_is_learnt(
     for place, (said, weight) in enumerate(zip(wanted[1:], batch.weights_N.tolist(), strict=False)):
         if ids[place + 1] not in newlines:
             assert (weight > 0) == said, place
+
+
+def test_a_picture_that_is_asked_about_is_a_chat(
+    tiny_data: Path, tokenizer: Tokenizer, processor: ImageProcessor
+) -> None:
+    config = replace(PRETRAIN, picture_share=0.9, asked_share=1.0, names_asked=2)
+    batches = PretrainBatches(tiny_data, config, tokenizer, processor)
+    chats = [piece for piece in batches.pieces if piece.picture is not None]
+    assert len(chats) > 10
+    for piece in chats:
+        assert piece.picture is not None
+        text = tokenizer.decode(piece.ids.tolist(), skip_special=False)
+        turns = re.findall("user<.header_end.>\n\n(.*?)<.eot.>.*?assistant<.header_end.>\n\n(.*?)<.eot.>", text)
+        assert 1 <= len(turns) <= 2
+        names = batches.shelf.names[piece.picture]
+        messages = []
+        for turn, (asked, name) in enumerate(turns):
+            question = asked.split("<|image_end|>")[-1]
+            [language] = [lang for lang, wordings in NAME.items() if question in wordings]
+            assert names[language] == name
+            side = processor.config.image_size
+            size = (side, side) if piece.whole else batches.shelf.picture(piece.picture).size
+            picture = [{"type": "image", "image": Image.new("RGB", size)}] if turn == 0 else []
+            messages.append({"role": "user", "content": [*picture, {"type": "text", "text": question}]})
+            messages.append({"role": "assistant", "content": name})
+        rendered = render_messages(tokenizer, processor, messages, add_generation_prompt=False)
+        assert rendered.ids == piece.ids.tolist()
+        assert rendered.learnt == piece.learnt.tolist()
 
 
 def test_pictures_kept_for_evaluation_are_never_on_the_shelf(tiny_data: Path, processor: ImageProcessor) -> None:
