@@ -5,6 +5,7 @@ A file is written beside its place and renamed. A folder is written as `NAME.par
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -39,6 +40,21 @@ def naming_full_disk(path: Path) -> Iterator[None]:
         if is_disk_full(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Within, no other process works in `folder`, which is made if absent. The lock ends with its holder, however."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HerdError(f"another herd works in {folder}: wait until it is done, or give another folder") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from herd.core.errors import HerdError, unknown
-from herd.core.files import partial, read_json, write_json
+from herd.core.files import alone_in, partial, read_json, write_json
 from herd.core.lineage import read_lineage
 
 
@@ -122,14 +122,16 @@ def _convert(value: Any, hint: Any, field: "dataclasses.Field[Any]", where: str)
 
 def run_step(step: Step, config: Any, parents: Mapping[str, Path], out: Path) -> Path:
     """Run one stage. Work begun for another config or other parents is thrown away, not gone on with."""
-    wanted, begun = _request(config, parents), partial(out) / ".request.json"
-    if partial(out).exists() and not (begun.exists() and read_json(begun) == wanted):
-        print(f"{partial(out)} was begun with another config or other inputs: starting anew")
-        shutil.rmtree(partial(out))
-    partial(out).mkdir(parents=True, exist_ok=True)
-    write_json(begun, wanted)
-    step.function(config, *parents.values(), out)
-    (out / begun.name).unlink()
+    work = partial(out)
+    with alone_in(work):
+        wanted, begun = _request(config, parents), work / ".request.json"
+        if any(work.iterdir()) and not (begun.exists() and read_json(begun) == wanted):
+            print(f"{work} was begun with another config or other inputs: starting anew")
+            for item in work.iterdir():
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
+        write_json(begun, wanted)
+        step.function(config, *parents.values(), out)
+        (out / begun.name).unlink()
     return out
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herd.core.errors import HerdError, unknown
-from herd.core.files import commit_folder, folder_hash, partial, read_json, sha256, write_atomic, write_json
+from herd.core.files import alone_in, commit_folder, folder_hash, partial, read_json, sha256, write_atomic, write_json
 
 KILLED_AFTER = """
 import os, shutil, signal
@@ -156,3 +156,17 @@ def test_a_misspelt_name_is_told_with_the_nearest_one():
     known = ["sft", "pretrain"]
     assert str(unknown("stage", "pretrian", known)) == "unknown stage 'pretrian', did you mean 'pretrain'?"
     assert str(unknown("stage", "xyz", known)) == "unknown stage 'xyz', known: pretrain, sft"
+
+
+def test_two_never_work_in_one_folder(tmp_path: Path):
+    work = tmp_path / "out.partial"
+    with alone_in(work):
+        other = (
+            f"from pathlib import Path; from herd.core.files import alone_in\nwith alone_in(Path({str(work)!r})): pass"
+        )
+        second = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True)
+        assert second.returncode != 0
+        assert f"another herd works in {work}" in second.stderr
+        work.rename(tmp_path / "out")
+    with alone_in(tmp_path / "out"):
+        pass
