@@ -259,7 +259,7 @@ class PretrainConfig:
     """Text and pictures fused early."""
 
     seed: int = 0
-    num_tokens: int = 3_600_000
+    num_tokens: int = 4_000_000
     """Tokens of training in all."""
     batch_tokens: int = 6144
     """Tokens of one optimizer step."""

@@ -28,6 +28,16 @@ def commit_id() -> str:
     return run.stdout.strip() or "unknown"
 
 
+def code_version() -> str:
+    """The version and commit of the code that runs, as `made_by` tells those of a folder."""
+    return f"{herd.__version__} ({commit_id()})"
+
+
+def made_by(lineage: dict[str, Any]) -> str:
+    """The version and commit of the code that wrote a folder."""
+    return f"{lineage['herd_version']} ({lineage['commit']})"
+
+
 def peak_memory_bytes() -> int:
     """Peak resident memory of this process so far."""
     status = Path("/proc/self/status")

@@ -1,7 +1,8 @@
 """A recipe: one TOML table a stage, its keys the fields of the stage's config. Here it is read, checked and run.
 
 A stage whose folder was made with the same config from the same parents is reused. Otherwise it runs again, and so do
-the stages after it, as far as what they read has changed.
+the stages after it, as far as what they read has changed. That the code has changed is said and no reason to run again:
+most commits change nothing of what a stage writes, and hours of training would go with each.
 
 What is wrong is told with the file, the table, the key and the value; a misspelt name with the nearest right one.
 Imports no torch and no stage: the caller says which stages there are.
@@ -18,8 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from herd.core.errors import HerdError, unknown
+<<<<<<< HEAD
 from herd.core.files import alone_in, partial, read_json, write_json
 from herd.core.lineage import read_lineage
+=======
+from herd.core.files import partial, read_json, write_json
+from herd.core.lineage import code_version, made_by, read_lineage
+>>>>>>> procs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,6 +148,7 @@ def run_recipe(
 
     `do` takes what `run_step` takes and has it done elsewhere.
     """
+    now = code_version()
     for step in steps:
         if step.name not in configs:
             continue
@@ -151,7 +158,11 @@ def run_recipe(
         if not reused:
             print(f"{step.name:<9} begins")
             do(step, configs[step.name], parents, out)
-        print(f"{step.name:<9} {'reused' if reused else 'done'} ({read_lineage(out)['time_s']:.0f} s)")
+        lineage = read_lineage(out)
+        print(f"{step.name:<9} {'reused' if reused else 'done'} ({lineage['time_s']:.0f} s)", end="")
+        if reused and made_by(lineage) != now:
+            print(f", made by herd {made_by(lineage)}, this is {now}: remove {out} to make it again", end="")
+        print()
 
 
 def is_current(out: Path, config: Any, parents: Mapping[str, Path]) -> bool:

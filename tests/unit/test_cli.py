@@ -246,7 +246,7 @@ def test_a_run_says_of_each_stage_whether_it_was_reused_and_keeps_a_log(capfd: p
     assert "data      done (0 s)" in first
     assert "report    done (0 s)" in first
     assert "line 1" in first
-    assert re.search(r"wrote runs/own in \d s\n$", first)
+    assert re.search(r"wrote runs/own in \d+ s\n$", first)
     assert main(["run", "own.toml"]) == 0
     second = capfd.readouterr().out
     assert "data      reused (0 s)" in second

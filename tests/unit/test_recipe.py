@@ -1,5 +1,6 @@
 """herd.stages.recipe: what a recipe may say, and which stages run again after what."""
 
+import json
 import os
 import signal
 import subprocess
@@ -154,6 +155,18 @@ def test_what_stands_is_reused_and_what_changed_runs_again(tmp_path: Path, capsy
     # A default that is said aloud is the same config.
     said = same.replace("[talk]", "[talk]\nsteps = 3")
     assert run(tmp_path, said, capsys) == {"data": "reused", "train": "reused", "talk": "reused"}
+
+
+def test_a_stage_that_other_code_made_is_reused_and_said_to_be_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run(tmp_path, ALL, capsys)
+    path = tmp_path / "run" / "train" / "herd.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"herd_version": "0.0.1", "commit": "abc"}))
+    run_recipe(load_recipe(recipe(tmp_path, ALL), steps()), steps(), tmp_path / "run")
+    data, train, talk = capsys.readouterr().out.splitlines()
+    assert data == "data      reused (0 s)"
+    assert train.startswith("train     reused (0 s), made by herd 0.0.1 (abc), this is ")
+    assert train.endswith(f": remove {path.parent} to make it again")
+    assert talk == "talk      reused (0 s)"
 
 
 def test_a_stage_that_is_not_in_the_recipe_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
