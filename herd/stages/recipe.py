@@ -19,13 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from herd.core.errors import HerdError, unknown
-<<<<<<< HEAD
 from herd.core.files import alone_in, partial, read_json, write_json
 from herd.core.lineage import read_lineage
-=======
-from herd.core.files import partial, read_json, write_json
 from herd.core.lineage import code_version, made_by, read_lineage
->>>>>>> procs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
