@@ -20,7 +20,6 @@ from typing import Any
 
 from herd.core.errors import HerdError, unknown
 from herd.core.files import alone_in, partial, read_json, write_json
-from herd.core.lineage import read_lineage
 from herd.core.lineage import code_version, made_by, read_lineage
 
 
