@@ -1,11 +1,15 @@
 """What holds for all tests: two threads, no network, shapes that are checked, and a tiny model folder to stand on."""
 
 import os
+import signal
 
 # Before torch and tokenizers are imported, which read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would every program that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from jaxtyping import install_import_hook
 
