@@ -8,13 +8,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and so would every program that they start.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 from jaxtyping import install_import_hook
 
 # Where signatures tell shapes, every call that a test makes is checked against them; never at run time.
 CHECKED = ["herd.data.image", "herd.engine.sampler", "herd.model", "herd.train.balance", "herd.train.losses"]
 install_import_hook(CHECKED, "beartype.beartype")
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would every program that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["model_folder"]  # the fixture `tiny_folder`
