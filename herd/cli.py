@@ -176,6 +176,14 @@ def plan(model: str, /, *, context: int | None = None, quantize: Precision | Non
     named("herd.plan:show")(model, shape, context=context, quantize=quantize, as_json=json)
 
 
+def bench_parity(*, json: bool = False) -> None:
+    """
+    Args:
+        json: Print one JSON object, for scripts.
+    """
+    named("herd.bench.parity:parity")(as_json=json)
+
+
 def doctor(*, json: bool = False) -> None:
     """
     Args:
@@ -251,6 +259,11 @@ COMMANDS = {
         summary="Count a model's parameters, the bytes of its weights and of its KV cache",
         example="herd plan scout --context 131072 --quantize int4",
         does=plan,
+    ),
+    "bench parity": Command(
+        summary="Compare the logits with transformers' and with Meta's own",
+        example="herd bench parity --json",
+        does=bench_parity,
     ),
     "doctor": Command(summary="Examine this machine and say what to mend", example="herd doctor", does=doctor),
 }
