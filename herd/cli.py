@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from herd import __version__
+from herd.config import PRESETS, preset
 from herd.core.child import INTERRUPTED, run_in_child
 from herd.core.console import in_one_line, keep_traceback, logged_to
 from herd.core.errors import HerdError, unknown
+from herd.plan import Precision
 from herd.stages.recipe import Step, load_recipe, run_recipe, run_step
 
 TALKER = Path("runs/tiny/sft")
@@ -161,6 +163,27 @@ def serve(folder: Path = TALKER, /, *, host: str = "127.0.0.1", port: int = 8000
     named("herd.serve.api:serve")(folder, host=host, port=port)
 
 
+def plan(model: str, /, *, context: int | None = None, quantize: Precision | None = None, json: bool = False) -> None:
+    """
+    Args:
+        model: A preset's name, or the folder of a model.
+        context: Tokens of one request; as many as the model claims if not given.
+        quantize: Precision that weights and cache are added up in, bf16 if not given.
+        json: Print one JSON object, for scripts.
+    """
+    is_folder = model not in PRESETS and Path(model).is_dir()
+    shape = named("herd.model.formats.huggingface:config_from_json")(Path(model)) if is_folder else preset(model)
+    named("herd.plan:show")(model, shape, context=context, quantize=quantize, as_json=json)
+
+
+def bench_parity(*, json: bool = False) -> None:
+    """
+    Args:
+        json: Print one JSON object, for scripts.
+    """
+    named("herd.bench.parity:parity")(as_json=json)
+
+
 def doctor(*, json: bool = False) -> None:
     """
     Args:
@@ -231,6 +254,16 @@ COMMANDS = {
         summary="Serve a model to OpenAI clients and browsers",
         example="herd serve runs/tiny/sft --port 8000",
         does=serve,
+    ),
+    "plan": Command(
+        summary="Count a model's parameters, the bytes of its weights and of its KV cache",
+        example="herd plan scout --context 131072 --quantize int4",
+        does=plan,
+    ),
+    "bench parity": Command(
+        summary="Compare the logits with transformers' and with Meta's own",
+        example="herd bench parity --json",
+        does=bench_parity,
     ),
     "doctor": Command(summary="Examine this machine and say what to mend", example="herd doctor", does=doctor),
 }

@@ -1,0 +1,51 @@
+"""Rows of a bench as a table or as JSON: {"rows": [{case, unit, ours, peer, peer_name, ratio}, …], "machine": …}."""
+
+import json
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measure of ours beside a peer's, taken in the same run. Less is better."""
+
+    case: str
+    unit: str
+    ours: float
+    peer: float
+    peer_name: str
+
+    @property
+    def ratio(self) -> float:
+        """Above 1 where ours is better."""
+        return self.peer / max(self.ours, 1e-12)
+
+
+def machine() -> dict[str, object]:
+    """Where the rows were measured."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cpu = names[0] if names else platform.processor()
+    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "torch": version("torch")}
+
+
+def show(rows: list[Row], *, as_json: bool) -> None:
+    """Print the rows."""
+    where = machine()
+    if as_json:
+        print(json.dumps({"rows": [{**vars(row), "ratio": row.ratio} for row in rows], "machine": where}, indent=1))
+        return
+    cells = [("case", "unit", "ours", "peer", "ratio", "peer's name")]
+    cells += [(r.case, r.unit, f"{r.ours:.3g}", f"{r.peer:.3g}", f"{r.ratio:.3g}", r.peer_name) for r in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        texts = (
+            f"{cell:>{width}}" if 2 <= i <= 4 else f"{cell:<{width}}"
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        print("  ".join(texts).rstrip())
+    print(", ".join(f"{name} {value}" for name, value in where.items()))

@@ -1,0 +1,185 @@
+"""`herd plan`: what a model's shape costs, from its config alone: parameters, bytes of weights, bytes of the KV cache.
+
+Nothing is built and torch is not imported; `tests/unit/test_plan.py` holds the counts against models on the meta
+device. Activations, the runtime's own memory and training are left out.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Literal, get_args
+
+from herd.config import ModelConfig
+from herd.core.errors import HerdError
+
+Precision = Literal["bf16", "fp8", "int8", "int4"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+INT4_GROUP = 128
+"""Weights that share one scale in int4."""
+CACHE_BYTES = 2
+"""Of one number in the KV cache: bf16."""
+CARD_BYTES = 80_000_000_000
+"""The memory of one 80 GB GPU, in decimal gigabytes: what is left of its 80 GiB is the runtime's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Parameters by where they stand."""
+
+    embedding: int
+    """Embedding and unembedding, which are not tied."""
+    attention: int
+    routed: int
+    shared: int
+    dense: int
+    """Feed-forwards of layers that are no mixtures."""
+    other: int
+    """Routers and norms."""
+    vision: int
+    """Encoder, adapter and projector."""
+    active: int
+    """What one token of text meets: all but the encoder and the experts that it does not visit."""
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values()) - self.active
+
+
+def count(config: ModelConfig) -> Counts:
+    """Parameters of `Transformer(config)`."""
+    moe, dim = config.moe, config.dim
+    mixtures = sum(config.is_moe(layer) for layer in range(config.num_layers))
+    expert = 3 * dim * moe.ffn_dim
+    routed = mixtures * moe.num_experts * expert
+    text = {
+        "embedding": 2 * config.vocab_size * dim,
+        "attention": config.num_layers * 2 * dim * config.head_dim * (config.num_heads + config.num_kv_heads),
+        "routed": routed,
+        "shared": mixtures * expert,
+        "dense": (config.num_layers - mixtures) * 3 * dim * config.dense_ffn_dim,
+        "other": mixtures * dim * moe.num_experts + (2 * config.num_layers + 1) * dim,
+    }
+    active = sum(text.values()) - routed + mixtures * moe.top_k * expert
+    return Counts(**text, vision=count_vision(config), active=active)
+
+
+def count_vision(config: ModelConfig) -> int:
+    """Parameters of the encoder with its adapter, and of the projector to the text width."""
+    vision = config.vision
+    dim, adapter, norm = vision.dim, vision.adapter_dim, 2 * vision.dim
+    attention = 4 * (dim * dim + dim)
+    mlp = 2 * dim * vision.mlp_dim + dim + vision.mlp_dim
+    before = 3 * vision.patch_size**2 * dim + dim + (vision.grid**2 + 1) * dim
+    after = 4 * dim * adapter + adapter * adapter + adapter * config.dim
+    return before + norm + vision.num_layers * (attention + mlp + 2 * norm) + norm + after
+
+
+def weight_bytes(config: ModelConfig, precision: Precision) -> int:
+    """Bytes of all weights; what a scheme leaves alone is bf16.
+
+    fp8: routed experts of all mixtures but those in the first and the last layer, a float32 scale for a row (output).
+    int8: routed and shared experts, a bf16 scale for each row.
+    int4: the same, a bf16 scale for each group of 128 inputs.
+    """
+    counts, moe, dim = count(config), config.moe, config.dim
+    all_bf16 = 2 * counts.total
+    if precision == "bf16":
+        return all_bf16
+    layers = [layer for layer in range(config.num_layers) if config.is_moe(layer)]
+    expert, rows = 3 * dim * moe.ffn_dim, 2 * moe.ffn_dim + dim
+    if precision == "fp8":
+        inner = sum(0 < layer < config.num_layers - 1 for layer in layers)
+        return all_bf16 + inner * moe.num_experts * (-expert + 4 * rows)
+    experts = len(layers) * (moe.num_experts + 1)
+    if precision == "int8":
+        return all_bf16 + experts * (-expert + 2 * rows)
+    for name, width in (("dim", dim), ("ffn_dim", moe.ffn_dim)):
+        if width % INT4_GROUP:
+            raise HerdError(f"{name}={width} is not a multiple of {INT4_GROUP}, the group of int4: choose int8 or fp8")
+    a_weight = Fraction(1, 2) + Fraction(2, INT4_GROUP)
+    return all_bf16 + int(experts * expert * (a_weight - 2))
+
+
+def cache_bytes(config: ModelConfig, context: int) -> int:
+    """Bytes of keys and values of one request of `context` tokens: local layers keep at most one chunk of them."""
+    a_token = 2 * config.num_kv_heads * config.head_dim * CACHE_BYTES
+    tokens = (
+        context if config.is_global(layer) else min(context, config.chunk_size) for layer in range(config.num_layers)
+    )
+    return a_token * sum(tokens)
+
+
+def longest_context(config: ModelConfig, budget: int) -> int:
+    """Tokens of one request whose cache fits in `budget` bytes, at most what the model claims to hold."""
+    low, high = 0, config.max_positions
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if cache_bytes(config, middle) <= budget else (low, middle - 1)
+    return low
+
+
+def plan(config: ModelConfig, *, context: int | None = None, quantize: Precision | None = None) -> dict[str, object]:
+    """All figures, as `herd plan --json` prints them; see docs/model.md for their meaning."""
+    context = config.max_positions if context is None else context
+    if not 0 < context <= config.max_positions:
+        raise HerdError(f"--context {context} is not between 1 and the model's {config.max_positions}")
+    counts = count(config)
+    weights: dict[str, int | None] = {}
+    for precision in PRECISIONS:
+        try:
+            weights[precision] = weight_bytes(config, precision)
+        except HerdError:
+            if precision == quantize:
+                raise
+            weights[precision] = None  # a shape whose widths are no multiples of int4's group
+    chosen: Precision = quantize or "bf16"
+    cache = cache_bytes(config, context)
+    return {
+        "total_parameters": counts.total,
+        "active_parameters": counts.active,
+        "vision_parameters": counts.vision,
+        "parameters": {name: value for name, value in asdict(counts).items() if name not in {"active", "vision"}},
+        "bytes": weights,
+        "precision": chosen,
+        "context": context,
+        "cache_bytes": cache,
+        "serving_bytes": (weights[chosen] or 0) + cache,
+        "card_bytes": CARD_BYTES,
+        "context_on_one_card": {
+            precision: None if size is None or size > CARD_BYTES else longest_context(config, CARD_BYTES - size)
+            for precision, size in weights.items()
+        },
+    }
+
+
+def show(name: str, config: ModelConfig, *, context: int | None, quantize: Precision | None, as_json: bool) -> None:
+    """Print the plan of the model called `name`."""
+    told = plan(config, context=context, quantize=quantize)
+    if as_json:
+        print(json.dumps({"model": name, **told}, indent=1))
+        return
+    figures, weights, fits = told["parameters"], told["bytes"], told["context_on_one_card"]
+    assert isinstance(figures, dict) and isinstance(weights, dict) and isinstance(fits, dict)
+    parts = [f"{kind} {amount(value)}" for kind, value in figures.items() if value]
+    parts.append(f"vision {amount(told['vision_parameters'])}")
+    print(f"{name}: {amount(told['total_parameters'])} parameters, {amount(told['active_parameters'])} active")
+    print(f"  {', '.join(parts)}")
+    print("weights, and the longest request beside them in 80 GB:")
+    for precision, size in weights.items():
+        room = fits[precision]
+        told_room = "does not fit" if room is None else f"{room:,} tokens"
+        if size is None:
+            print(f"  {precision:<5} {'-':>10}  widths are no multiples of {INT4_GROUP}")
+        else:
+            print(f"  {precision:<5} {amount(size):>9}B  {told_room}")
+    print(f"KV cache of {told['context']:,} tokens in bf16: {amount(told['cache_bytes'])}B")
+    print(f"together in {told['precision']}: {amount(told['serving_bytes'])}B")
+
+
+def amount(value: object) -> str:
+    """108641793536 as `108.64 G`."""
+    assert isinstance(value, int)
+    for power, prefix in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if value >= 10**power:
+            return f"{value / 10**power:.2f} {prefix}"
+    return f"{value} "

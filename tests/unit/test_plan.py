@@ -1,0 +1,137 @@
+"""Counts of `herd plan` against models on the meta device, ours and transformers', and against a real cache."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from herd.cli import main
+from herd.config import PRESETS, ModelConfig, MoEConfig, VisionConfig, preset
+from herd.core.errors import HerdError
+from herd.model.cache import KVCache
+from herd.model.formats.huggingface import config_to_json
+from herd.model.transformer import Transformer
+from herd.plan import PRECISIONS, cache_bytes, count, longest_context, plan, weight_bytes
+
+
+def on_meta(config: ModelConfig) -> Transformer:
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+def size(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_counts_as_the_model_on_the_meta_device(name: str) -> None:
+    config = preset(name)
+    model, counts = on_meta(config), count(config)
+    assert (counts.total, counts.vision) == (size(model), size(model.vision))
+    unvisited = sum(
+        layer.ffn.gate_up_EDF[config.moe.top_k :].numel() + layer.ffn.down_EFD[config.moe.top_k :].numel()
+        for index, layer in enumerate(model.layers)
+        if config.is_moe(index)
+    )
+    assert counts.active == size(model) - size(model.vision) - unvisited
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    every=st.integers(1, 3), top_k=st.integers(1, 4), num_layers=st.integers(1, 6), kv=st.sampled_from([1, 2, 4]),
+    grid=st.integers(1, 3), vision_layers=st.integers(1, 3)
+)  # fmt: skip
+def test_any_shape_counts_as_on_the_meta_device(
+    every: int, top_k: int, num_layers: int, kv: int, grid: int, vision_layers: int
+) -> None:
+    config = replace(
+        preset("tiny", vocab_size=300),
+        num_layers=num_layers,
+        num_kv_heads=kv,
+        moe=MoEConfig(num_experts=4, ffn_dim=48, top_k=top_k, every=every),
+        vision=VisionConfig(
+            image_size=8 * grid, patch_size=4, dim=32, num_layers=vision_layers, num_heads=2, adapter_dim=24
+        ),
+    )
+    assert count(config).total == size(on_meta(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active"), [("scout", 108.64, 17.17), ("maverick", 401.58, 17.18), ("behemoth", 1968.14, 287.98)]
+)
+def test_the_published_counts_to_the_digit(name: str, total: float, active: float) -> None:
+    counts = count(preset(name))
+    assert (round(counts.total / 1e9, 2), round(counts.active / 1e9, 2)) == (total, active)
+    if name != "behemoth":
+        assert round(counts.vision / 1e9, 3) == 0.872
+
+
+@pytest.mark.parametrize("name", ["scout", "maverick"])
+def test_transformers_builds_the_same_number_from_our_config(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    raw = config_to_json(preset(name), torch.bfloat16)
+    with torch.device("meta"):
+        theirs = transformers.Llama4ForConditionalGeneration(transformers.Llama4Config(**raw))
+    assert size(theirs) == count(preset(name)).total
+
+
+@pytest.mark.parametrize("context", [1, 255, 256, 257, 4096])
+def test_the_cache_has_the_bytes_that_were_planned(context: int) -> None:
+    config = preset("tiny", vocab_size=300)
+    cache = KVCache(config, num_slots=1, capacity=context, dtype=torch.bfloat16, device=torch.device("cpu"))
+    assert sum(tensor.nbytes for tensor in (*cache.keys, *cache.values)) == cache_bytes(config, context)
+
+
+def test_scout_at_ten_million_tokens_keeps_480_gib_in_twelve_layers_and_a_chunk_in_the_others() -> None:
+    scout = preset("scout")
+    assert cache_bytes(scout, 10_485_760) == 12 * 4096 * 10_485_760 + 36 * 4096 * 8192 == 480 * 2**30 + 1_207_959_552
+
+
+def test_scout_in_int4_fits_in_80_gb_and_no_wider_precision_does() -> None:
+    rooms = plan(preset("scout"))["context_on_one_card"]
+    assert isinstance(rooms, dict)
+    assert [precision for precision in PRECISIONS if rooms[precision]] == ["int4"]
+    assert 131_072 < rooms["int4"] < 10_485_760
+    assert plan(preset("maverick"))["context_on_one_card"] == dict.fromkeys(PRECISIONS)
+
+
+def test_the_longest_context_is_the_last_that_fits() -> None:
+    scout = preset("scout")
+    budget = 15_000_000_000
+    longest = longest_context(scout, budget)
+    assert cache_bytes(scout, longest) <= budget < cache_bytes(scout, longest + 1)
+    assert longest_context(scout, 0) == 0
+    assert longest_context(scout, 10**15) == scout.max_positions
+
+
+def test_int4_holds_half_a_byte_a_weight_and_a_scale_a_group() -> None:
+    config = preset("tiny-maverick", vocab_size=300)
+    expert, experts = 3 * 256 * 384, 2 * 129
+    rest = count(config).total - experts * expert
+    assert weight_bytes(config, "int4") == 2 * rest + experts * (expert // 2 + 2 * expert // 128)
+    assert weight_bytes(config, "bf16") == 2 * count(config).total
+
+
+def test_a_width_that_int4_cannot_group_is_told() -> None:
+    config = preset("tiny", vocab_size=300)
+    figures = plan(config)["bytes"]
+    assert isinstance(figures, dict) and figures["int4"] is None
+    with pytest.raises(HerdError, match="dim=192 is not a multiple of 128"):
+        plan(config, quantize="int4")
+    with pytest.raises(HerdError, match="--context 5000 is not between 1 and the model's 4096"):
+        plan(config, context=5000)
+
+
+def test_the_command_plans_presets_and_folders(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "scout", "--json", "--context", "131072", "--quantize", "int4"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["total_parameters"] == 108_641_793_536
+    assert told["serving_bytes"] == told["bytes"]["int4"] + told["cache_bytes"]
+    assert main(["plan", str(tiny_folder)]) == 0
+    assert "parameters" in capsys.readouterr().out
+    assert main(["plan", "scuot"]) == 1
+    assert "unknown preset 'scuot', did you mean 'scout'?" in capsys.readouterr().err
