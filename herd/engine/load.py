@@ -63,14 +63,16 @@ class Model:
     def encode(self, prompts: Sequence[Prompt]) -> Images | None:
         """Vision features of all pictures of prompts that lie end to end in a pack; None without pictures."""
         pixels = [tiles.pixels for prompt in prompts for tiles in prompt.tiles]
+        vision, patch = self.transformer.vision, self.config.special.patch
+        if vision is None or patch is None:
+            return None  # the processor has refused pictures
         ids = torch.tensor([token for prompt in prompts for token in prompt.token_ids])
-        rows = torch.nonzero(ids == self.config.special.patch)[:, 0]
-        expected = sum(map(len, pixels)) * self.config.vision.tokens_per_tile
+        rows = torch.nonzero(ids == patch)[:, 0]
+        expected = sum(map(len, pixels)) * vision.config.tokens_per_tile
         if len(rows) != expected:
             raise HerdError(f"{len(rows)} patch tokens stand in the prompt, its pictures have {expected}")
         if not pixels:
             return None
-        vision = self.transformer.vision
         dtype = vision.projector.weight.dtype
         parts = [vision(normalise(part).to(dtype)).flatten(0, 1) for part in torch.cat(pixels).split(256)]
         return Images(tiles=torch.cat(parts), rows=rows, encoded=True)
