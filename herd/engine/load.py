@@ -91,9 +91,9 @@ def load(folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.
         raise HerdError(f"{folder} is not a folder: give the folder of a model, such as runs/tiny/sft")
     transformer = huggingface.load(folder, dtype=dtype, device=device)
     tokenizer = Tokenizer.load(folder)
-    if tokenizer.vocab_size != transformer.config.vocab_size:
-        raise HerdError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, config.json {transformer.config.vocab_size}"
-        )
+    # A kin's embedding may have rows to spare, for the sake of round numbers.
+    rows, spare = transformer.config.vocab_size, tokenizer.template is not None
+    if tokenizer.vocab_size > rows or (tokenizer.vocab_size < rows and not spare):
+        raise HerdError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, config.json {rows}")
     config = transformer.config
     return Model(config=config, transformer=transformer, tokenizer=tokenizer, processor=ImageProcessor(config.vision))
