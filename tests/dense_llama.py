@@ -19,7 +19,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-VOCABULARY = 300
+VOCABULARY = 280
 
 
 def backend() -> Backend:
@@ -36,7 +36,7 @@ def backend() -> Backend:
         show_progress=False,
     )
     made.train_from_iterator(["the cat sat on the mat, dogs are real"] * 20, trainer)
-    assert made.get_vocab_size() <= VOCABULARY
+    assert made.get_vocab_size() == VOCABULARY
     return made
 
 
@@ -82,7 +82,6 @@ def write_gguf(path: Path, model: Any) -> None:
     made = backend()
     vocabulary = made.get_vocab(with_added_tokens=True)
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-    tokens += [f"[PAD{index}]" for index in range(len(tokens), VOCABULARY)]
     merges = [" ".join(pair) for pair in json.loads(made.to_str())["model"]["merges"]]
     metadata: dict[str, Any] = {
         "general.architecture": "llama",
