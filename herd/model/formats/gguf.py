@@ -2,7 +2,7 @@
 
 The header is believed in nothing: every length, count and offset is held against the size of the file before memory is
 taken for it. Quantised types are turned into numbers by the package `gguf`, llama.cpp's own (the extra `gguf`); plain
-floats need no package. Source: ggml's docs/gguf.md.
+floats and the simplest blocks (Q4_0, Q4_1, Q8_0) need no package. Source: ggml's docs/gguf.md and ggml-quants.c.
 """
 
 import struct
@@ -25,6 +25,9 @@ LEAST_BYTES = {STRING: 8, ARRAY: 12} | {kind: struct.calcsize(letter) for kind, 
 """What one value of a type takes at least: bounds a count by the bytes that are left."""
 F32, F16, BF16 = 0, 1, 30
 PLAIN_BYTES = {F32: 4, F16: 2, BF16: 2}
+Q4_0, Q4_1, Q8_0 = 2, 3, 8
+SIMPLE_BYTES = {Q4_0: 18, Q4_1: 20, Q8_0: 34}
+"""Bytes of a block of 32 weights."""
 MAX_DIMS, MAX_DEPTH = 4, 4
 
 
@@ -144,6 +147,8 @@ class Header:
 
 def quantised(kind: int, name: str, path: Path) -> tuple[int, int]:
     """Weights in a block of a quantised type, and its bytes."""
+    if kind in SIMPLE_BYTES:
+        return 32, SIMPLE_BYTES[kind]
     sizes: dict[int, tuple[int, int]] = package("constants").GGML_QUANT_SIZES
     if kind not in sizes:
         raise HerdError(f"{path}: {name} has the type {kind} of ggml, which is not read")
@@ -158,12 +163,24 @@ def numbers(raw: np.ndarray, entry: Entry) -> np.ndarray:
         return raw.view("<f2").astype(np.float32).reshape(entry.shape)
     if entry.kind == BF16:
         return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(entry.shape)
+    if entry.kind in SIMPLE_BYTES:
+        return simple(raw.reshape(-1, SIMPLE_BYTES[entry.kind]), entry.kind).reshape(entry.shape)
     types = package("constants").GGMLQuantizationType
     try:
         flat: np.ndarray = package("quants").dequantize(raw.reshape(*entry.shape[:-1], -1), types(entry.kind))
     except NotImplementedError:
         raise HerdError(f"{entry.name} has the type {types(entry.kind).name} of ggml, which is not read") from None
     return flat.reshape(entry.shape).astype(np.float32, copy=False)
+
+
+def simple(blocks: np.ndarray, kind: int) -> np.ndarray:
+    """Blocks [n, bytes] as fp32 [n, 32]: an fp16 scale, with Q4_1 the least value, then the integers."""
+    scale, least = (blocks[:, at : at + 2].copy().view("<f2").astype(np.float32) for at in (0, 2))
+    if kind == Q8_0:
+        return scale * blocks[:, 2:].view(np.int8)
+    halves = blocks[:, 4 if kind == Q4_1 else 2 :]
+    nibbles = np.concatenate([halves & 15, halves >> 4], axis=1).astype(np.float32)
+    return scale * nibbles + least if kind == Q4_1 else scale * (nibbles - 8)
 
 
 def package(module: str) -> Any:
