@@ -129,8 +129,44 @@ def report(run: Path, /, *, out: Path | None = None) -> None:
     print(f"wrote {named('herd.evaluate.report:report')(run, out or run / 'report')}")
 
 
+def adopt(
+    source: Path,
+    out: Path,
+    /,
+    *,
+    experts: int = 1,
+    nope_every: int | None = None,
+    vision: str | None = None,
+    dtype: str | None = None,
+    seed: int = 0,
+) -> None:
+    """
+    Args:
+        source: Folder of a dense Llama (Hugging Face), or a GGUF file of one.
+        out: Folder to write.
+        experts: Routed experts of each layer: 1 is silent until trained; several do half of the feed-forward's work.
+        nope_every: Take the positions from every so-many-th layer, as in Llama 4: another function, to be trained.
+        vision: Add a new encoder, to be trained: tiny.
+        dtype: float32 or bfloat16; what keeps every weight if not given.
+        seed: Of new weights.
+    """
+    if out.exists():
+        raise HerdError(f"{out} is there already: give another folder, or remove it first")
+    settings = {"experts": experts, "nope_every": nope_every, "vision": vision, "dtype": dtype, "seed": seed}
+    config = named("herd.stages.adopt:AdoptConfig")(**settings)
+    print(f"wrote {named('herd.stages.adopt:adopt')(config, source, out)}")
+
+
+def talker(folder: Path | None, *, yes: bool) -> Path:
+    """The model to talk to: the one named, else the one that the demo raises, else the starter model."""
+    if folder is not None:
+        return folder
+    path: Path = TALKER if TALKER.exists() else named("herd.stages.starter:starter")(yes=yes)
+    return path
+
+
 def chat(
-    folder: Path = TALKER,
+    folder: Path | None = None,
     /,
     *,
     temperature: float = 0.0,
@@ -138,29 +174,32 @@ def chat(
     max_tokens: int = 512,
     seed: int | None = None,
     system: str | None = None,
+    yes: bool = False,
 ) -> None:
     """
     Args:
-        folder: Folder of a model.
+        folder: Folder of a model; runs/tiny/sft if not given, or a small model from PyPI if that is not there.
         temperature: 0 takes the likeliest token; 1 draws as the model believes.
         top_p: Draw only from the likeliest tokens that together have this probability.
         max_tokens: Longest answer.
         seed: Makes what is drawn repeatable.
         system: What the model is told before the conversation.
+        yes: Fetch the small model without asking.
     """
     named("herd.serve.terminal:chat")(
-        folder, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, system=system
+        talker(folder, yes=yes), temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, system=system
     )
 
 
-def serve(folder: Path = TALKER, /, *, host: str = "127.0.0.1", port: int = 8000) -> None:
+def serve(folder: Path | None = None, /, *, host: str = "127.0.0.1", port: int = 8000, yes: bool = False) -> None:
     """
     Args:
-        folder: Folder of a model.
+        folder: Folder of a model; runs/tiny/sft if not given, or a small model from PyPI if that is not there.
         host: Address to listen on; 0.0.0.0 lets other machines in.
         port: Port to listen on; 0 takes a free one.
+        yes: Fetch the small model without asking.
     """
-    named("herd.serve.api:serve")(folder, host=host, port=port)
+    named("herd.serve.api:serve")(talker(folder, yes=yes), host=host, port=port)
 
 
 def plan(model: str, /, *, context: int | None = None, quantize: Precision | None = None, json: bool = False) -> None:
@@ -245,6 +284,11 @@ COMMANDS = {
         computes=True,
     ),
     "report": Command(summary="Tell of a run on one HTML page", example="herd report runs/tiny", does=report),
+    "adopt": Command(
+        summary="Bring a dense Llama home as a Llama 4 model of the same function",
+        example="herd adopt SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2",
+        does=adopt,
+    ),
     "chat": Command(
         summary="Talk to a model in the terminal, with pictures",
         example="herd chat runs/tiny/sft --temperature 0.7",

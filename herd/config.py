@@ -90,14 +90,15 @@ class SpecialIds:
     eom: int
     eot: int
     pad: int
-    image_start: int
-    image_end: int
-    patch: int
+    image_start: int | None = None
+    """This and the following: None in a model of text alone."""
+    image_end: int | None = None
+    patch: int | None = None
 
     @property
     def stop(self) -> tuple[int, ...]:
-        """Generation ends at any of these."""
-        return (self.end_of_text, self.eom, self.eot)
+        """Generation ends at any of these, each told once."""
+        return tuple(dict.fromkeys((self.end_of_text, self.eom, self.eot)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +115,10 @@ class ModelConfig:
     dense_ffn_dim: int
     """Hidden width of the feed-forward in layers that are no mixtures."""
     moe: MoEConfig
-    vision: VisionConfig
+    vision: VisionConfig | None
+    """None: a model of text alone."""
     nope_every: int = 4
+    """Every how many layers one has no positions; more than `num_layers`: none has, all turn by RoPE."""
     chunk_size: int = 8192
     """Positions that a RoPE layer sees at most: the token's own block, `position // chunk_size`."""
     qk_norm: bool = True

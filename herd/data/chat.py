@@ -13,6 +13,7 @@ from PIL import Image
 
 from herd.core.errors import HerdError, unknown
 from herd.data.image import ImageProcessor, Tiles
+from herd.data.template import render_template
 from herd.data.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant", "ipython")
@@ -45,7 +46,13 @@ def render_messages(
     add_generation_prompt: bool = True,
 ) -> Rendered:
     """Render OpenAI-style messages. Parts of a content: `{"type": "text", "text": …}`, `{"type": "image", "image":
-    PIL picture or Tiles}`, `{"type": "video", "frames": [(seconds, picture or Tiles), …]}`."""
+    PIL picture or Tiles}`, `{"type": "video", "frames": [(seconds, picture or Tiles), …]}`. A tokenizer with a chat
+    template of its own is rendered by that."""
+    if wrong := [message["role"] for message in messages if message["role"] not in ROLES]:
+        raise unknown("role", str(wrong[0]), ROLES)
+    if tokenizer.template is not None:
+        rendered = render_template(tokenizer, processor, messages, add_generation_prompt=add_generation_prompt)
+        return Rendered(ids=rendered[0], learnt=rendered[1], tiles=rendered[2])
     special = tokenizer.special
     ids, learnt = [special["<|begin_of_text|>"]], [False]
     tiles: list[Tiles] = []
@@ -61,8 +68,6 @@ def render_messages(
 
     for message in messages:
         role = message["role"]
-        if role not in ROLES:
-            raise unknown("role", str(role), ROLES)
         add(header(tokenizer, role), False)
         content = message["content"]
         parts: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content

@@ -99,8 +99,15 @@ class Tiles:
 class ImageProcessor:
     """Cuts pictures into tiles and says which tokens stand for them."""
 
-    def __init__(self, config: VisionConfig) -> None:
-        self.config = config
+    def __init__(self, config: VisionConfig | None) -> None:
+        self._config = config
+
+    @property
+    def config(self) -> VisionConfig:
+        """The shape of the encoder. Raises HerdError for a model of text alone, which has none."""
+        if self._config is None:
+            raise HerdError("this model reads text alone, it has no vision encoder: leave the pictures out")
+        return self._config
 
     def tiles(self, picture: Image.Image, *, max_tiles: int | None = None) -> Tiles:
         """Tiles of an RGB picture; `max_tiles` below the model's own limit saves tokens."""

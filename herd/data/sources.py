@@ -23,7 +23,7 @@ class Source:
     what: str
     """What the data stage takes from it."""
     role: str
-    """`text`, `pictures`, `names`, `clips` or `chats`. Without any text or any picture there is nothing to train on."""
+    """`text`, `pictures`, `names`, `clips`, `chats` or `model`. Without text or pictures nothing can be trained."""
     keep: tuple[str, ...]
     """Patterns of the members that are kept in the cache (`*` also matches `/`); the rest is not unpacked."""
     drop: tuple[str, ...] = ()

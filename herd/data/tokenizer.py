@@ -5,7 +5,7 @@ library, whose tokenizer.json transformers opens as it stands.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Backend
 
 from herd.config import SpecialIds
 from herd.core.errors import HerdError
-from herd.core.files import write_atomic, write_json
+from herd.core.files import read_json, write_atomic, write_json
 
 SPECIAL_TOKENS = (
     "<|begin_of_text|>",
@@ -54,20 +54,33 @@ PATTERN = "|".join(
 """The split before BPE of the released tokenizer."""
 
 
-class Tokenizer:
-    """Text to ids and back."""
+LLAMA_4_NAMES = {
+    "bos_token": "<|begin_of_text|>",
+    "eos_token": "<|eot|>",
+    "pad_token": "<|finetune_right_pad|>",
+}
+"""The offices that special_tokens_map.json gives to tokens."""
 
-    def __init__(self, backend: Backend) -> None:
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Of a model that does not speak Llama 4's format, `template` is its own chat template, and `names` its tokens by
+    office (`bos_token`, `eos_token`, …).
+    """
+
+    def __init__(self, backend: Backend, *, template: str | None = None, names: dict[str, str] | None = None) -> None:
         # Two views: one that sees special tokens as text (the default), the backend itself sees them as tokens.
         self._marked = backend
         self._plain = Backend.from_str(backend.to_str())
         self._plain.encode_special_tokens = True
         self.vocab_size = backend.get_vocab_size()
-        found = {token: backend.token_to_id(token) for token in SPECIAL_TOKENS}
-        missing = [token for token, index in found.items() if index is None]
-        if missing:
+        self.template, self.names = template, names or LLAMA_4_NAMES
+        added = backend.get_added_tokens_decoder()
+        self.special: dict[str, int] = {str(token): index for index, token in added.items() if token.special}
+        missing = [token for token in SPECIAL_TOKENS if token not in self.special]
+        if missing and template is None:
             raise HerdError(f"the tokenizer lacks the special tokens {', '.join(missing)}")
-        self.special: dict[str, int] = {token: index for token, index in found.items() if index is not None}
 
     @property
     def ids(self) -> SpecialIds:
@@ -92,6 +105,10 @@ class Tokenizer:
             ids += [self.special[part]] if part in allowed_special else self.encode(part)
         return ids
 
+    def encode_marked(self, text: str) -> list[int]:
+        """Ids of a text of our own making, in which every control token is meant as such."""
+        return list(self._marked.encode(text, add_special_tokens=False).ids)
+
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` of each text, on all cores."""
         return [list(e.ids) for e in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
@@ -100,27 +117,29 @@ class Tokenizer:
         """Text of `ids`; bytes that are no whole character become U+FFFD."""
         return str(self._marked.decode(ids, skip_special_tokens=skip_special))
 
+    def with_special(self, tokens: Sequence[str]) -> "Tokenizer":
+        """The same tokenizer with more special tokens, behind all others."""
+        backend = Backend.from_str(self._marked.to_str())
+        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+        return Tokenizer(backend, template=self.template, names=self.names)
+
     def save(self, folder: Path) -> None:
         """tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja."""
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "tokenizer.json", self._marked.to_str())
-        names = {
-            "bos_token": "<|begin_of_text|>",
-            "eos_token": "<|eot|>",
-            "pad_token": "<|finetune_right_pad|>",
-        }
-        write_json(folder / "special_tokens_map.json", names)
+        write_json(folder / "special_tokens_map.json", self.names)
         write_json(
             folder / "tokenizer_config.json",
             {
-                **names,
+                **self.names,
                 "tokenizer_class": "PreTrainedTokenizerFast",
                 "processor_class": "Llama4Processor",
                 "clean_up_tokenization_spaces": False,
                 "model_input_names": ["input_ids", "attention_mask"],
             },
         )
-        template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+        own = Path(__file__).with_name("chat_template.jinja")
+        template = own.read_text(encoding="utf-8") if self.template is None else self.template
         write_atomic(folder / "chat_template.jinja", template)
 
     @staticmethod
@@ -130,11 +149,14 @@ class Tokenizer:
         if not path.exists():
             raise HerdError(f"{path} is missing: is {folder} a complete folder?")
         try:
-            return Tokenizer(Backend.from_file(str(path)))
-        except HerdError:
-            raise
+            backend = Backend.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise HerdError(f"{path} is not a readable tokenizer ({error})") from None
+        template = folder / "chat_template.jinja"
+        if backend.token_to_id("<|header_start|>") is None and template.exists():
+            names = read_json(folder / "special_tokens_map.json")
+            return Tokenizer(backend, template=template.read_text(encoding="utf-8"), names=names)
+        return Tokenizer(backend)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -63,14 +63,16 @@ class Model:
     def encode(self, prompts: Sequence[Prompt]) -> Images | None:
         """Vision features of all pictures of prompts that lie end to end in a pack; None without pictures."""
         pixels = [tiles.pixels for prompt in prompts for tiles in prompt.tiles]
+        vision, patch = self.transformer.vision, self.config.special.patch
+        if vision is None or patch is None:
+            return None  # the processor has refused pictures
         ids = torch.tensor([token for prompt in prompts for token in prompt.token_ids])
-        rows = torch.nonzero(ids == self.config.special.patch)[:, 0]
-        expected = sum(map(len, pixels)) * self.config.vision.tokens_per_tile
+        rows = torch.nonzero(ids == patch)[:, 0]
+        expected = sum(map(len, pixels)) * vision.config.tokens_per_tile
         if len(rows) != expected:
             raise HerdError(f"{len(rows)} patch tokens stand in the prompt, its pictures have {expected}")
         if not pixels:
             return None
-        vision = self.transformer.vision
         dtype = vision.projector.weight.dtype
         parts = [vision(normalise(part).to(dtype)).flatten(0, 1) for part in torch.cat(pixels).split(256)]
         return Images(tiles=torch.cat(parts), rows=rows, encoded=True)
@@ -89,9 +91,9 @@ def load(folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.
         raise HerdError(f"{folder} is not a folder: give the folder of a model, such as runs/tiny/sft")
     transformer = huggingface.load(folder, dtype=dtype, device=device)
     tokenizer = Tokenizer.load(folder)
-    if tokenizer.vocab_size != transformer.config.vocab_size:
-        raise HerdError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, config.json {transformer.config.vocab_size}"
-        )
+    # A kin's embedding may have rows to spare, for the sake of round numbers.
+    rows, spare = transformer.config.vocab_size, tokenizer.template is not None
+    if tokenizer.vocab_size > rows or (tokenizer.vocab_size < rows and not spare):
+        raise HerdError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, config.json {rows}")
     config = transformer.config
     return Model(config=config, transformer=transformer, tokenizer=tokenizer, processor=ImageProcessor(config.vision))

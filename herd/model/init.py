@@ -1,11 +1,10 @@
 """First weights. Every matrix keeps the scale of its input; residual branches begin at zero."""
 
 import torch
+from torch import nn
 
-from herd.model.transformer import Transformer
 
-
-def initialise(model: Transformer, generator: torch.Generator) -> None:
+def initialise(model: nn.Module, generator: torch.Generator) -> None:
     """Fill all parameters in place, in the order of their names' definition."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():

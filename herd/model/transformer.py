@@ -59,7 +59,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.vision = VisionEncoder(config.vision, config.dim)
+        self.vision = VisionEncoder(config.vision, config.dim) if config.vision else None
         self.layers = nn.ModuleList([Layer(config, layer) for layer in range(config.num_layers)])
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.unembedding = nn.Linear(config.dim, config.vocab_size, bias=False)
@@ -80,6 +80,7 @@ class Transformer(nn.Module):
         """
         x_ND = self.embedding(tokens_N)
         if images is not None:
+            assert self.vision is not None, "ImageProcessor refuses pictures for a model of text alone"
             features = images.tiles if images.encoded else self.vision(images.tiles.to(x_ND.dtype)).flatten(0, 1)
             x_ND = x_ND.index_copy(0, images.rows, features.to(x_ND.dtype))
         shared = plan(positions_N, starts_S, self.config, cached=cache is not None)

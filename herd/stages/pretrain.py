@@ -21,7 +21,8 @@ def pretrain(config: PretrainConfig, model: Path, data: Path, out: Path) -> Path
     tokenizer = Tokenizer.load(model)
     network = huggingface.load(model, dtype=torch.bfloat16).requires_grad_(True)
     # The encoder has learnt its part; the language model learns to read it, at three quarters of the cost.
-    network.vision.requires_grad_(False)
+    if network.vision is not None:
+        network.vision.requires_grad_(False)
     batches = PretrainBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
     train(network, batches, language_loss(config.balance_coefficient), config, stage)
     return save_model(network, tokenizer, stage)
@@ -40,7 +41,7 @@ def count_parameters(model: Transformer) -> dict[str, int]:
     """In all, of the encoder, and those that one token of text visits."""
     moe = model.config.moe
     total = sum(p.numel() for p in model.parameters())
-    vision = sum(p.numel() for p in model.vision.parameters())
+    vision = sum(p.numel() for p in model.vision.parameters()) if model.vision is not None else 0
     routed = sum(p.numel() for n, p in model.named_parameters() if n.endswith(("EDF", "EFD")))
     idle = routed * (moe.num_experts - moe.top_k) // moe.num_experts
     return {"total": total, "vision": vision, "active": total - vision - idle}

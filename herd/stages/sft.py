@@ -20,7 +20,8 @@ def sft(config: SftConfig, model: Path, data: Path, out: Path) -> Path:
     stage = Stage("sft", out, config=config, parents={"model": model, "data": data})
     tokenizer = Tokenizer.load(model)
     network = huggingface.load(model, dtype=torch.bfloat16).requires_grad_(True)
-    network.vision.requires_grad_(False)  # as in pre-training
+    if network.vision is not None:
+        network.vision.requires_grad_(False)  # as in pre-training
     batches = SftBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
     train(network, batches, language_loss(config.balance_coefficient), config, stage)
     return save_model(network, tokenizer, stage)

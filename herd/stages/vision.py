@@ -138,12 +138,13 @@ def vision(config: VisionStageConfig, data: Path, out: Path) -> Path:
     processor = ImageProcessor(shape.vision)
     shelf = PictureShelf(data, processor)
     names = [{lang: tokenizer.encode(name) for lang, name in names.items()} for names in shelf.things]
-    num_tokens = shape.vision.tokens_per_tile
+    num_tokens = processor.config.tokens_per_tile
     weights_RV = name_weights(names, shape.vocab_size, num_tokens)
     first_names = [str(min(name.items())) for name in shelf.things]
     group_P = torch.from_numpy(np.unique(first_names, return_inverse=True)[1])
 
     def loss_fn(model: Transformer, batch: Views) -> tuple[Tensor, dict[str, object]]:
+        assert model.vision is not None
         hidden_BQD = model.norm(model.vision(batch.tiles.to(torch.bfloat16)))
         names_QPD = torch.sparse.mm(weights_RV, model.unembedding.weight.float()).unflatten(0, (num_tokens, -1))
         drawn, nearest = contrastive_loss(hidden_BQD, names_QPD, batch.thing_B, group_P, config.sharpness)

@@ -72,6 +72,25 @@ def test_logits_equal_transformers_across_chunk_edges_with_pictures(config: Mode
     assert difference.abs().max() <= 1e-5
 
 
+def test_a_model_of_text_alone_opens_as_a_causal_model_with_the_same_logits(tmp_path: Path) -> None:
+    special = SpecialIds(bos=1, end_of_text=2, eom=4, eot=4, pad=5)
+    model = random_model(small(vision=None, special=special, nope_every=5), seed=1)
+    huggingface.save(model, tmp_path, dtype=torch.float32)
+    huggingface.save_processor(model.config, tmp_path)
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, output_loading_info=True
+    )
+    assert type(theirs).__name__ == "Llama4ForCausalLM"
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    ours = huggingface.load(tmp_path)
+    assert ours.config == model.config
+    ids = torch.randint(10, 300, (75,), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        hidden = ours(ids, positions_N=torch.arange(75), starts_S=torch.tensor([0, 75]))
+        difference = ours.unembed(hidden) - theirs(input_ids=ids[None]).logits[0]
+    assert difference.abs().max() <= 1e-5
+
+
 def test_a_packed_document_gives_the_logits_it_gives_alone(tmp_path: Path) -> None:
     model = random_model(small(), seed=4)
     lengths = [5, 33, 1, 64, 17]

@@ -36,6 +36,38 @@ def config_to_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         }
     name = str(dtype).removeprefix("torch.")
     ids = {"bos_token_id": special.bos, "eos_token_id": list(special.stop), "pad_token_id": special.pad}
+    text = {
+        "model_type": "llama4_text",
+        "dtype": name,
+        **ids,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": moe.ffn_dim,
+        "intermediate_size_mlp": config.dense_ffn_dim,
+        "num_local_experts": moe.num_experts,
+        "num_experts_per_tok": moe.top_k,
+        "interleave_moe_layer_step": moe.every,
+        "moe_layers": [layer for layer in range(config.num_layers) if config.is_moe(layer)],
+        "no_rope_layers": [int(not config.is_global(layer)) for layer in range(config.num_layers)],
+        "no_rope_layer_interval": config.nope_every,
+        "attention_chunk_size": config.chunk_size,
+        "use_qk_norm": config.qk_norm,
+        "attn_temperature_tuning": config.temperature,
+        "floor_scale": config.temperature_floor,
+        "attn_scale": config.temperature_scale,
+        "rope_parameters": rope,
+        "rms_norm_eps": config.norm_eps,
+        "max_position_embeddings": config.max_positions,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+    }
+    if vision is None:
+        return {"architectures": ["Llama4ForCausalLM"], **text}
     return {
         "architectures": ["Llama4ForConditionalGeneration"],
         "model_type": "llama4",
@@ -45,36 +77,7 @@ def config_to_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         "image_token_index": special.patch,
         "tie_word_embeddings": False,
         **ids,
-        "text_config": {
-            "model_type": "llama4_text",
-            "dtype": name,
-            **ids,
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.dim,
-            "num_hidden_layers": config.num_layers,
-            "num_attention_heads": config.num_heads,
-            "num_key_value_heads": config.num_kv_heads,
-            "head_dim": config.head_dim,
-            "intermediate_size": moe.ffn_dim,
-            "intermediate_size_mlp": config.dense_ffn_dim,
-            "num_local_experts": moe.num_experts,
-            "num_experts_per_tok": moe.top_k,
-            "interleave_moe_layer_step": moe.every,
-            "moe_layers": [layer for layer in range(config.num_layers) if config.is_moe(layer)],
-            "no_rope_layers": [int(not config.is_global(layer)) for layer in range(config.num_layers)],
-            "no_rope_layer_interval": config.nope_every,
-            "attention_chunk_size": config.chunk_size,
-            "use_qk_norm": config.qk_norm,
-            "attn_temperature_tuning": config.temperature,
-            "floor_scale": config.temperature_floor,
-            "attn_scale": config.temperature_scale,
-            "rope_parameters": rope,
-            "rms_norm_eps": config.norm_eps,
-            "max_position_embeddings": config.max_positions,
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "tie_word_embeddings": False,
-        },
+        "text_config": text,
         "vision_config": {
             "model_type": "llama4_vision_model",
             "image_size": vision.image_size,
@@ -96,31 +99,38 @@ def config_to_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def config_from_json(folder: Path) -> ModelConfig:
-    """Read config.json (and the tile limit from preprocessor_config.json); refuse values that Herd cannot honour."""
+    """Read config.json (and the tile limit from preprocessor_config.json); refuse values that Herd cannot honour.
+
+    A folder of `llama4_text` is a model of text alone and has no preprocessor.
+    """
     raw = read_json(folder / "config.json")
-    if raw.get("model_type") != "llama4":
-        raise HerdError(f"{folder / 'config.json'}: model_type={raw.get('model_type')!r} is not 'llama4'")
+    kind = raw.get("model_type")
+    if kind not in {"llama4", "llama4_text"}:
+        raise HerdError(
+            f"{folder / 'config.json'}: model_type={kind!r} is not 'llama4' (`herd adopt` brings dense Llamas home)"
+        )
+    processor = read_json(folder / "preprocessor_config.json") if kind == "llama4" else None
     try:
-        return _config(raw, read_json(folder / "preprocessor_config.json"), folder)
+        return _config(raw, processor, folder)
     except (KeyError, TypeError) as error:
         raise HerdError(f"{folder / 'config.json'} is not a complete Llama 4 configuration: {error!r}") from None
 
 
-def _config(raw: dict[str, Any], processor: dict[str, Any], folder: Path) -> ModelConfig:
-    text, vision = raw["text_config"], raw["vision_config"]
+def _config(raw: dict[str, Any], processor: dict[str, Any] | None, folder: Path) -> ModelConfig:
+    text, vision = (raw["text_config"], raw["vision_config"]) if processor is not None else (raw, None)
     rope = text["rope_parameters"]
-    eos = raw["eos_token_id"]
+    eos = raw["eos_token_id"]  # fewer than three where one token has several of the offices
     config = ModelConfig(
         vocab_size=text["vocab_size"],
         special=SpecialIds(
             bos=raw["bos_token_id"],
             end_of_text=eos[0],
-            eom=eos[1],
-            eot=eos[2],
+            eom=eos[min(1, len(eos) - 1)],
+            eot=eos[-1],
             pad=raw["pad_token_id"],
-            image_start=raw["boi_token_index"],
-            image_end=raw["eoi_token_index"],
-            patch=raw["image_token_index"],
+            image_start=raw["boi_token_index"] if vision else None,
+            image_end=raw["eoi_token_index"] if vision else None,
+            patch=raw["image_token_index"] if vision else None,
         ),
         dim=text["hidden_size"],
         num_layers=text["num_hidden_layers"],
@@ -144,7 +154,9 @@ def _config(raw: dict[str, Any], processor: dict[str, Any], folder: Path) -> Mod
             max_tiles=processor["max_patches"],
             rope_theta=vision["rope_parameters"]["rope_theta"],
             norm_eps=vision["norm_eps"],
-        ),
+        )
+        if processor is not None and vision is not None
+        else None,
         nope_every=text["no_rope_layer_interval"],
         chunk_size=text["attention_chunk_size"],
         qk_norm=text["use_qk_norm"],
@@ -164,10 +176,12 @@ def _config(raw: dict[str, Any], processor: dict[str, Any], folder: Path) -> Mod
         max_positions=text["max_position_embeddings"],
     )
     written = config_to_json(config, torch.float32)
-    for part in ("text_config", "vision_config"):
-        for key, value in raw[part].items():
-            if key in written[part] and key != "dtype" and written[part][key] != value:
-                raise HerdError(f"{folder / 'config.json'}: {part}.{key}={value!r} is not supported")
+    for part, values in (("text_config.", text), ("vision_config.", vision or {})):
+        supported = written[part[:-1]] if vision else written
+        for key, value in values.items():
+            if key in supported and key not in {"dtype", "architectures"} and supported[key] != value:
+                place = f"{part if vision else ''}{key}"
+                raise HerdError(f"{folder / 'config.json'}: {place}={value!r} is not supported")
     return config
 
 
@@ -190,33 +204,15 @@ def _rows(names: tuple[str, ...], sizes: list[int]) -> Rule:
 
 def rules(config: ModelConfig) -> dict[str, Rule]:
     """For every parameter of `Transformer`, where it stands in a Hugging Face folder."""
-    text, vision = "language_model.model", "vision_model"
+    inside = "language_model." if config.vision else ""
+    text = f"{inside}model"
     heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
     table = {
         "embedding.weight": _plain(f"{text}.embed_tokens.weight"),
         "norm.weight": _plain(f"{text}.norm.weight"),
-        "unembedding.weight": _plain("language_model.lm_head.weight"),
-        "vision.patches.weight": _plain(f"{vision}.patch_embedding.linear.weight"),
-        "vision.class_token": _plain(f"{vision}.class_embedding"),
-        "vision.positions": _plain(f"{vision}.positional_embedding_vlm"),
-        "vision.adapter_in.weight": _plain(f"{vision}.vision_adapter.mlp.fc1.weight"),
-        "vision.adapter_out.weight": _plain(f"{vision}.vision_adapter.mlp.fc2.weight"),
-        "vision.projector.weight": _plain("multi_modal_projector.linear_1.weight"),
+        "unembedding.weight": _plain(f"{inside}lm_head.weight"),
+        **(vision_rules(config.vision) if config.vision else {}),
     }
-    for ours, theirs in (("norm_before", "layernorm_pre"), ("norm_after", "layernorm_post")):
-        for kind in ("weight", "bias"):
-            table[f"vision.{ours}.{kind}"] = _plain(f"{vision}.{theirs}.{kind}")
-    for layer in range(config.vision.num_layers):
-        here, there = f"vision.layers.{layer}", f"{vision}.model.layers.{layer}"
-        for kind in ("weight", "bias"):
-            table[f"{here}.attention_norm.{kind}"] = _plain(f"{there}.input_layernorm.{kind}")
-            table[f"{here}.mlp_norm.{kind}"] = _plain(f"{there}.post_attention_layernorm.{kind}")
-            table[f"{here}.qkv.{kind}"] = _rows(
-                tuple(f"{there}.self_attn.{x}_proj.{kind}" for x in "qkv"), [config.vision.dim] * 3
-            )
-            table[f"{here}.out.{kind}"] = _plain(f"{there}.self_attn.o_proj.{kind}")
-            table[f"{here}.up.{kind}"] = _plain(f"{there}.mlp.fc1.{kind}")
-            table[f"{here}.down.{kind}"] = _plain(f"{there}.mlp.fc2.{kind}")
     for layer in range(config.num_layers):
         here, there = f"layers.{layer}", f"{text}.layers.{layer}"
         table[f"{here}.attention_norm.weight"] = _plain(f"{there}.input_layernorm.weight")
@@ -238,6 +234,34 @@ def rules(config: ModelConfig) -> dict[str, Rule]:
             (f"{theirs}.gate_proj.weight", f"{theirs}.up_proj.weight"), [hidden, hidden]
         )
         table[f"{ours}.down.weight"] = _plain(f"{theirs}.down_proj.weight")
+    return table
+
+
+def vision_rules(config: VisionConfig) -> dict[str, Rule]:
+    """The same for the encoder, its adapter and its projector."""
+    vision = "vision_model"
+    table = {
+        "vision.patches.weight": _plain(f"{vision}.patch_embedding.linear.weight"),
+        "vision.class_token": _plain(f"{vision}.class_embedding"),
+        "vision.positions": _plain(f"{vision}.positional_embedding_vlm"),
+        "vision.adapter_in.weight": _plain(f"{vision}.vision_adapter.mlp.fc1.weight"),
+        "vision.adapter_out.weight": _plain(f"{vision}.vision_adapter.mlp.fc2.weight"),
+        "vision.projector.weight": _plain("multi_modal_projector.linear_1.weight"),
+    }
+    for ours, theirs in (("norm_before", "layernorm_pre"), ("norm_after", "layernorm_post")):
+        for kind in ("weight", "bias"):
+            table[f"vision.{ours}.{kind}"] = _plain(f"{vision}.{theirs}.{kind}")
+    for layer in range(config.num_layers):
+        here, there = f"vision.layers.{layer}", f"{vision}.model.layers.{layer}"
+        for kind in ("weight", "bias"):
+            table[f"{here}.attention_norm.{kind}"] = _plain(f"{there}.input_layernorm.{kind}")
+            table[f"{here}.mlp_norm.{kind}"] = _plain(f"{there}.post_attention_layernorm.{kind}")
+            table[f"{here}.qkv.{kind}"] = _rows(
+                tuple(f"{there}.self_attn.{x}_proj.{kind}" for x in "qkv"), [config.dim] * 3
+            )
+            table[f"{here}.out.{kind}"] = _plain(f"{there}.self_attn.o_proj.{kind}")
+            table[f"{here}.up.{kind}"] = _plain(f"{there}.mlp.fc1.{kind}")
+            table[f"{here}.down.{kind}"] = _plain(f"{there}.mlp.fc2.{kind}")
     return table
 
 
@@ -314,8 +338,20 @@ def load(folder: Path, *, dtype: torch.dtype | None = None, device: torch.device
 
 
 def save_processor(config: ModelConfig, folder: Path) -> None:
-    """preprocessor_config.json, processor_config.json and generation_config.json."""
-    vision, special = config.vision, config.special
+    """generation_config.json; and for pictures preprocessor_config.json and processor_config.json."""
+    special = config.special
+    write_json(
+        folder / "generation_config.json",
+        {
+            "bos_token_id": special.bos,
+            "eos_token_id": list(special.stop),
+            "pad_token_id": special.pad,
+            "do_sample": False,
+        },
+    )
+    vision = config.vision
+    if vision is None:
+        return
     image_processor = {
         "image_processor_type": "Llama4ImageProcessorFast",
         "processor_class": "Llama4Processor",
@@ -340,14 +376,5 @@ def save_processor(config: ModelConfig, folder: Path) -> None:
             "pixel_shuffle_ratio": 0.5,
             "image_token": "<|image|>",
             "fake_image_token": "<|image|>",
-        },
-    )
-    write_json(
-        folder / "generation_config.json",
-        {
-            "bos_token_id": special.bos,
-            "eos_token_id": list(special.stop),
-            "pad_token_id": special.pad,
-            "do_sample": False,
         },
     )

@@ -1,0 +1,156 @@
+"""The tokenizer and the chat template that a dense Llama brings along, with the offices of its tokens."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
+
+from herd.config import SpecialIds
+from herd.core.errors import HerdError
+from herd.core.files import read_json
+from herd.data.tokenizer import Tokenizer
+
+CONTINUE = "{{- bos_token }}{%- for message in messages %}{{- message['content'] }}{%- endfor %}"
+"""The template of a base model, which has none: it goes on with what is said."""
+PICTURE_TOKENS = (
+    "<|image_start|>",
+    "<|image_end|>",
+    "<|tile_x_separator|>",
+    "<|tile_y_separator|>",
+    "<|image|>",
+    "<|patch|>",
+)
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
+def _byte_level(*, split: bool) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split)
+
+
+SPLITS = {
+    "gpt-2": [_byte_level(split=True)],
+    "smollm": [pre_tokenizers.Digits(individual_digits=True), _byte_level(split=True)],
+    "llama-bpe": [pre_tokenizers.Split(Regex(LLAMA_3), behavior="isolated"), _byte_level(split=False)],
+}
+"""By `tokenizer.ggml.pre`, as llama.cpp's llama-vocab.cpp splits before BPE."""
+CONTROL, USER_DEFINED = 3, 4
+
+
+def from_gguf(metadata: Mapping[str, Any], *, where: str) -> tuple[Tokenizer, SpecialIds]:
+    """Tokenizer and special ids of a GGUF with a byte-level BPE vocabulary.
+
+    Raises HerdError for another kind, for a split that is not known here, and for a vocabulary that is not there.
+    """
+
+    def field(name: str) -> Any:
+        return metadata.get(f"tokenizer.ggml.{name}")
+
+    kind, split, tokens = field("model"), field("pre"), field("tokens")
+    if kind != "gpt2" or tokens is None or field("merges") is None:
+        raise HerdError(
+            f"{where}: tokenizer of kind {kind!r} is not read, only byte-level BPE ('gpt2'): adopt a folder"
+        )
+    if split not in SPLITS:
+        raise HerdError(f"{where}: tokenizer.ggml.pre={split!r} is none of {', '.join(SPLITS)}: adopt a folder")
+    merges = [tuple(merge.split(" ", 1)) for merge in field("merges")]
+    model = models.BPE(
+        vocab={token: index for index, token in enumerate(tokens)}, merges=merges, ignore_merges=split == "llama-bpe"
+    )
+    backend = Backend(model)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(SPLITS[split])
+    backend.decoder = decoders.ByteLevel()
+    types = field("token_type") or []
+    backend.add_tokens(
+        [
+            AddedToken(token, special=kind == CONTROL, normalized=False)
+            for token, kind in zip(tokens, types, strict=False)
+            if kind in {CONTROL, USER_DEFINED}
+        ]
+    )
+    eos = field("eos_token_id")
+    if eos is None:
+        raise HerdError(f"{where}: tokenizer.ggml.eos_token_id is missing: nothing would end an answer")
+    bos, eot, eom = field("bos_token_id"), field("eot_token_id"), field("eom_token_id")
+    # llama.cpp ends at this one too, whatever the file calls the end of a sequence.
+    end_of_text = tokens.index("<|endoftext|>") if "<|endoftext|>" in tokens else eos
+    eot = eos if eot is None else eot
+    pad = field("padding_token_id")
+    special = SpecialIds(
+        bos=eos if bos is None else bos,
+        end_of_text=end_of_text if end_of_text != eot else eos,
+        eom=eot if eom is None else eom,
+        eot=eot,
+        pad=eos if pad is None else pad,
+    )
+    if field("add_bos_token"):
+        start = tokens[special.bos]
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{start} $A", pair=f"{start} $A {start}:1 $B:1", special_tokens=[(start, special.bos)]
+        )
+    names = {"bos_token": tokens[special.bos], "eos_token": tokens[special.eot], "pad_token": tokens[special.pad]}
+    template = metadata.get("tokenizer.chat_template", CONTINUE)
+    return Tokenizer(backend, template=template, names=names), special
+
+
+def from_folder(folder: Path) -> tuple[Tokenizer, SpecialIds]:
+    """Tokenizer and special ids of a Hugging Face folder."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise HerdError(f"{path} is missing: open the tokenizer in transformers and `save_pretrained` it there")
+    try:
+        backend = Backend.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise HerdError(f"{path} is not a readable tokenizer ({error})") from None
+    config, generation, told, mapped = (
+        read_json(folder / f"{name}.json") if (folder / f"{name}.json").exists() else {}
+        for name in ("config", "generation_config", "tokenizer_config", "special_tokens_map")
+    )
+
+    def office(name: str) -> str | None:
+        token = mapped.get(name) or told.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        return token if isinstance(token, str) and backend.token_to_id(token) is not None else None
+
+    ends = generation.get("eos_token_id", config.get("eos_token_id"))
+    ends = [ends] if isinstance(ends, int) else ends
+    if not ends or len(ends) > 3:
+        raise HerdError(f"{folder}: eos_token_id={ends!r} must name one to three tokens that end an answer")
+    bos, pad = config.get("bos_token_id"), config.get("pad_token_id")
+    special = SpecialIds(
+        bos=ends[-1] if bos is None else bos,
+        end_of_text=ends[0],
+        eom=ends[min(1, len(ends) - 1)],
+        eot=ends[-1],
+        pad=ends[-1] if pad is None else pad,
+    )
+    named = {name: office(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    names = {name: token for name, token in named.items() if token is not None}
+    return Tokenizer(backend, template=_template(folder, told), names=names), special
+
+
+def _template(folder: Path, told: dict[str, Any]) -> str:
+    """The folder's chat template, wherever it stands: a file of its own, or an entry of tokenizer_config.json."""
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    template = told.get("chat_template") or CONTINUE
+    if isinstance(template, list):  # several by name
+        template = next((entry["template"] for entry in template if entry["name"] == "default"), CONTINUE)
+    return str(template)
+
+
+def with_picture_tokens(tokenizer: Tokenizer, special: SpecialIds) -> tuple[Tokenizer, SpecialIds]:
+    """The same with tokens for pictures, behind all ids that are there."""
+    more = tokenizer.with_special(PICTURE_TOKENS)
+    return more, replace(
+        special,
+        image_start=more.special["<|image_start|>"],
+        image_end=more.special["<|image_end|>"],
+        patch=more.special["<|patch|>"],
+    )

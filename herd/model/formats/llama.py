@@ -1,0 +1,246 @@
+"""A dense Llama checkpoint, read as the Llama 4 model of text alone that it becomes.
+
+Two forms: a Hugging Face folder (model_type `llama`, safetensors) and a GGUF of architecture `llama`, dequantised. What
+the Llama 4 layout has no place for (biases, other activations, other kinds of RoPE scaling) is refused by name.
+"""
+
+# D width, F hidden width, H heads, K key heads, C head width, V vocabulary
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from herd.config import ModelConfig, MoEConfig, RopeScaling, SpecialIds
+from herd.core.errors import HerdError
+from herd.core.files import read_json
+from herd.model.attention import rope_angles
+
+LAYER_PARTS = (
+    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+    *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm"),
+)
+GGUF_PARTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "attn_norm", "ffn_norm")
+"""The tensors of a layer as Hugging Face and GGUF call them, in one order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """A dense checkpoint whose names and shapes have been checked."""
+
+    config: ModelConfig
+    """The model of text alone that it becomes: one expert beside its feed-forward, no NoPE layer, no QK norm."""
+    read: Callable[[str], Tensor]
+    """A tensor by its name in the Hugging Face layout."""
+    tied: bool
+    """The unembedding is the embedding."""
+    interleaved: bool
+    """Rows of q and k are already laid out for rotation of neighbouring channels (GGUF), not of halves."""
+    dtype: torch.dtype
+    """In which every weight can be kept without loss."""
+
+    def matrix(self, name: str) -> Tensor:
+        """A tensor of the checkpoint; q and k with the channels of a pair next to each other."""
+        tensor = self.read(name)
+        if self.interleaved or not name.endswith(("q_proj.weight", "k_proj.weight")):
+            return tensor
+        halves = tensor.unflatten(0, (-1, 2, self.config.head_dim // 2))
+        return halves.transpose(1, 2).flatten(0, 2)
+
+
+def dense_config(raw: Mapping[str, Any], special: SpecialIds, *, where: str) -> ModelConfig:
+    """The configuration of `LlamaForCausalLM` as ours; absent values are transformers' defaults."""
+    kind = raw.get("model_type")
+    if kind != "llama":
+        raise HerdError(f"{where}: architecture {kind!r} is not adopted, only dense Llama ('llama') is")
+    for key, wanted, reason in (
+        ("attention_bias", False, "the Llama 4 layout has no biases in attention"),
+        ("mlp_bias", False, "the Llama 4 layout has no biases in its feed-forwards"),
+        ("hidden_act", "silu", "the Llama 4 layout knows SwiGLU alone"),
+        ("partial_rotary_factor", 1, "the Llama 4 layout rotates whole heads"),
+        ("quantization_config", None, "adopt the weights from before they were quantised"),
+    ):
+        if raw.get(key, wanted) != wanted:
+            raise HerdError(f"{where}: {key}={raw[key]!r} cannot come along: {reason}")
+    needed = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    for key in (*needed, "max_position_embeddings"):
+        if type(raw.get(key)) is not int or raw[key] < 1:
+            raise HerdError(f"{where} is not a complete Llama configuration: {key}={raw.get(key)!r}")
+    try:
+        heads, dim, max_positions = raw["num_attention_heads"], raw["hidden_size"], raw["max_position_embeddings"]
+        return ModelConfig(
+            vocab_size=raw["vocab_size"],
+            special=special,
+            dim=dim,
+            num_layers=raw["num_hidden_layers"],
+            num_heads=heads,
+            num_kv_heads=raw.get("num_key_value_heads") or heads,
+            head_dim=raw.get("head_dim") or dim // heads,
+            dense_ffn_dim=raw["intermediate_size"],
+            moe=MoEConfig(num_experts=1, ffn_dim=raw["intermediate_size"]),
+            vision=None,
+            nope_every=raw["num_hidden_layers"] + 1,
+            chunk_size=max_positions,
+            qk_norm=False,
+            temperature=False,
+            rope_theta=_rope(raw).get("rope_theta", 10_000.0),
+            rope_scaling=_scaling(_rope(raw), where),
+            norm_eps=raw.get("rms_norm_eps", 1e-6),
+            max_positions=max_positions,
+        )
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise HerdError(f"{where} is not a complete Llama configuration: {error!r}") from None
+
+
+def _rope(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_parameters` as transformers 5 writes it; before that `rope_theta` stood beside `rope_scaling`."""
+    theta = {"rope_theta": raw["rope_theta"]} if "rope_theta" in raw else {}
+    return {**theta, **(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
+
+
+def _scaling(rope: Mapping[str, Any], where: str) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise HerdError(f"{where}: RoPE scaling of type {kind!r} has no place in the Llama 4 layout, only 'llama3' has")
+    return RopeScaling(
+        factor=rope["factor"],
+        low_freq_factor=rope["low_freq_factor"],
+        high_freq_factor=rope["high_freq_factor"],
+        original_max_positions=rope["original_max_position_embeddings"],
+    )
+
+
+def shapes(config: ModelConfig, *, tied: bool) -> dict[str, tuple[int, ...]]:
+    """Name in the Hugging Face layout and shape of every tensor of a dense Llama."""
+    dim, hidden = config.dim, config.moe.ffn_dim
+    q, k = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    of_layer = ((q, dim), (k, dim), (k, dim), (dim, q), (hidden, dim), (hidden, dim), (dim, hidden), (dim,), (dim,))
+    ends = ("model.embed_tokens.weight", *(() if tied else ("lm_head.weight",)))
+    return {
+        **dict.fromkeys(ends, (config.vocab_size, dim)),
+        "model.norm.weight": (dim,),
+        **{
+            f"model.layers.{layer}.{part}.weight": shape
+            for layer in range(config.num_layers)
+            for part, shape in zip(LAYER_PARTS, of_layer, strict=True)
+        },
+    }
+
+
+def check(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], *, where: str) -> None:
+    """Raises HerdError that names tensors which are missing, have another shape, or have no place."""
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [
+        f"{name} has shape {found[name]} and not {shape}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    problems += [f"{name} has no place in the Llama 4 layout" for name in found if name not in wanted]
+    if problems:
+        raise HerdError(f"{where}: {'; '.join(problems[:4])}" + (" …" if len(problems) > 4 else ""))
+
+
+def read_folder(folder: Path, special: SpecialIds) -> Dense:
+    """Open a Hugging Face folder of `LlamaForCausalLM`; tensors are read when asked for."""
+    raw = read_json(folder / "config.json")
+    config = dense_config(raw, special, where=str(folder / "config.json"))
+    tied = bool(raw.get("tie_word_embeddings"))
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if not index.exists() and not single.exists():
+        raise HerdError(f"{folder} has no model.safetensors: weights in other forms are not read")
+    names = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else [single.name]
+    held: dict[str, Any] = {}
+    for path in (folder / name for name in names):
+        try:
+            file = safe_open(path, framework="pt", device="cpu")
+        except FileNotFoundError:
+            raise HerdError(f"{path} is missing: copy the folder again, whole") from None
+        except SafetensorError as error:
+            raise HerdError(f"{path} is damaged ({error}): copy the folder again, whole") from None
+        held |= dict.fromkeys(file.keys(), file)
+    # Buffers of old checkpoints, and the second name of what is one tensor.
+    held = {name: file for name, file in held.items() if not name.endswith("rotary_emb.inv_freq")}
+    if tied:
+        held.pop("lm_head.weight", None)
+    found = {name: tuple(file.get_slice(name).get_shape()) for name, file in held.items()}
+    check(shapes(config, tied=tied), found, where=str(folder))
+    kinds = {file.get_slice(name).get_dtype() for name, file in held.items()}
+    if not kinds <= {"BF16", "F16", "F32"}:
+        raise HerdError(f"{folder}: weights of type {', '.join(sorted(kinds))} are not read: adopt BF16, F16 or F32")
+    return Dense(
+        config=config,
+        read=lambda name: held[name].get_tensor(name),
+        tied=tied,
+        interleaved=False,
+        dtype=torch.bfloat16 if kinds == {"BF16"} else torch.float32,
+    )
+
+
+def read_gguf_llama(
+    metadata: Mapping[str, Any], arrays: Mapping[str, np.ndarray], special: SpecialIds, *, where: str
+) -> Dense:
+    """A GGUF of architecture `llama` by its metadata and its dequantised tensors."""
+    kind = metadata.get("general.architecture")
+    if metadata.get(f"{kind}.expert_count"):
+        raise HerdError(f"{where}: architecture {kind!r} with experts is not adopted, only dense Llama is")
+    scaling = metadata.get("llama.rope.scaling.type", "none")
+    rotated = metadata.get("llama.rope.dimension_count")
+    embedding = arrays.get("token_embd.weight")
+    raw = {
+        "model_type": kind,
+        "vocab_size": metadata.get("llama.vocab_size", 0 if embedding is None else len(embedding)),
+        "hidden_size": metadata.get("llama.embedding_length"),
+        "num_hidden_layers": metadata.get("llama.block_count"),
+        "num_attention_heads": metadata.get("llama.attention.head_count"),
+        "num_key_value_heads": metadata.get("llama.attention.head_count_kv"),
+        "head_dim": metadata.get("llama.attention.key_length", rotated),
+        "intermediate_size": metadata.get("llama.feed_forward_length"),
+        "max_position_embeddings": metadata.get("llama.context_length"),
+        "rms_norm_eps": metadata.get("llama.attention.layer_norm_rms_epsilon", 1e-5),
+        "rope_theta": metadata.get("llama.rope.freq_base", 10_000.0),
+        "rope_scaling": None if scaling == "none" else {"rope_type": scaling},
+    }
+    config = dense_config(raw, special, where=where)
+    if rotated is not None and rotated != config.head_dim:
+        raise HerdError(f"{where}: {rotated} of {config.head_dim} channels are rotated, the Llama 4 layout rotates all")
+    names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+    for layer in range(config.num_layers):
+        for theirs, part in zip(GGUF_PARTS, LAYER_PARTS, strict=True):
+            names[f"blk.{layer}.{theirs}"] = f"model.layers.{layer}.{part}"
+    names = {f"{theirs}.weight": f"{part}.weight" for theirs, part in names.items()}
+    held = {names.get(name, name): array for name, array in arrays.items()}
+    if (factors := held.pop("rope_freqs.weight", None)) is not None:
+        config = replace(config, rope_scaling=scaling_of(torch.tensor(factors), config, where=where))
+    tied = "lm_head.weight" not in held
+    check(shapes(config, tied=tied), {name: array.shape for name, array in held.items()}, where=where)
+    return Dense(
+        config=config,
+        read=lambda name: torch.from_numpy(np.array(held[name], np.float32)),
+        tied=tied,
+        interleaved=True,
+        dtype=torch.float32,
+    )
+
+
+def scaling_of(factors: Tensor, config: ModelConfig, *, where: str) -> RopeScaling:
+    """The llama3 scaling that divides the frequencies by `factors` [C / 2], which are all that a GGUF keeps of it.
+
+    Raises HerdError where Llama 3's own bounds (1, 4, of 8192 positions) do not give them back.
+    """
+    scaling = RopeScaling(
+        factor=round(float(factors.max()), 4), low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8192
+    )
+    plain, scaled = (
+        rope_angles(torch.ones(1, dtype=torch.int64), replace(config, rope_scaling=kind)).angle()[0]
+        for kind in (None, scaling)
+    )
+    if factors.shape != plain.shape or not torch.allclose(plain / scaled, factors.float(), rtol=1e-3):
+        raise HerdError(f"{where}: rope_freqs.weight is no scaling of Llama 3's kind")
+    return scaling
