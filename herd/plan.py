@@ -66,6 +66,8 @@ def count(config: ModelConfig) -> Counts:
 def count_vision(config: ModelConfig) -> int:
     """Parameters of the encoder with its adapter, and of the projector to the text width."""
     vision = config.vision
+    if vision is None:
+        return 0
     dim, adapter, norm = vision.dim, vision.adapter_dim, 2 * vision.dim
     attention = 4 * (dim * dim + dim)
     mlp = 2 * dim * vision.mlp_dim + dim + vision.mlp_dim

@@ -53,7 +53,9 @@ def ours(model: Transformer, requests: list[Request]) -> list[Tensor]:
     tokens_N = torch.cat([request.tokens_N for request in requests])
     sizes = [len(request.tokens_N) for request in requests]
     tiles = [request.tiles for request in requests if request.tiles is not None]
-    rows = torch.nonzero(tokens_N == model.config.special.patch)[:, 0]
+    patch = model.config.special.patch
+    assert patch is not None, "parity is shown of models that see"
+    rows = torch.nonzero(tokens_N == patch)[:, 0]
     hidden_ND = model(
         tokens_N,
         positions_N=torch.cat([torch.arange(size) for size in sizes]),
@@ -114,6 +116,7 @@ def in_meta(model: Transformer, longest: int) -> Any:
     from llama_models.llama4.model import Transformer as Reference
 
     config, vision, scaling = model.config, model.config.vision, model.config.rope_scaling
+    assert vision is not None, "Meta's model has an encoder always"
     assert config.head_dim * config.num_heads == config.dim, "the reference has no head width of its own"
     assert scaling is None or (scaling.low_freq_factor, scaling.original_max_positions) == (1.0, 8192)
     theirs = Reference(
@@ -223,14 +226,15 @@ def meta_parameters(model: Transformer) -> dict[str, Tensor]:
 def meta_peer(model: Transformer, longest: int) -> Peer:
     from llama_models.llama4.datatypes import MaskedEmbedding, TransformerInput
 
-    theirs = in_meta(model, longest)
+    theirs, patch = in_meta(model, longest), model.config.special.patch
+    assert patch is not None
 
     @torch.inference_mode()
     def logits(request: Request) -> Tensor:
         tokens = request.tokens_N[None]
         pictures = None
         if request.tiles is not None:
-            mask = (tokens == model.config.special.patch)[..., None]
+            mask = torch.eq(tokens, patch)[..., None]
             features = theirs.vision_embeddings([[request.tiles]], mask, theirs.tok_embeddings(tokens))
             pictures = MaskedEmbedding(embedding=features, mask=mask)
         told = theirs(TransformerInput(tokens=tokens, tokens_position=0, image_embedding=pictures))
@@ -243,10 +247,13 @@ def random_request(config: ModelConfig, texts: list[int], pictures: list[tuple[i
     """Runs of `texts[i]` random tokens, each followed by a picture cut to `pictures[i]` (rows, columns) of tiles."""
     assert len(pictures) <= len(texts)
     generator = torch.Generator().manual_seed(seed)
-    special, side = config.special, config.vision.image_size
+    special = config.special
+    assert config.vision is not None and special.patch is not None
+    assert special.image_start is not None and special.image_end is not None
+    side = config.vision.image_size
     processor = ImageProcessor(config.vision)
     ids = {"<|image_start|>": special.image_start, "<|image_end|>": special.image_end, "<|patch|>": special.patch}
-    taken = max(asdict(special).values()) + 1
+    taken = max(index for index in asdict(special).values() if index is not None) + 1
     tokens: list[int] = []
     tiles: list[Tensor] = []
     for text, shape in zip_longest(texts, pictures):

@@ -71,7 +71,7 @@ class Engine:
 
     def __init__(self, model: Model, *, num_slots: int, capacity: int) -> None:
         self.model, self.capacity = model, capacity
-        weight = model.transformer.unembedding.weight
+        weight = model.transformer.embedding.weight  # the unembedding may be packed
         self._cache = KVCache(
             model.config, num_slots=num_slots, capacity=capacity, dtype=weight.dtype, device=weight.device
         )

@@ -15,7 +15,7 @@ from herd.core.errors import HerdError
 from herd.data.chat import render_messages
 from herd.data.image import ImageProcessor, Tiles, normalise
 from herd.data.tokenizer import Tokenizer
-from herd.model.formats import huggingface
+from herd.model.formats import compressed, huggingface
 from herd.model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -85,11 +85,12 @@ class Model:
 
 
 def load(folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Model:
-    """Open a complete model folder; `dtype` None keeps the stored precision."""
+    """Open a complete model folder, quantised or not; `dtype` None keeps the stored precision."""
     folder = Path(folder)
     if not folder.is_dir():
         raise HerdError(f"{folder} is not a folder: give the folder of a model, such as runs/tiny/sft")
-    transformer = huggingface.load(folder, dtype=dtype, device=device)
+    reader = compressed if compressed.is_quantized(folder) else huggingface
+    transformer = reader.load(folder, dtype=dtype, device=device)
     tokenizer = Tokenizer.load(folder)
     # A kin's embedding may have rows to spare, for the sake of round numbers.
     rows, spare = transformer.config.vocab_size, tokenizer.template is not None

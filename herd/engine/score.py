@@ -71,7 +71,7 @@ def _continuations(model: Model, prompt: Prompt, continuations: list[list[int]])
     """Log-probabilities of continuations of one prompt, over one reading of it."""
     network, config = model.transformer, model.config
     length, longest = len(prompt.token_ids), max(map(len, continuations))
-    weight = network.unembedding.weight
+    weight = network.embedding.weight  # the unembedding may be packed
     cache = KVCache(
         config, num_slots=len(continuations), capacity=length + longest, dtype=weight.dtype, device=weight.device
     )

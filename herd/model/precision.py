@@ -19,8 +19,17 @@ class Linear(nn.Linear):
         return native.linear(x_ND, self.weight) if native.serves(x_ND) else F.linear(x_ND, self.weight)
 
 
-def grouped_product(rows_RD: Tensor, weight_EDF: Tensor, ends_E: Tensor) -> Tensor:
+class LowBit(nn.Module):
+    """In place of a `Linear` (`x`), or of the matrices of all experts (`rows`, `ends_E`); see herd.model.quantize."""
+
+    def __call__(self, x_ND: Tensor, ends_E: Tensor | None = None) -> Tensor:
+        return super().__call__(x_ND, ends_E)
+
+
+def grouped_product(rows_RD: Tensor, weight_EDF: Tensor | LowBit, ends_E: Tensor) -> Tensor:
     """Rows sorted by group times their group's matrix; group e ends before row `ends_E[e]`."""
+    if isinstance(weight_EDF, LowBit):
+        return weight_EDF(rows_RD, ends_E)
     if native.serves(rows_RD):
         return native.grouped_product(rows_RD, weight_EDF, ends_E)
     if rows_RD.dtype == torch.bfloat16 and hasattr(F, "grouped_mm"):

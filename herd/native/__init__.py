@@ -1,4 +1,4 @@
-"""C++ kernels for training in bf16 on the CPU (AVX-512), each beside the PyTorch code that it stands in for.
+"""C++ kernels for the CPU (AVX-512): training in bf16, products with low-bit weights. Each has a PyTorch twin.
 
 `serves(x)` tells whether they can be used on `x`; who asks has the PyTorch twin at hand for when they cannot. Results
 differ from the twin's by bf16 rounding only (fewer roundings, as sums and softmax stay in fp32 throughout), and do not
@@ -21,6 +21,7 @@ from herd.native.functions import (
     swiglu,
 )
 from herd.native.library import find
+from herd.native.lowbit import lowbit_product, multiplies_lowbit
 
 __all__ = [
     "adamw",
@@ -32,7 +33,9 @@ __all__ = [
     "find",
     "grouped_product",
     "linear",
+    "lowbit_product",
     "momentum_update",
+    "multiplies_lowbit",
     "rms_norm",
     "serves",
     "softmax_gradient",

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from herd.core.files import cache_folder
 
-SOURCES = ("attention.cpp", "products.cpp", "rows.cpp")
+SOURCES = ("attention.cpp", "lowbit.cpp", "products.cpp", "rows.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-strict-aliasing", "-fno-math-errno")
-NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512_bf16")
+NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vnni")
 """What the processor must have, in the words of /proc/cpuinfo."""
 SWITCH = "HERD_NATIVE"
 """Set this variable to 0 to do without the kernels."""

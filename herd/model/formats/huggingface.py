@@ -4,7 +4,7 @@
 apart elsewhere; q, k, v apart). Loading is strict: every missing, extra or misshapen tensor is named.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -275,6 +275,12 @@ def save(model: Transformer, folder: Path, *, dtype: torch.dtype = torch.bfloat1
             for theirs, part in zip(rule.names, rule.split(parameters[name].detach()), strict=True):
                 yield theirs, part.to("cpu", dtype).contiguous()
 
+    write_shards(tensors(), folder)
+    write_json(folder / "config.json", config_to_json(model.config, dtype))
+
+
+def write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> None:
+    """Write named tensors in shards with their index, holding one shard at a time."""
     shards: list[list[str]] = []
     shard: dict[str, Tensor] = {}
     size = total = 0
@@ -286,7 +292,7 @@ def save(model: Transformer, folder: Path, *, dtype: torch.dtype = torch.bfloat1
         shards.append(list(shard))
         shard.clear()
 
-    for name, tensor in tensors():
+    for name, tensor in tensors:
         if shard and size + tensor.nbytes > MAX_SHARD_BYTES:
             flush()
             size = 0
@@ -299,19 +305,17 @@ def save(model: Transformer, folder: Path, *, dtype: torch.dtype = torch.bfloat1
         (folder / f"model-{index:05d}.safetensors").replace(folder / name)
     weight_map = {tensor: name for name, held in zip(names, shards, strict=True) for tensor in held}
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
-    write_json(folder / "config.json", config_to_json(model.config, dtype))
 
 
 def load(folder: Path, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Transformer:
     """Open a folder's weights as a `Transformer`, tensor by tensor; `dtype` None keeps the stored one."""
     config = config_from_json(folder)
+    if "quantization_config" in read_json(folder / "config.json"):
+        raise HerdError(f"{folder} is quantised: it can be run, but not trained; give the folder that it was made from")
     with torch.device("meta"):
         model = Transformer(config)
     weight_map: dict[str, str] = read_json(folder / "model.safetensors.index.json")["weight_map"]
     table = rules(config)
-    wanted = {name for rule in table.values() for name in rule.names}
-    problems = [f"{name} is missing" for name in sorted(wanted - weight_map.keys())]
-    problems += [f"{name} is not a tensor of this model" for name in sorted(weight_map.keys() - wanted)]
     files = {}
     for file in sorted(set(weight_map.values())):
         try:
@@ -320,8 +324,7 @@ def load(folder: Path, *, dtype: torch.dtype | None = None, device: torch.device
             raise HerdError(f"{folder / file} is missing: copy the folder again, whole") from None
         except SafetensorError as error:
             raise HerdError(f"{folder / file} is damaged ({error}): copy the folder again, whole") from None
-    if problems:
-        raise HerdError(f"{folder}: {'; '.join(problems[:8])}" + (" …" if len(problems) > 8 else ""))
+    check_names(folder, weight_map, table)
     shapes = dict(model.named_parameters())
     state = {}
     for name, rule in table.items():
@@ -335,6 +338,20 @@ def load(folder: Path, *, dtype: torch.dtype | None = None, device: torch.device
         state[name] = tensor.to(device or "cpu", dtype or tensor.dtype)
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def check_names(folder: Path, weight_map: dict[str, str], table: dict[str, Rule]) -> None:
+    """Refuse a folder that lacks tensors or has others."""
+    wanted = {name for rule in table.values() for name in rule.names}
+    tell_names(folder, wanted - weight_map.keys(), weight_map.keys() - wanted)
+
+
+def tell_names(folder: Path, missing: Iterable[str], extra: Iterable[str]) -> None:
+    """Raise the error that names tensors, if there are any."""
+    problems = [f"{name} is missing" for name in sorted(missing)]
+    problems += [f"{name} is not a tensor of this model" for name in sorted(extra)]
+    if problems:
+        raise HerdError(f"{folder}: {'; '.join(problems[:8])}" + (" …" if len(problems) > 8 else ""))
 
 
 def save_processor(config: ModelConfig, folder: Path) -> None:

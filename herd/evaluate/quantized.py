@@ -1,0 +1,204 @@
+"""`herd convert --quantize`: a low-bit copy of a model folder, and what it lost, measured against the original.
+
+Size, bits per byte of held-out text, distance of the logits, and how many of the text's tokens each expert saw: an
+expert that saw none has been quantised like the others (no scheme needs data), but nothing vouches for it.
+"""
+
+# N tokens, V vocabulary, E experts
+
+import math
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from herd.core.errors import HerdError
+from herd.core.files import partial, read_json, write_atomic
+from herd.core.lineage import Stage
+from herd.engine.load import Model, load
+from herd.engine.score import LOGIT_ROWS
+from herd.evaluate.bits import cap_documents
+from herd.evaluate.inputs import read_texts
+from herd.model.formats import compressed, huggingface
+from herd.model.moe import MoE
+from herd.model.quantize import Scheme, kept
+from herd.model.transformer import Transformer
+
+CONTEXT = 512
+"""Tokens of a document that are read together; each piece begins anew with begin-of-text."""
+PACK = 16
+"""Pieces of one forward."""
+
+
+def quantize_folder(
+    source: Path, target: Path, scheme: Scheme, *, data: Path | None = None, text: Path | None = None, max_bytes: int
+) -> Path:
+    """Write `target`, the model folder `source` quantised; gives `target`.
+
+    It is measured on the held-out documents of the data folder `data`, up to `max_bytes` of each language, or on the
+    file `text`, up to `max_bytes`; without either, the model card says that nothing was measured.
+    """
+    if target.exists():
+        raise HerdError(f"{target} is there already: give another folder, or remove it first")
+    documents = heldout(data, text, max_bytes)
+    shutil.rmtree(partial(target), ignore_errors=True)
+    parents = {name: path for name, path in (("model", source), ("data", data)) if path and has_hash(path)}
+    stage = Stage("quantize", target, config=asdict(scheme) | {"max_bytes": max_bytes}, parents=parents)
+    sizes = compressed.write(source, stage.work, scheme)
+    facts: dict[str, Any] = {"bytes": sizes, "kept": kept_reasons(stage.work, scheme)}
+    if documents:
+        facts["measured"] = measure(load(source, dtype=torch.bfloat16), load(stage.work), documents)
+        facts["measured"]["text"] = str(data or text)
+    write_atomic(stage.work / "README.md", card(source, scheme, facts))
+    return stage.finish(**facts)
+
+
+def has_hash(folder: Path) -> bool:
+    """Whether the folder tells its hash; those of others (a released model) have no herd.json."""
+    return (folder / "herd.json").exists() and "hash" in read_json(folder / "herd.json")
+
+
+def heldout(data: Path | None, text: Path | None, max_bytes: int) -> list[str]:
+    """The documents to measure on."""
+    if data is not None and text is not None:
+        raise HerdError("both data and text are given: measure on one of them")
+    if text is not None:
+        return cap_documents([text.read_text(encoding="utf-8")], max_bytes)
+    if data is None:
+        return []
+    texts = {split: held for split, held in read_texts(data).items() if split != "train"}
+    return [cut for held in texts.values() for each in held.values() for cut in cap_documents(each, max_bytes)]
+
+
+def kept_reasons(folder: Path, scheme: Scheme) -> dict[str, str]:
+    """Our names of the matrices left in bf16, layers and vision taken together, each with the reason."""
+    config = huggingface.config_from_json(folder)
+    with torch.device("meta"):
+        parameters = Transformer(config).named_parameters()
+    matrices = [name for name, parameter in parameters if parameter.ndim >= 2]
+    return {name: reason for name in matrices if (reason := kept(name, scheme, config)) is not None}
+
+
+@torch.inference_mode()
+def measure(reference: Model, quantized: Model, documents: list[str]) -> dict[str, Any]:
+    """Both models over the same documents, cut into pieces of CONTEXT tokens; the reference counts experts."""
+    bos = reference.config.special.bos
+    pieces = [
+        [bos, *ids[begin : begin + CONTEXT]]
+        for ids in reference.tokenizer.encode_batch(documents)
+        for begin in range(0, len(ids), CONTEXT)
+    ]
+    coverage, hooks = watch_experts(reference)
+    sums = {"reference": 0.0, "quantized": 0.0, "kl": 0.0, "mean_error": 0.0, "agree": 0.0}
+    worst, count = 0.0, 0
+    for begin in range(0, len(pieces), PACK):
+        chosen = pieces[begin : begin + PACK]
+        tokens_N = torch.tensor([token for piece in chosen for token in piece])
+        lengths = [len(piece) for piece in chosen]
+        last_N = torch.zeros(len(tokens_N), dtype=torch.bool)
+        last_N[np.cumsum(lengths) - 1] = True
+        rows = torch.nonzero(~last_N)[:, 0]
+        hidden = [forward(model, tokens_N, lengths) for model in (reference, quantized)]
+        for row in rows.split(LOGIT_ROWS):
+            ours, theirs = (
+                model.transformer.unembed(states[row]).float()
+                for model, states in zip((quantized, reference), reversed(hidden), strict=True)
+            )
+            target = tokens_N[row + 1][:, None]
+            log_ours, log_theirs = torch.log_softmax(ours, -1), torch.log_softmax(theirs, -1)
+            sums["reference"] -= float(log_theirs.gather(1, target).sum())
+            sums["quantized"] -= float(log_ours.gather(1, target).sum())
+            sums["kl"] += float((log_theirs.exp() * (log_theirs - log_ours)).sum())
+            error = (ours - theirs).abs()
+            sums["mean_error"] += float(error.mean(-1).sum())
+            worst = max(worst, float(error.max()))
+            sums["agree"] += float((ours.argmax(-1) == theirs.argmax(-1)).sum())
+            count += len(row)
+    for hook in hooks:
+        hook.remove()
+    num_bytes = sum(len(document.encode()) for document in documents)
+    return {
+        "tokens": count,
+        "bytes": num_bytes,
+        "bits_per_byte_reference": sums["reference"] / math.log(2) / num_bytes,
+        "bits_per_byte": sums["quantized"] / math.log(2) / num_bytes,
+        "kl_nats": sums["kl"] / count,
+        "top1_agreement": sums["agree"] / count,
+        "mean_logit_error": sums["mean_error"] / count,
+        "max_logit_error": worst,
+        "tokens_of_experts": {layer: counts.tolist() for layer, counts in coverage.items()},
+        "unseen_experts": [
+            f"layer {layer}, expert {expert}"
+            for layer, counts in coverage.items()
+            for expert in torch.nonzero(counts == 0)[:, 0].tolist()
+        ],
+    }
+
+
+def forward(model: Model, tokens_N: Tensor, lengths: list[int]) -> Tensor:
+    """Hidden states of pieces that lie end to end."""
+    positions_N = torch.cat([torch.arange(length) for length in lengths])
+    starts_S = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    return model.transformer(tokens_N, positions_N=positions_N, starts_S=starts_S)
+
+
+def watch_experts(model: Model) -> tuple[dict[int, Tensor], list[Any]]:
+    """Per layer, tokens that each expert sees [E] from now on; and the hooks to remove."""
+    counts: dict[int, Tensor] = {}
+    hooks = []
+    for index, layer in enumerate(model.transformer.layers):
+        if isinstance(layer.ffn, MoE):
+            counts[index] = torch.zeros(layer.ffn.config.num_experts, dtype=torch.int64)
+
+            def count(mixture: MoE, inputs: tuple[Tensor], total: Tensor = counts[index]) -> None:
+                logits_NE = torch.nn.functional.linear(inputs[0].float(), mixture.router.weight.float())
+                chosen = logits_NE.topk(mixture.config.top_k, dim=-1).indices.flatten()
+                total += torch.bincount(chosen, minlength=len(total))
+
+            hooks.append(layer.ffn.register_forward_pre_hook(count))
+    return counts, hooks
+
+
+def card(source: Path, scheme: Scheme, facts: dict[str, Any]) -> str:
+    """README.md of the folder."""
+    sizes = facts["bytes"]
+    after = sizes["packed"] + sizes["kept"]
+    group = f", group {scheme.group}, scales by {scheme.fit}" if scheme.group else ""
+    lines = [
+        f"# {source.name}, {scheme.name}",
+        "",
+        f"Quantised by Herd from `{source.name}`: {scheme.name}{group}. Weights {sizes['before'] / 1e6:,.1f} MB → "
+        f"{after / 1e6:,.1f} MB, of them {sizes['kept'] / 1e6:,.1f} MB left in bf16. Open it with `herd.load`.",
+        "",
+        "The tensors lie as compressed-tensors stores them. transformers cannot open it: its experts are fused.",
+        "vLLM reads this layout by its documents; that was not tested"
+        + ("." if scheme.keep_head or scheme.name == "fp8" else ", and it wants the unembedding left (`--keep-head`)."),
+        "",
+    ]
+    if found := facts.get("measured"):
+        bits = (found["bits_per_byte_reference"], found["bits_per_byte"])
+        lines += [
+            f"| on {found['tokens']:,} held-out tokens | bf16 | {scheme.name} |",
+            "|---|---|---|",
+            f"| bits per byte | {bits[0]:.4f} | {bits[1]:.4f} |",
+            f"| KL to bf16, nats a token | 0 | {found['kl_nats']:.5f} |",
+            f"| same likeliest token | 100 % | {found['top1_agreement']:.2%} |",
+            f"| logit error, mean / max | 0 | {found['mean_logit_error']:.4f} / {found['max_logit_error']:.3f} |",
+            "",
+        ]
+        unseen = found["unseen_experts"]
+        told = (
+            f"no token of this text reached: {'; '.join(unseen)}" if unseen else "every expert saw tokens of this text"
+        )
+        lines += [f"Experts: {told}.", ""]
+    else:
+        lines += ["Nothing was measured: no held-out text was given.", ""]
+    reasons: dict[str, int] = {}
+    for reason in facts["kept"].values():
+        reasons[reason] = reasons.get(reason, 0) + 1
+    lines += ["Left in bf16:", "", *(f"* {count} matrices: {reason}" for reason, count in reasons.items())]
+    return "\n".join(lines) + "\n"
