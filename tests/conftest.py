@@ -13,4 +13,4 @@ from jaxtyping import install_import_hook
 CHECKED = ["herd.data.image", "herd.engine.sampler", "herd.model", "herd.train.balance", "herd.train.losses"]
 install_import_hook(CHECKED, "beartype.beartype")
 
-pytest_plugins = ["model_folder"]  # the fixture `tiny_folder`
+pytest_plugins = ["model_folder", "released"]  # the fixtures `tiny_folder`, `reference`, …
