@@ -61,9 +61,9 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install --quiet -e '.[data,serve]' -c constraints.txt
+	$(PIP) install --quiet -e '.[data,serve,video]' -c constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install --quiet -e '.[data,serve,oracle,dev]' -c constraints.txt
+	$(PIP) install --quiet -e '.[data,serve,video,oracle,dev]' -c constraints.txt
 	@touch $@ $(VENV)/.demo

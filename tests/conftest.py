@@ -17,4 +17,4 @@ install_import_hook(CHECKED, "beartype.beartype")
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every program that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest_plugins = ["model_folder"]  # the fixture `tiny_folder`
+pytest_plugins = ["model_folder", "released"]  # the fixtures `tiny_folder`, `reference`, …

@@ -1,22 +1,31 @@
 """Messages to tokens, in Llama 4's chat format.
 
-`<|begin_of_text|>` then, for each message, `<|header_start|>role<|header_end|>\\n\\n…<|eot|>`. Pictures stand in the
-content as their image tokens; a video is its frames, each behind its time. `chat_template.jinja` beside this file
-renders the same for other programs.
+`<|begin_of_text|>` then, for each message, `<|header_start|>role<|header_end|>\\n\\n…<|eot|>`; a message of tool calls
+and the result of a tool, whose role is `ipython`, end with `<|eom|>`. Pictures stand in the content as their image
+tokens; a video is its frames, each behind its time. Tools are told in the system message, and calls written as
+`[f(a=1), g(b="x")]`. Text is taken as it is and never becomes a control token. Id for id Meta's ChatFormat
+(llama-models 0.3.0) except where its calls could not be read back: quotes inside a string, dictionaries, several calls,
+words before a call.
+
+`chat_template.jinja` beside this file renders the same for other programs, as one string: there a merge can cross the
+border between `\\n\\n` and text that begins with a line break, and between two parts of text.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 from herd.core.errors import HerdError, unknown
+from herd.data.calls import END, START, Call, tools_prompt, write_calls
 from herd.data.image import ImageProcessor, Tiles
 from herd.data.template import render_template
 from herd.data.tokenizer import Tokenizer
 
-ROLES = ("system", "user", "assistant", "ipython")
+ROLES = {"system": "system", "user": "user", "assistant": "assistant", "ipython": "ipython", "tool": "ipython"}
+"""What a message's role is called in the header."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +52,21 @@ def render_messages(
     processor: ImageProcessor,
     messages: Sequence[dict[str, Any]],
     *,
+    tools: Sequence[Mapping[str, Any]] = (),
     add_generation_prompt: bool = True,
 ) -> Rendered:
     """Render OpenAI-style messages. Parts of a content: `{"type": "text", "text": …}`, `{"type": "image", "image":
-    PIL picture or Tiles}`, `{"type": "video", "frames": [(seconds, picture or Tiles), …]}`. A tokenizer with a chat
-    template of its own is rendered by that."""
+    PIL picture or Tiles}`, `{"type": "video", "frames": [(seconds, picture or Tiles), …]}`.
+
+    An assistant's message may have `tool_calls` beside its content, each OpenAI's `{"function": {"name": …,
+    "arguments": dictionary or its JSON}}`; the answer to one is a message of role `ipython`, in OpenAI's word `tool`.
+    A tokenizer with a chat template of its own is rendered by that.
+    """
     if wrong := [message["role"] for message in messages if message["role"] not in ROLES]:
         raise unknown("role", str(wrong[0]), ROLES)
     if tokenizer.template is not None:
+        if tools:
+            raise HerdError("this model's own chat template is rendered without tools: leave them out")
         rendered = render_template(tokenizer, processor, messages, add_generation_prompt=add_generation_prompt)
         return Rendered(ids=rendered[0], learnt=rendered[1], tiles=rendered[2])
     special = tokenizer.special
@@ -66,15 +82,15 @@ def render_messages(
         tiles.append(cut)
         return [special[token] for token in processor.tokens(cut)]
 
-    for message in messages:
-        role = message["role"]
+    for message in with_tools(messages, tools):
+        role = ROLES[message["role"]]
         add(header(tokenizer, role), False)
-        content = message["content"]
-        parts: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts = parts_of(message)
+        calls = [call_of(call) for call in message.get("tool_calls") or ()]
         body: list[int] = []
         for part in parts:
             if part["type"] == "text":
-                body += tokenizer.encode(part["text"].strip())
+                body += tokenizer.encode(part["text"])
             elif part["type"] == "image":
                 body += picture(part["image"])
             elif part["type"] == "video":
@@ -82,7 +98,45 @@ def render_messages(
                     body += tokenizer.encode(f"{seconds:.1f}s") + picture(frame)
             else:
                 raise HerdError(f"content part of type {part['type']!r} is not one of text, image, video")
-        add([*body, special["<|eot|>"]], role == "assistant")
+        if calls:
+            written = tokenizer.encode(write_calls(calls))
+            # Behind words the calls need their own marks: nothing else would say where they begin.
+            body += [special[START], *written, special[END]] if body else written
+        add([*body, special["<|eom|>" if calls or role == "ipython" else "<|eot|>"]], role == "assistant")
     if add_generation_prompt:
         add(header(tokenizer, "assistant"), False)
     return Rendered(ids=ids, learnt=learnt, tiles=tiles)
+
+
+def parts_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The parts of a message's content, which may be text, or nothing beside calls."""
+    content = message.get("content")
+    if content is None:
+        return []
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def with_tools(messages: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """`messages` with the tools told at the end of the system message, which begins them if there is none."""
+    if not tools:
+        return list(messages)
+    system, rest = {"role": "system", "content": ""}, list(messages)
+    if rest and rest[0]["role"] == "system":
+        system = rest.pop(0)
+    text = "".join(part["text"] for part in parts_of(system))
+    told = f"{text}\n\n{tools_prompt(tools)}" if text else tools_prompt(tools)
+    return [{"role": "system", "content": told}, *rest]
+
+
+def call_of(call: Mapping[str, Any]) -> Call:
+    """A call as OpenAI's clients send it."""
+    function = call["function"]
+    arguments = function["arguments"]
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except ValueError as error:
+            raise HerdError(f"the arguments of {function['name']!r} are not JSON ({error})") from None
+    if not isinstance(arguments, dict):
+        raise HerdError(f"the arguments of {function['name']!r} are not a JSON object")
+    return Call(name=function["name"], arguments=arguments)

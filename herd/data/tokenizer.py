@@ -1,11 +1,15 @@
-"""Byte-level BPE with Llama 4's split pattern and special tokens.
+"""Byte-level BPE with Llama 4's split pattern and special tokens: trained here, or the released one.
 
 Text never becomes a control token unasked: `encode("<|eot|>")` gives the bytes of that text. Wraps the `tokenizers`
-library, whose tokenizer.json transformers opens as it stands.
+library, whose tokenizer.json transformers opens as it stands. Id for id Meta's tokenizer (llama-models 0.3.0), its
+cuts of very long text included.
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
@@ -14,6 +18,7 @@ from tokenizers import Tokenizer as Backend
 from herd.config import SpecialIds
 from herd.core.errors import HerdError
 from herd.core.files import read_json, write_atomic, write_json
+from herd.data.tiktoken import read_tiktoken, special_tokens
 
 SPECIAL_TOKENS = (
     "<|begin_of_text|>",
@@ -53,6 +58,17 @@ PATTERN = "|".join(
 )
 """The split before BPE of the released tokenizer."""
 
+MAX_CHARS = 400_000
+MAX_RUN = 25_000
+"""Meta's tokenizer cuts text after so many characters, and after so many in a row with or without white space. The cut
+bounds the work on a long row, and shows in the ids: a merge never crosses it."""
+
+GUARD = "\ufdd0"
+"""What chat_template.jinja puts inside `<|` of a message. The whole conversation is one string there, whose control
+tokens are found first; the saved tokenizer then drops the guard, and the rest is text. Unicode keeps this code point
+for internal use."""
+_UNGUARD = {"type": "Replace", "pattern": {"String": f"<{GUARD}|"}, "content": "<|"}
+
 
 LLAMA_4_NAMES = {
     "bos_token": "<|begin_of_text|>",
@@ -70,10 +86,8 @@ class Tokenizer:
     """
 
     def __init__(self, backend: Backend, *, template: str | None = None, names: dict[str, str] | None = None) -> None:
-        # Two views: one that sees special tokens as text (the default), the backend itself sees them as tokens.
-        self._marked = backend
-        self._plain = Backend.from_str(backend.to_str())
-        self._plain.encode_special_tokens = True
+        self._backend = backend
+        self._backend.encode_special_tokens = True  # as text
         self.vocab_size = backend.get_vocab_size()
         self.template, self.names = template, names or LLAMA_4_NAMES
         added = backend.get_added_tokens_decoder()
@@ -97,13 +111,20 @@ class Tokenizer:
         )
 
     def encode(self, text: str, *, allowed_special: frozenset[str] = frozenset()) -> list[int]:
-        """Ids of `text`; only the tokens in `allowed_special` are read as control tokens."""
+        """Ids of `text`; only the tokens in `allowed_special` are read as control tokens.
+
+        Half of a surrogate pair, which is no character, becomes U+FFFD.
+        """
         if not allowed_special:
-            return list(self._plain.encode(text, add_special_tokens=False).ids)
+            return self.encode_batch([text])[0]
         ids: list[int] = []
         for part in re.split("(" + "|".join(map(re.escape, sorted(allowed_special))) + ")", text):
             ids += [self.special[part]] if part in allowed_special else self.encode(part)
         return ids
+
+    @cached_property
+    def _marked(self) -> Backend:
+        return Backend.from_str(self._backend.to_str())
 
     def encode_marked(self, text: str) -> list[int]:
         """Ids of a text of our own making, in which every control token is meant as such."""
@@ -111,22 +132,29 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` of each text, on all cores."""
-        return [list(e.ids) for e in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
+        cut = [bounded(whole(text)) for text in texts]
+        pieces = [piece for parts in cut for piece in parts]
+        encoded = iter(self._backend.encode_batch_fast(pieces, add_special_tokens=False))
+        return [[index for _ in parts for index in next(encoded).ids] for parts in cut]
 
     def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
         """Text of `ids`; bytes that are no whole character become U+FFFD."""
-        return str(self._marked.decode(ids, skip_special_tokens=skip_special))
+        return str(self._backend.decode(ids, skip_special_tokens=skip_special))
 
     def with_special(self, tokens: Sequence[str]) -> "Tokenizer":
         """The same tokenizer with more special tokens, behind all others."""
-        backend = Backend.from_str(self._marked.to_str())
+        backend = Backend.from_str(self._backend.to_str())
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
         return Tokenizer(backend, template=self.template, names=self.names)
 
     def save(self, folder: Path) -> None:
         """tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "tokenizer.json", self._marked.to_str())
+        document = json.loads(self._backend.to_str())
+        if self.template is None:
+            # Only for programs that use the template; here a conversation is never one string.
+            document["normalizer"] = document["normalizer"] or _UNGUARD
+        write_atomic(folder / "tokenizer.json", json.dumps(document, ensure_ascii=False))
         write_json(folder / "special_tokens_map.json", self.names)
         write_json(
             folder / "tokenizer_config.json",
@@ -143,41 +171,81 @@ class Tokenizer:
         write_atomic(folder / "chat_template.jinja", template)
 
     @staticmethod
-    def load(folder: Path) -> "Tokenizer":
-        """Open the tokenizer of a model or data folder."""
-        path = folder / "tokenizer.json"
-        if not path.exists():
-            raise HerdError(f"{path} is missing: is {folder} a complete folder?")
+    def load(path: Path) -> "Tokenizer":
+        """Open a tokenizer.json, a released tokenizer.model, or a model or data folder that holds one of them."""
+        if path.is_dir():
+            found = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).exists()]
+            if not found:
+                raise HerdError(f"{path / 'tokenizer.json'} is missing: is {path} a complete folder?")
+            path = found[0]
+        if not path.is_file():
+            raise HerdError(f"{path} is missing")
+        if path.suffix == ".model":
+            return Tokenizer(_completed(read_tiktoken(path), special_tokens()))
         try:
             backend = Backend.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise HerdError(f"{path} is not a readable tokenizer ({error})") from None
-        template = folder / "chat_template.jinja"
+        template = path.with_name("chat_template.jinja")
         if backend.token_to_id("<|header_start|>") is None and template.exists():
-            names = read_json(folder / "special_tokens_map.json")
+            names = read_json(path.with_name("special_tokens_map.json"))
             return Tokenizer(backend, template=template.read_text(encoding="utf-8"), names=names)
+        if backend.normalizer is not None and json.loads(backend.normalizer.__getstate__()) == _UNGUARD:
+            backend.normalizer = None
         return Tokenizer(backend)
+
+
+def whole(text: str) -> str:
+    """`text` with U+FFFD for each half of a surrogate pair that has lost the other."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def bounded(text: str) -> list[str]:
+    """`text` cut after MAX_CHARS characters, and where MAX_RUN in a row are white space, or are not."""
+    if len(text) <= MAX_RUN:
+        return [text]
+    pieces = []
+    for start in range(0, len(text), MAX_CHARS):
+        part = text[start : start + MAX_CHARS]
+        runs = (match.span() for match in re.finditer(r"\s+|\S+", part))
+        cuts = [at for first, end in runs for at in range(first + MAX_RUN, end, MAX_RUN)]
+        pieces += [part[a:b] for a, b in pairwise([0, *cuts, len(part)])]
+    return pieces
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Learn merges on `texts`; `vocab_size` counts bytes, merges and special tokens."""
     backend = Backend(models.BPE(byte_fallback=False))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
+    backend.pre_tokenizer = _split()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    return Tokenizer(_completed(backend, SPECIAL_TOKENS))
+
+
+def _split() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _completed(backend: Backend, special: Sequence[str]) -> Backend:
+    """`backend` with what stands around its merges: the split, the special tokens, and bos for who asks for it."""
+    backend.pre_tokenizer = _split()
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     bos = "<|begin_of_text|>"
     backend.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, backend.token_to_id(bos))]
     )
-    return Tokenizer(backend)
+    return backend

@@ -1,6 +1,6 @@
 """`herd.load(folder)`: a model folder as an object that scores, renders and generates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,10 +39,16 @@ class Model:
     tokenizer: Tokenizer
     processor: ImageProcessor
 
-    def render(self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True) -> Prompt:
-        """OpenAI-style messages as a prompt; see herd.data.chat for the parts."""
+    def render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = True,
+    ) -> Prompt:
+        """OpenAI-style messages and tools as a prompt; see herd.data.chat for the parts."""
         rendered = render_messages(
-            self.tokenizer, self.processor, messages, add_generation_prompt=add_generation_prompt
+            self.tokenizer, self.processor, messages, tools=tools, add_generation_prompt=add_generation_prompt
         )
         return Prompt(token_ids=rendered.ids, tiles=tuple(rendered.tiles))
 

@@ -44,3 +44,23 @@ def test_a_missing_or_damaged_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(HerdError, match="not a readable tokenizer"):
         Tokenizer.load(tmp_path)
+
+
+def test_a_tokenizer_model_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.model"
+    path.write_text("IQ== 0\nnot base64 1\n")
+    with pytest.raises(HerdError, match=r"tokenizer\.model line 2 is not"):
+        Tokenizer.load(tmp_path)
+    path.write_text("IQ== 0\nIg== 2\n")
+    with pytest.raises(HerdError, match="is it whole"):
+        Tokenizer.load(path)
+    with pytest.raises(HerdError, match="missing"):
+        Tokenizer.load(tmp_path / "other.model")
+
+
+def test_half_a_surrogate_pair_is_the_replacement_character() -> None:
+    assert TOKENIZER.encode("a\ud83d!") == TOKENIZER.encode("a\ufffd!")
+    assert TOKENIZER.encode_batch(["a\ud83d!", "\ud83d\ude00"]) == [
+        TOKENIZER.encode("a\ufffd!"),
+        TOKENIZER.encode("😀"),
+    ]

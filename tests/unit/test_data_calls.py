@@ -1,0 +1,142 @@
+"""Tool calls, read from what a model says: sound ones to structure, all else stays text."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from herd.core.errors import HerdError
+from herd.data.calls import NAME, Call, CallFilter, parse_answer, standing, write_calls
+
+NAMES = ["weather", "get-time", "mcp.search"]
+KEYS = st.from_regex(NAME, fullmatch=True)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+CALLS = st.lists(
+    st.builds(Call, name=st.sampled_from(NAMES), arguments=st.dictionaries(KEYS, JSON, max_size=3)),
+    min_size=1,
+    max_size=3,
+).map(tuple)
+
+
+def as_json(calls: tuple[Call, ...]) -> str:
+    return "; ".join(json.dumps({"name": call.name, "parameters": call.arguments}) for call in calls)
+
+
+@given(CALLS)
+def test_what_is_written_is_read_back_in_both_styles(calls):
+    for text in (write_calls(calls), as_json(calls), f"[{as_json(calls[:1])}]" if len(calls) == 1 else as_json(calls)):
+        for whole in (text, f"<|python_start|>{text}<|python_end|>", f" \n{text}\n"):
+            assert parse_answer(whole, NAMES).calls == calls, whole
+        assert parse_answer(f"Let me see.\n{text}", NAMES).text == "Let me see."
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ('[weather(city="a)], weather(b=(\'[")]', {"city": "a)], weather(b=('["}),
+        ("[weather(city='it\\'s \"so\"', n=-3, x=1.5e3,)]", {"city": 'it\'s "so"', "n": -3, "x": 1500.0}),
+        ("[ weather ( a = true , b = null, c=(1, 2), d=None ) , ]", {"a": True, "b": None, "c": [1, 2], "d": None}),
+        ('[weather(from="Osló", class={"a": [1, {"b": "字"}]})]', {"from": "Osló", "class": {"a": [1, {"b": "字"}]}}),
+        ('[weather(a="""two\nlines, "quoted" )""")]', {"a": 'two\nlines, "quoted" )'}),
+        ("[weather()]", {}),
+        ('{"type": "function", "name": "weather", "parameters": {"a": "}"}}', {"a": "}"}),
+        ('[{"name": "weather", "arguments": {"a": [1, 2]}}]', {"a": [1, 2]}),
+    ],
+)
+def test_strings_brackets_and_nested_values_are_read(text, arguments):
+    assert parse_answer(text, NAMES).calls == (Call(name="weather", arguments=arguments),)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[weather(city=city)]",
+        "[weather(a=__import__('os').getcwd())]",
+        "[weather(a=1+1)]",
+        "[weather(a=f'{1}')]",
+        "[weather(a=b'x')]",
+        "[weather(a={1: 2})]",
+        "[weather(a={1})]",
+        "[weather(**{'a': 1})]",
+        "[weather('Oslo')]",
+        "[weather(a=1, a=2)]",
+        "[weather(a=1e999)]",
+        "[weather(a='\\ud800')]",
+        "[weather(a=0x" + "f" * 9000 + ")]",
+        "[weather(a=" + "[" * 5000 + "]" * 5000 + ")]",
+        "[weather(a=" + "-" * 50_000 + "1)]",
+        "[weather(a=1",
+        "[weather(a=1)",
+        "[weather(a='1)]",
+        "[weather(a=1)] is what I would call.",
+        "[weather(a=1), other()]",
+        "[weather(a=1); get-time()]",
+        "[weather(a==1)]",
+        "[weather(a=1\0)]",
+        '{"name": "weather"}',
+        '{"name": "weather", "parameters": []}',
+        '{"name": "weather", "parameters": {"a": NaN}}',
+        '{"name": "weather", "parameters": {"a": 1}',
+        '{"name": "weather", "parameters": {}, "more": 1}',
+        '{"name": "weather", "parameters": ' + '{"a":' * 100_000,
+        '{"name": "weather", "parameters": {}} and more',
+    ],
+    ids=lambda text: text[:30],
+)
+def test_what_is_no_sound_call_is_given_back_whole_with_the_reason(text):
+    answer = parse_answer(text, NAMES)
+    assert (answer.text, answer.calls) == (text, ())
+    assert answer.reason
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1, 2]", "[weather]", "weather(a=1)", '{"name": "Bob"}', "[other()]", "a < b [x"]
+)
+def test_what_only_looks_like_a_call_is_text_at_once(text):
+    assert standing(text, NAMES)[0] == "text"
+    assert parse_answer(text, NAMES).reason is None
+    assert CallFilter(NAMES).push(text) == text
+
+
+def test_no_tools_no_calls():
+    assert parse_answer("[weather()]", []).text == "[weather()]"
+
+
+@given(
+    before=st.sampled_from(["", "I look: ", "a [1] {b} <| < "]),
+    calls=CALLS,
+    style=st.sampled_from([write_calls, as_json]),
+    data=st.data(),
+)
+def test_a_stream_shows_the_words_and_keeps_the_calls_however_it_is_cut(before, calls, style, data):
+    text = before + style(calls)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=20)))
+    stream = CallFilter(NAMES)
+    shown = "".join(stream.push(text[a:b]) for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True))
+    answer = stream.finish()
+    assert (shown + answer.text, answer.calls) == (before, calls)
+
+
+@given(st.text(st.sampled_from('[{<weather("name": |python_start>)}]1, =')))
+def test_a_stream_without_a_sound_call_loses_nothing(text):
+    stream = CallFilter(NAMES)
+    shown = "".join(map(stream.push, text))
+    answer = stream.finish()
+    if not answer.calls:
+        assert shown + answer.text == text
+
+
+def test_a_long_run_of_open_brackets_takes_no_square_time():
+    stream = CallFilter(NAMES)
+    for _ in range(5000):
+        assert stream.push("[ {< ") != ""
+
+
+def test_a_name_that_could_not_be_read_back_is_refused():
+    with pytest.raises(HerdError, match="'two words'"):
+        write_calls([Call(name="weather", arguments={"two words": 1})])
