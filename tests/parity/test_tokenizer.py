@@ -15,7 +15,11 @@ from hypothesis import strategies as st
 from herd.data.tiktoken import special_tokens
 from herd.data.tokenizer import MAX_CHARS, MAX_RUN, Tokenizer, bounded
 
-CODE = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parents[2].glob("herd/**/*.[pch]*"))]
+CODE = [
+    path.read_text(encoding="utf-8")
+    for path in sorted(Path(__file__).parents[2].glob("herd/**/*"))
+    if path.suffix in {".py", ".cpp", ".h", ".html", ".jinja"}
+]
 
 
 def ids(reference: Any, text: str) -> list[int]:
