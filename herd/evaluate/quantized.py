@@ -174,7 +174,7 @@ def card(source: Path, scheme: Scheme, facts: dict[str, Any]) -> str:
         f"Quantised by Herd from `{source.name}`: {scheme.name}{group}. Weights {sizes['before'] / 1e6:,.1f} MB → "
         f"{after / 1e6:,.1f} MB, of them {sizes['kept'] / 1e6:,.1f} MB left in bf16. Open it with `herd.load`.",
         "",
-        "The tensors lie as compressed-tensors stores them. transformers cannot open it: its experts are fused.",
+        "The tensors lie as compressed-tensors stores them: transformers opens such folders where that is installed.",
         "vLLM reads this layout by its documents; that was not tested"
         + ("." if scheme.keep_head or scheme.name == "fp8" else ", and it wants the unembedding left (`--keep-head`)."),
         "",

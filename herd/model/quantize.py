@@ -82,7 +82,9 @@ KEPT = {
     "vision.*": "under a hundredth of Scout's bytes, read once a picture; Meta leaves it in bf16 too",
 }
 """Matrices that no scheme takes, by our parameters' names, and why. Vectors (norms, biases) are no matrices."""
-KEPT_HEAD = {"unembedding.weight": "keep_head: vLLM's compressed-tensors loader does not take a packed head"}
+KEPT_HEAD = {
+    "unembedding.weight": "keep_head: for vLLM, whose compressed-tensors loader packs linear layers but no head"
+}
 
 
 def kept(name: str, scheme: Scheme, config: ModelConfig) -> str | None:
