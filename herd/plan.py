@@ -76,30 +76,49 @@ def count_vision(config: ModelConfig) -> int:
     return before + norm + vision.num_layers * (attention + mlp + 2 * norm) + norm + after
 
 
-def weight_bytes(config: ModelConfig, precision: Precision) -> int:
-    """Bytes of all weights; what a scheme leaves alone is bf16.
+def products(config: ModelConfig) -> list[tuple[int, int, int]]:
+    """The text model's weight matrices but the routers': how many, their rows (outputs), their inputs."""
+    moe, dim, layers = config.moe, config.dim, config.num_layers
+    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    mixtures = sum(config.is_moe(layer) for layer in range(layers))
+    experts = mixtures * (moe.num_experts + 1)
+    return [
+        (1, config.vocab_size, dim),
+        (layers, heads + 2 * kv_heads, dim),
+        (layers, dim, heads),
+        *feed_forwards(experts, dim, moe.ffn_dim),
+        *feed_forwards(layers - mixtures, dim, config.dense_ffn_dim),
+    ]
 
-    fp8: routed experts of all mixtures but those in the first and the last layer, a float32 scale for a row (output).
-    int8: routed and shared experts, a bf16 scale for each row.
-    int4: the same, a bf16 scale for each group of 128 inputs.
+
+def feed_forwards(number: int, dim: int, hidden: int) -> list[tuple[int, int, int]]:
+    """As `products`."""
+    return [(number, 2 * hidden, dim), (number, dim, hidden)]
+
+
+def weight_bytes(config: ModelConfig, precision: Precision) -> int:
+    """Bytes of the folder's weights; what a scheme leaves alone, and every scale, is bf16 (see docs/quantize.md).
+
+    fp8: routed experts of all mixtures but those in the first and the last layer, a scale for each row (output).
+    int8: all products but the routers and the encoder, a scale for each row.
+    int4: the same, a scale for each group of 128 inputs.
     """
-    counts, moe, dim = count(config), config.moe, config.dim
-    all_bf16 = 2 * counts.total
+    moe, saved = config.moe, Fraction(0)
+    taken = products(config)
     if precision == "bf16":
-        return all_bf16
-    layers = [layer for layer in range(config.num_layers) if config.is_moe(layer)]
-    expert, rows = 3 * dim * moe.ffn_dim, 2 * moe.ffn_dim + dim
-    if precision == "fp8":
-        inner = sum(0 < layer < config.num_layers - 1 for layer in layers)
-        return all_bf16 + inner * moe.num_experts * (-expert + 4 * rows)
-    experts = len(layers) * (moe.num_experts + 1)
-    if precision == "int8":
-        return all_bf16 + experts * (-expert + 2 * rows)
-    for name, width in (("dim", dim), ("ffn_dim", moe.ffn_dim)):
-        if width % INT4_GROUP:
-            raise HerdError(f"{name}={width} is not a multiple of {INT4_GROUP}, the group of int4: choose int8 or fp8")
-    a_weight = Fraction(1, 2) + Fraction(2, INT4_GROUP)
-    return all_bf16 + int(experts * expert * (a_weight - 2))
+        taken = []
+    elif precision == "fp8":
+        inner = sum(config.is_moe(layer) for layer in range(1, config.num_layers - 1))
+        taken = feed_forwards(inner * moe.num_experts, config.dim, moe.ffn_dim)
+    for number, rows, inputs in taken:
+        if precision == "int4" and inputs % INT4_GROUP:
+            raise HerdError(
+                f"{inputs} inputs are not a multiple of {INT4_GROUP}, int4's group: choose int8, fp8 or a smaller group"
+            )
+        scales = inputs // INT4_GROUP if precision == "int4" else 1
+        bits = 4 if precision == "int4" else 8
+        saved += number * rows * (2 * inputs - Fraction(inputs * bits, 8) - 2 * scales)
+    return int(2 * count(config).total - saved)
 
 
 def cache_bytes(config: ModelConfig, context: int) -> int:

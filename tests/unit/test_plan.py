@@ -14,8 +14,9 @@ from herd.config import PRESETS, ModelConfig, MoEConfig, VisionConfig, preset
 from herd.core.errors import HerdError
 from herd.model.cache import KVCache
 from herd.model.formats.huggingface import config_to_json
+from herd.model.quantize import Scheme, quantize_model
 from herd.model.transformer import Transformer
-from herd.plan import PRECISIONS, cache_bytes, count, longest_context, plan, weight_bytes
+from herd.plan import PRECISIONS, Precision, cache_bytes, count, longest_context, plan, weight_bytes
 
 
 def on_meta(config: ModelConfig) -> Transformer:
@@ -108,19 +109,25 @@ def test_the_longest_context_is_the_last_that_fits() -> None:
     assert longest_context(scout, 10**15) == scout.max_positions
 
 
-def test_int4_holds_half_a_byte_a_weight_and_a_scale_a_group() -> None:
-    config = preset("tiny-maverick", vocab_size=300)
-    expert, experts = 3 * 256 * 384, 2 * 129
-    rest = count(config).total - experts * expert
-    assert weight_bytes(config, "int4") == 2 * rest + experts * (expert // 2 + 2 * expert // 128)
-    assert weight_bytes(config, "bf16") == 2 * count(config).total
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int8", "int4"])
+def test_the_bytes_are_those_of_a_model_in_that_precision(precision: Precision) -> None:
+    config = replace(
+        preset("tiny-maverick", vocab_size=300), num_layers=6, moe=MoEConfig(num_experts=3, ffn_dim=128, every=2)
+    )
+    model = Transformer(config).to(torch.bfloat16)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    if precision != "bf16":
+        quantize_model(model, Scheme(name=precision), config)
+    tensors = [*model.parameters(), *model.buffers()]
+    assert sum(tensor.nbytes for tensor in tensors) == weight_bytes(config, precision)
 
 
 def test_a_width_that_int4_cannot_group_is_told() -> None:
     config = preset("tiny", vocab_size=300)
     figures = plan(config)["bytes"]
     assert isinstance(figures, dict) and figures["int4"] is None
-    with pytest.raises(HerdError, match="dim=192 is not a multiple of 128"):
+    with pytest.raises(HerdError, match="192 inputs are not a multiple of 128"):
         plan(config, quantize="int4")
     with pytest.raises(HerdError, match="--context 5000 is not between 1 and the model's 4096"):
         plan(config, context=5000)
