@@ -296,8 +296,10 @@ def write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> None:
         if shard and size + tensor.nbytes > MAX_SHARD_BYTES:
             flush()
             size = 0
-        # A view of a larger tensor would be written whole by safetensors' byte copy: own memory for each.
-        shard[name] = tensor.clone()
+        # safetensors refuses tensors that share memory, as q, k and v do. One that has its own is not copied: a layer's
+        # experts are gigabytes.
+        shares = tensor.untyped_storage().nbytes() != tensor.nbytes
+        shard[name] = tensor.clone() if shares else tensor
         size, total = size + tensor.nbytes, total + tensor.nbytes
     flush()
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
