@@ -8,7 +8,7 @@ number a piece, as long as it is let; "fail" makes it fail. As a program it serv
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from herd.engine.engine import Piece
@@ -70,7 +70,10 @@ class FakeModel:
         self.last_engine = FakeEngine(delay_s=self.delay_s)
         return self.last_engine
 
-    def render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True) -> Prompt:
+    def render(
+        self, messages: list[dict[str, Any]], *, tools: Sequence[Any] = (), add_generation_prompt: bool = True
+    ) -> Prompt:
+        self.last_tools = list(tools)
         parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
         images = tuple(part["image"] for part in parts if part["type"] == "image")
         text = json.dumps(messages, default=lambda image: "", ensure_ascii=False)

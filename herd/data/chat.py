@@ -135,7 +135,7 @@ def call_of(call: Mapping[str, Any]) -> Call:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise HerdError(f"the arguments of {function['name']!r} are not JSON ({error})") from None
     if not isinstance(arguments, dict):
         raise HerdError(f"the arguments of {function['name']!r} are not a JSON object")

@@ -1,4 +1,4 @@
-"""The smallest OpenAI-compatible server: models, chat completions with pictures, streaming, and a chat page.
+"""The smallest OpenAI-compatible server: models, chat completions with pictures and tools, streaming, and a chat page.
 
 One engine serves all requests; each is an `Engine.generate`, closed when its client goes away. Nothing is fetched from
 other hosts, nothing is stored, and nobody is asked for a key: it listens on this machine unless told otherwise.
@@ -11,8 +11,9 @@ import logging
 import socket
 import time
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,9 +26,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from herd.core.errors import HerdError
-from herd.engine.engine import Engine, Piece
+from herd.data.calls import Call, CallFilter
+from herd.engine.engine import Engine
 from herd.engine.sampler import SamplingParams
-from herd.serve.schema import ApiError, ChatRequest, chat_messages, checked, usage, validation_error
+from herd.serve.schema import ApiError, ChatRequest, chat_messages, checked, tool_calls, usage, validation_error
 from herd.serve.session import answering, defaults, fitted
 from herd.serve.stops import StopFilter
 
@@ -132,7 +134,8 @@ def create_app(
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         _must_be(name, body.model)
         messages = await asyncio.to_thread(chat_messages, checked(body))
-        prompt = await asyncio.to_thread(model.render, messages)
+        tools = body.offered
+        prompt = await asyncio.to_thread(model.render, messages, tools=tools)
         try:
             sampling = fitted(
                 prompt,
@@ -147,14 +150,15 @@ def create_app(
             )
         except HerdError as error:
             raise ApiError(str(error), param="messages", code="context_length_exceeded") from None
-        pieces = answer(engine, prompt, sampling, body.stops)
+        pieces = answer(engine, prompt, sampling, body.stops, [tool["function"]["name"] for tool in tools])
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
         if body.stream:
             return EventStream(events(pieces, head, prompt, with_usage=body.with_usage))
-        text, reason, num_tokens = await unless_gone(request, joined(pieces))
+        text, calls, reason, num_tokens = await unless_gone(request, joined(pieces))
+        message = {"role": "assistant", "content": (text.rstrip() or None) if calls else text, "refusal": None}
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "message": message | ({"tool_calls": tool_calls(calls)} if calls else {}),
             "logprobs": None,
             "finish_reason": reason,
         }
@@ -177,38 +181,61 @@ def _must_be(name: str, asked: str) -> None:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What one piece of the engine adds to an answer."""
+
+    text: str
+    num_tokens: int
+    finish_reason: str | None
+    calls: tuple[Call, ...] = ()
+    """With the last piece."""
+
+
 async def answer(
-    engine: Engine, prompt: "Prompt", params: SamplingParams, stops: Sequence[str]
-) -> AsyncGenerator[Piece, None]:
-    """The engine's pieces up to the first stop string. The last has a finish reason."""
-    stop = StopFilter(stops)
+    engine: Engine, prompt: "Prompt", params: SamplingParams, stops: Sequence[str], names: Collection[str] = ()
+) -> AsyncGenerator[Said, None]:
+    """The engine's pieces up to the first stop string, calls of the tools `names` read. The last has a reason."""
+    stop, words = StopFilter(stops), CallFilter(names)
     async with answering(engine, prompt, params) as pieces:
         async for piece in pieces:
             text = stop.push(piece.text)
-            if stop.stopped:
-                yield dataclasses.replace(piece, text=text, finish_reason="stop")
-                return
-            yield dataclasses.replace(piece, text=text + (stop.flush() if piece.finish_reason else ""))
+            reason = "stop" if stop.stopped else piece.finish_reason
+            if reason is None:
+                yield Said(text=words.push(text), num_tokens=len(piece.token_ids), finish_reason=None)
+                continue
+            text = words.push(text + ("" if stop.stopped else stop.flush()))
+            rest = words.finish()
+            if rest.reason:
+                log.info("what began like a call of a tool is text: %s", rest.reason)
+            yield Said(
+                text=text + rest.text,
+                num_tokens=len(piece.token_ids),
+                finish_reason="tool_calls" if rest.calls else reason,
+                calls=rest.calls,
+            )
+            return
 
 
-async def joined(pieces: AsyncGenerator[Piece, None]) -> tuple[str, str, int]:
-    """The whole answer: text, finish reason, number of tokens."""
+async def joined(pieces: AsyncGenerator[Said, None]) -> tuple[str, tuple[Call, ...], str, int]:
+    """The whole answer: text, calls, finish reason, number of tokens."""
     text, reason, num_tokens = "", "stop", 0
+    calls: tuple[Call, ...] = ()
     async with aclosing(pieces):
         async for piece in pieces:
             text += piece.text
-            num_tokens += len(piece.token_ids)
-            reason = piece.finish_reason or reason
-    return text, reason, num_tokens
+            calls, reason = piece.calls, piece.finish_reason or reason
+            num_tokens += piece.num_tokens
+    return text, calls, reason, num_tokens
 
 
 async def events(
-    pieces: AsyncGenerator[Piece, None], head: dict[str, Any], prompt: "Prompt", *, with_usage: bool
+    pieces: AsyncGenerator[Said, None], head: dict[str, Any], prompt: "Prompt", *, with_usage: bool
 ) -> AsyncGenerator[str, None]:
     """Server-sent events as OpenAI's client reads them: the role, the text, the finish reason, the usage, `[DONE]`."""
     extra = {"usage": None} if with_usage else {}
 
-    def chunk(delta: dict[str, str], reason: str | None = None) -> str:
+    def chunk(delta: dict[str, Any], reason: str | None = None) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
         return _event(head | {"object": "chat.completion.chunk", "choices": [choice]} | extra)
 
@@ -217,9 +244,11 @@ async def events(
         async with aclosing(pieces):
             yield chunk({"role": "assistant", "content": ""})
             async for piece in pieces:
-                num_tokens += len(piece.token_ids)
+                num_tokens += piece.num_tokens
                 if piece.text:
                     yield chunk({"content": piece.text})
+                if piece.calls:
+                    yield chunk({"tool_calls": [{"index": i} | c for i, c in enumerate(tool_calls(piece.calls))]})
                 if piece.finish_reason:
                     yield chunk({}, piece.finish_reason)
     except Exception as error:

@@ -2,18 +2,23 @@
 
 Every field of a request is honoured, refused by name, or one of `IGNORED`, which could not change the answer: nothing
 is dropped in silence. Source: the types of OpenAI's Python client 3.x.
-Left out: tools, audio, several choices, log probabilities, structured output.
+Left out: audio, several choices, log probabilities, structured output, and with it tools that must be called.
 """
 
 import base64
 import binascii
+import json
 import re
+import uuid
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from herd.core.errors import HerdError, unknown
+from herd.data.calls import Call
+from herd.data.chat import call_of
 from herd.data.image import read_picture
 
 MAX_IMAGE_BYTES = 20 * 2**20
@@ -22,7 +27,6 @@ MAX_IMAGE_BYTES = 20 * 2**20
 IGNORED = frozenset(
     {
         "metadata",
-        "parallel_tool_calls",
         "prompt_cache_key",
         "prompt_cache_options",
         "prompt_cache_retention",
@@ -49,8 +53,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
-    "tool_choice": ("none",),
-    "tools": ([],),
+    "parallel_tool_calls": (True,),
     "top_logprobs": (0,),
     "verbosity": (),
     "web_search_options": (),
@@ -63,7 +66,6 @@ UNSUPPORTED_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
     "function_call": (),
     "name": (),
     "refusal": (),
-    "tool_calls": ([],),
 }
 """The same for a message: an answer of ours, sent back as the client dumps it, passes."""
 
@@ -100,6 +102,10 @@ def _without(fields: Any, unsupported: dict[str, tuple[Any, ...]], ignored: froz
                 "unsupported", "{name}={text} is not supported by this server", {"name": name, "text": text}
             )
     return {name: value for name, value in fields.items() if name not in unsupported and name not in ignored}
+
+
+def _incomplete(name: str, message: str) -> PydanticCustomError:
+    return PydanticCustomError("incomplete", "{message}", {"name": name, "message": message})
 
 
 def _encodable(text: str) -> str:
@@ -159,14 +165,53 @@ Stop = Annotated[
 ]
 
 
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z_][a-zA-Z0-9_.-]{0,63}$")]
+
+
+class CalledFunction(_Object):
+    name: ToolName
+    arguments: Text
+    """A JSON object as text."""
+
+
+class ToolCall(_Object):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Message(_Object):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _supported(cls, fields: Any) -> Any:
         return _without(fields, UNSUPPORTED_IN_MESSAGE)
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Message":
+        if self.content is None and not self.tool_calls:
+            raise _incomplete("content", "is missing")
+        if self.tool_calls and self.role != "assistant":
+            raise _incomplete("tool_calls", "is only for the role 'assistant'")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise _incomplete("tool_call_id", "is missing" if self.role == "tool" else "is only for the role 'tool'")
+        return self
+
+
+class Function(_Object):
+    name: ToolName
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Literal[False] | None = None
+
+
+class Tool(_Object):
+    type: Literal["function"]
+    function: Function
 
 
 class StreamOptions(_Object):
@@ -187,6 +232,8 @@ class ChatRequest(_Object):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stop | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -196,6 +243,13 @@ class ChatRequest(_Object):
     @property
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def offered(self) -> list[dict[str, Any]]:
+        """The tools that the model is told of."""
+        if self.tool_choice == "none":
+            return []
+        return [tool.model_dump(exclude_none=True) for tool in self.tools or ()]
 
     @property
     def limit(self) -> int | None:
@@ -221,28 +275,77 @@ def checked(request: ChatRequest) -> ChatRequest:
 
 
 def chat_messages(request: ChatRequest) -> list[dict[str, Any]]:
-    """The messages as `Model.render` takes them, pictures decoded; ApiError names the part that is at fault."""
+    """The messages as `Model.render` takes them, pictures decoded; ApiError names the part that is at fault.
+
+    The results of calls stand in the order of the calls: the model's format gives them no names.
+    """
     messages: list[dict[str, Any]] = []
+    waiting: list[str] = []
+    results: dict[str, dict[str, Any]] = {}
     for i, message in enumerate(request.messages):
-        role = "system" if message.role == "developer" else message.role
-        if isinstance(message.content, str):
-            messages.append({"role": role, "content": message.content})
+        here = f"messages[{i}]"
+        made = _message(message, here)
+        if message.tool_call_id is not None:
+            if message.tool_call_id not in waiting or message.tool_call_id in results:
+                raise ApiError(
+                    f"{here}: no call before it waits for the result {message.tool_call_id!r}",
+                    param=f"{here}.tool_call_id",
+                )
+            results[message.tool_call_id] = made
+            if len(results) == len(waiting):
+                messages += [results[name] for name in waiting]
+                waiting, results = [], {}
             continue
-        parts: list[dict[str, Any]] = []
-        for j, part in enumerate(message.content):
-            param = f"messages[{i}].content[{j}]"
-            if isinstance(part, TextPart):
-                parts.append({"type": "text", "text": part.text})
-            elif role != "user":
-                raise ApiError(f"{param}: a message of role {message.role!r} cannot hold a picture", param=param)
-            else:
-                try:
-                    picture = read_picture(data_url(part.image_url.url))
-                except HerdError as error:
-                    raise ApiError(f"{param}: {error}", param=f"{param}.image_url", code="invalid_image") from None
-                parts.append({"type": "image", "image": picture})
-        messages.append({"role": role, "content": parts})
+        if waiting:
+            missing = next(name for name in waiting if name not in results)
+            raise ApiError(f"{here}: the call {missing!r} before it has no message with its result", param=here)
+        messages.append(made)
+        waiting = [call.id for call in message.tool_calls or ()]
+        if len(set(waiting)) < len(waiting):
+            raise ApiError(f"{here}: two calls have one id", param=f"{here}.tool_calls")
+    if waiting:
+        missing = next(name for name in waiting if name not in results)
+        raise ApiError(f"messages: the call {missing!r} has no message with its result", param="messages")
     return messages
+
+
+def _message(message: Message, here: str) -> dict[str, Any]:
+    role = {"developer": "system", "tool": "ipython"}.get(message.role, message.role)
+    made: dict[str, Any] = {"role": role, "content": message.content or ""}
+    if message.tool_calls:
+        made["tool_calls"] = [call.model_dump() for call in message.tool_calls]
+        for j, call in enumerate(made["tool_calls"]):
+            try:
+                call_of(call)
+            except HerdError as error:
+                param = f"{here}.tool_calls[{j}].function.arguments"
+                raise ApiError(f"{param}: {error}", param=param) from None
+    if isinstance(message.content, list):
+        made["content"] = [_part(part, role, f"{here}.content[{j}]") for j, part in enumerate(message.content)]
+    return made
+
+
+def _part(part: TextPart | ImagePart, role: str, here: str) -> dict[str, Any]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    if role != "user":
+        raise ApiError(f"{here}: a message of role {role!r} cannot hold a picture", param=here)
+    try:
+        return {"type": "image", "image": read_picture(data_url(part.image_url.url))}
+    except HerdError as error:
+        raise ApiError(f"{here}: {error}", param=f"{here}.image_url", code="invalid_image") from None
+
+
+def tool_calls(calls: Sequence[Call]) -> list[dict[str, Any]]:
+    """Calls in OpenAI's shape, with new ids."""
+    return [
+        {
+            "id": f"call_{uuid.uuid4().hex}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+        }
+        for call in calls
+    ]
 
 
 def data_url(url: str) -> bytes:
@@ -274,10 +377,11 @@ def validation_error(errors: list[Any]) -> ApiError:
         where = f"{error['ctx']['error']} (character {location[0]})"
         return ApiError(f"the body is not valid JSON: {where}", code="bad_json")
     param = _param(location)
-    if kind == "unsupported":
+    if kind in {"unsupported", "incomplete"}:
         # A validator of the whole object does not know which field it stumbled over.
         param = f"{param}.{error['ctx']['name']}" if param else error["ctx"]["name"]
-        return ApiError(f"{param}: {error['msg']}", param=param, code="unsupported_parameter")
+        code = "unsupported_parameter" if kind == "unsupported" else "missing_required_parameter"
+        return ApiError(f"{param}: {error['msg']}", param=param, code=code)
     if not param:
         return ApiError("the body must be a JSON object, sent as Content-Type: application/json")
     if kind == "extra_forbidden":

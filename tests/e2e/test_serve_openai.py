@@ -108,6 +108,16 @@ def test_a_picture_is_seen_and_counts_as_tokens(client):
     assert text_of(bare) != text_of(red)
 
 
+def test_tools_and_their_results_are_told_to_the_model(client):
+    tools = [{"type": "function", "function": {"name": "clock"}}]
+    call = {"id": "1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+    dialogue = [*QUESTION, {"role": "assistant", "tool_calls": [call]}]
+    dialogue.append({"role": "tool", "content": "noon", "tool_call_id": "1"})
+    bare, told, answered = ask(client), ask(client, tools=tools), ask(client, dialogue, tools=tools)
+    assert bare.usage.prompt_tokens < told.usage.prompt_tokens < answered.usage.prompt_tokens
+    assert answered.choices[0].finish_reason in {"stop", "length"}
+
+
 def test_requests_at_the_same_time_get_the_answers_that_they_get_alone(client):
     questions = [[{"role": "user", "content": f"the cat sat on {n} mats"}] for n in range(6)] + [with_pictures("red")]
     alone = [text_of(ask(client, question)) for question in questions]
@@ -131,7 +141,7 @@ def test_a_stop_string_cuts_the_answer_where_it_begins(client):
     ("options", "param"),
     [
         ({"n": 2}, "n"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"temperature": 3}, "temperature"),
         ({"messages": []}, "messages"),

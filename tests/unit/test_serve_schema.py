@@ -51,6 +51,23 @@ def user(*parts: object) -> list[dict[str, object]]:
     return [{"role": "user", "content": list(parts)}]
 
 
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def calling(arguments: str, name: str = "f") -> dict[str, object]:
+    call = {**CALL, "function": {"name": name, "arguments": arguments}}
+    return {"messages": [{"role": "assistant", "tool_calls": [call]}]}
+
+
+def test_results_stand_in_the_order_of_the_calls():
+    calls = [{**CALL, "id": name} for name in "ab"]
+    results = [{"role": "tool", "content": name, "tool_call_id": name} for name in "ba"]
+    asked = [*PLAIN["messages"], {"role": "assistant", "content": None, "tool_calls": calls}, *results]
+    made = chat_messages(parse(messages=asked))
+    assert [message["role"] for message in made] == ["user", "assistant", "ipython", "ipython"]
+    assert [message["content"] for message in made[2:]] == ["a", "b"]
+
+
 def test_every_field_of_openai_is_honoured_ignored_or_refused_and_no_other():
     ours = {*ChatRequest.model_fields, *schema.IGNORED, *schema.UNSUPPORTED}
     assert ours == set(get_type_hints(CompletionCreateParamsNonStreaming))
@@ -61,7 +78,6 @@ def test_every_field_of_openai_is_honoured_ignored_or_refused_and_no_other():
     [
         ("n", 2),
         ("n", True),
-        ("tools", [{"type": "function"}]),
         ("response_format", {"type": "json_object"}),
         ("logprobs", True),
         ("top_logprobs", 3),
@@ -72,7 +88,7 @@ def test_every_field_of_openai_is_honoured_ignored_or_refused_and_no_other():
         ("audio", {"voice": "alloy"}),
         ("reasoning_effort", "high"),
         ("service_tier", "priority"),
-        ("tool_choice", "auto"),
+        ("parallel_tool_calls", False),
     ],
 )
 def test_a_field_that_cannot_be_honoured_is_refused_by_name(field, value):
@@ -104,7 +120,24 @@ def test_an_unknown_field_is_refused_with_the_nearest_name():
         ({"messages": None}, "messages"),
         ({"messages": "hello"}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "tool_calls": [CALL]}]}, "messages"),
+        ({"messages": [{"role": "assistant", "tool_calls": [CALL]}, *PLAIN["messages"]]}, "messages[1]"),
+        ({"messages": [{"role": "assistant", "tool_calls": [CALL, CALL]}]}, "messages[0].tool_calls"),
+        (calling("{"), "messages[0].tool_calls[0].function.arguments"),
+        (calling("[" * 100_000), "messages[0].tool_calls[0].function.arguments"),
+        (calling("[1]"), "messages[0].tool_calls[0].function.arguments"),
+        (calling("{}", name="f(x)"), "messages[0].tool_calls[0].function.name"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools[0].function.strict"),
+        ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools[0].function.name"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
