@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 from herd.config import VisionConfig
@@ -32,6 +32,7 @@ def read_picture(source: Path | str | bytes) -> Image.Image:
     Raises HerdError when the file is missing, unreadable, truncated or larger than MAX_PIXELS.
     """
     name = "the picture" if isinstance(source, bytes) else str(source)
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # some libraries set it, and half a picture would pass for a whole one
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a damaged profile, say: the picture is what counts

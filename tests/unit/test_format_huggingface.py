@@ -54,20 +54,30 @@ def test_a_missing_or_torn_shard_is_named(copy: Path) -> None:
 
 
 def test_missing_extra_and_misshapen_tensors_are_named(copy: Path) -> None:
-    path = shard(copy)
-    tensors = load_file(path)
-    index = copy / "model.safetensors.index.json"
-    content = json.loads(index.read_text())
-    content["weight_map"]["surplus"] = content["weight_map"].pop("language_model.model.norm.weight")
-    index.write_text(json.dumps(content))
-    with pytest.raises(HerdError, match=r"norm\.weight is missing; surplus is not a tensor"):
+    path, index = shard(copy), copy / "model.safetensors.index.json"
+    tensors, content = load_file(path), json.loads(index.read_text())
+    norm, router = "language_model.model.norm.weight", "language_model.model.layers.1.feed_forward.router.weight"
+    save_file({**tensors, norm: torch.zeros(3), router: tensors[router].short()}, path)
+    with pytest.raises(HerdError, match=r"router\.weight is stored as int16.*norm\.weight has shape \(3,\)"):
         herd.load(copy)
-    content["weight_map"]["language_model.model.norm.weight"] = content["weight_map"].pop("surplus")
+    content["weight_map"]["surplus"] = content["weight_map"].pop(norm)
     index.write_text(json.dumps(content))
-    tensors["language_model.model.norm.weight"] = torch.zeros(3)
+    with pytest.raises(HerdError, match=r"surplus is missing, though the index tells it; .*norm\.weight is not in"):
+        herd.load(copy)
+    tensors["surplus"] = tensors.pop(norm)
     save_file(tensors, path)
-    with pytest.raises(HerdError, match=r"norm\.weight has shape \(3,\)"):
+    with pytest.raises(HerdError, match=r"norm\.weight is missing; surplus is not a tensor of this model"):
         herd.load(copy)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "../elsewhere.safetensors")}))
+    with pytest.raises(HerdError, match="does not tell the file of each tensor"):
+        herd.load(copy)
+
+
+def test_one_file_without_an_index_is_opened(copy: Path, tiny_folder: Path) -> None:
+    shard(copy).rename(copy / "model.safetensors")
+    (copy / "model.safetensors.index.json").unlink()
+    whole = dict(huggingface.load(tiny_folder).named_parameters())
+    assert all(torch.equal(whole[name], x) for name, x in huggingface.load(copy).named_parameters())
 
 
 def test_what_cannot_be_honoured_is_refused(copy: Path) -> None:

@@ -1,7 +1,7 @@
 """The Hugging Face Llama 4 folder: the only weight format that Herd writes as its own.
 
-`save` and `load` stream shard by shard; names and layouts are transformers' (gate and up fused for routed experts,
-apart elsewhere; q, k, v apart). Loading is strict: every missing, extra or misshapen tensor is named.
+`save` streams shard by shard, `load` tensor by tensor; names and layouts are transformers' (gate and up fused for
+routed experts, apart elsewhere; q, k, v apart). Loading is strict: every missing, extra or misshapen tensor is named.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from herd.config import ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
 from herd.core.errors import HerdError
 from herd.core.files import naming_full_disk, read_json, write_json
+from herd.model.formats.stored import Stored, open_safetensors
+from herd.model.formats.weights import Weights, assemble, check, refuse, skeleton
 from herd.model.transformer import Transformer
 
 MAX_SHARD_BYTES = 4_000_000_000
@@ -267,16 +268,21 @@ def vision_rules(config: VisionConfig) -> dict[str, Rule]:
 
 def save(model: Transformer, folder: Path, *, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write config.json and the weights in shards with their index. The caller commits the folder as a whole."""
-    table, parameters = rules(model.config), dict(model.named_parameters())
-    assert table.keys() == parameters.keys(), table.keys() ^ parameters.keys()
+    write(Weights.of(model), folder, dtype=dtype)
+
+
+def write(weights: Weights, folder: Path, *, dtype: torch.dtype) -> None:
+    """`save` of weights wherever they lie, holding one shard at a time."""
+    table = rules(weights.config)
+    assert table.keys() == {name for name, _ in skeleton(weights.config).named_parameters()}
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for name, rule in table.items():
-            for theirs, part in zip(rule.names, rule.split(parameters[name].detach()), strict=True):
-                yield theirs, part.to("cpu", dtype).contiguous()
+            for theirs, part in zip(rule.names, rule.split(weights.read(name)), strict=True):
+                yield theirs, part.to(dtype).contiguous()
 
     write_shards(tensors(), folder)
-    write_json(folder / "config.json", config_to_json(model.config, dtype))
+    write_json(folder / "config.json", config_to_json(weights.config, dtype))
 
 
 def write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> None:
@@ -311,35 +317,46 @@ def write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> None:
 
 def load(folder: Path, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Transformer:
     """Open a folder's weights as a `Transformer`, tensor by tensor; `dtype` None keeps the stored one."""
+    return assemble(open_folder(folder), dtype=dtype, device=device)
+
+
+def open_folder(folder: Path) -> Weights:
+    """The folder's weights, checked by name, shape and place before any is read."""
     config = config_from_json(folder)
     if "quantization_config" in read_json(folder / "config.json"):
         raise HerdError(f"{folder} is quantised: it can be run, but not trained; give the folder that it was made from")
-    with torch.device("meta"):
-        model = Transformer(config)
-    weight_map: dict[str, str] = read_json(folder / "model.safetensors.index.json")["weight_map"]
-    table = rules(config)
-    files = {}
+    table, shapes = rules(config), dict(skeleton(config).named_parameters())
+    wanted = {
+        theirs: part.shape
+        for name, rule in table.items()
+        for theirs, part in zip(rule.names, rule.split(shapes[name]), strict=True)
+    }
+    found = stored_tensors(folder)
+    check(folder, found, wanted)
+    return Weights(
+        config=config,
+        dtype=found[table["embedding.weight"].names[0]].dtype,
+        read=lambda name: table[name].join([found[theirs].read() for theirs in table[name].names]),
+    )
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """All tensors of a folder's safetensors files by name: of those that the index tells, or of the only one."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists() and (folder / "model.safetensors").exists():
+        return open_safetensors(folder / "model.safetensors")
+    content = read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or any(Path(str(file)).name != file for file in weight_map.values()):
+        raise HerdError(f"{index} does not tell the file of each tensor: restore it or write the folder again")
+    found: dict[str, Stored] = {}
     for file in sorted(set(weight_map.values())):
-        try:
-            files[file] = safe_open(folder / file, framework="pt", device="cpu")
-        except FileNotFoundError:
-            raise HerdError(f"{folder / file} is missing: copy the folder again, whole") from None
-        except SafetensorError as error:
-            raise HerdError(f"{folder / file} is damaged ({error}): copy the folder again, whole") from None
-    check_names(folder, weight_map, table)
-    shapes = dict(model.named_parameters())
-    state = {}
-    for name, rule in table.items():
-        parts = [files[weight_map[theirs]].get_tensor(theirs) for theirs in rule.names]
-        tensor = rule.join(parts)
-        if tensor.shape != shapes[name].shape:
-            raise HerdError(
-                f"{folder}: {' + '.join(rule.names)} has shape {tuple(tensor.shape)}, "
-                f"config.json asks for {tuple(shapes[name].shape)}"
-            )
-        state[name] = tensor.to(device or "cpu", dtype or tensor.dtype)
-    model.load_state_dict(state, assign=True)
-    return model.eval().requires_grad_(False)
+        held = open_safetensors(folder / file)
+        told = {name for name, where in weight_map.items() if where == file}
+        problems = [f"{name} is missing, though the index tells it" for name in sorted(told - held.keys())]
+        refuse(folder / file, problems + [f"{name} is not in the index" for name in sorted(held.keys() - told)])
+        found |= held
+    return found
 
 
 def check_names(folder: Path, weight_map: dict[str, str], table: dict[str, Rule]) -> None:

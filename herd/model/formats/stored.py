@@ -1,0 +1,180 @@
+"""Tensors in files, found without reading them: name, type, shape and place of each. Then read one by one.
+
+Plain reads into memory of the tensor's own: nothing of the file stays mapped, so that a model takes its weights' bytes
+and little more while it loads. A header is believed in nothing: lengths and offsets are held against the file's size
+before memory is taken. Nothing in a file is run: a pickle may name tensors and containers, and nothing else.
+
+Sources: the safetensors format (8 bytes of length, JSON, data); torch.save's zip archive, whose tensors are found by
+loading it with fake ones (torch.load's `_checkpoint_offset`).
+"""
+
+import codecs
+import io
+import json
+import pickle
+import zipfile
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from herd.core.errors import HerdError
+
+SAFETENSORS_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+MAX_HEADER_BYTES = 100_000_000
+"""Of a safetensors file; the library's own limit."""
+CHECKED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Types whose values must be finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A tensor that lies in a file, row by row from byte `start`."""
+
+    path: Path
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    def read(self, out: Tensor | None = None) -> Tensor:
+        """The tensor, in `out` (contiguous, of its type and shape) or in new memory.
+
+        Raises HerdError where values are not finite or the file ends too early.
+        """
+        tensor = torch.empty(self.shape, dtype=self.dtype) if out is None else out
+        assert tensor.is_contiguous() and tensor.shape == self.shape and tensor.dtype == self.dtype
+        buffer = tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.start)
+            done = 0
+            while done < len(buffer):  # one call gives 2 GiB at most
+                if not (count := file.readinto(buffer[done:])):
+                    raise HerdError(f"{self.path} ends inside {self.name}: copy it again, whole")
+                done += count
+        if tensor.dtype in CHECKED and tensor.numel() and not finite(tensor):
+            raise HerdError(
+                f"{self.path}: {self.name} holds values that are not finite (NaN or infinity): "
+                "the file is damaged, or its training went astray; take an earlier copy"
+            )
+        return tensor
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite; in one pass and without a copy."""
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def inside(stored: Stored, size: int) -> Stored:
+    """`stored`, if it lies inside its file of `size` bytes."""
+    if any(n < 0 for n in stored.shape) or stored.start < 0 or stored.start + stored.num_bytes > size:
+        raise HerdError(
+            f"{stored.path} is damaged: {stored.name} {list(stored.shape)} would end at byte "
+            f"{stored.start + stored.num_bytes} of {size}; copy it again, whole"
+        )
+    return stored
+
+
+def open_safetensors(path: Path) -> dict[str, Stored]:
+    """The tensors of a safetensors file by name."""
+    size = file_size(path)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            raise HerdError(
+                f"{path} is damaged: its header of {length} bytes does not fit in {size}; copy it again, whole"
+            )
+        raw = file.read(length)
+    found = {}
+    try:
+        for name, told in json.loads(raw).items():
+            if name == "__metadata__":
+                continue
+            begin, end = map(int, told["data_offsets"])
+            dtype, shape = SAFETENSORS_TYPES[told["dtype"]], tuple(map(int, told["shape"]))
+            stored = inside(Stored(path=path, name=name, dtype=dtype, shape=shape, start=8 + length + begin), size)
+            if begin < 0 or end - begin != stored.num_bytes:
+                raise ValueError(f"{name} {list(shape)} does not fill bytes {begin} to {end}")
+            found[name] = stored
+    except HerdError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise HerdError(
+            f"{path} is damaged: its header is not of safetensors ({reason}); copy it again, whole"
+        ) from None
+    return found
+
+
+def open_pth(path: Path) -> dict[str, Stored]:
+    """The tensors of a state dict that torch.save wrote, by name. Entries that are no tensors are left out."""
+    size = file_size(path)
+    if not zipfile.is_zipfile(path):
+        raise HerdError(f"{path} is no whole archive of torch.save (1.6 or newer): copy it again, whole")
+    try:
+        if any(info.compress_type != zipfile.ZIP_STORED for info in zipfile.ZipFile(path).infolist()):
+            raise HerdError(f"{path} is compressed, which torch.save never does: it is not opened")
+        # What Meta's own loader allows too: the released files have empty buffers beside the tensors.
+        with torch.serialization.safe_globals([io.BytesIO, codecs.encode]), FakeTensorMode():
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except HerdError:
+        raise
+    except pickle.UnpicklingError:
+        raise HerdError(
+            f"{path} holds more than tensors and is not opened: what is pickled in it could run code"
+        ) from None
+    except (
+        RuntimeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        EOFError,
+        OSError,
+        TypeError,
+        zipfile.BadZipFile,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise HerdError(f"{path} is damaged ({reason}): copy it again, whole") from None
+    if not isinstance(state, dict):
+        raise HerdError(f"{path} holds a {type(state).__name__}, not the named tensors of a model")
+    return {
+        name: in_archive(path, str(name), fake, size) for name, fake in state.items() if isinstance(fake, FakeTensor)
+    }
+
+
+def in_archive(path: Path, name: str, fake: Tensor, size: int) -> Stored:
+    """Where a tensor of an archive lies."""
+    if not fake.is_contiguous():
+        raise HerdError(f"{path}: {name} is not contiguous (strides {fake.stride()}): save it again with .contiguous()")
+    begin = int(fake.untyped_storage()._checkpoint_offset or 0)
+    start = begin + int(fake.storage_offset()) * fake.dtype.itemsize
+    return inside(Stored(path=path, name=name, dtype=fake.dtype, shape=tuple(fake.shape), start=start), size)
+
+
+def file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        raise HerdError(f"{path} is missing: copy the folder again, whole") from None
