@@ -92,7 +92,7 @@ def agree(config: ModelConfig, drawn: list[tuple[int, list[tuple[int, int]]]], s
 
 
 @pytest.mark.usefixtures("meta")
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(config=configs(), drawn=REQUESTS, seed=st.integers(0, 999))
 def test_logits_equal_both_peers_whatever_the_shape(
     config: ModelConfig, drawn: list[tuple[int, list[tuple[int, int]]]], seed: int

@@ -116,13 +116,15 @@ def test_the_training_path_of_attention_equals_the_inference_path() -> None:
     assert (inference - training).abs().max() <= 1e-5
 
 
-def test_greedy_tokens_equal_transformers_on_text_and_a_picture(tiny_folder: Path) -> None:
+def test_greedy_tokens_equal_transformers_on_text_and_on_pictures(tiny_folder: Path) -> None:
     model = load(tiny_folder, dtype=torch.float32)
     theirs = transformers.Llama4ForConditionalGeneration.from_pretrained(tiny_folder, dtype=torch.float32)
     noise = np.random.default_rng(0).integers(0, 255, (90, 150, 3), dtype=np.uint8)
     picture = Image.fromarray(noise)
     engine = model.engine()
-    for content in ("der Hund " * 120, [{"type": "image", "image": picture}, {"type": "text", "text": "the cat"}]):
+    one = [{"type": "image", "image": picture}, {"type": "text", "text": "the cat"}]
+    frames = [{"type": "image", "image": picture.crop((i, 0, i + 60, 60))} for i in range(0, 40, 10)]
+    for content in ("der Hund " * 120, one, [*one, *frames, {"type": "text", "text": "sat"}]):
         prompt: Prompt = model.render([{"role": "user", "content": content}])
         pixels = [normalise(tiles.pixels).float() for tiles in prompt.tiles]
         seen = {"pixel_values": torch.cat(pixels)} if pixels else {}

@@ -89,7 +89,7 @@ def furthest(some: list[Tensor], others: list[Tensor]) -> float:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(drawn=REQUESTS, seed=st.integers(0, 99), data=st.data())
 def test_pieces_cut_anywhere_beside_other_requests_equal_one_forward_alone(
     name: str, drawn: Drawn, seed: int, data: st.DataObject
