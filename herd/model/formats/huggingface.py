@@ -1,7 +1,7 @@
 """The Hugging Face Llama 4 folder: the only weight format that Herd writes as its own.
 
-`save` streams shard by shard, `load` tensor by tensor; names and layouts are transformers' (gate and up fused for routed
-experts, apart elsewhere; q, k, v apart). Loading is strict: every missing, extra or misshapen tensor is named.
+`save` streams shard by shard, `load` tensor by tensor; names and layouts are transformers' (gate and up fused for
+routed experts, apart elsewhere; q, k, v apart). Loading is strict: every missing, extra or misshapen tensor is named.
 """
 
 from collections.abc import Callable, Iterator
