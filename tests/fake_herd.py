@@ -56,6 +56,7 @@ class FakeEngine:
         num_pictures = sum("image" in part for part in parts)
         pictures = prompt.tiles[len(prompt.tiles) - num_pictures :]
         sizes = "".join(f"[{picture.width}x{picture.height}]" for picture in pictures)
+        sizes += "".join(f"[video of {len(part['frames'])}]" for part in parts if part.get("type") == "video")
         return [sizes, *(word for word in text.replace(" ", "\0 ").split("\0"))]
 
     def close(self) -> None:

@@ -57,5 +57,8 @@ def chat_format(reference: Any) -> Any:
             module = types.ModuleType(name)
             module.__dict__.update(transforms=None, functional=None)
             patch.setitem(sys.modules, name, module)
+        from PIL import ImageFile
+
+        patch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)  # which the import sets for everyone
         from llama_models.llama4.chat_format import ChatFormat
     return ChatFormat(reference)

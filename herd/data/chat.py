@@ -56,7 +56,8 @@ def render_messages(
     add_generation_prompt: bool = True,
 ) -> Rendered:
     """Render OpenAI-style messages. Parts of a content: `{"type": "text", "text": …}`, `{"type": "image", "image":
-    PIL picture or Tiles}`, `{"type": "video", "frames": [(seconds, picture or Tiles), …]}`.
+    PIL picture or Tiles}`, `{"type": "video", "frames": [(seconds, picture or Tiles), …]}` with, if wanted, the
+    `max_tiles` of a frame.
 
     An assistant's message may have `tool_calls` beside its content, each OpenAI's `{"function": {"name": …,
     "arguments": dictionary or its JSON}}`; the answer to one is a message of role `ipython`, in OpenAI's word `tool`.
@@ -77,8 +78,8 @@ def render_messages(
         ids.extend(more)
         learnt.extend([by_assistant] * len(more))
 
-    def picture(item: Image.Image | Tiles) -> list[int]:
-        cut = item if isinstance(item, Tiles) else processor.tiles(item)
+    def picture(item: Image.Image | Tiles, max_tiles: int | None = None) -> list[int]:
+        cut = item if isinstance(item, Tiles) else processor.tiles(item, max_tiles=max_tiles)
         tiles.append(cut)
         return [special[token] for token in processor.tokens(cut)]
 
@@ -95,7 +96,7 @@ def render_messages(
                 body += picture(part["image"])
             elif part["type"] == "video":
                 for seconds, frame in part["frames"]:
-                    body += tokenizer.encode(f"{seconds:.1f}s") + picture(frame)
+                    body += tokenizer.encode(f"{seconds:.1f}s") + picture(frame, part.get("max_tiles"))
             else:
                 raise HerdError(f"content part of type {part['type']!r} is not one of text, image, video")
         if calls:

@@ -8,6 +8,7 @@ transformers' Llama4ImageProcessor, whose bf16 rescaling is kept so that both gi
 
 import io
 import math
+import re
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from herd.config import VisionConfig
@@ -25,31 +26,55 @@ from herd.core.errors import HerdError
 MAX_PIXELS = 64_000_000
 """A larger picture is refused before it is decoded."""
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "ICO")
+"""What is opened. Pillow knows more, some of which run other programs."""
+
 
 def read_picture(source: Path | str | bytes) -> Image.Image:
     """Open a picture as RGB: turned by its EXIF orientation, transparency on white, the first frame of an animation.
 
-    Raises HerdError when the file is missing, unreadable, truncated or larger than MAX_PIXELS.
+    Raises HerdError when the file is missing, unreadable, truncated, not one of FORMATS, or larger than MAX_PIXELS.
     """
     name = "the picture" if isinstance(source, bytes) else str(source)
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some libraries set it, and half a picture would pass for a whole one
     try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except FileNotFoundError:
+        raise HerdError(f"{name} does not exist") from None
+    except OSError as error:
+        raise HerdError(f"{name} cannot be read ({error.strerror})") from None
+    if re.match(rb"(?:\xef\xbb\xbf)?\s*(?:<[?!][^>]*>\s*)*<svg\b", data[:4096]):
+        raise HerdError(f"{name} is SVG, a drawing without pixels: draw it as PNG first")
+    Image.init()
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a damaged profile, say: the picture is what counts
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
+            with Image.open(io.BytesIO(data), formats=[one for one in FORMATS if one in Image.OPEN]) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise HerdError(
                         f"{name} has {picture.width} x {picture.height} pixels, over {MAX_PIXELS:,}: make it smaller"
                     )
-                return on_white(ImageOps.exif_transpose(picture))
+                return on_white(_eight_bits(ImageOps.exif_transpose(picture), name))
     except Image.DecompressionBombError as error:
         raise HerdError(f"{name} is too large ({error}): make it smaller") from None
-    except FileNotFoundError:
-        raise HerdError(f"{name} does not exist") from None
+    except UnidentifiedImageError:
+        raise HerdError(f"{name} is not a readable picture (empty, damaged or none of {', '.join(FORMATS)})") from None
     except HerdError:
         raise
-    except (OSError, SyntaxError, ValueError) as error:
-        raise HerdError(f"{name} is not a readable picture ({error}): try PNG, JPEG or WebP") from None
+    except Exception as error:  # decoders raise what they like
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise HerdError(f"{name} is not a readable picture ({reason}): try PNG, JPEG or WebP") from None
+
+
+def _eight_bits(picture: Image.Image, name: str) -> Image.Image:
+    """Grey of 16 bits in 8: Pillow's own conversion clips it, so that nearly all of it is white."""
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture).astype(np.uint32) // 257).astype(np.uint8))
+    if picture.mode in {"I", "F"}:
+        raise HerdError(
+            f"{name} has grey values without a known range (mode {picture.mode}): save it with 8 or 16 bits"
+        )
+    return picture
 
 
 def on_white(picture: Image.Image) -> Image.Image:

@@ -20,9 +20,10 @@ from herd.core.errors import HerdError, unknown
 from herd.data.calls import Call
 from herd.data.chat import call_of
 from herd.data.image import read_picture
+from herd.data.video import read_video, video_part
 
-MAX_IMAGE_BYTES = 20 * 2**20
-"""Most bytes of one picture, after base64."""
+MAX_MEDIA_BYTES = 20 * 2**20
+"""Most bytes of one picture or video, after base64."""
 
 IGNORED = frozenset(
     {
@@ -138,6 +139,16 @@ class ImagePart(_Object):
     image_url: ImageUrl
 
 
+class VideoUrl(_Object):
+    url: str
+    """`data:video/mp4;base64,…`; nothing is fetched."""
+
+
+class VideoPart(_Object):
+    type: Literal["video_url"]
+    video_url: VideoUrl
+
+
 def _kind(value: Any) -> str:
     return "<text>" if isinstance(value, str) else "<list>"
 
@@ -148,11 +159,13 @@ def _part_kind(value: Any) -> str | None:
 
 # Tags stand in the location of an error; the brackets let `_param` tell them from fields.
 Part = Annotated[
-    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
+    Annotated[TextPart, Tag("<text>")]
+    | Annotated[ImagePart, Tag("<image_url>")]
+    | Annotated[VideoPart, Tag("<video_url>")],
     Discriminator(
         _part_kind,
         custom_error_type="part_type",
-        custom_error_message="a part is an object of type 'text' or 'image_url'",
+        custom_error_message="a part is an object of type 'text', 'image_url' or 'video_url'",
     ),
 ]
 Content = Annotated[
@@ -325,15 +338,17 @@ def _message(message: Message, here: str) -> dict[str, Any]:
     return made
 
 
-def _part(part: TextPart | ImagePart, role: str, here: str) -> dict[str, Any]:
+def _part(part: TextPart | ImagePart | VideoPart, role: str, here: str) -> dict[str, Any]:
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
     if role != "user":
         raise ApiError(f"{here}: a message of role {role!r} cannot hold a picture", param=here)
     try:
+        if isinstance(part, VideoPart):
+            return video_part(read_video(data_url(part.video_url.url, "video")))
         return {"type": "image", "image": read_picture(data_url(part.image_url.url))}
     except HerdError as error:
-        raise ApiError(f"{here}: {error}", param=f"{here}.image_url", code="invalid_image") from None
+        raise ApiError(f"{here}: {error}", param=f"{here}.{part.type}", code="invalid_image") from None
 
 
 def tool_calls(calls: Sequence[Call]) -> list[dict[str, Any]]:
@@ -348,24 +363,24 @@ def tool_calls(calls: Sequence[Call]) -> list[dict[str, Any]]:
     ]
 
 
-def data_url(url: str) -> bytes:
+def data_url(url: str, what: str = "picture") -> bytes:
     """The bytes in a base64 `data:` URL. Raises HerdError for anything else: the server fetches nothing."""
     if re.match(r"\s*[a-z][a-z0-9+.-]*://", url, re.IGNORECASE):
         raise HerdError(
-            f"{url[:60]!r} would have to be fetched, which this server does not do: send the picture as a data: URL"
+            f"{url[:60]!r} would have to be fetched, which this server does not do: send the {what} as a data: URL"
         )
     match = re.match(r"data:[^,]*;base64,", url, re.IGNORECASE)
     if not match:
         raise HerdError(f"{url[:30]!r} is not a base64 data: URL, like 'data:image/png;base64,iVBOR…'")
     encoded = url[match.end() :]
-    if len(encoded) > MAX_IMAGE_BYTES * 4 // 3 + 4:
-        raise HerdError(f"the picture has more than {MAX_IMAGE_BYTES // 2**20} MiB: make it smaller")
+    if len(encoded) > MAX_MEDIA_BYTES * 4 // 3 + 4:
+        raise HerdError(f"the {what} has more than {MAX_MEDIA_BYTES // 2**20} MiB: make it smaller")
     try:
         data = base64.b64decode(re.sub(r"\s", "", encoded), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise HerdError(f"the picture's base64 is broken ({error}): encode it again") from None
+        raise HerdError(f"the {what}'s base64 is broken ({error}): encode it again") from None
     if not data:
-        raise HerdError("the picture is empty: the data: URL ends after 'base64,'")
+        raise HerdError(f"the {what} is empty: the data: URL ends after 'base64,'")
     return data
 
 

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 from herd.core.errors import HerdError, unknown
 from herd.core.files import cache_folder
 from herd.data.image import read_picture
+from herd.data.video import read_video, video_part
 from herd.engine.engine import Piece
 from herd.engine.sampler import SamplingParams
 from herd.serve.session import answering, fitted
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from herd.engine.load import Model
 
 COMMANDS = {
     "/image": "/image PATH   attach a picture to the next message (several are welcome)",
+    "/video": "/video PATH   attach frames of a video, with their times",
     "/reset": "/reset        begin a new conversation",
     "/help": "/help         show this",
     "/quit": "/quit         leave (or Ctrl-D)",
@@ -86,7 +86,7 @@ class Quit(Exception):
 
 
 class Conversation:
-    """Messages so far, pictures that wait for the next one, and the model that answers."""
+    """Messages so far, pictures and videos that wait for the next one, and the model that answers."""
 
     def __init__(self, model: "Model", params: SamplingParams, *, system: str | None) -> None:
         self.model, self.params = model, params
@@ -96,20 +96,25 @@ class Conversation:
 
     def reset(self) -> None:
         self.messages: list[dict[str, Any]] = list(self._system)
-        self.pictures: list[Image.Image] = []
+        self.attached: list[dict[str, Any]] = []
 
-    def attach(self, path: str) -> str:
-        """Keep the picture at `path` for the next message; says what was attached."""
+    def attach(self, kind: str, path: str) -> str:
+        """Keep the picture or video at `path` for the next message; says what was attached."""
         if not path:
-            raise HerdError("/image needs a path, as in: /image cat.png")
-        picture = read_picture(Path(path).expanduser())
-        self.pictures.append(picture)
+            raise HerdError(f"/{kind} needs a path, as in: /{kind} {'cat.png' if kind == 'image' else 'cat.mp4'}")
+        file = Path(path).expanduser()
+        if kind == "video":
+            frames = read_video(file)
+            self.attached.append(video_part(frames))
+            return f"attached {path} ({len(frames)} frames, {frames[-1][0]:.1f} s)"
+        picture = read_picture(file)
+        self.attached.append({"type": "image", "image": picture})
         return f"attached {path} ({picture.width} x {picture.height})"
 
     async def answer(self, text: str) -> AsyncGenerator[Piece, None]:
         """Pieces of the answer to `text`. Closed early, what was said by then stays in the conversation."""
-        parts = [{"type": "image", "image": picture} for picture in self.pictures]
-        question = {"role": "user", "content": [*parts, {"type": "text", "text": text}] if parts else text}
+        parts = [*self.attached, {"type": "text", "text": text}]
+        question = {"role": "user", "content": parts if self.attached else text}
         prompt = self.model.render([*self.messages, question])
         room = fitted(prompt, self.params, max_tokens=None, context=self.engine.capacity).max_tokens
         params = dataclasses.replace(self.params, max_tokens=min(room, self.params.max_tokens))
@@ -123,15 +128,15 @@ class Conversation:
             # Stopped before the first word, it was never asked: the picture still waits for its question.
             if said or ended:
                 self.messages += [question, {"role": "assistant", "content": said}]
-                self.pictures = []
+                self.attached = []
 
 
 def command(conversation: Conversation, line: str) -> str:
     """Do what a line that begins with a slash asks for; returns what to tell the user."""
     name, _, rest = line.strip().partition(" ")
     match name:
-        case "/image":
-            return conversation.attach(rest.strip().strip("'\""))
+        case "/image" | "/video":
+            return conversation.attach(name[1:], rest.strip().strip("'\""))
         case "/reset":
             conversation.reset()
             return "a new conversation"

@@ -198,6 +198,19 @@ def test_attached_pictures_go_with_the_next_message_only(lasting, tmp_path):
     lasting.wait(PROMPT)
 
 
+def test_an_attached_video_goes_as_its_frames(lasting, tmp_path):
+    pytest.importorskip("av")
+    from test_data_video import clip
+
+    (tmp_path / "cat.mp4").write_bytes(clip(30))
+    lasting.type(f"/video {tmp_path}/cat.mp4\r")
+    lasting.wait(r"cat.mp4 \(3 frames, 2.0 s\)")
+    lasting.wait(PROMPT)
+    lasting.type("what moves\r")
+    lasting.wait(r"\[video of 3\]what moves")
+    lasting.wait(PROMPT)
+
+
 def test_an_unknown_command_is_answered_with_the_nearest(terminal):
     terminal.type("/imgae x\r")
     terminal.wait("unknown command '/imgae', did you mean '/image'")

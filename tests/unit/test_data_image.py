@@ -1,12 +1,17 @@
 """Pictures in every state, and how they are cut."""
 
 import io
+import random
+import struct
+import zlib
+from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -52,6 +57,105 @@ def test_what_is_no_picture_is_named_in_one_line(tmp_path: Path) -> None:
         read_picture(tmp_path / "absent.png")
     with pytest.raises(HerdError, match="make it smaller"):
         read_picture(encoded(Image.new("1", (20_000, 20_000)), "PNG"))
+
+
+def bare_png(width: int, height: int) -> bytes:
+    """A PNG that says its size and has no pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (bare_png(0, 0), "empty, damaged"),
+        (bare_png(5, 0), "empty, damaged"),
+        (bare_png(5, 5), "truncated"),
+        (bare_png(100_000, 100_000), "make it smaller"),
+        (bare_png(100_000, 1000), "make it smaller"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "is SVG"),
+        (b'<?xml version="1.0"?>\n<!-- a -->\n<svg/>', "is SVG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "none of PNG"),
+        (b"%PDF-1.4", "none of PNG"),
+        (b"\0\0\0\x18ftypmp42" + b"\0" * 40, "none of PNG"),
+        (encoded(Image.new("F", (4, 4)), "TIFF"), "without a known range"),
+        (encoded(Image.new("I", (4, 4)), "TIFF"), "without a known range"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_with_the_reason(content: bytes, says: str) -> None:
+    with pytest.raises(HerdError, match=says) as caught:
+        read_picture(content)
+    assert "\n" not in str(caught.value) and "0x" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "ICO"])
+def test_damaged_bytes_are_a_picture_or_refused(kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8)
+    try:
+        whole = encoded(Image.fromarray(noise), kind)
+    except (KeyError, OSError):
+        pytest.skip(f"this Pillow writes no {kind}")
+    rng = random.Random(0)
+    for _ in range(300):
+        torn = bytearray(whole)
+        for _ in range(rng.randint(1, 8)):
+            torn[rng.randrange(min(len(torn), rng.choice([64, 400, len(torn)])))] = rng.randrange(256)
+        with suppress(HerdError):
+            assert read_picture(bytes(torn)).mode == "RGB"
+
+
+def test_colours_come_out_as_they_were_meant() -> None:
+    red = (255, 0, 0)
+    assert read_picture(encoded(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "TIFF")).getpixel((0, 0)) == red
+    palette = Image.new("P", (2, 1), 0)
+    palette.putpalette([9, 9, 9, *red])
+    palette.putpixel((1, 0), 1)
+    for kind in ("PNG", "GIF"):
+        shown = read_picture(encoded(palette, kind, transparency=0))
+        assert [shown.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), red]
+    deep = Image.fromarray(np.array([[0, 0x80 * 257, 65535]], dtype=np.uint16))
+    for kind in ("PNG", "TIFF"):
+        shown = read_picture(encoded(deep, kind))
+        assert [shown.getpixel((x, 0)) for x in range(3)] == [(v, v, v) for v in (0, 0x80, 255)]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_an_animation_is_its_first_frame(kind: str) -> None:
+    first, second = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
+    animation = encoded(
+        first, kind, save_all=True, append_images=[second], **{"lossless": True} if kind == "WEBP" else {}
+    )
+    assert getattr(Image.open(io.BytesIO(animation)), "n_frames", 1) == 2
+    assert read_picture(animation).getpixel((0, 0)) == (255, 0, 0)
+
+
+def brute_force(height: int, width: int) -> tuple[int, int]:
+    """The rule in exact fractions: the smallest enlargement, else the least shrinking; ties to the smaller area."""
+    every = [(r, c) for r in range(1, 17) for c in range(1, 17) if r * c <= 16]
+    assert len(every) == 50
+    scale = {s: min(Fraction(s[0] * 336, height), Fraction(s[1] * 336, width)) for s in every}
+    enlarging = [s for s in every if scale[s] >= 1]
+    best = min(scale[s] for s in enlarging) if enlarging else max(scale.values())
+    tied = [s for s in every if scale[s] == best]
+    area = min(r * c for r, c in tied)
+    return next(s for s in canvases(16) if s in tied and s[0] * s[1] == area)
+
+
+def test_every_one_of_the_50_canvases_is_chosen_for_a_picture_of_its_size() -> None:
+    for rows, columns in canvases(16):
+        for dy, dx in [(0, 0), (-1, -1), (-7, -100), (0, -1)]:
+            height, width = rows * 336 + dy, columns * 336 + dx
+            assert best_canvas(height, width, side=336, max_tiles=16) == brute_force(height, width) == (rows, columns)
+
+
+@settings(max_examples=500)
+@given(height=st.integers(1, 8000), width=st.integers(1, 8000))
+def test_the_canvas_of_the_released_size_follows_the_rule(height: int, width: int) -> None:
+    assert best_canvas(height, width, side=336, max_tiles=16) == brute_force(height, width)
 
 
 @given(height=st.integers(1, 700), width=st.integers(1, 700), max_tiles=st.integers(1, 16))

@@ -397,3 +397,17 @@ def test_without_tools_or_with_tool_choice_none_nothing_is_a_call(server):
 def test_a_call_that_is_cut_off_is_text_of_length(server):
     answer = server.ask("[weather(a=1, b=2, c=3)]", tools=TOOLS, max_tokens=2).choices[0]
     assert (answer.message.content, answer.finish_reason) == ("[weather(a=1,", "length")
+
+
+def test_a_video_comes_as_its_frames_and_a_broken_one_is_named(server):
+    pytest.importorskip("av")
+    from test_data_video import clip
+
+    def part(data: bytes) -> dict[str, object]:
+        return {"type": "video_url", "video_url": {"url": "data:video/mp4;base64," + base64.b64encode(data).decode()}}
+
+    answer = server.ask([part(clip(30)), picture(3, 2), {"type": "text", "text": "moves"}])
+    assert answer.choices[0].message.content == "[3x2][video of 3]moves"
+    with pytest.raises(openai.BadRequestError, match="not a readable video") as caught:
+        server.ask([part(b"nothing")])
+    assert caught.value.param == "messages[0].content[0].video_url"

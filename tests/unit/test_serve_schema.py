@@ -143,7 +143,9 @@ def test_an_unknown_field_is_refused_with_the_nearest_name():
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "x", "name": "Ada"}]}, "messages[0].name"),
-        ({"messages": user({"type": "video_url"})}, "messages[0].content[0]"),
+        ({"messages": user({"type": "input_audio"})}, "messages[0].content[0]"),
+        ({"messages": user({"type": "video_url"})}, "messages[0].content[0].video_url"),
+        ({"messages": user({"type": "video_url", "video_url": {"url": "x"}})}, "messages[0].content[0].video_url"),
         ({"messages": user({"type": "text"})}, "messages[0].content[0].text"),
         ({"messages": user("x")}, "messages[0].content[0]"),
         ({"messages": user({"type": "text", "text": "x"}, image(""))}, "messages[0].content[1].image_url"),
@@ -187,7 +189,7 @@ def test_a_broken_request_is_refused_with_the_field_at_fault(fields, param):
         ("data:image/png;base64,a", "broken"),
         ("data:image/png;base64,*€*", "broken"),
         ("data:image/png;base64,aGVs*bG8=", "broken"),
-        (url(b"no picture"), "not a readable picture"),
+        (url(b"no picture"), "empty, damaged or none of PNG"),
         (url(png()[:45]), "not a readable picture"),
     ],
 )
@@ -198,7 +200,7 @@ def test_only_a_readable_picture_in_a_data_url_is_taken(address, says):
 
 
 def test_a_picture_past_the_limit_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr(schema, "MAX_IMAGE_BYTES", 2**20)
+    monkeypatch.setattr(schema, "MAX_MEDIA_BYTES", 2**20)
     assert len(data_url(url(bytes(2**20)))) == 2**20
     with pytest.raises(HerdError, match="more than 1 MiB"):
         data_url(url(bytes(2**20 + 9)))
