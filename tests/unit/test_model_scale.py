@@ -1,4 +1,4 @@
-"""Layers of the released models at full width: built, saved, loaded and run in bf16, the weights held once."""
+"""Layers of the released models at full width: built, saved, loaded, run in bf16 and in int4, the weights held once."""
 
 import json
 import subprocess
@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from herd.config import SpecialIds, preset
-from herd.model.formats import huggingface
+from herd.model.formats import compressed, huggingface
+from herd.model.quantize import Scheme
 from herd.model.transformer import Transformer
 
 name, folder = sys.argv[1], Path(sys.argv[2])
@@ -46,10 +47,18 @@ huggingface.save_processor(shape, folder)
 saved_peak = peak()
 del model
 again = huggingface.load(folder)
-same = torch.equal(logits(again), built)
+same, kind = torch.equal(logits(again), built), type(again.layers[0].ffn).__name__
+del again
+packed = folder / "int4"
+packed.mkdir()
+sizes = compressed.write(folder, packed, Scheme(name="int4"))
+low = logits(compressed.load(packed)).float()
+# The middle token: near ties pick another expert for some.
+near = torch.cosine_similarity(low, built.float(), dim=-1).median()
 print(json.dumps({
     "same": same, "finite": bool(built.isfinite().all()), "spread": float(built.float().std()),
-    "kind": type(again.layers[0].ffn).__name__, "weights_gb": size / 1e9, "start_gb": before * 1024 / 1e9,
+    "kind": kind, "weights_gb": size / 1e9, "start_gb": before * 1024 / 1e9,
+    "int4_gb": (sizes["packed"] + sizes["kept"]) / 1e9, "near": float(near),
     "built_gb": built_peak / 1e9, "saved_gb": saved_peak / 1e9, "peak_gb": peak() / 1e9,
 }))
 """
@@ -65,9 +74,12 @@ def test_a_layer_of_full_width_survives_its_folder_in_little_more_than_its_memor
         run = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     told = json.loads(run.stdout)
     with capsys.disabled():
-        print(f"\n{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in told.items() if key.endswith("_gb")))
+        print(
+            f"\n{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in told.items() if isinstance(value, float))
+        )
     assert told["same"] and told["finite"] and told["spread"] > 0.1
     assert told["kind"] == kind
     assert told["weights_gb"] == pytest.approx(weights_gb, abs=0.15)
+    assert told["int4_gb"] < 0.45 * told["weights_gb"] and told["near"] > 0.9
     # Neither saving nor loading holds the experts twice.
     assert told["peak_gb"] < told["weights_gb"] + told["start_gb"] + 0.8

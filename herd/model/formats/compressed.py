@@ -137,7 +137,8 @@ def write(source: Path, target: Path, scheme: Scheme) -> dict[str, Any]:
 
     huggingface.write_shards(tensors(), target)
     raw = read_json(source / "config.json") | {"dtype": "bfloat16"}
-    raw["text_config"] = raw["text_config"] | {"dtype": "bfloat16"}
+    if "text_config" in raw:  # a model of text alone has its fields at the top
+        raw["text_config"] = raw["text_config"] | {"dtype": "bfloat16"}
     raw["quantization_config"] = quantization_config(scheme, ignored)
     write_json(target / "config.json", raw)
     for path in source.iterdir():
