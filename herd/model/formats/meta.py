@@ -16,7 +16,6 @@ what the reference drops too (DROPPED).
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import torch
@@ -219,7 +218,7 @@ def open_folder(folder: Path) -> Weights:
         found = {
             name: stored
             for name, stored in open_pth(path).items()
-            if not DROPPED.search(name) and (name in wanted or prod(stored.shape))
+            if not DROPPED.search(name) and (name in wanted or stored.num_bytes)
         }
         check(path, found, wanted)
         ranks.append(found)

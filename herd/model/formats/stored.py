@@ -65,7 +65,7 @@ class Stored:
         """
         tensor = torch.empty(self.shape, dtype=self.dtype) if out is None else out
         assert tensor.is_contiguous() and tensor.shape == self.shape and tensor.dtype == self.dtype
-        buffer = memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+        buffer: Any = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.start)
             done = 0
@@ -168,8 +168,8 @@ def in_archive(path: Path, name: str, fake: Tensor, size: int) -> Stored:
     """Where a tensor of an archive lies."""
     if not fake.is_contiguous():
         raise HerdError(f"{path}: {name} is not contiguous (strides {fake.stride()}): save it again with .contiguous()")
-    begin: int = fake.untyped_storage()._checkpoint_offset  # type: ignore[attr-defined]
-    start = begin + fake.storage_offset() * fake.dtype.itemsize
+    begin: Any = fake.untyped_storage()._checkpoint_offset
+    start = int(begin + fake.storage_offset() * fake.dtype.itemsize)
     return inside(Stored(path=path, name=name, dtype=fake.dtype, shape=tuple(fake.shape), start=start), size)
 
 
