@@ -161,6 +161,21 @@ def serve(folder: Path = TALKER, /, *, host: str = "127.0.0.1", port: int = 8000
     named("herd.serve.api:serve")(folder, host=host, port=port)
 
 
+def convert(source: Path, out: Path, /, *, shards: int = 8, dtype: str = "", text_only: bool = False) -> None:
+    """
+    Args:
+        source: Folder of a model: Hugging Face's layout, or Meta's.
+        out: Folder to write, or a path that ends in .gguf.
+        shards: Files of Meta's folder, one for each rank of tensor parallelism.
+        dtype: bfloat16, float16 or float32; as stored if not given.
+        text_only: Leave the vision encoder out; GGUF needs it said.
+    """
+    module = "herd.stages.convert"
+    config = named(f"{module}:ConvertConfig")(shards=shards, dtype=dtype, text_only=text_only)
+    traceback_log.set(out.with_name(out.name + ".log"))
+    print(f"wrote {named(f'{module}:convert')(config, source, out)}")
+
+
 def doctor(*, json: bool = False) -> None:
     """
     Args:
@@ -231,6 +246,11 @@ COMMANDS = {
         summary="Serve a model to OpenAI clients and browsers",
         example="herd serve runs/tiny/sft --port 8000",
         does=serve,
+    ),
+    "convert": Command(
+        summary="Write a model in another format: Hugging Face, Meta, GGUF",
+        example="herd convert runs/tiny/sft runs/tiny/meta --shards 2",
+        does=convert,
     ),
     "doctor": Command(summary="Examine this machine and say what to mend", example="herd doctor", does=doctor),
 }

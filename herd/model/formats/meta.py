@@ -168,10 +168,9 @@ def _vision(config: ModelConfig) -> dict[str, Rule]:
 def write(weights: Weights, folder: Path, *, ranks: int, dtype: torch.dtype) -> None:
     """Write params.json and `ranks` files, each of which is in memory while it is made."""
     config = weights.config
-    check_ranks(config, ranks)
+    check_export(config, ranks)
     table = rules(config)
     assert table.keys() == {name for name, _ in skeleton(config).named_parameters()}
-    params = params_of(config)
     for rank in range(ranks):
         state = {}
         for name, rule in table.items():
@@ -183,7 +182,13 @@ def write(weights: Weights, folder: Path, *, ranks: int, dtype: torch.dtype) -> 
         path = folder / f"consolidated.{rank:02d}.pth"
         with naming_full_disk(path):
             torch.save(state, path)
-    write_json(folder / "params.json", params)
+    write_json(folder / "params.json", params_of(config))
+
+
+def check_export(config: ModelConfig, ranks: int) -> None:
+    """Refuse what Meta's format cannot tell, or not in so many files."""
+    check_ranks(config, ranks)
+    params_of(config)
 
 
 def check_ranks(config: ModelConfig, ranks: int) -> None:
