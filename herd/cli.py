@@ -225,10 +225,13 @@ def bench_parity(*, json: bool = False) -> None:
 
 def convert(
     source: Path,
-    target: Path,
+    out: Path,
     /,
     *,
-    quantize: str,
+    shards: int = 8,
+    dtype: str = "",
+    text_only: bool = False,
+    quantize: str | None = None,
     group: int | None = None,
     fit: str = "amax",
     everywhere: bool = False,
@@ -239,22 +242,31 @@ def convert(
 ) -> None:
     """
     Args:
-        source: Folder of a model.
-        target: Folder to write.
-        quantize: int4, int8 or fp8.
+        source: Folder of a model: Hugging Face's layout, or Meta's.
+        out: Folder to write, or a path that ends in .gguf.
+        shards: Files of Meta's folder, one for each rank of tensor parallelism.
+        dtype: bfloat16, float16 or float32; as stored if not given.
+        text_only: Leave the vision encoder out; GGUF needs it said.
+        quantize: int4, int8 or fp8: Hugging Face's layout with packed weights.
         group: int4: weights that share a scale: 128 (default), 64 or 32.
         fit: int4: amax as Meta does, or search for the scales of least error.
         everywhere: fp8: every product, not the routed experts alone.
-        keep_head: Leave the unembedding in bf16, as vLLM wants it.
-        data: Data folder whose held-out documents are measured on.
-        text: Text file to measure on instead.
-        max_bytes: Text to measure on at most, of each language or of the file.
+        keep_head: Packed: leave the unembedding in bf16, as vLLM wants it.
+        data: Packed: data folder whose held-out documents are measured on.
+        text: Packed: text file to measure on instead.
+        max_bytes: Packed: text to measure on at most, of each language or of the file.
     """
+    traceback_log.set(out.with_name(out.name + ".log"))
+    if quantize is None:
+        module = "herd.stages.convert"
+        config = named(f"{module}:ConvertConfig")(shards=shards, dtype=dtype, text_only=text_only)
+        print(f"wrote {named(f'{module}:convert')(config, source, out)}")
+        return
     scheme = named("herd.model.quantize:Scheme")(
         name=quantize, group=group, fit=fit, everywhere=everywhere, keep_head=keep_head
     )
     written = named("herd.evaluate.quantized:quantize_folder")(
-        source, target, scheme, data=data, text=text, max_bytes=max_bytes
+        source, out, scheme, data=data, text=text, max_bytes=max_bytes
     )
     print((written / "README.md").read_text(encoding="utf-8"))
     print(f"wrote {written}")
@@ -347,8 +359,8 @@ COMMANDS = {
         does=bench_parity,
     ),
     "convert": Command(
-        summary="Write a model folder with weights of 8 or 4 bits",
-        example="herd convert runs/tiny/sft runs/tiny/int4 --quantize int4 --group 64 --data runs/tiny/data",
+        summary="Write a model in another format: Hugging Face, Meta, GGUF, or packed to 8 or 4 bits",
+        example="herd convert runs/tiny/sft runs/tiny/int8 --quantize int8 --data runs/tiny/data",
         does=convert,
     ),
     "doctor": Command(summary="Examine this machine and say what to mend", example="herd doctor", does=doctor),

@@ -86,9 +86,7 @@ class Stage:
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "time_s": round(seconds, 2),
                 "peak_memory_bytes": peak_memory_bytes(),
-                "parents": {
-                    kind: {"path": str(path), "hash": read_lineage(path)["hash"]} for kind, path in self.parents.items()
-                },
+                "parents": {kind: {"path": str(path), "hash": hash_of(path)} for kind, path in self.parents.items()},
                 "config": self.config,
                 "hash": folder_hash(self.work),
                 **facts,
@@ -102,3 +100,12 @@ def read_lineage(folder: Path) -> dict[str, Any]:
     """The contents of `folder/herd.json`."""
     lineage: dict[str, Any] = read_json(folder / "herd.json")
     return lineage
+
+
+def hash_of(folder: Path) -> str:
+    """The hash in a folder's herd.json; of a folder that Herd did not make, the hash of its files now."""
+    if (folder / "herd.json").exists():
+        known: str | None = read_lineage(folder).get("hash")
+        if known:
+            return known
+    return folder_hash(folder)

@@ -160,19 +160,24 @@ class Restore(torch.autograd.Function):
         return grad.new_zeros(ctx.shape).index_copy_(0, slot_N, grad), None
 
 
-def rope_angles(positions_N: Int[Tensor, "n"], config: ModelConfig) -> Tensor:
-    """Rotations of the local layers as complex numbers, [N, C / 2], fp32."""
-    index = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=positions_N.device)
+def rope_frequencies(config: ModelConfig, *, scaled: bool = True) -> Float[Tensor, "c2"]:
+    """Radians a position by which each pair of channels turns, fp32; `scaled` False leaves `rope_scaling` out."""
+    index = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
     frequency = 1.0 / config.rope_theta ** (index / config.head_dim)
     scaling = config.rope_scaling
-    if scaling is not None:
+    if scaling is not None and scaled:
         wavelength = 2 * torch.pi / frequency
         turns = scaling.original_max_positions / wavelength
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         # Scout has low == high: the blend between the two is then empty, and must not divide by zero.
         blend = ((turns - low) / (high - low)).clamp(0, 1) if high > low else (turns >= high).float()
         frequency = frequency * blend + frequency / scaling.factor * (1 - blend)
-    angle_NC = positions_N[:, None].float() * frequency
+    return frequency
+
+
+def rope_angles(positions_N: Int[Tensor, "n"], config: ModelConfig) -> Tensor:
+    """Rotations of the local layers as complex numbers, [N, C / 2], fp32."""
+    angle_NC = positions_N[:, None].float() * rope_frequencies(config).to(positions_N.device)
     return torch.polar(torch.ones_like(angle_NC), angle_NC)
 
 

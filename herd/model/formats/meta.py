@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from herd.config import ModelConfig
+from herd.config import ModelConfig, VisionConfig
 from herd.core.errors import HerdError
 from herd.core.files import naming_full_disk, read_json, write_json
 from herd.model.formats.meta_params import config_from_params, params_of
@@ -99,7 +99,7 @@ def rules(config: ModelConfig) -> dict[str, Rule]:
         )
         table[f"{here}.attention.out.weight"] = Rule(names=(f"{attention}.wo.weight",), cut=COLUMNS)
         table |= _mixture(config, here, forward) if config.is_moe(layer) else _dense(config, here, forward)
-    return table | (_vision(config) if config.vision else {})
+    return table | (_vision(config.vision) if config.vision else {})
 
 
 def _dense(config: ModelConfig, here: str, forward: str) -> dict[str, Rule]:
@@ -139,7 +139,7 @@ def _mixture(config: ModelConfig, here: str, forward: str) -> dict[str, Rule]:
     }
 
 
-def _vision(config: ModelConfig) -> dict[str, Rule]:
+def _vision(vision: VisionConfig) -> dict[str, Rule]:
     encoder, adapter = "vision_embeddings.vision_encoder", "vision_embeddings.vision_adapter.mlp"
     table = {
         "vision.patches.weight": Rule(names=(f"{encoder}.conv1._linear.weight",), cut=ROWS),
@@ -154,7 +154,7 @@ def _vision(config: ModelConfig) -> dict[str, Rule]:
         summed = COLUMNS if kind == "weight" else WHOLE
         table[f"vision.norm_before.{kind}"] = Rule(names=(f"{encoder}.ln_pre.{kind}",))
         table[f"vision.norm_after.{kind}"] = Rule(names=(f"{encoder}.ln_post.{kind}",))
-        for layer in range(config.vision.num_layers):
+        for layer in range(vision.num_layers):
             here, there = f"vision.layers.{layer}", f"{encoder}.transformer.resblocks.{layer}"
             table[f"{here}.attention_norm.{kind}"] = Rule(names=(f"{there}.ln_1.{kind}",))
             table[f"{here}.mlp_norm.{kind}"] = Rule(names=(f"{there}.ln_2.{kind}",))
@@ -168,10 +168,9 @@ def _vision(config: ModelConfig) -> dict[str, Rule]:
 def write(weights: Weights, folder: Path, *, ranks: int, dtype: torch.dtype) -> None:
     """Write params.json and `ranks` files, each of which is in memory while it is made."""
     config = weights.config
-    check_ranks(config, ranks)
+    check_export(config, ranks)
     table = rules(config)
     assert table.keys() == {name for name, _ in skeleton(config).named_parameters()}
-    params = params_of(config)
     for rank in range(ranks):
         state = {}
         for name, rule in table.items():
@@ -183,7 +182,13 @@ def write(weights: Weights, folder: Path, *, ranks: int, dtype: torch.dtype) -> 
         path = folder / f"consolidated.{rank:02d}.pth"
         with naming_full_disk(path):
             torch.save(state, path)
-    write_json(folder / "params.json", params)
+    write_json(folder / "params.json", params_of(config))
+
+
+def check_export(config: ModelConfig, ranks: int) -> None:
+    """Refuse what Meta's format cannot tell, or not in so many files."""
+    check_ranks(config, ranks)
+    params_of(config)
 
 
 def check_ranks(config: ModelConfig, ranks: int) -> None:

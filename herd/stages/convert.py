@@ -1,0 +1,165 @@
+"""`herd convert`: a model in another format. What SRC and DST are tells the direction.
+
+    Hugging Face folder → DST.gguf    the text model for llama.cpp
+    Hugging Face folder → DST         Meta's folder, `shards` files
+    Meta's folder       → DST         a Hugging Face folder
+
+Weights are never computed with, only laid out; `dtype` rounds them where it is asked for. What stands beside the
+weights goes along: tokenizer, chat template, processor. The result is whole or absent, and tells where it comes from.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from torch import Tensor
+
+from herd.core.errors import HerdError
+from herd.core.files import partial
+from herd.core.lineage import Stage, commit_id, hash_of
+from herd.data.tokenizer import Tokenizer
+from herd.model.formats import huggingface, llama_cpp, meta
+from herd.model.formats.weights import Weights, skeleton
+
+BESIDE = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+)
+"""What goes along as it is."""
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """How to convert."""
+
+    shards: int = 8
+    """Files of Meta's folder: the ranks of tensor parallelism that it is for."""
+    dtype: str = ""
+    """bfloat16, float16 or float32; as stored if empty."""
+    text_only: bool = False
+    """Leave the vision encoder out (GGUF)."""
+
+
+def convert(config: ConvertConfig, source: Path, out: Path) -> Path:
+    """Write the model `source` in its other format to `out`; returns it."""
+    if config.dtype and config.dtype not in DTYPES:
+        raise HerdError(f"dtype={config.dtype!r} is none of {', '.join(DTYPES)}")
+    if out.exists():
+        raise HerdError(f"{out} is there already: give another path, or remove it first")
+    kind = format_of(source)
+    if kind == "gguf":
+        raise HerdError(f"{source} is GGUF, which is written but not converted back: give the folder it was made from")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".gguf":
+        if kind != "huggingface":
+            raise HerdError(f"{source} is Meta's folder: convert it to a Hugging Face folder first, that one to GGUF")
+        return to_gguf(config, source, out)
+    return to_meta(config, source, out) if kind == "huggingface" else to_huggingface(config, source, out)
+
+
+def format_of(source: Path) -> str:
+    """huggingface, meta or gguf, by what is there."""
+    if source.suffix == ".gguf":
+        return "gguf"
+    if not source.is_dir():
+        raise HerdError(f"{source} is not a folder: give the folder of a model, such as runs/tiny/sft")
+    found = [
+        name for name, mark in (("huggingface", "config.json"), ("meta", "params.json")) if (source / mark).exists()
+    ]
+    if len(found) != 1:
+        told = "both config.json and params.json" if found else "neither config.json nor params.json"
+        raise HerdError(f"{source} has {told}: give a folder with the files of one format")
+    return found[0]
+
+
+def to_huggingface(config: ConvertConfig, source: Path, out: Path) -> Path:
+    stage = start(config, source, out, "meta to huggingface")
+    weights = meta.open_folder(source)
+    tokenizer = None if (source / "tokenizer.json").exists() else Tokenizer.load(source)
+    carry(source, stage.work)
+    with showing(weights) as shown:
+        huggingface.write(shown.weights, stage.work, dtype=DTYPES.get(config.dtype, weights.dtype))
+    if tokenizer is not None:
+        tokenizer.save(stage.work)
+    if not (stage.work / "preprocessor_config.json").exists():
+        huggingface.save_processor(weights.config, stage.work)
+    return stage.finish()
+
+
+def to_meta(config: ConvertConfig, source: Path, out: Path) -> Path:
+    weights = huggingface.open_folder(source)
+    meta.check_export(weights.config, config.shards)
+    stage = start(config, source, out, "huggingface to meta")
+    carry(source, stage.work)
+    with showing(weights, passes=config.shards) as shown:
+        meta.write(shown.weights, stage.work, ranks=config.shards, dtype=DTYPES.get(config.dtype, weights.dtype))
+    return stage.finish()
+
+
+def to_gguf(config: ConvertConfig, source: Path, out: Path) -> Path:
+    weights = huggingface.open_folder(source)
+    llama_cpp.check_text(weights.config)
+    if weights.config.vision and not config.text_only:
+        raise HerdError(
+            "GGUF export has no place for the vision encoder yet: say --text-only to write the text model alone"
+        )
+    facts = {"stage": "convert", "commit": commit_id(), "parents": {"model": parent_of(source)}}
+    work, dtype = partial(out), DTYPES.get(config.dtype, weights.dtype)
+    with showing(weights) as shown:
+        llama_cpp.write_text(shown.weights, source, work, dtype=dtype, facts=facts)
+    os.replace(work, out)
+    return out
+
+
+def start(config: ConvertConfig, source: Path, out: Path, direction: str) -> Stage:
+    """The stage, begun anew: a part of an earlier attempt has no use."""
+    shutil.rmtree(partial(out), ignore_errors=True)
+    settings = {"direction": direction, "dtype": config.dtype or None, "shards": config.shards}
+    return Stage("convert", out, config=settings, parents={"model": source})
+
+
+def parent_of(source: Path) -> dict[str, Any]:
+    return {"path": str(source), "hash": hash_of(source)}
+
+
+def carry(source: Path, work: Path) -> None:
+    """Copy what stands beside the weights."""
+    for name in BESIDE:
+        if (source / name).exists():
+            shutil.copyfile(source / name, work / name)
+
+
+class showing:
+    """Weights whose reading is shown as progress, with rate and time left."""
+
+    def __init__(self, weights: Weights, passes: int = 1) -> None:
+        sizes = {name: p.numel() * weights.dtype.itemsize for name, p in skeleton(weights.config).named_parameters()}
+        columns = (TextColumn("converting"), BarColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns)
+        task = self.progress.add_task("", total=sum(sizes.values()) * passes)
+
+        def read(name: str) -> Tensor:
+            tensor = weights.read(name)
+            self.progress.advance(task, sizes[name])
+            return tensor
+
+        self.weights = Weights(config=weights.config, dtype=weights.dtype, read=read)
+
+    def __enter__(self) -> "showing":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()

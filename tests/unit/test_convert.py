@@ -1,0 +1,93 @@
+"""`herd convert`: the direction from what is there, everything beside the weights, whole or absent."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import herd
+from herd.cli import main
+from herd.core.files import read_json, write_json
+from herd.model.formats import huggingface
+from herd.model.formats.gguf import read_gguf
+from herd.model.transformer import Transformer
+
+
+@pytest.fixture
+def source(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A whole folder whose head width Meta's code can have: that of the tiny shape is its own."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "hf"))
+    config = replace(huggingface.config_from_json(folder), head_dim=48)
+    model = Transformer(config).requires_grad_(False)
+    for number, parameter in enumerate(model.parameters()):
+        parameter.fill_(0.01 * number)
+    huggingface.save(model, folder, dtype=torch.float32)
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    assert main(["convert", *map(str, args)]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1, told
+    return told[0]
+
+
+def test_to_meta_and_back_every_file_is_the_same(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", str(source), str(tmp_path / "meta"), "--shards", "1"]) == 0
+    assert f"wrote {tmp_path / 'meta'}" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "meta").glob("c*.pth")} == {"consolidated.00.pth"}
+    assert main(["convert", str(tmp_path / "meta"), str(tmp_path / "again")]) == 0
+    names = {path.name for path in source.iterdir()}
+    assert {path.name for path in (tmp_path / "again").iterdir()} == names
+    for name in names - {"herd.json"}:
+        assert (source / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+    told = read_json(tmp_path / "again" / "herd.json")
+    assert told["stage"] == "convert" and told["config"]["direction"] == "meta to huggingface"
+    assert told["parents"]["model"]["hash"] == read_json(tmp_path / "meta" / "herd.json")["hash"]
+    assert herd.load(tmp_path / "again").tokenizer.encode("the cat") == herd.load(source).tokenizer.encode("the cat")
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_folder_of_meta_without_our_files_gets_a_processor(source: Path, tmp_path: Path) -> None:
+    assert main(["convert", str(source), str(tmp_path / "meta"), "--shards", "1"]) == 0
+    for name in ("herd.json", "preprocessor_config.json", "processor_config.json", "generation_config.json"):
+        (tmp_path / "meta" / name).unlink()
+    assert main(["convert", str(tmp_path / "meta"), str(tmp_path / "again"), "--dtype", "bfloat16"]) == 0
+    assert herd.load(tmp_path / "again").transformer.embedding.weight.dtype == torch.bfloat16
+    assert len(read_json(tmp_path / "again" / "herd.json")["parents"]["model"]["hash"]) == 64
+
+
+def test_to_gguf(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gguf")
+    out = tmp_path / "model.gguf"
+    assert "chunk_size=256 cannot be told in GGUF: llama.cpp has 8192 in its code" in refused(capsys, source, out)
+    model = huggingface.load(source)
+    model.config = replace(model.config, chunk_size=8192, temperature_floor=8192)
+    huggingface.save(model, source, dtype=torch.float32)
+    assert "say --text-only" in refused(capsys, source, out)
+    assert main(["convert", str(source), str(out), "--text-only", "--dtype", "bfloat16"]) == 0
+    metadata, tensors = read_gguf(out)
+    assert metadata["general.file_type"] == 32 and "token_embd.weight" in dict(tensors)
+    assert '"stage": "convert"' in metadata["herd.lineage"]
+    assert "is GGUF, which is written but not converted back" in refused(capsys, out, tmp_path / "back")
+    assert [path.name for path in tmp_path.glob("*.partial")] == []
+
+
+def test_mistakes_are_told_in_one_line(
+    source: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert "is not a folder" in refused(capsys, tmp_path / "nowhere", out)
+    (tmp_path / "empty").mkdir()
+    assert "neither config.json nor params.json" in refused(capsys, tmp_path / "empty", out)
+    assert "num_kv_heads=2 cannot be cut for 8 shards: take --shards 1" in refused(capsys, source, out)
+    assert "head_dim=64 has no place in params.json" in refused(capsys, tiny_folder, out, "--shards", 1)
+    assert "dtype='int4' is none of" in refused(capsys, source, out, "--dtype", "int4")
+    assert "is there already" in refused(capsys, source, tmp_path / "empty")
+    write_json(source / "params.json", {})
+    assert "both config.json and params.json" in refused(capsys, source, out)
+    assert not out.exists() and not list(tmp_path.glob("*.partial"))
