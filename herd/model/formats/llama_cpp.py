@@ -30,6 +30,8 @@ from herd.model.formats.weights import Weights, skeleton
 TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 FILE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}
 """`general.file_type` (llama.h, llama_ftype)."""
+GUARDED = r" | replace('<|', '<\ufdd0|')"
+"""In our chat template: see herd/data/chat_template.jinja."""
 NORMAL, CONTROL = 1, 3
 """Kinds of token."""
 KEPT_FP32 = "ffn_gate_inp.weight"
@@ -108,7 +110,8 @@ def add_tokenizer(writer: Any, config: ModelConfig, folder: Path) -> None:
     writer.add_add_bos_token(True)
     template = folder / "chat_template.jinja"
     if template.exists():
-        writer.add_chat_template(template.read_text(encoding="utf-8"))
+        # llama.cpp's reader of templates has no \u, and its tokenizer would keep what guards a message's text.
+        writer.add_chat_template(template.read_text(encoding="utf-8").replace(GUARDED, ""))
 
 
 def text_tensors(weights: Weights) -> Iterator[tuple[str, Tensor]]:
