@@ -3,13 +3,14 @@
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from herd.config import VisionConfig
 from herd.data.chat import render_messages
-from herd.data.image import ImageProcessor
+from herd.data.image import ImageProcessor, best_canvas
 from herd.data.tiktoken import special_tokens
 
 PROCESSOR = ImageProcessor(
@@ -122,6 +123,18 @@ def test_what_meta_s_format_cannot_hold_is_the_same_in_the_template(released, in
     )
     learnt = released.decode([i for i, ok in zip(ours.ids, ours.learnt, strict=True) if ok], skip_special=False)
     assert learnt.startswith("I look.<|python_start|>") and learnt.endswith("[b()]<|eom|>") and "nothing" not in learnt
+
+
+@settings(max_examples=300, deadline=None)
+@given(height=st.integers(1, 6000), width=st.integers(1, 6000))
+def test_the_canvas_is_the_one_that_meta_s_code_chooses(chat_format, height, width):
+    from llama_models.llama4.preprocess import VariableSizeImageTransform
+
+    meta = VariableSizeImageTransform.__new__(VariableSizeImageTransform)  # its constructor needs torchvision
+    known = torch.tensor(meta.find_supported_resolutions(max_num_chunks=16, patch_size=336))
+    assert len(known) == 50
+    columns, rows = meta.get_best_fit((width, height), known)
+    assert best_canvas(height, width, side=336, max_tiles=16) == (rows // 336, columns // 336)
 
 
 def test_several_pictures_in_several_messages_keep_their_order_and_shapes(released, reference):
