@@ -417,7 +417,7 @@ def exit_code(work: Callable[[], None], title: str) -> int:
 
 
 def overview(names: Iterable[str]) -> str:
-    lines = [f"  {name:<11} {COMMANDS[name].summary}" for name in names]
+    lines = [f"  {name:<12} {COMMANDS[name].summary}" for name in names]
     last = "herd COMMAND --help tells more, with an example."
     return "\n".join(["usage: herd COMMAND [OPTIONS]", "", *lines, "", last])
 
