@@ -24,6 +24,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HERD_CACHE") or Path.home() / ".cache" / "herd").expanduser()
 
 
+def read_bytes(path: Path) -> bytes:
+    """The contents of a file that a user names; one line where there are none."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise HerdError(f"{path} does not exist") from None
+    except OSError as error:
+        raise HerdError(f"{path} cannot be read ({error.strerror})") from None
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether the error, or one that it came from, is a full disk; some libraries have no OSError for it."""
     below = error.__cause__ or error.__context__

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from herd.config import VisionConfig
 from herd.core.errors import HerdError
+from herd.core.files import read_bytes
 
 MAX_PIXELS = 64_000_000
 """A larger picture is refused before it is decoded."""
@@ -37,12 +38,7 @@ def read_picture(source: Path | str | bytes) -> Image.Image:
     """
     name = "the picture" if isinstance(source, bytes) else str(source)
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some libraries set it, and half a picture would pass for a whole one
-    try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except FileNotFoundError:
-        raise HerdError(f"{name} does not exist") from None
-    except OSError as error:
-        raise HerdError(f"{name} cannot be read ({error.strerror})") from None
+    data = source if isinstance(source, bytes) else read_bytes(Path(source))
     if re.match(rb"(?:\xef\xbb\xbf)?\s*(?:<[?!][^>]*>\s*)*<svg\b", data[:4096]):
         raise HerdError(f"{name} is SVG, a drawing without pixels: draw it as PNG first")
     Image.init()

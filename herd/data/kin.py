@@ -11,18 +11,10 @@ from tokenizers import Tokenizer as Backend
 from herd.config import SpecialIds
 from herd.core.errors import HerdError
 from herd.core.files import read_json
-from herd.data.tokenizer import Tokenizer
+from herd.data.tokenizer import PICTURE_TOKENS, Tokenizer
 
 CONTINUE = "{{- bos_token }}{%- for message in messages %}{{- message['content'] }}{%- endfor %}"
 """The template of a base model, which has none: it goes on with what is said."""
-PICTURE_TOKENS = (
-    "<|image_start|>",
-    "<|image_end|>",
-    "<|tile_x_separator|>",
-    "<|tile_y_separator|>",
-    "<|image|>",
-    "<|patch|>",
-)
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"

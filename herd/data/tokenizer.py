@@ -20,6 +20,14 @@ from herd.core.errors import HerdError
 from herd.core.files import read_json, write_atomic, write_json
 from herd.data.tiktoken import read_tiktoken, special_tokens
 
+PICTURE_TOKENS = (
+    "<|image_start|>",
+    "<|image_end|>",
+    "<|tile_x_separator|>",
+    "<|tile_y_separator|>",
+    "<|image|>",
+    "<|patch|>",
+)
 SPECIAL_TOKENS = (
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -34,12 +42,7 @@ SPECIAL_TOKENS = (
     "<|python_start|>",
     "<|python_end|>",
     "<|finetune_right_pad|>",
-    "<|image_start|>",
-    "<|image_end|>",
-    "<|tile_x_separator|>",
-    "<|tile_y_separator|>",
-    "<|image|>",
-    "<|patch|>",
+    *PICTURE_TOKENS,
     "<|reasoning_thinking_start|>",
     "<|reasoning_thinking_end|>",
 )

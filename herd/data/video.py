@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from herd.core.errors import HerdError
+from herd.core.files import read_bytes
 from herd.data.image import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -46,12 +47,7 @@ def read_video(
     except ImportError:
         raise HerdError("video needs PyAV: pip install 'herd-lm[video]'") from None
     name = "the video" if isinstance(source, bytes) else str(source)
-    try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except FileNotFoundError:
-        raise HerdError(f"{name} does not exist") from None
-    except OSError as error:
-        raise HerdError(f"{name} cannot be read ({error.strerror})") from None
+    data = source if isinstance(source, bytes) else read_bytes(Path(source))
     chosen: dict[int, tuple[float, Image.Image]] = {}
     step, first = 1 / frames_per_s, None
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from model_folder import random_tokenizer
 
+from herd.bench.oracles import random_model
 from herd.config import ModelConfig, MoEConfig, RopeScaling, preset
 from herd.core.errors import HerdError
 from herd.data.tokenizer import Tokenizer
@@ -39,15 +40,6 @@ def small(tokenizer: Tokenizer, **changes: object) -> ModelConfig:
         rope_scaling=SCALING,
     )
     return replace(base, **changes)  # type: ignore[arg-type]
-
-
-def random_model(config: ModelConfig) -> Transformer:
-    generator = torch.Generator().manual_seed(0)
-    model = Transformer(config)
-    for name, parameter in model.named_parameters():
-        is_norm = "norm" in name and name.endswith("weight")
-        torch.nn.init.normal_(parameter, 1.0 if is_norm else 0.0, 0.15, generator=generator)
-    return model.eval().requires_grad_(False)
 
 
 def server(path: Path) -> Any:
@@ -100,7 +92,7 @@ def test_llama_cpp_has_our_top_token_at_every_position_across_a_chunk_edge(
     changes: dict[str, object], tmp_path: Path
 ) -> None:
     tokenizer = random_tokenizer()
-    model = random_model(small(tokenizer, **changes))
+    model = random_model(small(tokenizer, **changes), seed=0, scale=0.15)
     theirs = server(write(model, tokenizer, tmp_path))
     vocab = tokenizer.vocab_size
     prompt = torch.randint(0, vocab - 30, (FIRST,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -141,7 +133,7 @@ def test_the_tokenizer_in_the_file_gives_our_ids(tmp_path: Path) -> None:
     import urllib.request
 
     tokenizer = random_tokenizer()
-    theirs = server(write(random_model(small(tokenizer)), tokenizer, tmp_path))
+    theirs = server(write(random_model(small(tokenizer), seed=0, scale=0.15), tokenizer, tmp_path))
     # Not with combining marks (बिल्ली): its pattern has no \\p{M} and cuts words there (docs/convert.md).
     for text in ("the cat sat on the mat", "der Hund! \n\n  ねこ 12345 I'll", "\tx  \r\n <|eot|> é"):
         body = json.dumps({"content": text, "add_special": False, "parse_special": False}).encode()
@@ -153,7 +145,7 @@ def test_the_tokenizer_in_the_file_gives_our_ids(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("dtype", "close"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11), (torch.float32, 0.0)])
 def test_what_is_written_is_read_again(dtype: torch.dtype, close: float, tmp_path: Path) -> None:
     tokenizer = random_tokenizer()
-    model = random_model(small(tokenizer, moe=MoEConfig(num_experts=4, ffn_dim=64, every=2)))
+    model = random_model(small(tokenizer, moe=MoEConfig(num_experts=4, ffn_dim=64, every=2)), seed=0, scale=0.15)
     metadata, tensors = read_gguf(write(model, tokenizer, tmp_path, dtype))
     read, wanted = dict(tensors), dict(llama_cpp.text_tensors(Weights.of(model)))
     assert read.keys() == wanted.keys()
@@ -180,7 +172,7 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
     changes: dict[str, object], reason: str, tmp_path: Path
 ) -> None:
     tokenizer = random_tokenizer()
-    model = random_model(small(tokenizer, **changes))
+    model = random_model(small(tokenizer, **changes), seed=0, scale=0.15)
     with pytest.raises(HerdError, match=reason):
         write(model, tokenizer, tmp_path)
     assert not list(tmp_path.glob("*.gguf"))
@@ -188,7 +180,7 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
 
 def test_weights_beyond_float16_are_named(tmp_path: Path) -> None:
     tokenizer = random_tokenizer()
-    model = random_model(small(tokenizer))
+    model = random_model(small(tokenizer), seed=0, scale=0.15)
     model.layers[2].attention.out.weight[3, 5] = 1e6
     with pytest.raises(HerdError, match=r"blk\.2\.attn_output\.weight has values beyond the range of float16"):
         write(model, tokenizer, tmp_path, torch.float16)

@@ -1,21 +1,19 @@
 """Meta's folder: back to the bit, in 1 and 8 files, and the reference's own loader finds the same model in it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
+from herd.bench.oracles import meta_world, random_model
 from herd.config import ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig, preset
 from herd.core.errors import HerdError
 from herd.core.files import read_json, write_json
 from herd.model.formats import huggingface, meta
 from herd.model.formats.weights import Weights, assemble
-from herd.model.transformer import Transformer
 
 SPECIAL = SpecialIds(bos=1, end_of_text=2, eom=3, eot=4, pad=5, image_start=6, image_end=7, patch=8)
 SCALING = RopeScaling(factor=16.0, low_freq_factor=1.0, high_freq_factor=1.0, original_max_positions=8192)
@@ -49,18 +47,9 @@ CONFIGS = {
 }
 
 
-def random_model(config: ModelConfig, seed: int = 0) -> Transformer:
-    generator = torch.Generator().manual_seed(seed)
-    model = Transformer(config)
-    for name, parameter in model.named_parameters():
-        is_norm = "norm" in name and name.endswith("weight")
-        torch.nn.init.normal_(parameter, 1.0 if is_norm else 0.0, 0.06, generator=generator)
-    return model.eval().requires_grad_(False)
-
-
 @pytest.mark.parametrize(("case", "ranks"), [(case, ranks) for case in CONFIGS for ranks in (1, 8)])
 def test_a_model_goes_to_meta_and_back_to_the_bit(case: str, ranks: int, tmp_path: Path) -> None:
-    model = random_model(CONFIGS[case]).bfloat16()
+    model = random_model(CONFIGS[case], seed=0).bfloat16()
     meta.write(Weights.of(model), tmp_path, ranks=ranks, dtype=torch.bfloat16)
     assert len(list(tmp_path.glob("consolidated.*.pth"))) == ranks
     again = assemble(meta.open_folder(tmp_path))
@@ -69,41 +58,24 @@ def test_a_model_goes_to_meta_and_back_to_the_bit(case: str, ranks: int, tmp_pat
         assert torch.equal(one, other) and one.dtype == other.dtype, name
 
 
-@contextmanager
-def reference_world() -> Iterator[None]:
-    """One gloo rank without a network, and `Tensor.cuda` that stays on the CPU: Meta's KV cache calls it."""
-    initialize = pytest.importorskip("fairscale.nn.model_parallel.initialize")
-    cuda, kind = Tensor.cuda, torch.get_default_dtype()
-    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
-    with redirect_stdout(StringIO()):
-        initialize.initialize_model_parallel(1)
-    Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Tensor.cuda = cuda  # type: ignore[method-assign]
-        torch.set_default_dtype(kind)
-        initialize.destroy_model_parallel()
-        torch.distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize(("case", "ranks"), zip(CONFIGS, [1, 8, 2], strict=True))
 def test_the_reference_loads_our_folder_and_gives_our_logits(case: str, ranks: int, tmp_path: Path) -> None:
     pytest.importorskip("llama_models")
+    pytest.importorskip("fairscale")
     from llama_models.checkpoint import maybe_reshard_state_dict
     from llama_models.llama4.args import ModelArgs
     from llama_models.llama4.datatypes import MaskedEmbedding, TransformerInput
     from llama_models.llama4.model import Transformer as Reference
 
     config = CONFIGS[case]
-    model = random_model(config)
+    model = random_model(config, seed=0)
     meta.write(Weights.of(model), tmp_path, ranks=ranks, dtype=torch.float32)
     count = 50
     ids = torch.randint(10, 300, (count,), generator=torch.Generator().manual_seed(2))
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3)) * 2 - 1
     per_tile = config.vision.tokens_per_tile
     ids[3 : 3 + 2 * per_tile] = SPECIAL.patch
-    with reference_world():
+    with meta_world():
         args = ModelArgs(**read_json(tmp_path / "params.json"), max_seq_len=64, max_batch_size=1)
         theirs = Reference(args).float()
         with redirect_stdout(StringIO()):

@@ -22,6 +22,7 @@ from herd.config import ModelConfig
 from herd.core.errors import HerdError
 from herd.core.files import read_json, write_json
 from herd.model.formats import huggingface
+from herd.model.formats.weights import refuse, wrong_names
 from herd.model.quantize import Packed, Scheme, quantize, replace, replaceable
 from herd.model.transformer import Transformer
 
@@ -110,7 +111,7 @@ def write(source: Path, target: Path, scheme: Scheme) -> dict[str, Any]:
     taken = replaceable(model, scheme, config)
     weight_map: dict[str, str] = read_json(source / "model.safetensors.index.json")["weight_map"]
     table = huggingface.rules(config)
-    huggingface.check_names(source, weight_map, table)
+    refuse(source, wrong_names(weight_map, (name for rule in table.values() for name in rule.names)))
     ignored: list[str] = []
     sizes = {"packed": 0, "kept": 0, "before": 0}
 
@@ -251,7 +252,7 @@ def load(folder: Path, *, dtype: torch.dtype | None = None, device: torch.device
             if tuple(tensor.shape) != shape:
                 raise HerdError(f"{folder}: {' + '.join(places)} has shape {tuple(tensor.shape)}, not {shape}")
             state[name] = tensor.to(device or "cpu", dtype or tensor.dtype)
-    huggingface.tell_names(folder, wanted - names, names - wanted)
+    refuse(folder, wrong_names(names, wanted))
     model.load_state_dict(state, assign=True, strict=False)
     return model.eval().requires_grad_(False)
 

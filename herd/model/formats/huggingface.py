@@ -4,7 +4,7 @@
 routed experts, apart elsewhere; q, k, v apart). Loading is strict: every missing, extra or misshapen tensor is named.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -357,20 +357,6 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
         refuse(folder / file, problems + [f"{name} is not in the index" for name in sorted(held.keys() - told)])
         found |= held
     return found
-
-
-def check_names(folder: Path, weight_map: dict[str, str], table: dict[str, Rule]) -> None:
-    """Refuse a folder that lacks tensors or has others."""
-    wanted = {name for rule in table.values() for name in rule.names}
-    tell_names(folder, wanted - weight_map.keys(), weight_map.keys() - wanted)
-
-
-def tell_names(folder: Path, missing: Iterable[str], extra: Iterable[str]) -> None:
-    """Raise the error that names tensors, if there are any."""
-    problems = [f"{name} is missing" for name in sorted(missing)]
-    problems += [f"{name} is not a tensor of this model" for name in sorted(extra)]
-    if problems:
-        raise HerdError(f"{folder}: {'; '.join(problems[:8])}" + (" …" if len(problems) > 8 else ""))
 
 
 def save_processor(config: ModelConfig, folder: Path) -> None:

@@ -8,22 +8,11 @@ from math import gcd
 from pathlib import Path
 from typing import Any
 
-from herd.config import ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
+from herd.config import RELEASED_IDS, RELEASED_VOCAB, ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
 from herd.core.errors import HerdError
 
 RELEASED = {"ffn_dim_multiplier": 1.2, "ffn_exp": 4.0, "multiple_of": 2048, "auto_scale_F": True}
 """The factors of Scout and Maverick."""
-RELEASED_VOCAB = 202_048
-RELEASED_IDS = SpecialIds(
-    bos=200_000,
-    end_of_text=200_001,
-    eom=200_007,
-    eot=200_008,
-    pad=200_018,
-    image_start=200_080,
-    image_end=200_081,
-    patch=200_092,
-)
 ROPE_POSITIONS = 8192
 """`original_max_positions` that the reference has in its code; its low_freq_factor is 1."""
 TRAINED_POSITIONS = 262_144

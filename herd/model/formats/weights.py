@@ -55,8 +55,7 @@ def assemble(weights: Weights, *, dtype: torch.dtype | None = None, device: torc
 
 def check(source: Path, found: Mapping[str, Stored], wanted: Mapping[str, torch.Size]) -> None:
     """Refuse tensors that are missing, of no use, or of another shape or type than the configuration asks for."""
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"{name} is not a tensor of this model" for name in sorted(found.keys() - wanted.keys())]
+    problems = wrong_names(found, wanted)
     for name in sorted(wanted.keys() & found.keys()):
         have, want = found[name], tuple(wanted[name])
         if have.shape != want:
@@ -64,6 +63,14 @@ def check(source: Path, found: Mapping[str, Stored], wanted: Mapping[str, torch.
         elif have.dtype not in CHECKED:
             problems.append(f"{name} is stored as {str(have.dtype).removeprefix('torch.')}, not as a float")
     refuse(source, problems)
+
+
+def wrong_names(found: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """What is missing and what is of no use, for `refuse`."""
+    found, wanted = set(found), set(wanted)
+    return [f"{name} is missing" for name in sorted(wanted - found)] + [
+        f"{name} is not a tensor of this model" for name in sorted(found - wanted)
+    ]
 
 
 def refuse(source: Path, problems: Iterable[str]) -> None:
