@@ -2,22 +2,27 @@
 
 import errno
 import io
+import os
 import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TextIO
 
-from herd.core.errors import HerdError
-from herd.core.files import is_disk_full
+from herd.core.child import INTERRUPTED
+from herd.core.errors import HerdError, Misunderstood
+from herd.core.files import cache_folder, is_disk_full
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 BAR = re.compile("[━╸╺]")
 """What rich draws progress bars with."""
 
+traceback_log: ContextVar[Path | None] = ContextVar("traceback_log", default=None)
+"""Where the traceback of what goes wrong is kept; None: in the cache."""
 OUT_OF_MEMORY = "out of memory: close other programs, or take a smaller batch (--batch-tokens)"
 
 
@@ -90,3 +95,26 @@ def in_one_line(error: BaseException) -> str | None:
             return f"{error.strerror.lower()}{place}"
     # torch has no MemoryError.
     return OUT_OF_MEMORY if "DefaultCPUAllocator: can't allocate memory" in str(error) else None
+
+
+def exit_code(work: Callable[[], None], title: str) -> int:
+    """Do the work and give its exit code: 0 done, 1 failed, 2 not understood, 130 stopped by Ctrl-C.
+
+    What goes wrong is told in one line; its traceback stands in the log under `title`.
+    """
+    try:
+        work()
+        sys.stdout.flush()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:  # `herd … | head`: nobody reads on, and nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        log = traceback_log.get() or cache_folder() / "logs" / "herd.log"
+        kept = keep_traceback(log, title)
+        where = f"the traceback is in {log}" if kept else f"the traceback cannot be written to {log}"
+        brief = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"herd: {in_one_line(error) or f'{brief} (a bug of Herd; {where})'}", file=sys.stderr)
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, Misunderstood) else 1
+    return 0

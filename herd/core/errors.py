@@ -8,6 +8,10 @@ class HerdError(ValueError):
     """A mistake in the input or the surroundings, told in one line. The command line prints it without a traceback."""
 
 
+class Misunderstood(HerdError):
+    """A command line that names no command; its exit code is another."""
+
+
 def unknown(kind: str, value: str, known: Iterable[str]) -> HerdError:
     """The error for a misspelt name: `unknown stage 'pretrian', did you mean 'pretrain'?`"""
     known = sorted(known)

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from herd import cli
-from herd.cli import COMMANDS, STEPS, Command, main
+from herd import cli, commands
+from herd.cli import main
+from herd.commands import COMMANDS, STEPS, Command
 from herd.core.console import in_one_line
 from herd.core.errors import HerdError
 from herd.core.lineage import Stage
@@ -92,7 +93,7 @@ def test_each_stage_is_where_the_table_says_and_takes_what_it_is_given(step: Ste
     assert dataclasses.is_dataclass(step.config())
     step.config()()  # every field has a default, for the command without --recipe
     [place] = step.function.args
-    parameters = inspect.signature(cli.named(place)).parameters
+    parameters = inspect.signature(commands.named(place)).parameters
     assert list(parameters)[1:] == [*step.parents, "out"]
 
 
@@ -233,8 +234,9 @@ def a_stage(config: Settings, out: Path) -> Path:
 
 @pytest.fixture
 def one_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = cli.step("data", "test_cli:Settings", "test_cli:a_stage", {})
-    monkeypatch.setattr(cli, "STEPS", (step,))
+    step = commands.step("data", "test_cli:Settings", "test_cli:a_stage", {})
+    for module in (cli, commands):
+        monkeypatch.setattr(module, "STEPS", (step,))
     monkeypatch.setitem(COMMANDS, "data build", dataclasses.replace(COMMANDS["data build"], does=step))
     Path("own.toml").write_text("[data]\n")
 
@@ -285,8 +287,8 @@ def test_a_run_has_its_stages_in_processes_of_their_own(capfd: pytest.CaptureFix
 
 LONG_RUN = """
 import sys
-from herd import cli
-cli.STEPS = (cli.step("data", "test_cli:Settings", "test_cli:a_stage", {}),)
+from herd import cli, commands
+commands.STEPS = (commands.step("data", "test_cli:Settings", "test_cli:a_stage", {}),)
 sys.exit(cli.main(["run", "own.toml"]))
 """
 

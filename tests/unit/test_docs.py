@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from herd.cli import COMMANDS
+from herd.commands import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -228,7 +228,7 @@ def test_a_damaged_lineage_stops_the_run_with_its_name(tmp_path: Path, capsys: p
 
 
 def test_the_recipes_of_the_house_fit_its_stages():
-    from herd.cli import STEPS
+    from herd.commands import STEPS
 
     for path in recipe_path("tiny").parent.glob("*.toml"):
         assert load_recipe(path.stem, STEPS), path

@@ -1,0 +1,362 @@
+"""The table of commands, and what each does. Nothing heavy is imported before a command is called.
+
+A command is a function whose signature is its usage (tyro reads it): parameters before the `/` are positional, the
+others are options. The commands of the stages come from `STEPS`, the table that `herd run` follows too.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from herd import __version__
+from herd.config import PRESETS, preset
+from herd.core.child import run_in_child
+from herd.core.console import exit_code, logged_to, traceback_log
+from herd.core.errors import HerdError
+from herd.plan import Precision
+from herd.stages.recipe import Step, load_recipe, run_recipe, run_step
+
+TALKER = Path("runs/tiny/sft")
+
+
+def named(place: str) -> Any:
+    """The object at `module:name`, imported now and not before."""
+    module, name = place.split(":")
+    return getattr(import_module(module), name)
+
+
+def call_at(place: str, *args: Any) -> Any:
+    return named(place)(*args)
+
+
+def step(name: str, config: str, function: str, parents: Mapping[str, str]) -> Step:
+    """A stage by the places of its config and its function; picklable, for a process of its own."""
+    return Step(name=name, config=partial(named, config), function=partial(call_at, function), parents=parents)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoSettings:
+    """The config of a stage that has nothing to set."""
+
+
+def write_report(_: NoSettings, *stages_and_out: Path) -> Path:
+    """The report as a step of a recipe: it reads the whole run's folder."""
+    out = stages_and_out[-1]
+    path: Path = named("herd.evaluate.report:report")(out.parent, out)
+    return path
+
+
+# In the order of a model's life. parents: what a stage calls the folders that it reads → the stage that writes each.
+STEPS = (
+    step("data", "herd.config:DataConfig", "herd.stages.data:build_data", {}),
+    step("vision", "herd.config:VisionStageConfig", "herd.stages.vision:vision", {"data": "data"}),
+    step(
+        "pretrain",
+        "herd.config:PretrainConfig",
+        "herd.stages.pretrain:pretrain",
+        {"model": "vision", "data": "data"},
+    ),
+    step("sft", "herd.config:SftConfig", "herd.stages.sft:sft", {"model": "pretrain", "data": "data"}),
+    step(
+        "evaluate",
+        "herd.evaluate.harness:EvaluateConfig",
+        "herd.evaluate.harness:evaluate",
+        {"model": "sft", "data": "data"},
+    ),
+)
+
+
+def run(recipe: str, /, *, out: Path | None = None) -> None:
+    """
+    Args:
+        recipe: A recipe's name, or the path of a TOML file.
+        out: Folder of the run, runs/RECIPE if not given.
+    """
+    configs = load_recipe(recipe, STEPS)  # a mistake in it is told before anything is written
+    folder = out or Path("runs") / Path(recipe).stem
+    folder.mkdir(parents=True, exist_ok=True)
+    traceback_log.set(folder / "run.log")
+    start = time.monotonic()
+    with logged_to(folder / "run.log", f"herd {__version__}: run {recipe}"):
+        told = step(
+            "report", "herd.commands:NoSettings", "herd.commands:write_report", {name: name for name in configs}
+        )
+        run_recipe(configs | {told.name: NoSettings()}, [*STEPS, told], folder, do=run_apart)
+        print(f"wrote {folder} in {time.monotonic() - start:.0f} s")
+
+
+def run_apart(step: Step, config: Any, parents: Mapping[str, Path], out: Path) -> None:
+    """Run one stage in a process of its own, so that none inherits the memory of those before it."""
+    if code := run_in_child(step.name, stage_of_run, step, config, parents, out):
+        sys.exit(code)  # the child has told why
+
+
+def stage_of_run(step: Step, config: Any, parents: Mapping[str, Path], out: Path) -> int:
+    """What the child does; gives its exit code."""
+    log = out.parent / "run.log"
+    traceback_log.set(log)
+
+    def work() -> None:
+        with logged_to(log):
+            run_step(step, config, parents, out)
+
+    return exit_code(work, f"stage {step.name}")
+
+
+def data_fetch() -> None:
+    fetched = named("herd.data.fetch:fetch")()
+    size = sum(pack.path.stat().st_size for pack in fetched.packs.values())
+    folder = named("herd.core.files:cache_folder")()
+    print(f"{len(fetched.packs)} packages, {size / 1e6:,.0f} MB, are in {folder}")
+
+
+def report(run: Path, /, *, out: Path | None = None) -> None:
+    """
+    Args:
+        run: Folder of a run.
+        out: Folder to write, RUN/report if not given.
+    """
+    print(f"wrote {named('herd.evaluate.report:report')(run, out or run / 'report')}")
+
+
+def adopt(
+    source: Path,
+    out: Path,
+    /,
+    *,
+    experts: int = 1,
+    nope_every: int | None = None,
+    vision: str | None = None,
+    dtype: str | None = None,
+    seed: int = 0,
+) -> None:
+    """
+    Args:
+        source: Folder of a dense Llama (Hugging Face), or a GGUF file of one.
+        out: Folder to write.
+        experts: Routed experts of each layer: 1 is silent until trained; several do half of the feed-forward's work.
+        nope_every: Take the positions from every so-many-th layer, as in Llama 4: another function, to be trained.
+        vision: Add a new encoder, to be trained: tiny.
+        dtype: float32 or bfloat16; what keeps every weight if not given.
+        seed: Of new weights.
+    """
+    if out.exists():
+        raise HerdError(f"{out} is there already: give another folder, or remove it first")
+    settings = {"experts": experts, "nope_every": nope_every, "vision": vision, "dtype": dtype, "seed": seed}
+    config = named("herd.stages.adopt:AdoptConfig")(**settings)
+    print(f"wrote {named('herd.stages.adopt:adopt')(config, source, out)}")
+
+
+def talker(folder: Path | None, *, yes: bool) -> Path:
+    """The model to talk to: the one named, else the one that the demo raises, else the starter model."""
+    if folder is not None:
+        return folder
+    path: Path = TALKER if TALKER.exists() else named("herd.stages.starter:starter")(yes=yes)
+    return path
+
+
+def chat(
+    folder: Path | None = None,
+    /,
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    max_tokens: int = 512,
+    seed: int | None = None,
+    system: str | None = None,
+    yes: bool = False,
+) -> None:
+    """
+    Args:
+        folder: Folder of a model; runs/tiny/sft if not given, or a small model from PyPI if that is not there.
+        temperature: 0 takes the likeliest token; 1 draws as the model believes.
+        top_p: Draw only from the likeliest tokens that together have this probability.
+        max_tokens: Longest answer.
+        seed: Makes what is drawn repeatable.
+        system: What the model is told before the conversation.
+        yes: Fetch the small model without asking.
+    """
+    named("herd.serve.terminal:chat")(
+        talker(folder, yes=yes), temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, system=system
+    )
+
+
+def serve(folder: Path | None = None, /, *, host: str = "127.0.0.1", port: int = 8000, yes: bool = False) -> None:
+    """
+    Args:
+        folder: Folder of a model; runs/tiny/sft if not given, or a small model from PyPI if that is not there.
+        host: Address to listen on; 0.0.0.0 lets other machines in.
+        port: Port to listen on; 0 takes a free one.
+        yes: Fetch the small model without asking.
+    """
+    named("herd.serve.api:serve")(talker(folder, yes=yes), host=host, port=port)
+
+
+def plan(model: str, /, *, context: int | None = None, quantize: Precision | None = None, json: bool = False) -> None:
+    """
+    Args:
+        model: A preset's name, or the folder of a model.
+        context: Tokens of one request; as many as the model claims if not given.
+        quantize: Precision that weights and cache are added up in, bf16 if not given.
+        json: Print one JSON object, for scripts.
+    """
+    is_folder = model not in PRESETS and Path(model).is_dir()
+    shape = named("herd.model.formats.huggingface:config_from_json")(Path(model)) if is_folder else preset(model)
+    named("herd.plan:show")(model, shape, context=context, quantize=quantize, as_json=json)
+
+
+def bench_parity(*, json: bool = False) -> None:
+    """
+    Args:
+        json: Print one JSON object, for scripts.
+    """
+    named("herd.bench.parity:parity")(as_json=json)
+
+
+def convert(
+    source: Path,
+    out: Path,
+    /,
+    *,
+    shards: int = 8,
+    dtype: str = "",
+    text_only: bool = False,
+    quantize: str | None = None,
+    group: int | None = None,
+    fit: str = "amax",
+    everywhere: bool = False,
+    keep_head: bool = False,
+    data: Path | None = None,
+    text: Path | None = None,
+    max_bytes: int = 20_000,
+) -> None:
+    """
+    Args:
+        source: Folder of a model: Hugging Face's layout, or Meta's.
+        out: Folder to write, or a path that ends in .gguf.
+        shards: Files of Meta's folder, one for each rank of tensor parallelism.
+        dtype: bfloat16, float16 or float32; as stored if not given.
+        text_only: Leave the vision encoder out; GGUF needs it said.
+        quantize: int4, int8 or fp8: Hugging Face's layout with packed weights.
+        group: int4: weights that share a scale: 128 (default), 64 or 32.
+        fit: int4: amax as Meta does, or search for the scales of least error.
+        everywhere: fp8: every product, not the routed experts alone.
+        keep_head: Packed: leave the unembedding in bf16, as vLLM wants it.
+        data: Packed: data folder whose held-out documents are measured on.
+        text: Packed: text file to measure on instead.
+        max_bytes: Packed: text to measure on at most, of each language or of the file.
+    """
+    traceback_log.set(out.with_name(out.name + ".log"))
+    if quantize is None:
+        module = "herd.stages.convert"
+        config = named(f"{module}:ConvertConfig")(shards=shards, dtype=dtype, text_only=text_only)
+        print(f"wrote {named(f'{module}:convert')(config, source, out)}")
+        return
+    scheme = named("herd.model.quantize:Scheme")(
+        name=quantize, group=group, fit=fit, everywhere=everywhere, keep_head=keep_head
+    )
+    written = named("herd.evaluate.quantized:quantize_folder")(
+        source, out, scheme, data=data, text=text, max_bytes=max_bytes
+    )
+    print((written / "README.md").read_text(encoding="utf-8"))
+    print(f"wrote {written}")
+
+
+def doctor(*, json: bool = False) -> None:
+    """
+    Args:
+        json: Print one JSON object, for scripts.
+    """
+    sys.exit(named("herd.doctor:doctor")(as_json=json))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """A line of `herd --help`."""
+
+    summary: str
+    example: str
+    does: Callable[..., None] | Step
+    """A function whose signature is the usage; or a stage, whose config's fields are."""
+    computes: bool = False
+    """Whether it works on large tensors for minutes, so that memory is worth tuning."""
+
+
+STEP = {step.name: step for step in STEPS}
+COMMANDS = {
+    "run": Command(
+        summary="Raise a herd: all stages of a recipe; those that stand are reused",
+        example="herd run tiny",
+        does=run,
+        computes=True,
+    ),
+    "data fetch": Command(
+        summary="Bring the packages with the raw data into the cache", example="herd data fetch", does=data_fetch
+    ),
+    "data build": Command(
+        summary="Make a data folder: documents, pictures, chats, tokenizer",
+        example="herd data build --recipe tiny --out runs/mine/data",
+        does=STEP["data"],
+    ),
+    "vision": Command(
+        summary="Make a new model whose encoder knows pictures by their names",
+        example="herd vision --recipe tiny --data runs/tiny/data --out runs/mine/vision",
+        does=STEP["vision"],
+        computes=True,
+    ),
+    "pretrain": Command(
+        summary="Train a model on text and pictures together",
+        example="herd pretrain runs/tiny/vision --recipe tiny --data runs/tiny/data --out runs/mine/pretrain",
+        does=STEP["pretrain"],
+        computes=True,
+    ),
+    "sft": Command(
+        summary="Teach a model to answer",
+        example="herd sft runs/tiny/pretrain --recipe tiny --data runs/tiny/data --out runs/mine/sft",
+        does=STEP["sft"],
+        computes=True,
+    ),
+    "evaluate": Command(
+        summary="Measure a model on what it never saw",
+        example="herd evaluate runs/tiny/sft --recipe tiny --data runs/tiny/data --out runs/mine/evaluate",
+        does=STEP["evaluate"],
+        computes=True,
+    ),
+    "report": Command(summary="Tell of a run on one HTML page", example="herd report runs/tiny", does=report),
+    "adopt": Command(
+        summary="Bring a dense Llama home as a Llama 4 model of the same function",
+        example="herd adopt SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2",
+        does=adopt,
+    ),
+    "chat": Command(
+        summary="Talk to a model in the terminal, with pictures",
+        example="herd chat runs/tiny/sft --temperature 0.7",
+        does=chat,
+    ),
+    "serve": Command(
+        summary="Serve a model to OpenAI clients and browsers",
+        example="herd serve runs/tiny/sft --port 8000",
+        does=serve,
+    ),
+    "plan": Command(
+        summary="Count a model's parameters, the bytes of its weights and of its KV cache",
+        example="herd plan scout --context 131072 --quantize int4",
+        does=plan,
+    ),
+    "bench parity": Command(
+        summary="Compare the logits with transformers' and with Meta's own",
+        example="herd bench parity --json",
+        does=bench_parity,
+    ),
+    "convert": Command(
+        summary="Write a model in another format: Hugging Face, Meta, GGUF, or packed to 8 or 4 bits",
+        example="herd convert runs/tiny/sft runs/tiny/int8 --quantize int8 --data runs/tiny/data",
+        does=convert,
+    ),
+    "doctor": Command(summary="Examine this machine and say what to mend", example="herd doctor", does=doctor),
+}
