@@ -5,8 +5,9 @@ Three layers of four are local: rotary positions, weightless QK norm after them,
 with the token's position in its own document. Source: Meta's llama-models 0.3.0; see docs/model.md.
 
 There is no batch dimension and no padding outside this file: documents are runs of tokens. `plan_spans` says once per
-forward which runs attend within themselves (documents for global layers, their chunks for local ones); runs of similar
-length are computed together as padded groups, so no mask over the whole pack ever exists.
+forward which runs attend within themselves (documents for global layers, their chunks for local ones), so no mask over
+the whole pack ever exists. The C++ kernel takes runs as they are; PyTorch's operators take those of similar length
+together, as padded groups.
 """
 
 # N tokens, D width, H query heads, K key heads, C head width, G runs in a group, L length of a group
@@ -26,10 +27,6 @@ from herd.model.precision import Linear
 
 GROUP_LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Runs are padded to the next of these; longer ones to a multiple of the last."""
-
-
-NATIVE_LENGTH = 2048
-"""Longest run whose scores the C++ kernel keeps at one time; 2048 x 2048 in bf16, twice, are 16 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +51,6 @@ class Spans:
     @cached_property
     def groups(self) -> Groups:
         return group_runs(self.begins_S)
-
-    @cached_property
-    def longest(self) -> int:
-        return int(torch.diff(self.begins_S).max())
 
 
 def plan_spans(positions_N: Tensor, starts_S: Tensor, chunk_size: int | None) -> Spans:
@@ -230,7 +223,7 @@ class Attention(nn.Module):
         heads, kv_heads = config.num_heads, config.num_kv_heads
         qkv_NHC = self.qkv(x_ND).unflatten(-1, (-1, config.head_dim))
         spans = shared.whole if self.is_global else shared.local
-        if spans is not None and native.serves(x_ND) and config.head_dim % 16 == 0 and spans.longest <= NATIVE_LENGTH:
+        if spans is not None and native.serves(x_ND) and config.head_dim % 16 == 0:
             out_NHC = native.attention(
                 qkv_NHC,
                 spans.begins_S,

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from herd import native
 from herd.config import ModelConfig, SpecialIds, tiny
-from herd.model import attention as module
 from herd.model.attention import Attention, plan
 from herd.model.moe import MoE, combine, dispatch, swiglu
 from herd.model.transformer import RMSNorm
@@ -154,12 +153,44 @@ def test_attention_has_the_values_and_gradients_of_the_twin(
 
 
 @needs_kernels
-def test_a_run_longer_than_the_kernel_keeps_goes_to_the_twin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "NATIVE_LENGTH", 8)
-    monkeypatch.setattr(native, "attention", lambda *_, **__: pytest.fail("the kernel was called"))
-    block = Attention(SHAPE, 0).bfloat16()
-    shared = plan(torch.arange(9), torch.tensor([0, 9]), SHAPE, cached=False)
-    assert block(random(9, SHAPE.dim).bfloat16(), shared, None).shape == (9, SHAPE.dim)
+@pytest.mark.parametrize("layer", [0, 3])
+def test_attention_across_blocks_of_queries_and_keys_has_the_gradients_of_fp32(layer: int) -> None:
+    # Blocks are of 192, 384 and 768 tokens; edges fall on, before and behind theirs.
+    lengths, shape = [1, 1537, 191, 384, 769, 193, 768], replace(SHAPE, chunk_size=1152)
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    shared = plan(torch.cat([torch.arange(length) for length in lengths]), starts, shape, cached=False)
+    block = Attention(shape, layer)
+    block.out = torch.nn.Identity()
+
+    def run(qkv: Tensor) -> Tensor:
+        block.qkv.forward = lambda x: x  # type: ignore[method-assign]
+        return block(qkv, shared, None)
+
+    check(run, random(sum(lengths), block.qkv.out_features, scale=2))
+
+
+@needs_kernels
+def test_blocks_of_one_document_give_the_same_bits_on_any_number_of_threads() -> None:
+    begins, qkv, grad = (
+        torch.tensor([0, 40, 2300]),
+        random(2300, 8 * 16).bfloat16(),
+        random(2300, 4, 16, seed=1).bfloat16(),
+    )
+
+    def run(threads: int) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        leaf = qkv.view(-1, 8, 16).clone().requires_grad_()
+        out = native.attention(leaf, begins, num_kv_heads=2, turn_NC=None, temperature_N=None, norm_eps=None)
+        out.backward(grad)
+        assert leaf.grad is not None
+        return [out.detach(), leaf.grad]
+
+    threads = torch.get_num_threads()
+    try:
+        one = run(1)
+        assert all(torch.equal(a, b) for count in (2, 3) for a, b in zip(one, run(count), strict=True))
+    finally:
+        torch.set_num_threads(threads)
 
 
 @needs_kernels
