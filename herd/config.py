@@ -6,11 +6,15 @@ with the same kinds of layers in a few megabytes. `herd plan PRESET` counts any 
 """
 
 from dataclasses import dataclass, field, replace
+from math import gcd
 
 from herd.core.errors import HerdError, unknown
 
 LANGUAGES = ("en", "de", "fr", "es", "it", "pt", "ru", "ja", "zh", "vi", "id", "hi", "ar")
 """The languages of the tiny herd, ISO 639-1."""
+
+PAGE_TOKENS = 64
+"""Most tokens in a page of keys and values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +141,11 @@ class ModelConfig:
             raise HerdError(f"num_heads={self.num_heads} is not divisible by num_kv_heads={self.num_kv_heads}")
         if self.head_dim % 2:
             raise HerdError(f"head_dim={self.head_dim} is odd: RoPE turns pairs")
+
+    @property
+    def page_tokens(self) -> int:
+        """Tokens in a page of keys and values: a divisor of the chunk, so that a page ends wherever a chunk does."""
+        return gcd(PAGE_TOKENS, self.chunk_size)
 
     def is_global(self, layer: int) -> bool:
         """Whether the layer attends to the whole past, without positions (NoPE)."""

@@ -122,12 +122,13 @@ def weight_bytes(config: ModelConfig, precision: Precision) -> int:
 
 
 def cache_bytes(config: ModelConfig, context: int) -> int:
-    """Bytes of keys and values of one request of `context` tokens: local layers keep at most one chunk of them."""
-    a_token = 2 * config.num_kv_heads * config.head_dim * CACHE_BYTES
+    """Bytes of keys and values of one request of `context` tokens, in whole pages: local layers keep one chunk."""
+    size = config.page_tokens
+    a_page = 2 * config.num_kv_heads * config.head_dim * size * CACHE_BYTES
     tokens = (
         context if config.is_global(layer) else min(context, config.chunk_size) for layer in range(config.num_layers)
     )
-    return a_token * sum(tokens)
+    return a_page * sum(-(-number // size) for number in tokens)
 
 
 def longest_context(config: ModelConfig, budget: int) -> int:

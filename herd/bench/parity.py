@@ -25,7 +25,7 @@ from herd.bench.oracles import (
 from herd.bench.table import Row, show
 from herd.config import ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
 from herd.core.errors import HerdError
-from herd.model.cache import KVCache
+from herd.model.cache import Slots
 from herd.model.transformer import Transformer
 
 BOUND = 1e-5
@@ -114,7 +114,7 @@ def compare(case: str, model: Transformer, requests: list[Request]) -> list[Row]
 def decode(model: Transformer, request: Request) -> Tensor:
     """Logits [N, V] of a request without pictures that is fed to the cache token by token."""
     count = len(request.tokens_N)
-    cache = KVCache(model.config, num_slots=1, capacity=count, dtype=torch.float32, device=torch.device("cpu"))
+    cache = Slots(model.config, num_slots=1, capacity=count, dtype=torch.float32, device=torch.device("cpu"))
     starts_S, rows = torch.tensor([0, 1]), []
     for i in range(count):
         positions_N = torch.tensor([i])

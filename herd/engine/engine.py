@@ -19,7 +19,7 @@ from herd.core.errors import HerdError
 from herd.core.streams import seed_of
 from herd.engine.load import Model, Prompt
 from herd.engine.sampler import SamplingParams, sample
-from herd.model.cache import KVCache, chunk_pieces
+from herd.model.cache import Slots, chunk_pieces
 
 PREFILL_TOKENS = 2048
 """Prompt tokens of one request that a forward reads at most."""
@@ -72,7 +72,7 @@ class Engine:
     def __init__(self, model: Model, *, num_slots: int, capacity: int) -> None:
         self.model, self.capacity = model, capacity
         weight = model.transformer.embedding.weight  # the unembedding may be packed
-        self._cache = KVCache(
+        self._cache = Slots(
             model.config, num_slots=num_slots, capacity=capacity, dtype=weight.dtype, device=weight.device
         )
         self._free = list(range(num_slots))

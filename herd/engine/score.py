@@ -11,7 +11,7 @@ from torch import Tensor
 
 from herd.core.batch import Images
 from herd.engine.load import Model, Prompt
-from herd.model.cache import KVCache, chunk_pieces
+from herd.model.cache import Slots, chunk_pieces
 
 PACK_TOKENS = 8192
 """Tokens of one forward."""
@@ -72,7 +72,7 @@ def _continuations(model: Model, prompt: Prompt, continuations: list[list[int]])
     network, config = model.transformer, model.config
     length, longest = len(prompt.token_ids), max(map(len, continuations))
     weight = network.embedding.weight  # the unembedding may be packed
-    cache = KVCache(
+    cache = Slots(
         config, num_slots=len(continuations), capacity=length + longest, dtype=weight.dtype, device=weight.device
     )
     features = model.encode([prompt])

@@ -1,66 +1,196 @@
-"""Keys and values of running requests, in slots.
+"""Keys and values of running requests, in pages.
 
-A local layer keeps one chunk per slot and overwrites it as the request enters the next: the chunk edge is where its
-past ends anyway. A global layer keeps every position up to `capacity`.
+A page holds `config.page_tokens` tokens of one request. There are two pools: a global page stands for the same tokens
+in all global layers, a local page in all local layers, so that who keeps the books (herd.engine.pages) knows nothing of
+layers. A request's tokens fill its pages in order. Local layers see the current chunk alone: there a table holds the
+chunk's pages only, and begins anew at the edge.
+
+`attend_pages` reads them: a running maximum over blocks of keys, always cut at the same places of the span, so that a
+token's sums do not depend on what is computed beside it or on how the prompt was cut. Source of paging: Kwon et al.,
+"Efficient Memory Management for Large Language Model Serving with PagedAttention" (2023).
 """
 
-# B slots, S sequences of this forward, Q queries, K key heads, L keys, C head width
+# N tokens, S sequences of this forward, B pages of a sequence, H query heads, C head width; of the stored keys and
+# values: P pages, K key heads, L tokens of a page. G sequences computed together, Q queries of each
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from herd.config import ModelConfig
 
+BLOCK_KEYS = 512
+"""Keys whose scores exist at one time, rounded to whole pages."""
+BLOCK_QUERIES = 256
+"""Queries of one sequence whose scores exist at one time."""
+
 
 class KVCache:
-    """`num_slots` requests of at most `capacity` tokens each."""
+    """Two pools of pages: `num_global` for the global layers, `num_local` for the local ones."""
 
     def __init__(
-        self, config: ModelConfig, *, num_slots: int, capacity: int, dtype: torch.dtype, device: torch.device
+        self, config: ModelConfig, *, num_global: int, num_local: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.config, self.num_slots, self.capacity = config, num_slots, capacity
+        self.config = config
+        shape = (config.num_kv_heads, config.page_tokens, config.head_dim)
         self.keys, self.values = (
             [
-                torch.zeros(
-                    num_slots,
-                    capacity if config.is_global(layer) else min(capacity, config.chunk_size),
-                    config.num_kv_heads,
-                    config.head_dim,
-                    dtype=dtype,
-                    device=device,
-                )
+                # Zeros, and memory that is touched when it is first written: what is masked must still be finite.
+                torch.zeros(num_global if config.is_global(layer) else num_local, *shape, dtype=dtype, device=device)
                 for layer in range(config.num_layers)
             ]
             for _ in range(2)
         )
 
-    def copy_slot(self, source: int) -> None:
-        """Give every slot the past of slot `source`."""
-        for tensor in (*self.keys, *self.values):
-            tensor.copy_(tensor[source].clone())
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
-    def at(self, slots: list[int], positions_N: Tensor, starts_S: Tensor) -> "CacheView":
-        """The view for one forward: sequence s of the pack continues the request in slot `slots[s]`.
+    def copy_page(self, source: int, target: int, *, is_global: bool) -> None:
+        """Copy a page of one pool in all its layers."""
+        for layer in range(self.config.num_layers):
+            if self.config.is_global(layer) == is_global:
+                self.keys[layer][target] = self.keys[layer][source]
+                self.values[layer][target] = self.values[layer][source]
+
+    def at(
+        self,
+        global_tables: Sequence[Sequence[int]],
+        local_tables: Sequence[Sequence[int]],
+        positions_N: Tensor,
+        starts_S: Tensor,
+    ) -> "CacheView":
+        """The view for one forward: sequence s of the pack has the pages of `global_tables[s]`, all from position 0 on,
+        and of `local_tables[s]`, from its current chunk's beginning on; what the forward adds has its room in them.
 
         Within a forward each sequence must stay inside one chunk; `chunk_pieces` cuts a prompt so.
         """
-        begins, ends = starts_S[:-1].long(), starts_S[1:].long()
-        lengths = ends - begins
-        step_Q = torch.arange(int(lengths.max()), device=positions_N.device)
-        # Slots past a sequence's end repeat its last token; what they compute is dropped.
-        rows_SQ = torch.minimum(begins[:, None] + step_Q, ends[:, None] - 1)
+        begins, lengths = starts_S[:-1].long(), torch.diff(starts_S).long()
+        sequence_N = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+
+        def places(tables: Sequence[Sequence[int]], span_N: Tensor) -> Places:
+            table = np.zeros((len(tables), max(1, *map(len, tables)) if tables else 1), dtype=np.int32)
+            for row, pages in zip(table, tables, strict=True):
+                row[: len(pages)] = pages
+            table_SB = torch.from_numpy(table).to(positions_N.device)
+            size = self.config.page_tokens
+            page_N = table_SB[sequence_N, span_N // size].long()
+            return Places(table_SB=table_SB, seen_S=span_N[begins], page_N=page_N, slot_N=span_N % size)
+
         return CacheView(
             cache=self,
-            slot_N=torch.repeat_interleave(torch.tensor(slots, device=positions_N.device), lengths),
-            slots_S=torch.tensor(slots, device=positions_N.device),
-            positions_N=positions_N,
-            positions_SQ=positions_N[rows_SQ],
-            rows_SQ=rows_SQ,
-            real_SQ=step_Q < lengths[:, None],
+            starts_S=starts_S,
+            whole=places(global_tables, positions_N),
+            chunk=places(local_tables, positions_N % self.config.chunk_size),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the tokens of one forward lie in one pool; a span is the request, or in local layers its current chunk."""
+
+    table_SB: Tensor
+    """int32, each sequence's pages in the order of the span."""
+    seen_S: Tensor
+    """int64, keys of the span before this forward."""
+    page_N: Tensor
+    """int64, the page that each new token goes to, …"""
+    slot_N: Tensor
+    """… and its place there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheView:
+    """Who reads and writes where, for one forward."""
+
+    cache: KVCache
+    starts_S: Tensor
+    whole: Places
+    chunk: Places
+
+    def attend(self, layer: int, q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor) -> Tensor:
+        """Store the new keys and values, then attend to everything that the layer may see."""
+        places = self.whole if self.cache.config.is_global(layer) else self.chunk
+        keys_PKLC, values_PKLC = self.cache.keys[layer], self.cache.values[layer]
+        keys_PKLC[places.page_N, :, places.slot_N] = k_NKC
+        values_PKLC[places.page_N, :, places.slot_N] = v_NKC
+        return attend_pages(q_NHC, keys_PKLC, values_PKLC, places.table_SB, places.seen_S, self.starts_S)
+
+
+def attend_pages(
+    q_NHC: Tensor, keys_PKLC: Tensor, values_PKLC: Tensor, table_SB: Tensor, seen_S: Tensor, starts_S: Tensor
+) -> Tensor:
+    """Row n of sequence s sees the positions 0 … seen_S[s] + (n - starts_S[s]) of the span in the pages of table_SB[s].
+
+    The keys and values of these rows are in their pages already. Sums in fp32.
+    """
+    out_NHC = torch.empty_like(q_NHC)
+    starts, seen = starts_S.tolist(), seen_S.tolist()
+    single = [s for s in range(len(seen)) if starts[s + 1] - starts[s] == 1]
+    if single:
+        rows = starts_S[single].long()
+        last_GQ = seen_S[single][:, None]
+        out_NHC[rows] = _attend(q_NHC[rows][:, None], keys_PKLC, values_PKLC, table_SB[single], last_GQ)[:, 0]
+    for s in set(range(len(seen))).difference(single):
+        for begin in range(starts[s], starts[s + 1], BLOCK_QUERIES):
+            end = min(begin + BLOCK_QUERIES, starts[s + 1])
+            last_GQ = (seen[s] - starts[s] + torch.arange(begin, end, device=q_NHC.device))[None]
+            q_GQHC = q_NHC[begin:end][None]
+            out_NHC[begin:end] = _attend(q_GQHC, keys_PKLC, values_PKLC, table_SB[s : s + 1], last_GQ)[0]
+    return out_NHC
+
+
+def _attend(q_GQHC: Tensor, keys_PKLC: Tensor, values_PKLC: Tensor, table_GB: Tensor, last_GQ: Tensor) -> Tensor:
+    """Query i of sequence g sees the positions 0 … last_GQ[g, i]."""
+    (groups, queries, heads, width), (kv_heads, size) = q_GQHC.shape, keys_PKLC.shape[1:3]
+    ratio = heads // kv_heads
+    # The query heads that share a key head lie beside one another, as rows of one product.
+    q = (q_GQHC.float() * width**-0.5).view(groups, queries, kv_heads, ratio, width).permute(0, 2, 3, 1, 4)
+    q = q.reshape(groups, kv_heads, ratio * queries, width)
+    last = last_GQ.repeat(1, ratio)[:, None, :, None]
+    top = q.new_full((*q.shape[:3], 1), float("-inf"))
+    total, out = torch.zeros_like(top), torch.zeros_like(q)
+    num_pages, step = int(last_GQ.max()) // size + 1, max(1, BLOCK_KEYS // size)
+    for begin in range(0, num_pages, step):
+        pages = table_GB[:, begin : min(begin + step, num_pages)]
+        k, v = (x[pages].float().transpose(1, 2).flatten(2, 3) for x in (keys_PKLC, values_PKLC))
+        position = begin * size + torch.arange(k.shape[2], device=q.device)
+        score = (q @ k.mT).masked_fill_(position > last, float("-inf"))
+        higher = torch.maximum(top, score.amax(-1, keepdim=True))
+        weight, fade = torch.exp(score - higher), torch.exp(top - higher)
+        total, out, top = total * fade + weight.sum(-1, keepdim=True), out * fade + weight @ v, higher
+    out = (out / total).view(groups, kv_heads, ratio, queries, width).permute(0, 3, 1, 2, 4)
+    return out.reshape(q_GQHC.shape).to(q_GQHC.dtype)
+
+
+class Slots:
+    """Pages of a fixed number of requests of at most `capacity` tokens, for who needs no scheduler: scores, benches."""
+
+    def __init__(
+        self, config: ModelConfig, *, num_slots: int, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        wide, narrow = (-(-min(capacity, limit) // config.page_tokens) for limit in (capacity, config.chunk_size))
+        self.cache = KVCache(
+            config, num_global=num_slots * wide, num_local=num_slots * narrow, dtype=dtype, device=device
+        )
+        self._global = [range(slot * wide, (slot + 1) * wide) for slot in range(num_slots)]
+        self._local = [range(slot * narrow, (slot + 1) * narrow) for slot in range(num_slots)]
+
+    def at(self, slots: Sequence[int], positions_N: Tensor, starts_S: Tensor) -> CacheView:
+        """As `KVCache.at`, by slots."""
+        return self.cache.at(
+            [self._global[slot] for slot in slots], [self._local[slot] for slot in slots], positions_N, starts_S
+        )
+
+    def copy_slot(self, source: int) -> None:
+        """Give every slot the past of slot `source`."""
+        for is_global, tables in ((True, self._global), (False, self._local)):
+            for table in tables:
+                for page, target in zip(tables[source], table, strict=True):
+                    self.cache.copy_page(page, target, is_global=is_global)
 
 
 def chunk_pieces(begin: int, end: int, chunk_size: int, longest: int) -> list[tuple[int, int]]:
@@ -71,35 +201,3 @@ def chunk_pieces(begin: int, end: int, chunk_size: int, longest: int) -> list[tu
         pieces.append((begin, stop))
         begin = stop
     return pieces
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheView:
-    """Who reads and writes where, for one forward."""
-
-    cache: KVCache
-    slot_N: Tensor
-    slots_S: Tensor
-    positions_N: Tensor
-    positions_SQ: Tensor
-    rows_SQ: Tensor
-    real_SQ: Tensor
-
-    def attend(self, layer: int, q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor) -> Tensor:
-        """Store the new keys and values, then attend to everything that the layer may see."""
-        config = self.cache.config
-        chunk = None if config.is_global(layer) else config.chunk_size
-        write_N = self.positions_N if chunk is None else self.positions_N % chunk
-        read_SQ = self.positions_SQ if chunk is None else self.positions_SQ % chunk
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        keys[self.slot_N, write_N] = k_NKC
-        values[self.slot_N, write_N] = v_NKC
-        length = int(read_SQ.max()) + 1
-        k = keys[self.slots_S, :length].transpose(1, 2)
-        v = values[self.slots_S, :length].transpose(1, 2)
-        q = q_NHC[self.rows_SQ].transpose(1, 2)
-        visible_SQL = torch.arange(length, device=q.device) <= read_SQ[:, :, None]
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=visible_SQL[:, None], enable_gqa=q.shape[1] != k.shape[1]
-        )
-        return out.transpose(1, 2)[self.real_SQ]

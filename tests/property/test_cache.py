@@ -12,7 +12,7 @@ from torch import Tensor
 from herd.bench.oracles import Request, ours, random_model, random_request
 from herd.config import ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig, preset
 from herd.core.batch import Images
-from herd.model.cache import KVCache, chunk_pieces
+from herd.model.cache import Slots, chunk_pieces
 from herd.model.transformer import Transformer
 
 SPECIAL = SpecialIds(bos=1, end_of_text=2, eom=3, eot=4, pad=5, image_start=6, image_end=7, patch=8)
@@ -57,7 +57,7 @@ def requests_of(config: ModelConfig, drawn: Drawn, seed: int) -> list[Request]:
 def in_pieces(model: Transformer, requests: list[Request], pieces: list[list[tuple[int, int]]]) -> list[Tensor]:
     """Logits of requests whose pieces go through one cache, the first of each together, then the second of each, …"""
     config = model.config
-    cache = KVCache(config, num_slots=4, capacity=CAPACITY, dtype=torch.float32, device=torch.device("cpu"))
+    cache = Slots(config, num_slots=4, capacity=CAPACITY, dtype=torch.float32, device=torch.device("cpu"))
     features = [None if r.tiles is None else model.vision(r.tiles).flatten(0, 1) for r in requests]
     waiting = [list(of_one) for of_one in pieces]
     parts: list[list[Tensor]] = [[] for _ in requests]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from herd.cli import main
 from herd.config import PRESETS, ModelConfig, MoEConfig, VisionConfig, preset
 from herd.core.errors import HerdError
-from herd.model.cache import KVCache
+from herd.model.cache import Slots
 from herd.model.formats.huggingface import config_to_json
 from herd.model.quantize import Scheme, quantize_model
 from herd.model.transformer import Transformer
@@ -83,8 +83,8 @@ def test_transformers_builds_the_same_number_from_our_config(name: str) -> None:
 @pytest.mark.parametrize("context", [1, 255, 256, 257, 4096])
 def test_the_cache_has_the_bytes_that_were_planned(context: int) -> None:
     config = preset("tiny", vocab_size=300)
-    cache = KVCache(config, num_slots=1, capacity=context, dtype=torch.bfloat16, device=torch.device("cpu"))
-    assert sum(tensor.nbytes for tensor in (*cache.keys, *cache.values)) == cache_bytes(config, context)
+    cache = Slots(config, num_slots=1, capacity=context, dtype=torch.bfloat16, device=torch.device("cpu"))
+    assert cache.cache.num_bytes == cache_bytes(config, context)
 
 
 def test_scout_at_ten_million_tokens_keeps_480_gib_in_twelve_layers_and_a_chunk_in_the_others() -> None:
