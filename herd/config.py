@@ -395,6 +395,8 @@ class PretrainConfig:
     """Languages in which a picture's name is asked for in one chat."""
     tiled_share: float = 0.25
     """How often a large picture is shown in tiles, as chat shows it; else as one tile."""
+    balance_rate: float = 0.0
+    """How far a step moves the bias by which an expert is chosen, in logits; 0: no bias."""
     balance_coefficient: float = 0.01
     """Weight of the load-balancing loss."""
     checkpoint_s: float = 30.0
@@ -415,6 +417,7 @@ class SftConfig:
     """Share of the tokens that are pieces of the training documents."""
     replay_weight: float = 0.2
     """What a token of these weighs beside an assistant's: a piece has many more that are learnt."""
+    balance_rate: float = 0.0
     balance_coefficient: float = 0.01
     checkpoint_s: float = 30.0
     optimizer: OptimizerConfig = field(

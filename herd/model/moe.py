@@ -38,8 +38,9 @@ def swiglu(gate_up: Tensor) -> Tensor:
 class MoE(nn.Module):
     """Router, routed experts and the shared expert of one layer.
 
-    After a forward, `load_E` holds each expert's share of the routed rows and `balance` the load-balancing loss of this
-    forward (see herd.train.balance); both are there for training to read.
+    What training reads and sets (see herd.train.balance): `logits_NE` and `load_E`, each expert's share of the routed
+    rows, of the last forward; `count_E`, the rows of each expert since it was last cleared; `bias_E`, added to the
+    logits where experts are chosen and nowhere else. A finished model has no bias.
     """
 
     def __init__(self, dim: int, config: MoEConfig) -> None:
@@ -52,12 +53,16 @@ class MoE(nn.Module):
         self.shared = FeedForward(dim, hidden)
         self.logits_NE: Tensor | None = None
         self.load_E: Tensor | None = None
+        self.count_E: Tensor | None = None
+        self.bias_E: Tensor | None = None
 
     def forward(self, x_ND: Tensor) -> Tensor:
         top_k = self.config.top_k
         # fp32: near ties pick another expert in bf16.
         logits_NE = F.linear(x_ND.float(), self.router.weight.float())
-        chosen_Nk, expert_Nk = torch.topk(logits_NE, top_k, dim=-1)
+        chosen_Nk, expert_Nk = torch.topk(logits_NE if self.bias_E is None else logits_NE + self.bias_E, top_k, dim=-1)
+        if self.bias_E is not None:
+            chosen_Nk = logits_NE.gather(-1, expert_Nk)
         expert_R = expert_Nk.flatten()
         order_R = torch.argsort(expert_R, stable=True)
         back_R = torch.empty_like(order_R)
@@ -70,6 +75,7 @@ class MoE(nn.Module):
         routed_RD = grouped_product(hidden_RF, self.down_EFD, ends_E)
         if self.training:
             self.logits_NE, self.load_E = logits_NE, count_E / len(expert_R)
+            self.count_E = count_E if self.count_E is None else self.count_E + count_E
         return combine(self.shared(x_ND), routed_RD, order_R, back_R)
 
 

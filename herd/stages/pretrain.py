@@ -24,7 +24,8 @@ def pretrain(config: PretrainConfig, model: Path, data: Path, out: Path) -> Path
     if network.vision is not None:
         network.vision.requires_grad_(False)
     batches = PretrainBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
-    train(network, batches, language_loss(config.balance_coefficient), config, stage)
+    loss_fn = language_loss(config.balance_coefficient)
+    train(network, batches, loss_fn, config, stage, balance_rate=config.balance_rate)
     return save_model(network, tokenizer, stage)
 
 

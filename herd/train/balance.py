@@ -1,14 +1,16 @@
 """Even load over the experts.
 
-The auxiliary loss of Switch Transformer (arXiv 2101.03961): it acts on the router's weights alone, so nothing has to be
-carried beside them. A selection bias would have to be: the Llama 4 folder has no place for one, and a model that
-was balanced by a bias routes differently wherever that folder is opened.
+By default without a loss (Wang et al., arXiv 2408.15664): a bias b_e for each expert is added to the router's logits
+where experts are chosen and nowhere else, and after each step moves against the expert's load. The gate stays the
+sigmoid of the logit without it, and no gradient bends the router.
 """
 
-# N tokens, E experts
+# N tokens, E experts, L mixtures
+
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from herd.model.moe import MoE
@@ -36,10 +38,54 @@ def total_balance_loss(model: Transformer) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def expert_load(model: Transformer) -> dict[str, object]:
-    """Each layer's shares by expert in the last forward, and the worst MaxVio."""
-    loads = [moe.load_E for moe in mixtures(model) if moe.load_E is not None]
-    return {
-        "expert_load": [[round(x, 4) for x in load_E.tolist()] for load_E in loads],
-        "max_vio": max((max_violation(load_E) for load_E in loads), default=0.0),
-    }
+def moved(bias_LE: Float[Tensor, "l e"], count_LE: Int[Tensor, "l e"], rate: float) -> Float[Tensor, "l e"]:
+    """b_e + rate * clip(1 - count_e / mean count, -1, 1), shifted to a mean of zero, which changes no choice.
+
+    Near an even load the step shrinks with the violation, where the published sign(mean - count) would go on to
+    jump; and what an expert got too much of over a run is told by how far its bias came: the sum of its violations is
+    its bias over the rate.
+    """
+    mean_L1 = count_LE.float().mean(-1, keepdim=True)
+    bias_LE = bias_LE + rate * (1 - count_LE / mean_L1.clamp_min(1)).clamp(-1, 1)
+    return bias_LE - bias_LE.mean(-1, keepdim=True)
+
+
+class Balancer:
+    """The biases of a model in training: counted over all forwards of a step, moved once after it.
+
+    `reduce` sums the counts [L, E] over the ranks in place.
+    """
+
+    def __init__(self, model: Transformer, rate: float, *, reduce: Callable[[Tensor], object] = lambda _: None) -> None:
+        self.mixtures, self.rate, self.reduce = mixtures(model), rate, reduce
+        shape = (len(self.mixtures), model.config.moe.num_experts)
+        self.bias_LE = torch.zeros(shape, device=model.embedding.weight.device)
+        self._show()
+
+    def _show(self) -> None:
+        """Set the biases where the model reads them."""
+        if self.rate:
+            for moe, bias_E in zip(self.mixtures, self.bias_LE, strict=True):
+                moe.bias_E = bias_E
+
+    def step(self) -> dict[str, object]:
+        """Move the biases against the counts of this step, and clear these; gives what is to be recorded."""
+        counts = [moe.count_E for moe in self.mixtures if moe.count_E is not None]
+        for moe in self.mixtures:
+            moe.count_E = None
+        if not counts:  # a stage that trains another part of the model
+            return {}
+        count_LE = torch.stack(counts)
+        self.reduce(count_LE)
+        if self.rate:
+            self.bias_LE = moved(self.bias_LE, count_LE, self.rate)
+            self._show()
+        shares_LE = count_LE / count_LE.sum(-1, keepdim=True)
+        return {"expert_load": count_LE.tolist(), "max_vio": max(max_violation(load_E) for load_E in shares_LE)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"bias_LE": self.bias_LE}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.bias_LE = state["bias_LE"].clone()
+        self._show()

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -15,6 +15,7 @@ from herd.core.tracker import Tracker
 from herd.data.loader import B, Batches, ahead
 from herd.model.transformer import Transformer
 from herd.train import checkpoint
+from herd.train.balance import Balancer
 from herd.train.optimizer import Optimizer
 
 LossFunction = Callable[[Transformer, B], tuple[Tensor, dict[str, object]]]
@@ -29,13 +30,22 @@ class TrainConfig(Protocol):
     def optimizer(self) -> OptimizerConfig: ...
 
 
-def train(model: Transformer, batches: Batches[B], loss_fn: LossFunction[B], config: TrainConfig, stage: Stage) -> None:
+def train(
+    model: Transformer,
+    batches: Batches[B],
+    loss_fn: LossFunction[B],
+    config: TrainConfig,
+    stage: Stage,
+    *,
+    balance_rate: float = 0.0,
+) -> None:
     """Train `model` in place to the end of `batches`; checkpoints, metrics and the clock live in the stage's folder.
 
-    `loss_fn` gives what is minimised and what is recorded.
+    `loss_fn` gives what is minimised and what is recorded; `balance_rate` is how far a step moves the experts' biases.
     """
     optimizer = Optimizer(model, config.optimizer, batches.num_steps)
-    start = resume(stage.work, optimizer)
+    balancer = Balancer(model, balance_rate)
+    start = resume(stage.work, optimizer, balancer)
     tracker = Tracker(stage.work / "metrics.jsonl", start_step=start)
     model.train()
     saved = time.monotonic()
@@ -46,26 +56,34 @@ def train(model: Transformer, batches: Batches[B], loss_fn: LossFunction[B], con
             loss, metrics = loss_fn(model, batch)
             loss.backward()
             rate, norm = optimizer.schedule(step), optimizer.step(step)
+            load = balancer.step()
             speed = round(batch.size / (time.monotonic() - began))
             metrics = {"loss": loss.item(), **metrics, "lr": rate, "grad_norm": norm, f"{batches.unit}_per_s": speed}
+            metrics |= load
             tracker.log(step, **metrics, seconds=round(stage.seconds, 2))
             bar.update(task, advance=1, note=f"loss {metrics['loss']:.3f}, {speed:,} {batches.unit}/s")
             if time.monotonic() - saved > config.checkpoint_s:
-                checkpoint.save(stage.work, step + 1, {"step": step + 1, **optimizer.state_dict()})
+                checkpoint.save(stage.work, step + 1, state_of(step + 1, optimizer, balancer))
                 stage.keep_time()
                 saved = time.monotonic()
     tracker.close()
     model.eval()
 
 
-def resume(work: Path, optimizer: Optimizer) -> int:
+def state_of(step: int, optimizer: Optimizer, balancer: Balancer) -> dict[str, Any]:
+    """All that a checkpoint holds."""
+    return {"step": step, **optimizer.state_dict(), "balance": balancer.state_dict()}
+
+
+def resume(work: Path, optimizer: Optimizer, balancer: Balancer) -> int:
     """Load the newest checkpoint, if there is one; returns the steps that it has behind it."""
     found = checkpoint.newest(work)
     if found is None:
         return 0
-    state = {"step": 0, **optimizer.state_dict()}
+    state = state_of(0, optimizer, balancer)
     checkpoint.load(found, state)
     optimizer.load_state_dict(state)
+    balancer.load_state_dict(state["balance"])
     return int(state["step"])
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from herd import native
 from herd.core.batch import KINDS, Batch
 from herd.model.transformer import Transformer
-from herd.train.balance import expert_load, total_balance_loss
+from herd.train.balance import total_balance_loss
 
 CHUNK_ROWS = 512
 """Tokens whose logits exist at one time."""
@@ -84,14 +84,15 @@ def cross_entropy(
 
 def language_loss(balance_coefficient: float) -> Callable[[Transformer, Batch], tuple[Tensor, dict[str, object]]]:
     """The loss function of pre-training and fine-tuning: mean cross-entropy of the learnt tokens plus
-    `balance_coefficient` times the load-balancing loss. Its metrics: the cross-entropy, in all and by kind of token,
-    and the experts' load."""
+    `balance_coefficient` times the load-balancing loss. Its metrics: the cross-entropy, in all and by kind of token."""
 
     def loss_fn(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, object]]:
         hidden_ND = model(batch.tokens_N, positions_N=batch.positions_N, starts_S=batch.starts_S, images=batch.images)
         mean, losses_N = cross_entropy(hidden_ND, model.unembedding.weight, batch.targets_N, batch.weights_N)
-        metrics = {"loss": mean.item(), **losses_by_kind(losses_N, batch), **expert_load(model)}
-        return mean + balance_coefficient * total_balance_loss(model), metrics
+        metrics: dict[str, object] = {"loss": mean.item(), **losses_by_kind(losses_N, batch)}
+        if balance_coefficient:
+            mean = mean + balance_coefficient * total_balance_loss(model)
+        return mean, metrics
 
     return loss_fn
 

@@ -59,7 +59,8 @@ def fresh_model() -> Transformer:
 
 def run(folder: Path, batches: RandomBatches) -> Transformer:
     model = fresh_model()
-    train(model, batches, language_loss(0.01), CONFIG, Stage("test", folder, config={}, parents={}))
+    stage = Stage("test", folder, config={}, parents={})
+    train(model, batches, language_loss(0.01), CONFIG, stage, balance_rate=0.05)
     return model
 
 
