@@ -18,7 +18,7 @@ from herd.config import PRESETS, preset
 from herd.core.child import run_in_child
 from herd.core.console import exit_code, logged_to, traceback_log
 from herd.core.errors import HerdError
-from herd.plan import Precision
+from herd.plan.counts import Precision
 from herd.stages.recipe import Step, load_recipe, run_recipe, run_step
 
 TALKER = Path("runs/tiny/sft")
@@ -197,17 +197,41 @@ def serve(folder: Path | None = None, /, *, host: str = "127.0.0.1", port: int =
     named("herd.serve.api:serve")(talker(folder, yes=yes), host=host, port=port)
 
 
-def plan(model: str, /, *, context: int | None = None, quantize: Precision | None = None, json: bool = False) -> None:
+def plan(
+    model: str,
+    /,
+    *,
+    context: int | None = None,
+    quantize: Precision | None = None,
+    gpus: int | None = None,
+    gpu: str = "h100",
+    length: int = 8192,
+    batch_tokens: int = 2**24,
+    tokens: float = 30e12,
+    pipelined: bool = False,
+    json: bool = False,
+) -> None:
     """
     Args:
         model: A preset's name, or the folder of a model.
         context: Tokens of one request; as many as the model claims if not given.
         quantize: Precision that weights and cache are added up in, bf16 if not given.
+        gpus: Plan a training run on so many GPUs; what follows is for it alone.
+        gpu: a100, h100, h800, h200 or b200.
+        length: Tokens of a document.
+        batch_tokens: Tokens of an optimizer step, over all GPUs.
+        tokens: Tokens of the whole run.
+        pipelined: Try layouts with a pipeline too, which Herd's trainer has not.
         json: Print one JSON object, for scripts.
     """
     is_folder = model not in PRESETS and Path(model).is_dir()
     shape = named("herd.model.formats.huggingface:config_from_json")(Path(model)) if is_folder else preset(model)
-    named("herd.plan:show")(model, shape, context=context, quantize=quantize, as_json=json)
+    training = None
+    if gpus is not None:
+        training = named("herd.plan.training:TrainingPlan")(
+            gpus=gpus, gpu=gpu, length=length, batch_tokens=batch_tokens, tokens=tokens, pipelined=pipelined
+        )
+    named("herd.plan.show:show")(model, shape, context=context, quantize=quantize, training=training, as_json=json)
 
 
 def bench_parity(*, json: bool = False) -> None:
@@ -344,8 +368,8 @@ COMMANDS = {
         does=serve,
     ),
     "plan": Command(
-        summary="Count a model's parameters, the bytes of its weights and of its KV cache",
-        example="herd plan scout --context 131072 --quantize int4",
+        summary="Reckon what a model takes: parameters, bytes, and a training run on a cluster",
+        example="herd plan behemoth --gpus 32768 --gpu h100",
         does=plan,
     ),
     "bench parity": Command(

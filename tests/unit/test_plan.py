@@ -16,7 +16,7 @@ from herd.model.cache import Slots
 from herd.model.formats.huggingface import config_to_json
 from herd.model.quantize import Scheme, quantize_model
 from herd.model.transformer import Transformer
-from herd.plan import PRECISIONS, Precision, cache_bytes, count, longest_context, plan, weight_bytes
+from herd.plan.counts import PRECISIONS, Precision, cache_bytes, count, longest_context, plan, weight_bytes
 
 
 def on_meta(config: ModelConfig) -> Transformer:

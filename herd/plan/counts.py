@@ -1,10 +1,9 @@
-"""`herd plan`: what a model's shape costs, from its config alone: parameters, bytes of weights, bytes of the KV cache.
+"""What a model's shape holds: parameters, bytes of weights, bytes of the KV cache.
 
 Nothing is built and torch is not imported; `tests/unit/test_plan.py` holds the counts against models on the meta
 device. Activations, the runtime's own memory and training are left out.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Literal, get_args
@@ -172,30 +171,6 @@ def plan(config: ModelConfig, *, context: int | None = None, quantize: Precision
             for precision, size in weights.items()
         },
     }
-
-
-def show(name: str, config: ModelConfig, *, context: int | None, quantize: Precision | None, as_json: bool) -> None:
-    """Print the plan of the model called `name`."""
-    told = plan(config, context=context, quantize=quantize)
-    if as_json:
-        print(json.dumps({"model": name, **told}, indent=1))
-        return
-    figures, weights, fits = told["parameters"], told["bytes"], told["context_on_one_card"]
-    assert isinstance(figures, dict) and isinstance(weights, dict) and isinstance(fits, dict)
-    parts = [f"{kind} {amount(value)}" for kind, value in figures.items() if value]
-    parts.append(f"vision {amount(told['vision_parameters'])}")
-    print(f"{name}: {amount(told['total_parameters'])} parameters, {amount(told['active_parameters'])} active")
-    print(f"  {', '.join(parts)}")
-    print("weights, and the longest request beside them in 80 GB:")
-    for precision, size in weights.items():
-        room = fits[precision]
-        told_room = "does not fit" if room is None else f"{room:,} tokens"
-        if size is None:
-            print(f"  {precision:<5} {'-':>10}  widths are no multiples of {INT4_GROUP}")
-        else:
-            print(f"  {precision:<5} {amount(size):>9}B  {told_room}")
-    print(f"KV cache of {told['context']:,} tokens in bf16: {amount(told['cache_bytes'])}B")
-    print(f"together in {told['precision']}: {amount(told['serving_bytes'])}B")
 
 
 def amount(value: object) -> str:
