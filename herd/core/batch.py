@@ -16,6 +16,8 @@ class Images:
     rows: Tensor
     """Index in the pack of every patch token, in the order of the tiles."""
     encoded: bool = False
+    kept: Tensor | None = None
+    """Index of those of the tiles' tokens that stand in this pack, where it was cut within a picture; None: all."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,7 +74,7 @@ def group_runs(begins_S: Tensor) -> Groups:
     padded = torch.where(lengths > last, (lengths + last - 1) // last * last, next_bound)
     slot_N = torch.empty(num_tokens, dtype=torch.int64, device=device)
     groups, offset = [], 0
-    for length in torch.unique(padded).tolist():
+    for length in torch.unique(padded).tolist() or GROUP_LENGTHS[:1]:  # one group at least, if without runs
         chosen = torch.nonzero(padded == length)[:, 0]
         step_L = torch.arange(length, device=device)
         rows_GL = begins[chosen, None] + step_L
@@ -129,7 +129,7 @@ def attend(q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor, spans: Groups) -> Tensor
     """Attention of every token over its run's earlier tokens; returns the shape of `q_NHC`."""
     packed = torch.cat([q_NHC, k_NKC, v_NKC], dim=1).flatten(1)
     slots = Gather.apply(packed, spans.row_of_slot, spans.slot_N)
-    slots = slots.view(len(spans.row_of_slot), -1, q_NHC.shape[-1])
+    slots = slots.unflatten(1, (packed.shape[1] // q_NHC.shape[-1], q_NHC.shape[-1]))
     sizes = [runs * length for runs, length in spans.shapes]
     parts = []
     for group, shape in zip(slots.split(sizes), spans.shapes, strict=True):
@@ -220,32 +220,36 @@ class Attention(nn.Module):
 
     def forward(self, x_ND: Tensor, shared: AttentionPlan, cache: CacheView | None) -> Tensor:
         config = self.config
-        heads, kv_heads = config.num_heads, config.num_kv_heads
         qkv_NHC = self.qkv(x_ND).unflatten(-1, (-1, config.head_dim))
         spans = shared.whole if self.is_global else shared.local
         if spans is not None and native.serves(x_ND) and config.head_dim % 16 == 0:
             out_NHC = native.attention(
                 qkv_NHC,
                 spans.begins_S,
-                num_kv_heads=kv_heads,
+                num_kv_heads=config.num_kv_heads,
                 turn_NC=None if self.is_global else shared.turn_NC,
                 temperature_N=shared.temperature_N if self.is_global else None,
                 norm_eps=config.norm_eps if config.qk_norm else None,
             )
             return self.out(out_NHC.flatten(1))
-        qk_NHC, v_NKC = qkv_NHC.split([heads + kv_heads, kv_heads], dim=1)
-        if self.is_global:
-            q_NHC, k_NKC = qk_NHC.split([heads, kv_heads], dim=1)
-            if shared.temperature_N is not None:
-                q_NHC = (q_NHC * shared.temperature_N[:, None, None]).to(x_ND.dtype)
-        else:
-            qk_NHC = rotate(qk_NHC, shared.turn_NC).to(x_ND.dtype)
-            if config.qk_norm:
-                qk_NHC = F.rms_norm(qk_NHC.float(), (config.head_dim,), eps=config.norm_eps).to(x_ND.dtype)
-            q_NHC, k_NKC = qk_NHC.split([heads, kv_heads], dim=1)
+        q_NHC, k_NKC, v_NKC = self.ready(qkv_NHC, shared)
         if cache is not None:
             out_NHC = cache.attend(self.layer, q_NHC, k_NKC, v_NKC)
         else:
             assert spans is not None
             out_NHC = attend(q_NHC, k_NKC, v_NKC, spans.groups)
         return self.out(out_NHC.flatten(1))
+
+    def ready(self, qkv_NHC: Tensor, shared: AttentionPlan) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as they meet: rotated and normed, or scaled by the temperature."""
+        config, dtype = self.config, qkv_NHC.dtype
+        heads, kv_heads = config.num_heads, config.num_kv_heads
+        qk_NHC, v_NKC = qkv_NHC.split([heads + kv_heads, kv_heads], dim=1)
+        if not self.is_global:
+            qk_NHC = rotate(qk_NHC, shared.turn_NC).to(dtype)
+            if config.qk_norm:
+                qk_NHC = F.rms_norm(qk_NHC.float(), (config.head_dim,), eps=config.norm_eps).to(dtype)
+        q_NHC, k_NKC = qk_NHC.split([heads, kv_heads], dim=1)
+        if self.is_global and shared.temperature_N is not None:
+            q_NHC = (q_NHC * shared.temperature_N[:, None, None]).to(dtype)
+        return q_NHC, k_NKC, v_NKC

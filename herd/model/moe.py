@@ -70,13 +70,17 @@ class MoE(nn.Module):
         count_E = torch.bincount(expert_R, minlength=self.config.num_experts)
 
         rows_RD = dispatch(x_ND, torch.sigmoid(chosen_Nk), order_R, back_R)
-        ends_E = count_E.cumsum(0).to(torch.int32)
-        hidden_RF = swiglu(grouped_product(rows_RD, self.gate_up_EDF, ends_E))
-        routed_RD = grouped_product(hidden_RF, self.down_EFD, ends_E)
+        routed_RD = self.experts(rows_RD, count_E)
         if self.training:
             self.logits_NE, self.load_E = logits_NE, count_E / len(expert_R)
             self.count_E = count_E if self.count_E is None else self.count_E + count_E
         return combine(self.shared(x_ND), routed_RD, order_R, back_R)
+
+    def experts(self, rows_RD: Tensor, count_E: Tensor) -> Tensor:
+        """What the routed experts make of rows that are sorted by expert, `count_E` for each."""
+        ends_E = count_E.cumsum(0).to(torch.int32)
+        hidden_RF = swiglu(grouped_product(rows_RD, self.gate_up_EDF, ends_E))
+        return grouped_product(hidden_RF, self.down_EFD, ends_E)
 
 
 def dispatch(x_ND: Tensor, gate_Nk: Tensor, order_R: Tensor, back_R: Tensor) -> Tensor:
@@ -92,4 +96,4 @@ def combine(shared_ND: Tensor, routed_RD: Tensor, order_R: Tensor, back_R: Tenso
     if native.serves(shared_ND):
         return native.combine(shared_ND, routed_RD, order_R, back_R)
     routed = Gather.apply(routed_RD, back_R, order_R)
-    return shared_ND + routed.view(len(shared_ND), -1, shared_ND.shape[-1]).sum(1)
+    return shared_ND + routed.view(len(shared_ND), len(routed) // max(len(shared_ND), 1), shared_ND.shape[-1]).sum(1)

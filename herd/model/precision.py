@@ -40,4 +40,5 @@ def grouped_product(rows_RD: Tensor, weight_EDF: Tensor | LowBit, ends_E: Tensor
         if end > begin:
             parts.append(rows_RD[begin:end] @ weight_EDF[expert])
         begin = end
-    return torch.cat(parts) if parts else rows_RD.new_zeros(0, weight_EDF.shape[-1])
+    # Without rows the weights have a gradient of zeros all the same: ranks that sum theirs agree on which there are.
+    return torch.cat(parts) if parts else rows_RD @ weight_EDF[0]

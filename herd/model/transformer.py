@@ -82,6 +82,7 @@ class Transformer(nn.Module):
         if images is not None:
             assert self.vision is not None, "ImageProcessor refuses pictures for a model of text alone"
             features = images.tiles if images.encoded else self.vision(images.tiles.to(x_ND.dtype)).flatten(0, 1)
+            features = features if images.kept is None else features[images.kept]
             x_ND = x_ND.index_copy(0, images.rows, features.to(x_ND.dtype))
         shared = plan(positions_N, starts_S, self.config, cached=cache is not None)
         for layer in self.layers:

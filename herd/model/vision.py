@@ -94,11 +94,11 @@ def cut_patches(tiles: Float[Tensor, "t 3 side side"], size: int) -> Float[Tenso
     would copy the weights for every tile."""
     grid = tiles.shape[-1] // size
     x = tiles.view(len(tiles), 3, grid, size, grid, size)  # tile, channel, row, within, column, within
-    return x.permute(0, 2, 4, 1, 3, 5).reshape(len(tiles), grid * grid, -1)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(len(tiles), grid * grid, 3 * size * size)
 
 
 def pixel_shuffle(x_TPD: Float[Tensor, "t p d"], grid: int) -> Float[Tensor, "t q d4"]:
     """Join each 2 x 2 square of patches into one token of four times the width."""
     half, width = grid // 2, x_TPD.shape[-1]
-    x = x_TPD.view(-1, half, 2, half, 2, width)  # tile, row, within row, column, within column, width
+    x = x_TPD.view(len(x_TPD), half, 2, half, 2, width)  # tile, row, within row, column, within column, width
     return x.permute(0, 1, 3, 2, 4, 5).reshape(len(x_TPD), half * half, 4 * width)

@@ -183,7 +183,7 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx, base_ND, rows_RD, order_R, back_R):  # type: ignore[no-untyped-def]
         base_ND, rows_RD = base_ND.contiguous(), rows_RD.contiguous()
-        ctx.top_k = len(rows_RD) // len(base_ND)
+        ctx.top_k = max(len(rows_RD) // max(len(base_ND), 1), 1)
         ctx.save_for_backward(order_R)
         out = torch.empty_like(base_ND)
         call("combine", base_ND, rows_RD, back_R, out, *base_ND.shape, ctx.top_k)
