@@ -12,30 +12,17 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from herd.core.batch import Images
 from herd.core.errors import HerdError
 from herd.core.streams import seed_of
+from herd.engine.answer import Answer, Piece, take
 from herd.engine.load import Model, Prompt
-from herd.engine.sampler import SamplingParams, sample
+from herd.engine.sampler import SamplingParams
 from herd.model.cache import Slots, chunk_pieces
 
 PREFILL_TOKENS = 2048
 """Prompt tokens of one request that a forward reads at most."""
-UNFINISHED = "\ufffd"
-"""How the tokenizer shows the bytes of a character that is not whole yet."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """News of an answer: the text since the last piece, its tokens, and at the end why it ended."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str | None
-    """None while running; "stop" at an end token, "length" at max_tokens or the context's end; "error" where the prompt
-    is at fault or the engine was closed, "fault" where the engine failed, with the reason as the text."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -45,12 +32,10 @@ class Request:
     prompt: Prompt
     params: SamplingParams
     emit: Callable[[Piece], object]
-    generator: torch.Generator
+    answer: Answer
     features: Images | None = None
     pieces: list[tuple[int, int]] = field(default_factory=list)
     """Parts of the prompt that are not yet read."""
-    answer: list[int] = field(default_factory=list)
-    shown: str = ""
     slot: int = -1
     cancelled: bool = False
 
@@ -136,10 +121,16 @@ class Engine:
         if self._closed:
             raise HerdError("the engine is closed")
         self._count += 1
-        seed = params.seed if params.seed is not None else seed_of(0, "request", self._count)
-        request = Request(
-            prompt=prompt, params=params, emit=emit, generator=torch.Generator().manual_seed(seed % 2**63)
+        answer = Answer(
+            params,
+            prompt=prompt.token_ids,
+            tokenizer=self.model.tokenizer,
+            end_tokens=self.model.config.special.stop,
+            room=self.capacity - length,
+            seed=seed_of(0, "request", self._count),
+            progress=self.model.structures.start(params.structure) if params.structure else None,
         )
+        request = Request(prompt=prompt, params=params, emit=emit, answer=answer)
         self._waiting.put(request)
         return request
 
@@ -198,9 +189,9 @@ class Engine:
                     features.append(request.features.tiles[inside])
                 tokens += ids[begin:end]
             else:
-                begin = len(ids) + len(request.answer) - 1
+                begin = len(ids) + len(request.answer.tokens) - 1
                 end = begin + 1
-                tokens.append(request.answer[-1])
+                tokens.append(request.answer.tokens[-1])
             positions += range(begin, end)
             starts.append(len(tokens))
         positions_N, starts_S = torch.tensor(positions), torch.tensor(starts, dtype=torch.int32)
@@ -211,27 +202,17 @@ class Engine:
             images=Images(tiles=torch.cat(features), rows=torch.cat(rows), encoded=True) if rows else None,
             cache=self._cache.at([r.slot for r in self._running], positions_N, starts_S),
         )
-        logits_SV = self.model.transformer.unembed(hidden_ND[starts_S[1:].long() - 1]).float()
-        for request, logits_V in zip(list(self._running), logits_SV, strict=True):
-            if not request.pieces:
-                self._advance(request, logits_V)
-
-    def _advance(self, request: Request, logits_V: Tensor) -> None:
-        """Choose the request's next token and tell what is new."""
-        token = sample(logits_V, request.params, request.generator)
-        stop = token in self.model.config.special.stop
-        if not stop:
-            request.answer.append(token)
-        full = len(request.prompt.token_ids) + len(request.answer) >= self.capacity
-        length = len(request.answer) >= request.params.max_tokens or full
-        reason = "stop" if stop else "length" if length else None
-        text = self.model.tokenizer.decode(request.answer)
-        if reason is None and text.endswith(UNFINISHED):
-            text = request.shown  # wait for the rest of the character
-        request.emit(Piece(text=text[len(request.shown) :], token_ids=[] if stop else [token], finish_reason=reason))
-        request.shown = text
-        if reason is not None:
-            self._release(request)
+        # What reads its prompt still has no next token.
+        answering = [i for i, request in enumerate(self._running) if not request.pieces]
+        if not answering:
+            return
+        last_rows = starts_S[1:].long()[answering] - 1
+        logits_SV = self.model.transformer.unembed(hidden_ND[last_rows]).float()
+        requests = [self._running[i] for i in answering]
+        for request, piece in zip(requests, take([one.answer for one in requests], logits_SV), strict=True):
+            request.emit(piece)
+            if piece.finish_reason is not None:
+                self._release(request)
 
     def _release(self, request: Request) -> None:
         self._running.remove(request)
