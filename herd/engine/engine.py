@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -19,15 +19,13 @@ from torch import Tensor
 
 from herd.core.errors import HerdError
 from herd.core.streams import seed_of
+from herd.engine.answer import Answer, Piece, take
 from herd.engine.load import Model, Prompt
 from herd.engine.pages import Pages
-from herd.engine.runner import Result, Runner, TokenRequest, content_of
-from herd.engine.sampler import SamplingParams, sample
+from herd.engine.runner import Runner, TokenRequest, content_of
+from herd.engine.sampler import SamplingParams
 from herd.engine.scheduler import Scheduler
 from herd.model.cache import KVCache
-
-UNFINISHED = "\ufffd"
-"""How the tokenizer shows the bytes of a character that is not whole yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,34 +50,13 @@ class EngineConfig:
                 raise HerdError(f"{name}={value} must be at least 1")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """News of an answer: the text since the last piece, its tokens, and at the end why it ended."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: str | None
-    """None while running; "stop" at an end token, "length" at max_tokens or the context's end; "error" where the prompt
-    is at fault or the engine was closed, "fault" where the engine failed, with the reason as the text."""
-    version: int = 0
-    """Of the weights that made these tokens; see `Engine.update_weights`."""
-    prompt_logprobs: tuple[float, ...] = ()
-    """With the first piece, where asked for: of every token of the prompt but the first."""
-
-
 @dataclass(kw_only=True, eq=False)
 class Generation(TokenRequest):
     """A request in the engine."""
 
-    params: SamplingParams
     emit: Callable[[Piece], object]
-    generator: torch.Generator
-    shown: str = ""
+    answer: Answer
     prompt_logprobs: list[float] = field(default_factory=list)
-
-    @property
-    def answer(self) -> list[int]:
-        return self.ids[self.num_prompt :]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +230,15 @@ class Engine:
         if self._closed:
             raise HerdError("the engine is closed")
         self._count += 1
-        seed = params.seed if params.seed is not None else seed_of(0, "request", self._count)
+        answer = Answer(
+            params,
+            prompt=prompt.token_ids,
+            tokenizer=self.model.tokenizer,
+            end_tokens=self.model.config.special.stop,
+            room=self.capacity - length,
+            seed=seed_of(0, "request", self._count),
+            progress=self.model.structures.start(params.structure) if params.structure else None,
+        )
         content = content_of(prompt, self.model)
         ids = list(prompt.token_ids)
         request = Generation(
@@ -267,9 +252,8 @@ class Engine:
             prompt=prompt,
             ids=ids,
             scored=params.prompt_logprobs,
-            params=params,
+            answer=answer,
             emit=emit,
-            generator=torch.Generator().manual_seed(seed % 2**63),
         )
         self._news.put(request)
         return request
@@ -311,37 +295,35 @@ class Engine:
         if not step.works:
             return
         results = self._runner.run(step)
+        answering: list[tuple[Generation, Tensor]] = []
         for work, result in zip(step.works.values(), results, strict=True):
             work.request.prompt_logprobs += result.prompt_logprobs
             if work.num_logits:
-                self._advance(work.request, result)
+                answering.append((work.request, result.logits_RV))
             else:
                 self._scheduler.enter(work.request)
+        if answering:
+            self._advance([request for request, _ in answering], [logits_RV for _, logits_RV in answering])
 
-    def _advance(self, request: Generation, result: Result) -> None:
-        """Choose the request's next token and tell what is new."""
-        token = sample(result.logits_RV[-1], request.params, request.generator)
-        stop = token in self.model.config.special.stop
-        if not stop:
-            request.append(token)
-        reason = "stop" if stop else "length" if len(request.ids) >= request.limit else None
-        text = self.model.tokenizer.decode(request.answer)
-        if reason is None and text.endswith(UNFINISHED):
-            text = request.shown  # wait for the rest of the character
-        request.emit(
-            Piece(
-                text=text[len(request.shown) :],
-                token_ids=[] if stop else [token],
-                finish_reason=reason,
-                version=self.version,
-                prompt_logprobs=tuple(request.prompt_logprobs),
-            )
+    def _advance(self, requests: Sequence[Generation], logits: Sequence[Tensor]) -> None:
+        """Draw the next tokens of each request and tell what is new."""
+        pieces = take(
+            [request.answer for request in requests],
+            torch.cat(list(logits)),
+            [request.draft[: len(logits_RV) - 1] for request, logits_RV in zip(requests, logits, strict=True)],
         )
-        request.shown, request.prompt_logprobs = text, []
-        if reason is None:
-            self._scheduler.enter(request)
-        else:
-            self._scheduler.finish(request)
+        for request, piece in zip(requests, pieces, strict=True):
+            request.emit(replace(piece, version=self.version, prompt_logprobs=tuple(request.prompt_logprobs)))
+            # Where a draft was wrong, what was computed behind it does not hold; the last token is not computed yet.
+            known = len(request.ids)
+            for token in request.answer.tokens[known - request.num_prompt :]:
+                request.append(token)
+            self._scheduler.truncate(request, len(request.ids) - 1)
+            request.draft, request.prompt_logprobs = [], []
+            if piece.finish_reason is None:
+                self._scheduler.enter(request)
+            else:
+                self._scheduler.finish(request)
 
     def _update(self, update: WeightUpdate) -> None:
         """Put new weights in place: all of them, or none where one does not fit."""

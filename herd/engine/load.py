@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from herd.core.errors import HerdError
 from herd.data.chat import render_messages
 from herd.data.image import ImageProcessor, Tiles, normalise
 from herd.data.tokenizer import Tokenizer
+from herd.engine.structure import Structures
 from herd.model.formats import compressed, huggingface
 from herd.model.transformer import Transformer
 
@@ -82,6 +84,11 @@ class Model:
         dtype = vision.projector.weight.dtype
         parts = [vision(normalise(part).to(dtype)).flatten(0, 1) for part in torch.cat(pixels).split(256)]
         return Images(tiles=torch.cat(parts), rows=rows, encoded=True)
+
+    @cached_property
+    def structures(self) -> Structures:
+        """The forms that answers may be asked to have."""
+        return Structures(self.tokenizer, vocab_size=self.config.vocab_size, stop=self.config.special.stop)
 
     def engine(self, **options: Any) -> "Engine":
         """Start an engine; the options are the fields of herd.engine.engine.EngineConfig."""
