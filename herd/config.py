@@ -358,6 +358,34 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the state of a training is saved, and what is kept of it."""
+
+    every_s: float = 30.0
+    """Seconds from one save to the next; one that is still being written is waited for."""
+    keep: int = 2
+    """The newest so many are kept: should one be damaged, the one before serves."""
+    keep_every: int = 0
+    """Every so-many-th is kept too until the stage is done; 0: none."""
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise HerdError(f"keep={self.keep} keeps no checkpoint: give 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """Which steps of a training are taken back as outliers, see docs/train.md."""
+
+    window: int = 128
+    """Steps that tell what is usual."""
+    sigmas: float = 6.0
+    """A loss or gradient norm so far above its trend is an outlier; 0: only what is not a number."""
+    patience: int = 16
+    """So many outliers in a row stop the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VisionStageConfig:
     """A new model, and the contrastive training of its encoder."""
 
@@ -368,7 +396,8 @@ class VisionStageConfig:
     batch_pictures: int = 256
     sharpness: float = 2.0
     """Inverse temperature of the scores."""
-    checkpoint_s: float = 30.0
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
@@ -399,7 +428,8 @@ class PretrainConfig:
     """How far a step moves the bias by which an expert is chosen, in logits; 0: no bias."""
     balance_coefficient: float = 0.01
     """Weight of the load-balancing loss."""
-    checkpoint_s: float = 30.0
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
@@ -419,7 +449,8 @@ class SftConfig:
     """What a token of these weighs beside an assistant's: a piece has many more that are learnt."""
     balance_rate: float = 0.0
     balance_coefficient: float = 0.01
-    checkpoint_s: float = 30.0
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             matrix_lr=0.01, embedding_lr=0.01, other_lr=0.004, unembedding_lr=0.004, warmup=0.02, decay=0.9

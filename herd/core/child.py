@@ -1,7 +1,8 @@
 """A function in a process of its own: its peak of memory is its own, and what it took is given back when it ends.
 
 The child is spawned, not forked (torch's threads do not survive a fork), and shares the terminal. Of Ctrl-C it hears
-through its parent alone and once, as KeyboardInterrupt. It ends with its parent, however that ends: a second try must
+through its parent alone and once, as a SIGTERM that is a KeyboardInterrupt where nothing else listens; a SIGTERM of the
+parent is passed on to it. It ends with its parent, however that ends: a second try must
 never write beside the first.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from herd.core.errors import HerdError
+from herd.core.errors import HerdError, Stopped
 
 INTERRUPTED = 130
 """Exit code of a program that Ctrl-C stopped."""
@@ -34,18 +35,31 @@ def run_in_child(name: str, function: Callable[..., int], *arguments: Any) -> in
         child.start()
     finally:
         signal.signal(signal.SIGINT, handler)
+    asked: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        asked.append(number)
+        child.terminate()
+
+    handler = signal.signal(signal.SIGTERM, pass_on)
     try:
         child.join()
     except KeyboardInterrupt:
         _stop(child)
+        if child.exitcode == Stopped.exit_code:
+            return INTERRUPTED
         if child.exitcode != INTERRUPTED:
             raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)
     code = child.exitcode
     assert code is not None
     if code < 0:
         from rich.console import Console
 
         Console(stderr=True).show_cursor()  # a progress bar hides it, and could not bring it back
+        if asked and code == -signal.SIGTERM:
+            return 128 - code  # asked twice, and so ended at once
         cause = ", most likely for want of memory: close other programs" if code == -signal.SIGKILL else ": look why"
         raise HerdError(f"{name} was ended by {signal.Signals(-code).name}{cause}, then say the same again to go on")
     return code

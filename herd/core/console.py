@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from herd.core.child import INTERRUPTED
-from herd.core.errors import HerdError, Misunderstood
+from herd.core.errors import HerdError
 from herd.core.files import cache_folder, is_disk_full
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -98,7 +98,7 @@ def in_one_line(error: BaseException) -> str | None:
 
 
 def exit_code(work: Callable[[], None], title: str) -> int:
-    """Do the work and give its exit code: 0 done, 1 failed, 2 not understood, 130 stopped by Ctrl-C.
+    """Do the work and give its exit code: 0 done, 1 failed, 2 not understood, 75 stopped by SIGTERM, 130 by Ctrl-C.
 
     What goes wrong is told in one line; its traceback stands in the log under `title`.
     """
@@ -116,5 +116,7 @@ def exit_code(work: Callable[[], None], title: str) -> int:
         where = f"the traceback is in {log}" if kept else f"the traceback cannot be written to {log}"
         brief = f"{type(error).__name__}: {error}".splitlines()[0]
         print(f"herd: {in_one_line(error) or f'{brief} (a bug of Herd; {where})'}", file=sys.stderr)
-        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 2 if isinstance(error, Misunderstood) else 1
+        if isinstance(error, KeyboardInterrupt):
+            return INTERRUPTED
+        return error.exit_code if isinstance(error, HerdError) else 1
     return 0

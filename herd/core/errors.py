@@ -7,9 +7,19 @@ from collections.abc import Iterable
 class HerdError(ValueError):
     """A mistake in the input or the surroundings, told in one line. The command line prints it without a traceback."""
 
+    exit_code = 1
+
+
+class Stopped(HerdError):
+    """Asked to stop by SIGTERM, with all saved. The exit code is EX_TEMPFAIL of sysexits.h: the same again goes on."""
+
+    exit_code = 75
+
 
 class Misunderstood(HerdError):
-    """A command line that names no command; its exit code is another."""
+    """A command line that names no command."""
+
+    exit_code = 2
 
 
 def unknown(kind: str, value: str, known: Iterable[str]) -> HerdError:

@@ -23,6 +23,12 @@ class Tracker:
     def close(self) -> None:
         self._file.close()
 
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; a torn last line (a kill in the middle of a write) is left out."""

@@ -6,7 +6,7 @@ Which samples make which step is planned once, from the lengths; pixels are cut 
 
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -51,16 +51,17 @@ class Batches(Protocol[B_co]):
     def batch(self, step: int) -> B_co: ...
 
 
-def ahead(batches: Batches[B], start: int) -> Iterator[tuple[int, B]]:
-    """Steps from `start` on, the next one being made while the current one is used."""
+def ahead(batches: Batches[B], start: int) -> Iterator[tuple[int, Future[B]]]:
+    """Steps from `start` on and their batches to come, the next one being made while the current one is used."""
     with ThreadPoolExecutor(1) as worker:
         waiting = worker.submit(batches.batch, start) if start < batches.num_steps else None
         for step in range(start, batches.num_steps):
             assert waiting is not None
-            batch = waiting.result()
+            coming = waiting
+            wait([coming])
             if step + 1 < batches.num_steps:
                 waiting = worker.submit(batches.batch, step + 1)
-            yield step, batch
+            yield step, coming
 
 
 def read_rows(folder: Path, name: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from herd.data.loader import PretrainBatches
 from herd.data.tokenizer import Tokenizer
 from herd.model.formats import huggingface
 from herd.model.transformer import Transformer
+from herd.train.balance import Balancer
 from herd.train.loop import train
 from herd.train.losses import language_loss
 
@@ -25,7 +26,7 @@ def pretrain(config: PretrainConfig, model: Path, data: Path, out: Path) -> Path
         network.vision.requires_grad_(False)
     batches = PretrainBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
     loss_fn = language_loss(config.balance_coefficient)
-    train(network, batches, loss_fn, config, stage, balance_rate=config.balance_rate)
+    train(network, batches, loss_fn, config, stage, hooks=[Balancer(network, config.balance_rate)])
     return save_model(network, tokenizer, stage)
 
 

@@ -11,6 +11,7 @@ from herd.data.loader import SftBatches
 from herd.data.tokenizer import Tokenizer
 from herd.model.formats import huggingface
 from herd.stages.pretrain import save_model
+from herd.train.balance import Balancer
 from herd.train.loop import train
 from herd.train.losses import language_loss
 
@@ -24,5 +25,5 @@ def sft(config: SftConfig, model: Path, data: Path, out: Path) -> Path:
         network.vision.requires_grad_(False)  # as in pre-training
     batches = SftBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
     loss_fn = language_loss(config.balance_coefficient)
-    train(network, batches, loss_fn, config, stage, balance_rate=config.balance_rate)
+    train(network, batches, loss_fn, config, stage, hooks=[Balancer(network, config.balance_rate)])
     return save_model(network, tokenizer, stage)

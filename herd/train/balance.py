@@ -68,8 +68,8 @@ class Balancer:
             for moe, bias_E in zip(self.mixtures, self.bias_LE, strict=True):
                 moe.bias_E = bias_E
 
-    def step(self) -> dict[str, object]:
-        """Move the biases against the counts of this step, and clear these; gives what is to be recorded."""
+    def after_step(self, step: int, *, updated: bool) -> dict[str, object]:
+        """Move the biases against the counts of this step, but an outlier, and clear these; gives what to record."""
         counts = [moe.count_E for moe in self.mixtures if moe.count_E is not None]
         for moe in self.mixtures:
             moe.count_E = None
@@ -77,7 +77,7 @@ class Balancer:
             return {}
         count_LE = torch.stack(counts)
         self.reduce(count_LE)
-        if self.rate:
+        if self.rate and updated:
             self.bias_LE = moved(self.bias_LE, count_LE, self.rate)
             self._show()
         shares_LE = count_LE / count_LE.sum(-1, keepdim=True)

@@ -1,65 +1,300 @@
-"""Checkpoints of a running stage with torch.distributed.checkpoint: written aside, put in place by a rename.
+"""Checkpoints of a running stage with torch.distributed.checkpoint: copied, written meanwhile, committed in two phases.
 
-A checkpoint is the folder `state/step-N` of the stage's work folder. One that a kill tore keeps the name `….writing`
-and is never read. The newest whole one is kept.
+A checkpoint is the folder `state/step-N` of the stage's work folder. At a save the state is copied (its memory is had
+twice from then on: 8 bytes a parameter that Muon trains, 12 of AdamW's) and the training goes on while a thread writes
+the copy to `step-N.writing`, each file forced to the disk. Then `commit.json` with the size and the checksum of every
+file is written there, and the folder renamed: under its final name it is whole. What a kill tore is never read.
+
+The newest checkpoint whose files are what its `commit.json` says is resumed from, by any number of ranks. The library
+keeps its index as a pickle, `.metadata`: it is read by an unpickler that knows only the index's own classes, and the
+tensors with `weights_only`, so that a checkpoint from elsewhere cannot run code.
 """
 
+import json
 import logging
+import pickle
+import re
 import shutil
+import sys
+import time
 import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol
 
+import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.utils._pytree import tree_map
 
+from herd.config import CheckpointConfig
 from herd.core.errors import HerdError
-from herd.core.files import naming_full_disk
+from herd.core.files import naming_full_disk, read_json, sha256, sync, write_json
+from herd.core.lineage import Stage
+
+MARK = "commit.json"
+State = dict[str, Any]
+"""Nested dicts whose leaves are tensors, or DTensors of any placement."""
 
 
-def save(work: Path, step: int, state: dict[str, Any]) -> None:
-    """Write `state` (nested dicts of tensors and numbers) as the checkpoint after `step` steps."""
-    root = work / "state"
-    writing, done = root / f"step-{step}.writing", root / f"step-{step}"
-    shutil.rmtree(writing, ignore_errors=True)
-    root.mkdir(parents=True, exist_ok=True)
+class Stateful(Protocol):
+    """What a checkpoint holds a part of."""
+
+    def state_dict(self) -> State: ...
+    def load_state_dict(self, state: State) -> None: ...
+
+
+class Checkpoints:
+    """The checkpoints of one stage: when one is due, the one that is being written, and which are kept.
+
+    All ranks call the same methods in the same order. `parts` by name are what is saved. Leaving the context waits for
+    what is being written.
+    """
+
+    def __init__(self, stage: Stage, config: CheckpointConfig, parts: Mapping[str, Stateful]) -> None:
+        self.stage, self.config, self.parts = stage, config, parts
+        self.root = stage.work / "state"
+        self.step = 0
+        """Steps behind the newest checkpoint that was begun."""
+        self.number = 0
+        """How many checkpoints were begun, over all attempts."""
+        self._copy: State | None = None
+        self._writing: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._begun = time.monotonic()
+        several = dist.is_initialized()
+        # Two, as their messages cross: the thread's while it writes, and the loop's.
+        self._writers = dist.new_group(backend="gloo") if several else None
+        self._loops = dist.new_group(backend="gloo") if several else None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        try:
+            self.wait()
+        except Exception:
+            if kind is None:  # else what went wrong first is told
+                raise
+        finally:
+            self._thread.shutdown()
+
+    def resume(self) -> int:
+        """Load the newest whole checkpoint, if there is one; returns the steps that it has behind it."""
+        [found] = self._told([newest(self.root) if _rank() == 0 else None])
+        if found is not None:
+            state = self._state()
+            load(found, state)
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            mark = read_json(found / MARK)
+            self.step, self.number = mark["step"], mark["number"]
+        return self.step
+
+    def turn(self, step: int, *, leave: bool = False) -> bool:
+        """Between two steps, `step` of them done: save if it is time to, or if any rank wants to leave.
+
+        Returns whether any rank does; the checkpoint is then committed. Raises if an earlier one could not be written.
+        """
+        idle = self._writing is None or self._writing.done()
+        if idle:
+            self.wait()
+        due = idle and step > self.step and time.monotonic() - self._begun > self.config.every_s
+        flags = torch.tensor([due and _rank() == 0, leave], dtype=torch.int32)
+        if self._loops is not None:
+            dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._loops)
+        due, leave = (bool(flag) for flag in flags)
+        if step > self.step and (due or leave):
+            self.save(step)
+        if leave:
+            self.wait()
+        return leave
+
+    def save(self, step: int) -> None:
+        """Copy the state now and write it meanwhile, once the one before is written."""
+        self.wait()
+        state = self._state()
+        if self._copy is None:
+            self._copy = tree_map(lambda tensor: tensor.detach().clone(), state)
+        else:
+            tree_map(lambda kept, tensor: kept.copy_(tensor), self._copy, state)
+        self.step, self.number, self._begun = step, self.number + 1, time.monotonic()
+        self._writing = self._thread.submit(self._write, self._copy, {"step": step, "number": self.number})
+
+    def wait(self) -> None:
+        """Until what is being written is committed."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _state(self) -> State:
+        return {name: state for name, part in self.parts.items() if (state := part.state_dict())}
+
+    def _told(self, values: list[Any]) -> list[Any]:
+        if self._loops is not None:
+            dist.broadcast_object_list(values, src=0, group=self._loops)
+        return values
+
+    def _write(self, state: State, mark: dict[str, Any]) -> None:
+        if _rank() == 0:
+            self.stage.keep_time()
+            if (metrics := self.stage.work / "metrics.jsonl").exists():
+                sync(metrics)  # before a commit says that its steps were made
+        write(self.root / f"step-{mark['step']}", state, mark, group=self._writers)
+        if _rank() == 0:
+            prune(self.root, self.config)
+
+
+def write(done: Path, state: State, mark: dict[str, Any], *, group: dist.ProcessGroup | None = None) -> None:
+    """Write the checkpoint folder `done` in two phases; `mark` says what it is, `group` who writes it together."""
+    writing, rank = done.with_name(f"{done.name}.writing"), _rank()
+    if rank == 0:
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+    if group is not None:
+        dist.barrier(group)
     try:
-        with naming_full_disk(done), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says that there is one process, which is so
-            _write(state, writing)
+        with naming_full_disk(done):
+            _plainly(dcp.save, state, checkpoint_id=writing, process_group=group, no_dist=group is None)
+            own = [path for path in writing.iterdir() if path.name.startswith(f"__{rank}_")]
+            own += [writing / ".metadata"] if rank == 0 else []
+            files = [{path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in own}]
+            if group is not None:
+                gathered: list[Any] = [None] * dist.get_world_size(group)
+                dist.all_gather_object(gathered, files[0], group=group)
+                files = gathered
+            if rank == 0:
+                write_json(writing / MARK, {**mark, "files": {k: v for some in files for k, v in some.items()}})
+                sync(writing)
+                remove(done)
+                writing.rename(done)
+                sync(done.parent)
     except Exception:
-        shutil.rmtree(writing, ignore_errors=True)  # what it takes is wanted by the next attempt
+        if rank == 0:
+            shutil.rmtree(writing, ignore_errors=True)  # what it takes is wanted by the next attempt
         raise
-    if done.exists():
-        shutil.rmtree(done)
-    writing.rename(done)
-    for old in root.iterdir():
-        if old != done:
-            shutil.rmtree(old)
 
 
-def _write(state: dict[str, Any], folder: Path) -> None:
+def _plainly(function: Callable[..., object], state: State, **options: Any) -> None:
+    """Call the library without what it tells; a CheckpointException is the error that it holds."""
     cause = None
     try:
-        dcp.save(state, checkpoint_id=folder, no_dist=True)
-    except CheckpointException as error:  # no Exception; it holds what went wrong
-        [(cause, _)] = error.failures.values()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that there is one process, which is so
+            function(state, **options)
+    except CheckpointException as error:  # no Exception
+        cause = next(iter(error.failures.values()))[0]
     if cause is not None:  # raised out here, or it would lose what it came from
         raise cause
 
 
-def newest(work: Path) -> Path | None:
-    """The newest whole checkpoint of a work folder."""
-    found = [path for path in (work / "state").glob("step-*") if path.suffix != ".writing"]
-    return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+def candidates(root: Path) -> list[Path]:
+    """The checkpoints of a stage by their names, newest first."""
+    found = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=lambda path: -int(path.name.removeprefix("step-")))
 
 
-def load(path: Path, state: dict[str, Any]) -> None:
-    """Fill the tensors of `state` in place from a checkpoint."""
+def newest(root: Path) -> Path | None:
+    """The newest checkpoint that is whole. What is not is said and set aside, as `step-N.damaged`."""
+    found = candidates(root)
+    for path in found:
+        trouble = fault(path)
+        if trouble is None:
+            return path
+        aside = path.with_name(f"{path.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        print(f"the checkpoint {path} is damaged ({trouble}): going on from the one before", file=sys.stderr)
+    if found or any(root.glob("step-*.damaged")):
+        raise HerdError(f"no checkpoint in {root} is whole: remove that folder to start the stage anew")
+    return None
+
+
+def fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint; None if its files are those that were committed."""
+    try:
+        files = json.loads((path / MARK).read_text(encoding="utf-8"))["files"]
+        for name, wanted in files.items():
+            file = path / name
+            if file.stat().st_size != wanted["bytes"] or sha256(file) != wanted["sha256"]:
+                return f"{name} is not what was written"
+    except OSError as error:
+        return f"{Path(error.filename or path).name}: {str(error.strerror).lower()}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MARK} is not what was written"
+    return None
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint; a kill in the middle leaves nothing under its name."""
+    if path.exists():
+        gone = path.with_name(f"{path.name}.removed")
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+        shutil.rmtree(gone)
+
+
+def prune(root: Path, config: CheckpointConfig) -> None:
+    """Remove what the policy does not keep, and what kills and damage left."""
+    kept = candidates(root)[: config.keep]
+    for path in root.iterdir():
+        if path in kept:
+            continue
+        lasting = config.keep_every and path in candidates(root)
+        if lasting and read_json(path / MARK)["number"] % config.keep_every == 0:
+            continue
+        remove(path)
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    """Knows what `.metadata` is made of, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        classes = {
+            "torch.distributed.checkpoint.metadata": {
+                "Metadata",
+                "TensorStorageMetadata",
+                "BytesStorageMetadata",
+                "TensorProperties",
+                "ChunkStorageMetadata",
+                "MetadataIndex",
+                "StorageMeta",
+                "_MEM_FORMAT_ENCODING",
+            },
+            "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+            "torch.serialization": {"_get_layout"},
+            "pathlib": {"PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"},
+            "torch": {"Size"} | {key for key, value in vars(torch).items() if isinstance(value, torch.dtype)},
+        }
+        if name not in classes.get(module, set()):
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in the index of a checkpoint")
+        return super().find_class(module, name)
+
+
+class _SafeReader(FileSystemReader):
+    """Reads the index with `_IndexUnpickler`. The tensors the library reads with `weights_only` itself."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata: Metadata = _IndexUnpickler(file).load()
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+def load(path: Path, state: State) -> None:
+    """Fill the tensors of `state` in place from a checkpoint, whatever ranks wrote it."""
     logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dcp.load(state, checkpoint_id=path, no_dist=True)
-    except (Exception, CheckpointException) as error:  # the latter is no Exception
-        raise HerdError(f"the checkpoint {path} cannot be read ({error}): remove it to start the stage anew") from error
+        _plainly(dcp.load, state, storage_reader=_SafeReader(path), no_dist=not dist.is_initialized())
+    except Exception as error:
+        told = str(error).splitlines()[0]
+        raise HerdError(f"the checkpoint {path} cannot be read ({told}): remove it to go on from another") from error
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0

@@ -1,21 +1,24 @@
 """The training loop, on one screen, and what it measures."""
 
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from herd.config import OptimizerConfig
+from herd.config import CheckpointConfig, GuardConfig, OptimizerConfig
+from herd.core.errors import HerdError, Stopped
 from herd.core.lineage import Stage
+from herd.core.signals import asked_to_stop
+from herd.core.streams import seed_of
 from herd.core.tracker import Tracker
 from herd.data.loader import B, Batches, ahead
 from herd.model.transformer import Transformer
-from herd.train import checkpoint
-from herd.train.balance import Balancer
+from herd.train.checkpoint import Checkpoints, Stateful
+from herd.train.guard import Guard
 from herd.train.optimizer import Optimizer
 
 LossFunction = Callable[[Transformer, B], tuple[Tensor, dict[str, object]]]
@@ -25,9 +28,21 @@ class TrainConfig(Protocol):
     """What the loop reads of a stage's configuration."""
 
     @property
-    def checkpoint_s(self) -> float: ...
+    def seed(self) -> int: ...
     @property
     def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def checkpoint(self) -> CheckpointConfig: ...
+    @property
+    def guard(self) -> GuardConfig: ...
+
+
+class Hook(Stateful, Protocol):
+    """Follows a run step by step. What it keeps is saved with the run, under the name of its class."""
+
+    def after_step(self, step: int, *, updated: bool) -> dict[str, object]:
+        """Told after each step, and whether its update was made; returns what is recorded of it."""
+        ...
 
 
 def train(
@@ -37,54 +52,67 @@ def train(
     config: TrainConfig,
     stage: Stage,
     *,
-    balance_rate: float = 0.0,
+    hooks: Sequence[Hook] = (),
 ) -> None:
     """Train `model` in place to the end of `batches`; checkpoints, metrics and the clock live in the stage's folder.
 
-    `loss_fn` gives what is minimised and what is recorded; `balance_rate` is how far a step moves the experts' biases.
+    `loss_fn` gives what is minimised and what is recorded. What it draws from torch's own generator is a function of
+    the seed and the step. Raises Stopped after SIGTERM, and HerdError when a batch cannot be had or outliers come in a
+    row; all steps before are then saved.
     """
-    optimizer = Optimizer(model, config.optimizer, batches.num_steps)
-    balancer = Balancer(model, balance_rate)
-    start = resume(stage.work, optimizer, balancer)
-    tracker = Tracker(stage.work / "metrics.jsonl", start_step=start)
+    optimizer, guard = Optimizer(model, config.optimizer, batches.num_steps), Guard(config.guard)
+    parts: dict[str, Stateful] = {"optimizer": optimizer, "guard": guard}
+    parts |= {type(hook).__name__: hook for hook in hooks}
     model.train()
-    saved = time.monotonic()
-    with progress_bar() as bar:
+    with (
+        Checkpoints(stage, config.checkpoint, parts) as checkpoints,
+        Tracker(stage.work / "metrics.jsonl", start_step=(start := checkpoints.resume())) as tracker,
+        asked_to_stop() as request,
+        progress_bar() as bar,
+    ):
         task = bar.add_task(stage.name, total=batches.num_steps, completed=start, note="")
-        for step, batch in ahead(batches, start):
+        for step, coming in ahead(batches, start):
+            if checkpoints.turn(step, leave=bool(request or guard.trouble or coming.exception())):
+                raise why_left(step, batches.num_steps, guard, coming.exception()) from coming.exception()
+            batch = coming.result()
+            torch.manual_seed(seed_of(config.seed, "step", step))
             began = time.monotonic()
             loss, metrics = loss_fn(model, batch)
             loss.backward()
-            rate, norm = optimizer.schedule(step), optimizer.step(step)
-            load = balancer.step()
+            rate, norm = optimizer.schedule(step), optimizer.grad_norm()
+            metrics = {"loss": loss.item()} | metrics | {"lr": rate, "grad_norm": norm}
+            outlier = guard.judge(loss.item(), norm)
+            if outlier is None:
+                optimizer.step(step, norm)
+            else:
+                metrics["skipped"] = outlier
+                bar.console.print(f"step {step} is left out: its {outlier}")
+            optimizer.clear()
+            for hook in hooks:
+                metrics |= hook.after_step(step, updated=outlier is None)
             speed = round(batch.size / (time.monotonic() - began))
-            metrics = {"loss": loss.item(), **metrics, "lr": rate, "grad_norm": norm, f"{batches.unit}_per_s": speed}
-            metrics |= load
-            tracker.log(step, **metrics, seconds=round(stage.seconds, 2))
+            tracker.log(step, **metrics, **{f"{batches.unit}_per_s": speed}, seconds=round(stage.seconds, 2))
             bar.update(task, advance=1, note=f"loss {metrics['loss']:.3f}, {speed:,} {batches.unit}/s")
-            if time.monotonic() - saved > config.checkpoint_s:
-                checkpoint.save(stage.work, step + 1, state_of(step + 1, optimizer, balancer))
-                stage.keep_time()
-                saved = time.monotonic()
-    tracker.close()
+    if guard.num_skipped:
+        print(f"{stage.name}: {guard.num_skipped} of {batches.num_steps} steps were left out as outliers")
     model.eval()
 
 
-def state_of(step: int, optimizer: Optimizer, balancer: Balancer) -> dict[str, Any]:
-    """All that a checkpoint holds."""
-    return {"step": step, **optimizer.state_dict(), "balance": balancer.state_dict()}
-
-
-def resume(work: Path, optimizer: Optimizer, balancer: Balancer) -> int:
-    """Load the newest checkpoint, if there is one; returns the steps that it has behind it."""
-    found = checkpoint.newest(work)
-    if found is None:
-        return 0
-    state = state_of(0, optimizer, balancer)
-    checkpoint.load(found, state)
-    optimizer.load_state_dict(state)
-    balancer.load_state_dict(state["balance"])
-    return int(state["step"])
+def why_left(step: int, num_steps: int, guard: Guard, missing: BaseException | None) -> BaseException:
+    """The error that ends a run before its end, all `step` steps before being saved."""
+    saved = f"the {step} steps of {num_steps} before are saved"
+    if isinstance(missing, OSError):
+        place = f"{missing.filename} ({missing.strerror})" if missing.filename else str(missing)
+        return HerdError(f"step {step} cannot read {place}: bring it back, then say the same again; {saved}")
+    if isinstance(missing, HerdError):
+        return HerdError(f"{missing}; {saved}")
+    if missing is not None:
+        return missing
+    if guard.trouble:
+        return HerdError(
+            f"{guard.trouble}: look at the data there and at the learning rates; {saved}, and the same command goes on"
+        )
+    return Stopped(f"stopped as asked, {saved}: the same command goes on from there")
 
 
 def progress_bar() -> Progress:

@@ -113,11 +113,21 @@ class Optimizer:
         decay = max(1, round(self.config.decay * self.num_steps))
         return min(1.0, (step + 1) / warmup, (self.num_steps - step) / decay)
 
-    def step(self, step: int) -> float:
-        """Apply the gradients of step `step` (from 0) and clear them; returns their norm before clipping."""
+    def grad_norm(self) -> float:
+        """The norm of all gradients together."""
+        grads = [p.grad for p in self.parameters.values() if p.grad is not None]
+        return float(
+            torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads]))
+        )
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def step(self, step: int, norm: float) -> None:
+        """Apply the gradients of step `step` (from 0), clipped by their norm `norm`."""
         grads = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
-        norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads.values()]
-        norm = float(torch.linalg.vector_norm(torch.stack(norms)))
         clip = min(1.0, self.config.max_grad_norm / (norm + 1e-6))
         factor = self.schedule(step)
         config = self.config
@@ -127,9 +137,6 @@ class Optimizer:
         for name, grad in grads.items():
             if self.kind[name] != "matrix":
                 self._adamw(name, grad, clip, step, factor * rates[self.kind[name]])
-        for name in grads:
-            self.parameters[name].grad = None
-        return norm
 
     def _muon(self, names: list[str], grads: dict[str, Tensor], clip: float, rate: float) -> None:
         if not names:

@@ -14,20 +14,20 @@ import pytest
 
 from herd.core.lineage import read_lineage
 from herd.core.tracker import read_metrics
-from herd.train.checkpoint import newest
+from herd.train.checkpoint import candidates
 
 VISION = """
 [vision]
 num_views = 64
 batch_pictures = 32
-checkpoint_s = 0.0
+checkpoint.every_s = 0.0
 """
 PRETRAIN = """
 [pretrain]
 num_tokens = 4000
 batch_tokens = 400
 context = 128
-checkpoint_s = 0.0
+checkpoint.every_s = 0.0
 """
 
 
@@ -64,12 +64,12 @@ def test_a_run_killed_in_training_goes_on_to_the_same_bits(tiny_data: Path, tmp_
     shutil.copytree(tiny_data, run / "data")
     work = run / "pretrain.partial"
     process = begin(recipe, run)
-    while newest(work) is None:
+    while not candidates(work / "state"):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    resumed = int(newest(work).name.removeprefix("step-"))
+    resumed = int(candidates(work / "state")[0].name.removeprefix("step-"))
     before = read_metrics(work / "metrics.jsonl")[:resumed]
     assert not (run / "pretrain").exists()
 
@@ -118,7 +118,7 @@ def test_a_full_disk_is_one_line_and_more_space_mends_it(tiny_data: Path, tmp_pa
         told = f"herd: the disk is full ({work}/{place}): free some space, then say the same again to go on"
         assert go(recipe, small_disk) == (1, ["data reused"], told)
         assert not (small_disk / "vision").exists()
-    assert newest(work) is not None
+    assert candidates(work / "state")
     resize(small_disk, 200)
     assert go(recipe, small_disk) == (0, ["data reused", "vision done", "report done"], "")
     steps = [line["step"] for line in read_metrics(small_disk / "vision" / "metrics.jsonl")]

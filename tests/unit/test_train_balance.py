@@ -77,7 +77,7 @@ def test_what_is_counted_is_the_whole_step_on_all_ranks() -> None:
         read(model, documents[0])
         if other is None:
             read(model, documents[1])
-        metrics = balancer.step()
+        metrics = balancer.after_step(0, updated=True)
         assert [sum(counts) for counts in metrics["expert_load"]] == [64] * 4  # type: ignore[attr-defined]
         found.append(balancer.bias_LE)
     assert torch.equal(*found) and found[0].abs().max() > 0
@@ -88,7 +88,7 @@ def test_biases_come_back_from_a_checkpoint_to_the_bit_and_are_read_by_the_model
     balancer = Balancer(model, 0.05)
     for _ in range(3):
         read(model, torch.arange(10, 60))
-        balancer.step()
+        balancer.after_step(0, updated=True)
     again = small_model()
     other = Balancer(again, 0.05)
     other.load_state_dict({name: tensor.clone() for name, tensor in balancer.state_dict().items()})
@@ -100,8 +100,17 @@ def test_biases_come_back_from_a_checkpoint_to_the_bit_and_are_read_by_the_model
 def test_without_a_rate_no_bias_is_set_and_the_load_is_told_all_the_same() -> None:
     model = small_model()
     balancer = Balancer(model, 0.0)
-    assert balancer.step() == {}
+    assert balancer.after_step(0, updated=True) == {}
     read(model, torch.arange(10, 60))
-    metrics = balancer.step()
+    metrics = balancer.after_step(0, updated=True)
     assert set(metrics) == {"expert_load", "max_vio"}
     assert all(layer.ffn.bias_E is None for layer in model.layers)
+
+
+def test_the_load_of_an_outlier_moves_no_bias_and_is_forgotten() -> None:
+    model = small_model()
+    balancer = Balancer(model, 0.05)
+    read(model, torch.arange(10, 60))
+    balancer.after_step(0, updated=False)
+    assert not balancer.bias_LE.any()
+    assert balancer.after_step(1, updated=True) == {}

@@ -1,27 +1,31 @@
 """The loop: a run that is killed and goes on ends with the same bits as one that is not."""
 
 import errno
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch.distributed.checkpoint import CheckpointException
+from torch import Tensor
 
-from herd.config import OptimizerConfig, PretrainConfig, SpecialIds, preset
+from herd.config import CheckpointConfig, MoEConfig, OptimizerConfig, PretrainConfig, SpecialIds, preset
 from herd.core.batch import Batch
-from herd.core.errors import HerdError
+from herd.core.errors import HerdError, Stopped
 from herd.core.lineage import Stage
 from herd.core.tracker import read_metrics
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
-from herd.train import checkpoint
-from herd.train.loop import train
+from herd.train.balance import Balancer
+from herd.train.checkpoint import newest
+from herd.train.loop import LossFunction, train
 from herd.train.losses import language_loss
 from herd.train.optimizer import Optimizer, orthogonalise
 
 SPECIAL = SpecialIds(bos=1, end_of_text=2, eom=3, eot=4, pad=5, image_start=6, image_end=7, patch=8)
-CONFIG = replace(PretrainConfig(), checkpoint_s=0.0)
+CONFIG = PretrainConfig(checkpoint=CheckpointConfig(every_s=0.0))
 
 
 class Killed(Exception):
@@ -29,16 +33,14 @@ class Killed(Exception):
 
 
 class RandomBatches:
-    """Batches of random tokens, a function of the step; `kill_at` raises instead."""
+    """Batches of random tokens, a function of the step."""
 
     unit = "tokens"
 
-    def __init__(self, num_steps: int, kill_at: int | None = None) -> None:
-        self.num_steps, self.kill_at = num_steps, kill_at
+    def __init__(self, num_steps: int) -> None:
+        self.num_steps = num_steps
 
     def batch(self, step: int) -> Batch:
-        if step == self.kill_at:
-            raise Killed
         tokens = torch.randint(10, 64, (64,), generator=torch.Generator().manual_seed(step))
         return Batch(
             tokens_N=tokens,
@@ -52,27 +54,89 @@ class RandomBatches:
 
 
 def fresh_model() -> Transformer:
-    model = Transformer(preset("tiny", vocab_size=64, special=SPECIAL)).to(torch.bfloat16)
+    shape = replace(preset("tiny", vocab_size=64, special=SPECIAL), dim=64, head_dim=16, dense_ffn_dim=128, vision=None)
+    model = Transformer(replace(shape, moe=MoEConfig(num_experts=4, ffn_dim=64))).to(torch.bfloat16)
     initialise(model, torch.Generator().manual_seed(0))
     return model
 
 
-def run(folder: Path, batches: RandomBatches) -> Transformer:
+def run(folder: Path, batches: RandomBatches, loss_fn: LossFunction[Batch] | None = None) -> Transformer:
     model = fresh_model()
     stage = Stage("test", folder, config={}, parents={})
-    train(model, batches, language_loss(0.01), CONFIG, stage, balance_rate=0.05)
+    train(model, batches, loss_fn or language_loss(0.01), CONFIG, stage, hooks=[Balancer(model, 0.05)])
     return model
 
 
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, without what the clock says."""
+    kept = read_metrics(folder.with_name(folder.name + ".partial") / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if key not in {"seconds", "tokens_per_s"}} for line in kept]
+
+
+def same_weights(one: Transformer, other: Transformer) -> bool:
+    return all(map(torch.equal, one.parameters(), other.parameters()))
+
+
 def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    def deadly(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, object]]:
+        if torch.equal(batch.tokens_N, RandomBatches(6).batch(4).tokens_N):
+            raise Killed
+        return language_loss(0.01)(model, batch)
+
     whole = run(tmp_path / "whole", RandomBatches(6))
     with pytest.raises(Killed):
-        run(tmp_path / "torn", RandomBatches(6, kill_at=4))
-    resumed = run(tmp_path / "torn", RandomBatches(6))
-    for (name, one), other in zip(whole.named_parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(one, other), name
-    steps = [line["step"] for line in read_metrics(tmp_path / "torn.partial" / "metrics.jsonl")]
-    assert steps == list(range(6))
+        run(tmp_path / "torn", RandomBatches(6), deadly)
+    assert 1 <= len(lines(tmp_path / "torn")) <= 4
+    assert same_weights(run(tmp_path / "torn", RandomBatches(6)), whole)
+    assert lines(tmp_path / "torn") == lines(tmp_path / "whole")
+
+
+def test_what_a_loss_draws_is_the_same_after_a_resume(tmp_path: Path) -> None:
+    def noisy(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, object]]:
+        loss, metrics = language_loss(0.01)(model, batch)
+        return loss * (1 + torch.rand(())), metrics
+
+    whole = run(tmp_path / "whole", RandomBatches(4), noisy)
+    with pytest.raises(HerdError):
+        run(tmp_path / "torn", Vanishing(4, at=2), noisy)
+    assert same_weights(run(tmp_path / "torn", RandomBatches(4), noisy), whole)
+
+
+class Vanishing(RandomBatches):
+    """Step `at` cannot be read."""
+
+    def __init__(self, num_steps: int, at: int) -> None:
+        super().__init__(num_steps)
+        self.at = at
+
+    def batch(self, step: int) -> Batch:
+        if step == self.at:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", "shards/7.parquet")
+        return super().batch(step)
+
+
+def test_a_vanished_shard_is_named_and_nothing_before_it_is_lost(tmp_path: Path) -> None:
+    told = r"step 3 cannot read shards/7.parquet \(No such file or directory\): bring it back, then say the same again"
+    with pytest.raises(HerdError, match=told):
+        run(tmp_path / "torn", Vanishing(5, at=3))
+    assert newest(tmp_path / "torn.partial" / "state") == tmp_path / "torn.partial" / "state" / "step-3"
+    assert same_weights(run(tmp_path / "torn", RandomBatches(5)), run(tmp_path / "whole", RandomBatches(5)))
+    assert lines(tmp_path / "torn") == lines(tmp_path / "whole")
+
+
+def test_sigterm_finishes_the_step_saves_and_stops(tmp_path: Path) -> None:
+    def asked(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, object]]:
+        if torch.equal(batch.tokens_N, RandomBatches(5).batch(2).tokens_N):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return language_loss(0.01)(model, batch)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match=r"the 3 steps of 5 before are saved: the same command goes on") as stopped:
+        run(tmp_path / "torn", RandomBatches(5), asked)
+    assert stopped.value.exit_code == 75
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert newest(tmp_path / "torn.partial" / "state") == tmp_path / "torn.partial" / "state" / "step-3"
+    assert same_weights(run(tmp_path / "torn", RandomBatches(5)), run(tmp_path / "whole", RandomBatches(5)))
 
 
 def test_training_lowers_the_loss_on_what_repeats(tmp_path: Path) -> None:
@@ -83,39 +147,6 @@ def test_training_lowers_the_loss_on_what_repeats(tmp_path: Path) -> None:
     run(tmp_path / "same", Same(30))
     losses = [line["loss"] for line in read_metrics(tmp_path / "same.partial" / "metrics.jsonl")]
     assert losses[-1] < losses[0] / 2
-
-
-def test_a_torn_checkpoint_is_never_chosen(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, 3, {"step": 3, "x": {"a": torch.ones(2)}})
-    (tmp_path / "state" / "step-9.writing").mkdir()
-    assert checkpoint.newest(tmp_path) == tmp_path / "state" / "step-3"
-    state = {"step": 0, "x": {"a": torch.zeros(2)}}
-    checkpoint.load(tmp_path / "state" / "step-3", state)
-    assert state["step"] == 3 and torch.equal(state["x"]["a"], torch.ones(2))
-
-
-def test_a_checkpoint_that_the_disk_has_no_room_for_is_named_and_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(state: dict[str, object], *, checkpoint_id: Path, no_dist: bool) -> None:
-        checkpoint_id.mkdir(parents=True)
-        cause = RuntimeError("unexpected pos 704")  # as torch tells it
-        cause.__context__ = OSError(errno.ENOSPC, "No space left on device")
-        raise CheckpointException("", {0: (cause, None)})
-
-    monkeypatch.setattr(checkpoint.dcp, "save", full)
-    with pytest.raises(OSError, match="No space left") as error:
-        checkpoint.save(tmp_path, 3, {"step": 3})
-    assert error.value.filename == str(tmp_path / "state" / "step-3")
-    assert list((tmp_path / "state").iterdir()) == []
-
-
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, 3, {"step": 3})
-    for file in (tmp_path / "state" / "step-3").iterdir():
-        file.write_bytes(b"")
-    with pytest.raises(HerdError, match="step-3 cannot be read"):
-        checkpoint.load(tmp_path / "state" / "step-3", {"step": 0})
 
 
 def test_orthogonalised_updates_have_singular_values_near_one() -> None:
