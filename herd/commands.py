@@ -18,6 +18,7 @@ from herd.config import PRESETS, preset
 from herd.core.child import run_in_child
 from herd.core.console import exit_code, logged_to, traceback_log
 from herd.core.errors import HerdError
+from herd.core.numbers import tokens as count_tokens
 from herd.plan.counts import Precision
 from herd.stages.recipe import Step, load_recipe, run_recipe, run_step
 
@@ -201,12 +202,12 @@ def plan(
     model: str,
     /,
     *,
-    context: int | None = None,
+    context: str | None = None,
     quantize: Precision | None = None,
     gpus: int | None = None,
     gpu: str = "h100",
-    length: int = 8192,
-    batch_tokens: int = 2**24,
+    length: str = "8K",
+    batch_tokens: str = "16M",
     tokens: float = 30e12,
     pipelined: bool = False,
     json: bool = False,
@@ -214,7 +215,7 @@ def plan(
     """
     Args:
         model: A preset's name, or the folder of a model.
-        context: Tokens of one request; as many as the model claims if not given.
+        context: Tokens of one request, such as 8192, 128K or 10M; as many as the model claims if not given.
         quantize: Precision that weights and cache are added up in, bf16 if not given.
         gpus: Plan a training run on so many GPUs; what follows is for it alone.
         gpu: a100, h100, h800, h200 or b200.
@@ -229,9 +230,21 @@ def plan(
     training = None
     if gpus is not None:
         training = named("herd.plan.training:TrainingPlan")(
-            gpus=gpus, gpu=gpu, length=length, batch_tokens=batch_tokens, tokens=tokens, pipelined=pipelined
+            gpus=gpus,
+            gpu=gpu,
+            length=count_tokens(length),
+            batch_tokens=count_tokens(batch_tokens),
+            tokens=tokens,
+            pipelined=pipelined,
         )
-    named("herd.plan.show:show")(model, shape, context=context, quantize=quantize, training=training, as_json=json)
+    named("herd.plan.show:show")(
+        model,
+        shape,
+        context=None if context is None else count_tokens(context),
+        quantize=quantize,
+        training=training,
+        as_json=json,
+    )
 
 
 def bench_parity(*, json: bool = False) -> None:

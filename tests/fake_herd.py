@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from herd.engine.engine import Piece
+from herd.engine.answer import Piece
 from herd.engine.load import Prompt
 from herd.engine.sampler import SamplingParams
 

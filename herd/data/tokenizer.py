@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as Backend
 from herd.config import SpecialIds
 from herd.core.errors import HerdError
 from herd.core.files import read_json, write_atomic, write_json
-from herd.data.tiktoken import read_tiktoken, special_tokens
+from herd.data.tiktoken import byte_letters, read_tiktoken, special_tokens
 
 PICTURE_TOKENS = (
     "<|image_start|>",
@@ -72,6 +72,8 @@ tokens are found first; the saved tokenizer then drops the guard, and the rest i
 for internal use."""
 _UNGUARD = {"type": "Replace", "pattern": {"String": f"<{GUARD}|"}, "content": "<|"}
 
+
+_LETTER_BYTES = {letter: byte for byte, letter in enumerate(byte_letters())}
 
 LLAMA_4_NAMES = {
     "bos_token": "<|begin_of_text|>",
@@ -143,6 +145,30 @@ class Tokenizer:
     def decode(self, ids: list[int], *, skip_special: bool = True) -> str:
         """Text of `ids`; bytes that are no whole character become U+FFFD."""
         return str(self._backend.decode(ids, skip_special_tokens=skip_special))
+
+    @cached_property
+    def is_byte_level(self) -> bool:
+        """Whether each token is some bytes, wherever it stands."""
+        decoder = self._backend.decoder
+        return decoder is not None and json.loads(decoder.__getstate__())["type"] == "ByteLevel"
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        return frozenset(self.special.values())
+
+    def token_bytes(self, index: int) -> bytes:
+        """What one token stands for; the name of a special one. Of a tokenizer that is not of bytes, its text alone."""
+        token = self._backend.id_to_token(index)
+        if token is None:
+            raise HerdError(f"there is no token {index}: the tokenizer has {self.vocab_size}")
+        if index in self.special_ids:
+            return token.encode()
+        if not self.is_byte_level:
+            return self.decode([index]).encode()
+        try:
+            return bytes(map(_LETTER_BYTES.__getitem__, token))
+        except KeyError:  # an added token is written as it is
+            return token.encode()
 
     def with_special(self, tokens: Sequence[str]) -> "Tokenizer":
         """The same tokenizer with more special tokens, behind all others."""

@@ -1,58 +1,71 @@
-"""Generation for many requests at once, over the training forward and a cache of slots.
+"""Generation for many requests at once: schedule, run, draw.
 
-One thread owns the model. Each turn admits waiting requests into free slots, reads the next piece of every prompt that
-is not yet read, then decodes one token for every other request: all of it one packed forward.
+One thread owns the model. Each turn asks the scheduler (herd.engine.scheduler) for a step, has the runner
+(herd.engine.runner) compute it as one packed forward, draws the next token of every request that has come so far, and
+tells what is new. docs/engine.md walks one request through.
 """
 
 import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from herd.core.batch import Images
 from herd.core.errors import HerdError
 from herd.core.streams import seed_of
+from herd.engine.answer import Answer, Piece, take
 from herd.engine.load import Model, Prompt
-from herd.engine.sampler import SamplingParams, sample
-from herd.model.cache import Slots, chunk_pieces
-
-PREFILL_TOKENS = 2048
-"""Prompt tokens of one request that a forward reads at most."""
-UNFINISHED = "\ufffd"
-"""How the tokenizer shows the bytes of a character that is not whole yet."""
+from herd.engine.pages import Pages
+from herd.engine.runner import Runner, TokenRequest, content_of
+from herd.engine.sampler import SamplingParams
+from herd.engine.scheduler import Scheduler
+from herd.model.cache import KVCache
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
-    """News of an answer: the text since the last piece, its tokens, and at the end why it ended."""
+class EngineConfig:
+    """The options of `Model.engine`."""
 
-    text: str
-    token_ids: list[int]
-    finish_reason: str | None
-    """None while running; "stop" at an end token, "length" at max_tokens or the context's end; "error" where the prompt
-    is at fault or the engine was closed, "fault" where the engine failed, with the reason as the text."""
+    num_slots: int = 8
+    """Requests that run at a time."""
+    capacity: int | None = None
+    """Most tokens of a request, prompt and answer; None: what the model claims, at most 8192."""
+    cache_bytes: int | None = None
+    """For keys and values; None: room for `num_slots` requests of `capacity` tokens. Memory is taken as it is used."""
+    prompt_tokens: int = 2048
+    """Tokens of prompts that a step reads at most, …"""
+    beside_tokens: int = 512
+    """… and while answers are under way."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_slots", "capacity", "cache_bytes", "prompt_tokens", "beside_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise HerdError(f"{name}={value} must be at least 1")
 
 
 @dataclass(kw_only=True, eq=False)
-class Request:
+class Generation(TokenRequest):
     """A request in the engine."""
 
-    prompt: Prompt
-    params: SamplingParams
     emit: Callable[[Piece], object]
-    generator: torch.Generator
-    features: Images | None = None
-    pieces: list[tuple[int, int]] = field(default_factory=list)
-    """Parts of the prompt that are not yet read."""
-    answer: list[int] = field(default_factory=list)
-    shown: str = ""
-    slot: int = -1
-    cancelled: bool = False
+    answer: Answer
+    prompt_logprobs: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightUpdate:
+    """What `update_weights` hands to the engine's thread."""
+
+    version: int
+    tensors: Mapping[str, Tensor]
+    done: "Future[None]"
 
 
 class EngineFault(RuntimeError):
@@ -69,22 +82,42 @@ def _raise_if_failed(piece: Piece) -> None:
 class Engine:
     """Answers prompts; safe to call from any thread or event loop."""
 
-    def __init__(self, model: Model, *, num_slots: int, capacity: int) -> None:
-        self.model, self.capacity = model, capacity
+    def __init__(self, model: Model, config: EngineConfig) -> None:
+        self.model, self.version = model, 0
+        self.capacity = config.capacity or min(model.config.max_positions, 8192)
+        num_global, num_local = num_pages(model, config, self.capacity)
         weight = model.transformer.embedding.weight  # the unembedding may be packed
-        self._cache = Slots(
-            model.config, num_slots=num_slots, capacity=capacity, dtype=weight.dtype, device=weight.device
+        cache = KVCache(
+            model.config, num_global=num_global, num_local=num_local, dtype=weight.dtype, device=weight.device
         )
-        self._free = list(range(num_slots))
-        self._running: list[Request] = []
-        self._waiting: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self.cache_bytes = cache.num_bytes
+        self._runner = Runner(model, cache)
+        self._pages = Pages(
+            page_tokens=model.config.page_tokens,
+            chunk_size=model.config.chunk_size,
+            num_global=num_global,
+            num_local=num_local,
+        )
+        self._scheduler: Scheduler[Generation] = Scheduler(
+            self._pages,
+            num_slots=config.num_slots,
+            prompt_tokens=config.prompt_tokens,
+            beside_tokens=config.beside_tokens,
+        )
+        self._news: queue.SimpleQueue[Generation | WeightUpdate | None] = queue.SimpleQueue()
         self._count = 0
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="herd-engine", daemon=True)
         self._thread.start()
 
-    async def generate(self, prompt: Prompt, params: SamplingParams) -> AsyncGenerator[Piece, None]:
-        """Pieces of one answer as they come; closing the iterator cancels the request."""
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams, *, caller: str = "", salt: str = "", priority: int = 0
+    ) -> AsyncGenerator[Piece, None]:
+        """Pieces of one answer as they come; closing the iterator cancels the request.
+
+        Callers share the engine fairly; only requests of the same salt share what they begin with; a step of priority
+        is worth herd.engine.scheduler.HEAD_START tokens.
+        """
         loop = asyncio.get_running_loop()
         news: asyncio.Queue[Piece] = asyncio.Queue()
 
@@ -93,7 +126,7 @@ class Engine:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(news.put_nowait, piece)
 
-        request = self._submit(prompt, params, emit)
+        request = self._submit(prompt, params, emit, caller=caller, salt=salt, priority=priority)
         try:
             while True:
                 piece = await news.get()
@@ -104,16 +137,32 @@ class Engine:
         finally:
             request.cancelled = True
 
-    def generate_batch(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[str]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams, *, caller: str = "", salt: str = "", priority: int = 0
+    ) -> Iterator[Piece]:
+        """As `generate`, for code without an event loop."""
+        news: queue.SimpleQueue[Piece] = queue.SimpleQueue()
+        request = self._submit(prompt, params, news.put, caller=caller, salt=salt, priority=priority)
+        try:
+            while True:
+                piece = news.get()
+                _raise_if_failed(piece)
+                yield piece
+                if piece.finish_reason is not None:
+                    return
+        finally:
+            request.cancelled = True
+
+    def generate_batch(self, prompts: Sequence[Prompt], params: SamplingParams, *, caller: str = "") -> list[str]:
         """Whole answers, in the order of the prompts."""
-        news: list[queue.SimpleQueue[Piece]] = [queue.SimpleQueue() for _ in prompts]
-        for prompt, channel in zip(prompts, news, strict=True):
-            self._submit(prompt, params, channel.put)
+        streams = [queue.SimpleQueue[Piece]() for _ in prompts]
+        for prompt, news in zip(prompts, streams, strict=True):
+            self._submit(prompt, params, news.put, caller=caller)
         answers = []
-        for channel in news:
+        for news in streams:
             text = ""
             while True:
-                piece = channel.get()
+                piece = news.get()
                 _raise_if_failed(piece)
                 text += piece.text
                 if piece.finish_reason is not None:
@@ -121,124 +170,212 @@ class Engine:
             answers.append(text)
         return answers
 
+    def update_weights(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        """Replace parameters, by their names in the transformer, between two steps; returns when that is done.
+
+        Running requests go on with the keys and values that they have, tokens from then on by the new weights; nothing
+        that older weights computed is shared with requests that come later.
+        """
+        done: Future[None] = Future()
+        if self._closed:
+            raise HerdError("the engine is closed")
+        self._news.put(WeightUpdate(version=version, tensors=tensors, done=done))
+        done.result()
+
+    def stats(self) -> dict[str, int]:
+        """What runs and what is held, for a display or a log; counted without stopping the engine."""
+        whole, chunk = self._pages.whole, self._pages.chunk
+        global_bytes, local_bytes = page_bytes(self.model)
+        return {
+            "running": len(self._scheduler.running),
+            "waiting": sum(map(len, list(self._scheduler.waiting.values()))),
+            "preempted": self._scheduler.num_preempted,
+            "cache_bytes": self.cache_bytes,
+            "used_bytes": sum(
+                (pool.size - pool.free - pool.idle) * size
+                for pool, size in ((whole, global_bytes), (chunk, local_bytes))
+            ),
+            "shared_bytes": whole.idle * global_bytes + chunk.idle * local_bytes,
+            "version": self.version,
+        }
+
     def close(self) -> None:
         """Stop the engine's thread; running requests end with an error."""
         self._closed = True
-        self._waiting.put(None)
+        self._news.put(None)
         self._thread.join()
 
-    def _submit(self, prompt: Prompt, params: SamplingParams, emit: Callable[[Piece], object]) -> Request:
+    def _submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        emit: Callable[[Piece], object],
+        *,
+        caller: str = "",
+        salt: str = "",
+        priority: int = 0,
+    ) -> Generation:
         length = len(prompt.token_ids)
         if not length:
             raise HerdError("the prompt has no tokens")
         if length >= self.capacity:
             raise HerdError(f"the prompt has {length} tokens, the context holds {self.capacity}: shorten it")
+        limit = min(length + params.max_tokens, self.capacity)
+        if not self._scheduler.fits(limit):
+            raise HerdError(
+                f"the prompt has {length} tokens and the answer may have {limit - length}: their keys and values are "
+                f"{self._bytes_of(limit):,} bytes, the cache has {self.cache_bytes:,}: lower max_tokens or raise "
+                "cache_bytes"
+            )
         if self._closed:
             raise HerdError("the engine is closed")
         self._count += 1
-        seed = params.seed if params.seed is not None else seed_of(0, "request", self._count)
-        request = Request(
-            prompt=prompt, params=params, emit=emit, generator=torch.Generator().manual_seed(seed % 2**63)
+        answer = Answer(
+            params,
+            prompt=prompt.token_ids,
+            tokenizer=self.model.tokenizer,
+            end_tokens=self.model.config.special.stop,
+            room=self.capacity - length,
+            seed=seed_of(0, "request", self._count),
+            progress=self.model.structures.start(params.structure) if params.structure else None,
         )
-        self._waiting.put(request)
+        content = content_of(prompt, self.model)
+        ids = list(prompt.token_ids)
+        request = Generation(
+            content=ids if content is prompt.token_ids else content,
+            num_prompt=length,
+            limit=limit,
+            caller=caller,
+            salt=salt,
+            priority=priority,
+            reuse=not params.prompt_logprobs,
+            prompt=prompt,
+            ids=ids,
+            scored=params.prompt_logprobs,
+            answer=answer,
+            emit=emit,
+        )
+        self._news.put(request)
         return request
+
+    def _bytes_of(self, length: int) -> int:
+        return sum(
+            number * size for number, size in zip(self._pages.needs(length), page_bytes(self.model), strict=True)
+        )
 
     def _run(self) -> None:
         with torch.inference_mode():
             while not self._closed:
-                self._admit()
-                if not self._running:
-                    continue
+                self._listen()
                 try:
-                    self._turn()
+                    if not self._scheduler.idle:
+                        self._turn()
                 except Exception as error:  # a fault must reach the callers, not die with the thread
-                    self._fail(f"generation failed: {type(error).__name__}: {error}")
+                    self._fail(f"generation failed: {type(error).__name__}: {error}", "fault")
+        self._listen()
         self._fail("the engine was closed", "error")
-        while not self._waiting.empty():
-            if (request := self._waiting.get()) is not None:
-                request.emit(Piece(text="the engine was closed", token_ids=[], finish_reason="error"))
 
-    def _admit(self) -> None:
-        """Move waiting requests into free slots; wait for one when nothing runs."""
-        while self._free:
+    def _listen(self) -> None:
+        """Take in what has come; wait for something when there is nothing to do."""
+        while True:
             try:
-                request = self._waiting.get(block=not self._running)
+                news = self._news.get(block=self._scheduler.idle and not self._closed)
             except queue.Empty:
                 return
-            if request is None:
-                return
-            if request.cancelled:
-                continue
-            try:
-                request.features = self.model.encode([request.prompt])
-            except HerdError as error:
-                request.emit(Piece(text=str(error), token_ids=[], finish_reason="error"))
-                continue
-            request.slot = self._free.pop()
-            length = len(request.prompt.token_ids)
-            request.pieces = chunk_pieces(0, length, self.model.config.chunk_size, PREFILL_TOKENS)
-            self._running.append(request)
+            if isinstance(news, Generation):
+                self._scheduler.add(news)
+            elif isinstance(news, WeightUpdate):
+                self._update(news)
 
     def _turn(self) -> None:
-        """One forward: the next piece of each unread prompt, one token of each other request."""
-        for request in [r for r in self._running if r.cancelled]:
-            self._release(request)
-        if not self._running:
+        """One step."""
+        step = self._scheduler.schedule()
+        for request, reason in step.refused:
+            request.emit(Piece(text=reason, token_ids=[], finish_reason="error"))
+        if not step.works:
             return
-        tokens: list[int] = []
-        positions: list[int] = []
-        starts, features, rows = [0], [], []
-        for request in self._running:
-            ids = request.prompt.token_ids
-            if request.pieces:
-                begin, end = request.pieces.pop(0)
-                if request.features is not None:
-                    inside = (request.features.rows >= begin) & (request.features.rows < end)
-                    rows.append(request.features.rows[inside] - begin + len(tokens))
-                    features.append(request.features.tiles[inside])
-                tokens += ids[begin:end]
+        results = self._runner.run(step)
+        answering: list[tuple[Generation, Tensor]] = []
+        for work, result in zip(step.works.values(), results, strict=True):
+            work.request.prompt_logprobs += result.prompt_logprobs
+            if work.num_logits:
+                answering.append((work.request, result.logits_RV))
             else:
-                begin = len(ids) + len(request.answer) - 1
-                end = begin + 1
-                tokens.append(request.answer[-1])
-            positions += range(begin, end)
-            starts.append(len(tokens))
-        positions_N, starts_S = torch.tensor(positions), torch.tensor(starts, dtype=torch.int32)
-        hidden_ND = self.model.transformer(
-            torch.tensor(tokens),
-            positions_N=positions_N,
-            starts_S=starts_S,
-            images=Images(tiles=torch.cat(features), rows=torch.cat(rows), encoded=True) if rows else None,
-            cache=self._cache.at([r.slot for r in self._running], positions_N, starts_S),
+                self._scheduler.enter(work.request)
+        if answering:
+            self._advance([request for request, _ in answering], [logits_RV for _, logits_RV in answering])
+
+    def _advance(self, requests: Sequence[Generation], logits: Sequence[Tensor]) -> None:
+        """Draw the next tokens of each request and tell what is new."""
+        pieces = take(
+            [request.answer for request in requests],
+            torch.cat(list(logits)),
+            [request.draft[: len(logits_RV) - 1] for request, logits_RV in zip(requests, logits, strict=True)],
         )
-        logits_SV = self.model.transformer.unembed(hidden_ND[starts_S[1:].long() - 1]).float()
-        for request, logits_V in zip(list(self._running), logits_SV, strict=True):
-            if not request.pieces:
-                self._advance(request, logits_V)
+        for request, piece in zip(requests, pieces, strict=True):
+            request.emit(replace(piece, version=self.version, prompt_logprobs=tuple(request.prompt_logprobs)))
+            # Where a draft was wrong, what was computed behind it does not hold; the last token is not computed yet.
+            known = len(request.ids)
+            for token in request.answer.tokens[known - request.num_prompt :]:
+                request.append(token)
+            self._scheduler.truncate(request, len(request.ids) - 1)
+            request.draft, request.prompt_logprobs = [], []
+            if piece.finish_reason is None:
+                self._scheduler.enter(request)
+            else:
+                self._scheduler.finish(request)
 
-    def _advance(self, request: Request, logits_V: Tensor) -> None:
-        """Choose the request's next token and tell what is new."""
-        token = sample(logits_V, request.params, request.generator)
-        stop = token in self.model.config.special.stop
-        if not stop:
-            request.answer.append(token)
-        full = len(request.prompt.token_ids) + len(request.answer) >= self.capacity
-        length = len(request.answer) >= request.params.max_tokens or full
-        reason = "stop" if stop else "length" if length else None
-        text = self.model.tokenizer.decode(request.answer)
-        if reason is None and text.endswith(UNFINISHED):
-            text = request.shown  # wait for the rest of the character
-        request.emit(Piece(text=text[len(request.shown) :], token_ids=[] if stop else [token], finish_reason=reason))
-        request.shown = text
-        if reason is not None:
-            self._release(request)
+    def _update(self, update: WeightUpdate) -> None:
+        """Put new weights in place: all of them, or none where one does not fit."""
+        try:
+            parameters = dict(self.model.transformer.named_parameters())
+            for name, tensor in update.tensors.items():
+                if name not in parameters:
+                    raise HerdError(f"update_weights: the model has no parameter {name!r}")
+                if tensor.shape != parameters[name].shape:
+                    shape, wanted = tuple(tensor.shape), tuple(parameters[name].shape)
+                    raise HerdError(f"update_weights: {name} has the shape {shape}, the model's is {wanted}")
+            for name, tensor in update.tensors.items():
+                parameters[name].copy_(tensor)
+            self.version = update.version
+            self._scheduler.forget_prefixes()
+        except Exception as error:
+            update.done.set_exception(error)
+        else:
+            update.done.set_result(None)
 
-    def _release(self, request: Request) -> None:
-        self._running.remove(request)
-        self._free.append(request.slot)
-
-    def _fail(self, message: str, reason: str = "fault") -> None:
-        """End every running request."""
-        for request in list(self._running):
+    def _fail(self, message: str, reason: Literal["error", "fault"]) -> None:
+        """End every running request, of a closed engine the waiting ones too."""
+        for request in [*self._scheduler.running, *(self._scheduler.all_waiting() if self._closed else ())]:
             request.emit(Piece(text=message, token_ids=[], finish_reason=reason))
-            self._release(request)
+            self._scheduler.finish(request, computed=False)
+
+
+def page_bytes(model: Model) -> tuple[int, int]:
+    """Bytes of a global and of a local page, in all their layers."""
+    config = model.config
+    one = 2 * config.num_kv_heads * config.page_tokens * config.head_dim * model.transformer.embedding.weight.itemsize
+    num_global = sum(config.is_global(layer) for layer in range(config.num_layers))
+    return num_global * one, (config.num_layers - num_global) * one
+
+
+def num_pages(model: Model, config: EngineConfig, capacity: int) -> tuple[int, int]:
+    """Global and local pages of an engine; without a budget as many as all slots can need."""
+    size = model.config.page_tokens
+    whole, chunk = -(-capacity // size), -(-min(capacity, model.config.chunk_size) // size)
+    if config.cache_bytes is None:
+        return config.num_slots * whole, config.num_slots * chunk
+    global_bytes, local_bytes = page_bytes(model)
+    budget = config.cache_bytes
+    # Local pages are few and every request needs them; they get half of the budget at most, but one chunk in any case.
+    num_local = config.num_slots * chunk
+    if local_bytes:
+        num_local = max(chunk, min(num_local, budget // 2 // local_bytes))
+    rest = budget - num_local * local_bytes
+    num_global = config.num_slots * whole
+    if global_bytes:
+        num_global = min(num_global, rest // global_bytes)
+    if rest < 0 or num_global < 1:
+        least = chunk * local_bytes + global_bytes
+        raise HerdError(f"cache_bytes={budget} is less than {least}, what one request needs at the least: raise it")
+    return num_global, num_local

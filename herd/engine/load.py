@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from herd.core.errors import HerdError
 from herd.data.chat import render_messages
 from herd.data.image import ImageProcessor, Tiles, normalise
 from herd.data.tokenizer import Tokenizer
+from herd.engine.structure import Structures
 from herd.model.formats import compressed, huggingface
 from herd.model.transformer import Transformer
 
@@ -83,11 +85,16 @@ class Model:
         parts = [vision(normalise(part).to(dtype)).flatten(0, 1) for part in torch.cat(pixels).split(256)]
         return Images(tiles=torch.cat(parts), rows=rows, encoded=True)
 
-    def engine(self, *, num_slots: int = 8, capacity: int | None = None) -> "Engine":
-        """Start an engine for at most `num_slots` requests at a time, each of at most `capacity` tokens."""
-        from herd.engine.engine import Engine
+    @cached_property
+    def structures(self) -> Structures:
+        """The forms that answers may be asked to have."""
+        return Structures(self.tokenizer, vocab_size=self.config.vocab_size, stop=self.config.special.stop)
 
-        return Engine(self, num_slots=num_slots, capacity=capacity or min(self.config.max_positions, 8192))
+    def engine(self, **options: Any) -> "Engine":
+        """Start an engine; the options are the fields of herd.engine.engine.EngineConfig."""
+        from herd.engine.engine import Engine, EngineConfig
+
+        return Engine(self, EngineConfig(**options))
 
 
 def load(folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Model:

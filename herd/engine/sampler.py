@@ -1,14 +1,41 @@
-"""From logits to the next token."""
+"""From logits to the next token: pure functions, and the order in which they apply.
 
-# B requests, V vocabulary
+1. The structure's mask: what the grammar forbids is -inf.
+2. `logit_bias`: added.
+3. Repetition penalty over the tokens of prompt and answer: a positive logit is divided by it, another multiplied
+   (Keskar et al., arXiv:1909.05858). Frequency and presence penalty over the answer: times the count, and once,
+   subtracted (OpenAI's definition).
+4. Temperature: the logits are divided by it; 0 takes the likeliest token, and what follows changes nothing.
+5. `top_k`, then `top_p` over what that left, then `min_p`: each is a threshold on the logit, so that equal logits stay
+   or go together. transformers has the same order, and cuts through equal ones.
+6. The draw, by the Gumbel trick: every token has a number E ~ Exp(1), and the least E / probability wins.
 
-from dataclasses import dataclass
+E is a function of the seed, the token's place in the answer, and the token: what is drawn depends on nothing else, not
+on the batch, a preemption, or how many tokens were guessed ahead. A draft model that draws with the same numbers
+guesses what the model will draw (Daliri et al., arXiv:2408.07978), see `speculative`.
+Left out: a draw needs 24 bits of luck; a token of less than 1e-8 comes more seldom than that.
+"""
+
+# B requests, V vocabulary, K likeliest tokens
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from herd.core.errors import HerdError
+from herd.core.streams import seed_of
+from herd.engine.structure import Structure
+
+LIKELIEST = 1024
+"""Tokens that are sorted for top_p at first; a row whose share they do not fill is sorted whole."""
+MAX_TOP_LOGPROBS = 20
+"""As OpenAI."""
+MAX_STOPS = 16
+MAX_BIASES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,26 +47,159 @@ class SamplingParams:
     """0: always the likeliest token."""
     top_p: float = 1.0
     """Draw among the likeliest tokens that together hold this share of the probability."""
+    top_k: int = 0
+    """Draw among so many likeliest tokens; 0: all."""
+    min_p: float = 0.0
+    """Draw among tokens at least this share as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Above 1: tokens of prompt and answer become less likely."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's logit for every time that it stands in the answer."""
+    presence_penalty: float = 0.0
+    """Taken once from the logit of a token that stands in the answer."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of tokens by id."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the answer and are left out of its text."""
     seed: int | None = None
     """The same seed gives the same answer, whatever else runs."""
+    logprobs: int | None = None
+    """Tell the log-probability of each token of the answer, and of so many likeliest alternatives."""
+    prompt_logprobs: bool = False
+    """Tell the log-probability of each token of the prompt, which is then read whole, whatever others began with."""
+    structure: Structure | None = None
+    """The form that the answer must have."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise HerdError(f"max_tokens={self.max_tokens} must be at least 1")
-        if self.temperature < 0:
-            raise HerdError(f"temperature={self.temperature} must not be negative")
-        if not 0 < self.top_p <= 1:
-            raise HerdError(f"top_p={self.top_p} must lie in (0, 1]")
+        for name, holds, wanted in (
+            ("max_tokens", self.max_tokens >= 1, "be at least 1"),
+            ("temperature", self.temperature >= 0, "not be negative"),
+            ("top_p", 0 < self.top_p <= 1, "lie in (0, 1]"),
+            ("top_k", self.top_k >= 0, "not be negative; 0 takes all tokens"),
+            ("min_p", 0 <= self.min_p <= 1, "lie in [0, 1]"),
+            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "be above 0; 1 changes nothing"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "lie in [-2, 2]"),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "lie in [-2, 2]"),
+            ("logprobs", 0 <= (self.logprobs or 0) <= MAX_TOP_LOGPROBS, f"lie in 0 to {MAX_TOP_LOGPROBS}"),
+            ("stop", len(self.stop) <= MAX_STOPS and all(self.stop), f"be at most {MAX_STOPS} texts, none empty"),
+        ):
+            if not holds:
+                raise HerdError(f"{name}={getattr(self, name)} must {wanted}")
+        if len(self.logit_bias) > MAX_BIASES:
+            raise HerdError(f"logit_bias has {len(self.logit_bias)} tokens: {MAX_BIASES} are the most")
+        for token, bias in self.logit_bias.items():
+            if token < 0 or not -100 <= bias <= 100:
+                raise HerdError(f"logit_bias of {bias} for token {token}: ids are not negative, biases in [-100, 100]")
 
 
-def sample(logits_V: Float[Tensor, "v"], params: SamplingParams, generator: torch.Generator) -> int:
-    """One token by `params`; fp32 inside."""
-    if params.temperature == 0:
-        return int(logits_V.argmax())
-    probability_V = torch.softmax(logits_V.float() / params.temperature, dim=-1)
-    if params.top_p < 1:
-        ordered, index = probability_V.sort(descending=True)
-        # A token stays as long as what lies before it has not filled top_p; the first always stays.
-        ordered[ordered.cumsum(0) - ordered >= params.top_p] = 0
-        probability_V = torch.zeros_like(probability_V).scatter(0, index, ordered)
-    return int(torch.multinomial(probability_V, 1, generator=generator))
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What the next token of one answer depends on beside the logits."""
+
+    params: SamplingParams
+    seed: int
+    place: int
+    """Tokens of the answer so far."""
+    counts: Counter[int]
+    """How often each stands in it."""
+    prompt: Tensor
+    """The distinct tokens of the prompt."""
+    allowed: Tensor | None = None
+    """[V], what the structure allows."""
+
+
+def sample(logits_BV: Float[Tensor, "b v"], rows: Sequence[Row]) -> list[int]:
+    """The next token of each answer; fp32 inside, the logits stay as they are."""
+    scores_BV = adjusted(logits_BV.float(), rows)
+    drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0]
+    tokens_B = scores_BV.argmax(-1)
+    if drawn:
+        params = [rows[i].params for i in drawn]
+        scores_DV = scores_BV if len(drawn) == len(rows) else scores_BV[drawn]
+        kept_DV = truncated(scores_DV / torch.tensor([[one.temperature] for one in params]), params)
+        tokens_B[drawn] = (kept_DV + luck(kept_DV.shape[1], [(rows[i].seed, rows[i].place) for i in drawn])).argmax(-1)
+    return [int(token) for token in tokens_B]
+
+
+def adjusted(logits_BV: Float[Tensor, "b v"], rows: Sequence[Row]) -> Float[Tensor, "b v"]:
+    """Steps 1 to 3; `logits_BV` itself where no row asks for any."""
+    result = logits_BV
+    for i, row in enumerate(rows):
+        params = row.params
+        penalised = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty) != (1, 0, 0)
+        if row.allowed is None and not params.logit_bias and not penalised:
+            continue
+        if result is logits_BV:
+            result = logits_BV.clone()
+        logits_V = result[i]
+        if row.allowed is not None:
+            logits_V.masked_fill_(~row.allowed, float("-inf"))
+        if params.logit_bias:
+            logits_V[list(params.logit_bias)] += torch.tensor(list(params.logit_bias.values()))
+        if penalised:
+            said = torch.tensor(list(row.counts), dtype=torch.int64)
+            if params.repetition_penalty != 1:
+                seen = torch.cat([row.prompt, said]).unique()
+                value, penalty = logits_V[seen], params.repetition_penalty
+                logits_V[seen] = torch.where(value > 0, value / penalty, value * penalty)
+            times = torch.tensor(list(row.counts.values()), dtype=torch.float32)
+            logits_V[said] -= params.frequency_penalty * times + params.presence_penalty
+    return result
+
+
+def truncated(logits_BV: Float[Tensor, "b v"], params: Sequence[SamplingParams]) -> Float[Tensor, "b v"]:
+    """Step 5: what is below a row's threshold becomes -inf. `logits_BV` may be overwritten."""
+    sorting = [i for i, one in enumerate(params) if one.top_k or one.top_p < 1]
+    least_B = torch.full((len(params),), float("-inf"))
+    if sorting:
+        size = logits_BV.shape[1]
+        num_likeliest = min(size, max(LIKELIEST, *(params[i].top_k for i in sorting)))
+        rows_RV = logits_BV[sorting]
+        # Everything before the draw is thresholds, so the order of equal values is of no account.
+        likeliest_RK = rows_RV.topk(num_likeliest).values
+        whole_R = rows_RV.logsumexp(-1)
+        for i, row_V, likeliest_K, whole in zip(sorting, rows_RV, likeliest_RK, whole_R, strict=True):
+            top_k = min(params[i].top_k or size, size)
+            if top_k <= num_likeliest:
+                least_B[i] = least_kept(likeliest_K[:top_k], params[i].top_p)
+            elif float((likeliest_K - whole).exp().sum()) > params[i].top_p:
+                least_B[i] = least_kept(likeliest_K, params[i].top_p, whole)
+            else:
+                least_B[i] = least_kept(row_V.sort(descending=True).values, params[i].top_p)
+    ratio_B = torch.tensor([one.min_p for one in params])
+    least_B = torch.maximum(least_B, logits_BV.amax(-1) + ratio_B.log())
+    if torch.isneginf(least_B).all():
+        return logits_BV
+    return logits_BV.masked_fill_(logits_BV < least_B[:, None], float("-inf"))
+
+
+def least_kept(sorted_K: Float[Tensor, "k"], top_p: float, whole: Tensor | None = None) -> Tensor:
+    """The least of these descending logits that top_p keeps; `whole` is the logsumexp, where they are not all."""
+    share_K = (sorted_K - (sorted_K.logsumexp(0) if whole is None else whole)).exp()
+    # A token stays as long as what lies before it has not filled top_p; the first always stays.
+    kept = int((share_K.cumsum(0) - share_K < top_p).sum()) if top_p < 1 else len(sorted_K)
+    return sorted_K[kept - 1]
+
+
+def luck(size: int, places: Sequence[tuple[int, int]]) -> Float[Tensor, "b v"]:
+    """-ln E of each token for each (seed, place in the answer), E ~ Exp(1)."""
+    luck_BV = torch.empty(len(places), size)
+    generator = torch.Generator()
+    for luck_V, (seed, place) in zip(luck_BV, places, strict=True):
+        generator.manual_seed(seed_of(seed, place))
+        luck_V.uniform_(generator=generator)
+    # In place: [32, 202048] is 26 MB.
+    return luck_BV.log_().neg_().log_().neg_()
+
+
+def log_probabilities(logits_V: Float[Tensor, "v"], token: int, count: int) -> tuple[float, list[tuple[int, float]]]:
+    """Natural log-probability of `token`, and the `count` likeliest tokens with theirs, by the model as it stands:
+    before any of the steps above."""
+    logs_V = torch.log_softmax(logits_V.float(), -1)
+    values, index = logs_V.topk(min(count, len(logs_V)))
+    return float(logs_V[token]), list(zip(index.tolist(), values.tolist(), strict=True))
+
+
+def choice_seeds(seed: int, count: int) -> list[int]:
+    """The seeds of several answers to one request: the first is the request's own."""
+    return [seed, *(seed_of(seed, "choice", i) for i in range(1, count))]

@@ -29,9 +29,9 @@ from herd.core.errors import HerdError
 from herd.data.calls import Call, CallFilter
 from herd.engine.engine import Engine
 from herd.engine.sampler import SamplingParams
+from herd.engine.stops import StopFilter
 from herd.serve.schema import ApiError, ChatRequest, chat_messages, checked, tool_calls, usage, validation_error
 from herd.serve.session import answering, defaults, fitted
-from herd.serve.stops import StopFilter
 
 if TYPE_CHECKING:
     from herd.engine.load import Model, Prompt

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from herd.core.errors import HerdError
 from herd.core.files import read_json
-from herd.engine.engine import Engine, Piece
+from herd.engine.answer import Piece
+from herd.engine.engine import Engine
 from herd.engine.sampler import SamplingParams
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from herd.core.errors import HerdError, unknown
 from herd.core.files import cache_folder
 from herd.data.image import read_picture
 from herd.data.video import read_video, video_part
-from herd.engine.engine import Piece
+from herd.engine.answer import Piece
 from herd.engine.sampler import SamplingParams
 from herd.serve.session import answering, fitted
 

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from herd.bench.oracles import random_model
 from herd.cli import main
 from herd.config import ModelConfig, MoEConfig, SpecialIds, preset
+from herd.core.numbers import tokens
 from herd.plan.cluster import GPUS, Layout, Run, best, layouts, memory_by_part, outcome
 from herd.plan.published import published, table
 from herd.plan.work import attention_flops, mean_keys, work_of
@@ -42,10 +43,10 @@ SHAPES = {
 def test_the_flops_of_a_token_are_those_that_torch_counts(shape: str, length: int) -> None:
     config, documents = SHAPES[shape], 3
     model = random_model(config, seed=0).train().requires_grad_(True)
-    tokens = torch.randint(0, 96, (documents * length,))
+    ids = torch.randint(0, 96, (documents * length,))
     with FlopCounterMode(display=False) as counter:
         hidden = model(
-            tokens,
+            ids,
             positions_N=torch.arange(length).repeat(documents),
             starts_S=torch.arange(documents + 1, dtype=torch.int32) * length,
         )
@@ -53,7 +54,7 @@ def test_the_flops_of_a_token_are_those_that_torch_counts(shape: str, length: in
     work = work_of(config, length)
     # Torch counts masked scores too.
     masked = attention_flops(config, length, causal=False) - work.attention_flops
-    assert counter.get_total_flops() == pytest.approx(len(tokens) * (work.flops + 3 * masked), rel=1e-9)
+    assert counter.get_total_flops() == pytest.approx(len(ids) * (work.flops + 3 * masked), rel=1e-9)
 
 
 @given(length=st.integers(1, 200), chunk=st.one_of(st.none(), st.integers(1, 64)))
@@ -125,6 +126,7 @@ def test_the_command_tells_layout_time_and_memory(capsys: pytest.CaptureFixture[
         (["--gpus", "8"], "no layout fits: the leanest takes"),
         (["--gpus", "64", "--gpu", "h1000"], "unknown GPU 'h1000', did you mean 'h100'?"),
         (["--gpus", "0"], "gpus=0 must be more than 0"),
+        (["--context", "10 million"], "'10 million' is not a number of tokens: write it as 8192, 8K or 10M"),
         (["--gpus", "96", "--batch-tokens", "100000"], "are not shared evenly by 96 GPUs"),
     ],
 )
@@ -134,3 +136,8 @@ def test_what_cannot_be_planned_is_said_in_one_line(
     assert main(["plan", "maverick", *options]) == 1
     told = capsys.readouterr()
     assert words in told.err and told.err.count("\n") == 1 and not told.out
+
+
+@pytest.mark.parametrize(("text", "number"), [("8192", 8192), ("8K", 8192), ("10m", 10_485_760), ("1,000", 1000)])
+def test_a_context_may_be_written_short(text: str, number: int) -> None:
+    assert tokens(text) == number

@@ -1,0 +1,166 @@
+"""One answer as it grows: its tokens drawn, its text without stop strings, and why it ends.
+
+The engine gives logits and tells the pieces; everything that a request remembers between two forwards is here. Guessing
+ahead needs no more: where the engine has the logits behind some drafted tokens too, `take` draws at each place in turn
+and goes on as long as what is drawn is what was drafted, so that the answer is the one without drafts.
+"""
+
+# N rows of logits, V vocabulary
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from herd.core.errors import HerdError
+from herd.data.text_stream import TextStream
+from herd.data.tokenizer import Tokenizer
+from herd.engine.sampler import Row, SamplingParams, log_probabilities, sample
+from herd.engine.stops import StopFilter
+from herd.engine.structure import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLogprob:
+    """How likely the model found a token of the answer, before anything that sampling adds."""
+
+    token_id: int
+    logprob: float
+    """Natural logarithm."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens at its place, as many as were asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """News of an answer: the text since the last piece, its tokens, and at the end why it ended."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None
+    """None while running; "stop" at an end token or a stop string, "length" at max_tokens or the context's end; "error"
+    where the request is at fault or the engine was closed, "fault" where the engine failed, with the reason as the
+    text."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of `token_ids`, and of the end token; where they were asked for."""
+    version: int = 0
+    """Of the weights that made these tokens; see `Engine.update_weights`."""
+    prompt_logprobs: tuple[float, ...] = ()
+    """With the first piece, where asked for: of every token of the prompt but the first."""
+
+
+class Answer:
+    """The answer to one request. Ends after `room` tokens at the latest."""
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        *,
+        prompt: Sequence[int],
+        tokenizer: Tokenizer,
+        end_tokens: Sequence[int],
+        room: int,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> None:
+        """`seed` is for params without one, `progress` the beginning of the structure that they ask for."""
+        if beyond := [token for token in params.logit_bias if token >= tokenizer.vocab_size]:
+            raise HerdError(f"logit_bias: there is no token {beyond[0]}, the tokenizer has {tokenizer.vocab_size}")
+        self.params, self.progress = params, progress
+        self.tokens: list[int] = []
+        self.finish_reason: str | None = None
+        self.num_drafted = self.num_accepted = 0
+        """Tokens that were guessed, and that proved right."""
+        self.seed = seed if params.seed is None else params.seed
+        self._counts: Counter[int] = Counter()
+        self._prompt = torch.tensor(sorted(set(prompt)), dtype=torch.int64)
+        self._end_tokens, self._room = frozenset(end_tokens), min(room, params.max_tokens)
+        self._text, self._stop = TextStream(tokenizer), StopFilter(params.stop)
+
+    def row(self) -> Row:
+        """What the next token depends on. Raises HerdError where the structure allows none."""
+        return Row(
+            params=self.params,
+            seed=self.seed,
+            place=len(self.tokens),
+            counts=self._counts,
+            prompt=self._prompt,
+            allowed=self.progress.allowed() if self.progress else None,
+        )
+
+    def push(self, token: int, logits_V: Float[Tensor, "v"]) -> Piece:
+        """Go on by `token`, drawn from `logits_V`."""
+        ended = token in self._end_tokens
+        if ended:
+            self.finish_reason, text = "stop", ""
+        else:
+            self.tokens.append(token)
+            self._counts[token] += 1
+            if self.progress:
+                self.progress.push(token)
+            text = self._stop.push(self._text.push(token))
+            if self._stop.stopped:
+                self.finish_reason = "stop"
+            elif len(self.tokens) >= self._room:
+                self.finish_reason = "length"
+        if self.finish_reason:
+            text += self._stop.push(self._text.finish())
+            if self._stop.stopped:
+                self.finish_reason = "stop"
+            text += self._stop.flush()
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if self.params.logprobs is not None:
+            logprob, top = log_probabilities(logits_V, token, self.params.logprobs)
+            logprobs = (TokenLogprob(token_id=token, logprob=logprob, top=tuple(top)),)
+        return Piece(text=text, token_ids=[] if ended else [token], finish_reason=self.finish_reason, logprobs=logprobs)
+
+
+def take(
+    answers: Sequence[Answer], logits_NV: Float[Tensor, "n v"], drafts: Sequence[Sequence[int]] = ()
+) -> list[Piece]:
+    """The next tokens of each answer.
+
+    The rows of an answer lie together: the logits behind its last token, then behind each of its drafted tokens. An
+    answer goes on by one token at least and by one more than were drafted at most; where it then stands, its `tokens`
+    say, and a cache must forget what was read beyond.
+    """
+    drafts = drafts or [()] * len(answers)
+    first_rows = list(accumulate((1 + len(draft) for draft in drafts), initial=0))
+    assert first_rows.pop() == len(logits_NV), f"{len(logits_NV)} rows of logits for drafts of {list(map(len, drafts))}"
+    pieces: list[list[Piece]] = [[] for _ in answers]
+    going, depth = list(range(len(answers))), 0
+    while going:
+        rows: dict[int, Row] = {}
+        for i in going:
+            try:
+                rows[i] = answers[i].row()
+            except HerdError as error:  # the one answer's, not the others'
+                answers[i].finish_reason = "error"
+                pieces[i] = [Piece(text=str(error), token_ids=[], finish_reason="error")]
+        if not rows:
+            break
+        logits_BV = logits_NV if len(rows) == len(logits_NV) else logits_NV[[first_rows[i] + depth for i in rows]]
+        going = []
+        for i, logits_V, token in zip(rows, logits_BV, sample(logits_BV, list(rows.values())), strict=True):
+            pieces[i].append(answers[i].push(token, logits_V))
+            if depth < len(drafts[i]) and drafts[i][depth] == token and answers[i].finish_reason is None:
+                going.append(i)
+        depth += 1
+    for answer, draft, parts in zip(answers, drafts, pieces, strict=True):
+        answer.num_drafted += len(draft)
+        answer.num_accepted += len(parts) - 1
+    return [joined(parts) for parts in pieces]
+
+
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """Pieces that follow each other, as one."""
+    return Piece(
+        text="".join(piece.text for piece in pieces),
+        token_ids=[token for piece in pieces for token in piece.token_ids],
+        finish_reason=pieces[-1].finish_reason,
+        logprobs=tuple(one for piece in pieces for one in piece.logprobs),
+    )

@@ -1,0 +1,185 @@
+"""The scheduler against a world that remembers what is written in every page: pages are conserved, what a request reads
+is its own past, nobody starves."""
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+
+from herd.engine.pages import Pages
+from herd.engine.scheduler import Request, Scheduler, Step
+
+Cell = tuple[str, int, int]  # salt, weights, token
+
+
+@dataclass
+class World:
+    """A scheduler with what would be in the pages, and answers drawn at random."""
+
+    rng: random.Random
+    page_tokens: int = 4
+    chunk_size: int = 16
+    num_global: int = 40
+    num_local: int = 14
+    num_slots: int = 4
+    prompt_tokens: int = 24
+    beside_tokens: int = 10
+    weights: int = 0
+    requests: list[Request] = field(default_factory=list)
+    weights_of: dict[Request, list[int]] = field(default_factory=dict)
+    released: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        pages = Pages(
+            page_tokens=self.page_tokens,
+            chunk_size=self.chunk_size,
+            num_global=self.num_global,
+            num_local=self.num_local,
+        )
+        self.pages = pages
+        self.scheduler: Scheduler[Request] = Scheduler(
+            pages, num_slots=self.num_slots, prompt_tokens=self.prompt_tokens, beside_tokens=self.beside_tokens
+        )
+        self.cells: dict[tuple[bool, int], list[Cell | None]] = {}
+
+    def ask(self, prompt: list[int], answer: int, **options: object) -> Request:
+        request = Request(content=list(prompt), num_prompt=len(prompt), limit=len(prompt) + answer, **options)  # type: ignore[arg-type]
+        assert self.scheduler.fits(request.limit)
+        self.scheduler.add(request)
+        self.requests.append(request)
+        return request
+
+    def step(self) -> Step[Request]:
+        """Schedule, compute, draw the next tokens, in the engine's order."""
+        before = {r: r.table.length for r in self.scheduler.running}
+        step = self.scheduler.schedule()
+        for source, target, is_global in step.copies:
+            self.cells[is_global, target] = list(self._page(is_global, source))
+        for work in step.works.values():
+            request = work.request
+            assert work.begin < work.end <= request.table.length
+            assert work.begin // self.chunk_size == (work.end - 1) // self.chunk_size, "a piece crosses a chunk edge"
+            if request in before and request.table.length == work.end and before[request] != work.begin:
+                assert before[request] > work.begin or before[request] == 0 or work.begin == 0
+            tokens = request.content + request.draft
+            versions = self.weights_of.setdefault(request, [])
+            if work.begin == 0 or request not in before:  # admitted now: its past is the tree's, of these weights
+                versions[:] = [self.weights] * work.begin
+            del versions[work.begin :]
+            versions += [self.weights] * (work.end - work.begin)
+            self._write(request, tokens, versions, work.begin, work.end)
+        for work in step.works.values():
+            self._read(work.request, work.request.content + work.request.draft, self.weights_of[work.request], work.end)
+        for work in list(step.works.values()):
+            self._answer(work.request, work.num_logits)
+        self.check()
+        return step
+
+    def _page(self, is_global: bool, page: int) -> list[Cell | None]:
+        return self.cells.setdefault((is_global, page), [None] * self.page_tokens)
+
+    def _places(self, request: Request, position: int) -> list[tuple[bool, int, int]]:
+        table, size = request.table, self.page_tokens
+        places = [(True, table.pages[position // size], position % size)]
+        inside = position - table.chunk * self.chunk_size
+        if inside >= 0:
+            places.append((False, table.local[inside // size], inside % size))
+        return places
+
+    def _write(self, request: Request, tokens: list[int], versions: list[int], begin: int, end: int) -> None:
+        for position in range(begin, end):
+            for is_global, page, slot in self._places(request, position):
+                self._page(is_global, page)[slot] = (request.salt, versions[position], tokens[position])
+
+    def _read(self, request: Request, tokens: list[int], versions: list[int], end: int) -> None:
+        for position in range(end):
+            for is_global, page, slot in self._places(request, position):
+                assert self._page(is_global, page)[slot] == (request.salt, versions[position], tokens[position])
+
+    def _answer(self, request: Request, num_logits: int) -> None:
+        if not num_logits:
+            self.scheduler.enter(request)
+            return
+        right = self.rng.randint(0, num_logits - 1)  # of the draft
+        accepted = request.draft[:right] + [self.rng.randint(0, 2)]
+        request.draft = []
+        request.content += accepted[: request.limit - len(request.content)]
+        self.scheduler.truncate(request, len(request.content) - 1)
+        if len(request.content) >= request.limit:
+            self.scheduler.finish(request)
+            return
+        self.scheduler.enter(request)
+        room = request.limit - len(request.content) - 1
+        request.draft = [self.rng.randint(0, 2) for _ in range(min(room, self.rng.choice([0, 0, 3])))]
+
+    def check(self) -> None:
+        """Every page is free, or held by exactly those who are counted."""
+        tables = [request.table for request in self.scheduler.running]
+        nodes = list(self.pages._nodes)
+        locals_ = [node.local for node in self.pages._local_nodes]
+        assert all(node.alive for node in nodes) and set(self.pages._local_nodes) <= set(nodes)
+        for pool, held in (
+            (self.pages.whole, [p for t in tables for p in t.pages] + [node.page for node in nodes]),
+            (self.pages.chunk, [p for t in tables for p in t.local] + [p for p in locals_ if p is not None]),
+        ):
+            counts = Counter(held)
+            assert all(pool.holders[page] == counts[page] for page in range(pool.size))
+            assert pool.free + len(counts) == pool.size
+            in_tables = {p for t in tables for p in (t.pages if pool is self.pages.whole else t.local)}
+            assert pool.idle == len(set(held) - in_tables)
+        for request in self.scheduler.running:
+            assert len(request.table.local) * self.page_tokens <= self.chunk_size
+        for request in [r for queue in self.scheduler.waiting.values() for r in queue]:
+            assert not request.table.pages and not request.table.local
+
+
+def live_through(seed: int) -> World:
+    """Requests that begin alike and unlike, drafts, cancellations, new weights, until all have ended."""
+    rng = random.Random(seed)
+    world = World(
+        rng=rng,
+        page_tokens=rng.choice([1, 2, 4]),
+        num_slots=rng.randint(1, 5),
+        prompt_tokens=rng.randint(1, 40),
+        beside_tokens=rng.randint(1, 12),
+    )
+    scale = world.page_tokens
+    world.num_global, world.num_local = rng.randint(48, 120) // scale, rng.randint(16, 60) // scale
+    world.__post_init__()
+    starts = [[rng.randint(0, 2) for _ in range(rng.randint(1, 30))] for _ in range(2)]
+    for _ in range(rng.randint(5, 60)):
+        if rng.random() < 0.4:
+            prompt = rng.choice(starts)[: rng.randint(1, 30)] + [rng.randint(0, 2) for _ in range(rng.randint(0, 6))]
+            world.ask(
+                prompt,
+                rng.randint(1, 12),
+                caller=rng.choice("abc"),
+                salt=rng.choice(["", "", "other"]),
+                priority=rng.choice([0, 0, 0, 1, -1]),
+                reuse=rng.random() < 0.9,
+            )
+        if rng.random() < 0.1 and world.requests:
+            rng.choice(world.requests).cancelled = True
+        if rng.random() < 0.02:
+            world.weights += 1
+            world.scheduler.forget_prefixes()
+        world.step()
+    for _ in range(3000):
+        if world.scheduler.idle:
+            break
+        world.step()
+    assert world.scheduler.idle, "a request never ended"
+    assert all(pool.free + pool.idle == pool.size for pool in (world.pages.whole, world.pages.chunk))
+    return world
+
+
+def test_pages_are_conserved_and_hold_what_their_request_wrote() -> None:
+    for seed in range(80):
+        live_through(seed)
+
+
+@pytest.mark.slow
+def test_pages_are_conserved_over_ten_thousand_schedules() -> None:
+    for seed in range(10_000):
+        live_through(seed)
