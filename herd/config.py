@@ -357,6 +357,36 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
 
 
+PARALLEL_AXES = ("replicate", "shard", "expert", "context", "tensor")
+"""In the order in which ranks are numbered: those along the last are neighbours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How many ranks share the work along each axis; their product is the number of processes, see docs/train.md."""
+
+    replicate: int = 1
+    """Ranks with all parameters and their own documents."""
+    shard: int = 1
+    """Ranks with their own documents that keep a part of every parameter and gather it for use (FSDP)."""
+    expert: int = 1
+    """Ranks with their own documents, each keeping some of every layer's experts."""
+    context: int = 1
+    """Ranks that share the documents, each taking a part of the tokens."""
+    tensor: int = 1
+    """Ranks that share the tokens, each taking a part of the heads and of the hidden widths."""
+
+    def __post_init__(self) -> None:
+        for axis in PARALLEL_AXES:
+            if getattr(self, axis) < 1:
+                raise HerdError(f"parallel {axis}={getattr(self, axis)} is no number of ranks: at least 1")
+
+    @property
+    def world(self) -> int:
+        """Processes in all."""
+        return self.replicate * self.shard * self.expert * self.context * self.tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """When the state of a training is saved, and what is kept of it."""

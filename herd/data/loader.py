@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import pyarrow
@@ -41,6 +41,7 @@ B = TypeVar("B", bound=Sized)
 B_co = TypeVar("B_co", bound=Sized, covariant=True)
 
 
+@runtime_checkable
 class Batches(Protocol[B_co]):
     """What a training loop reads."""
 

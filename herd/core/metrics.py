@@ -1,0 +1,15 @@
+"""Figures that several batches or ranks join in."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean that is told later: of what was counted everywhere."""
+
+    total: float
+    count: float
+
+    @property
+    def value(self) -> float:
+        return self.total / self.count

@@ -1,0 +1,174 @@
+"""A plain `Transformer` made to run on a mesh, from outside; and what a training asks of its ranks.
+
+The model, the loop and the losses are those of one rank. `Parallel` cuts parameters and batches, hooks the collectives
+into the blocks, and joins gradients, norms and metrics again. In a world of one it changes nothing.
+
+FSDP2 gathers and scatters along `shard`, and sums along `replicate` too then. All other sums of gradients come after
+the backward, in fp32 and in few large runs; they do not overlap with it. Left out: pipeline and sequence parallelism.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from herd.config import ParallelConfig
+from herd.core.batch import Batch
+from herd.core.errors import HerdError
+from herd.core.metrics import Mean
+from herd.data.loader import Batches
+from herd.model.formats.weights import Weights
+from herd.model.moe import MoE
+from herd.model.parallel import context, tensor
+from herd.model.parallel.experts import MeshMoE
+from herd.model.parallel.layout import Layout, Shard, layouts
+from herd.model.parallel.mesh import TOKENS, Mesh
+from herd.model.parallel.pieces import SharedBatches
+from herd.model.transformer import Transformer
+
+BUCKET_BYTES = 128 * 2**20
+"""Gradients are summed in runs of about this size."""
+
+
+def local(x: Tensor) -> Tensor:
+    """What this rank has of a parameter or gradient, to be changed in place."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+class Parallel:
+    """A mesh, and how the parameters of the model that it was applied to lie on it."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self.layouts: dict[str, Layout] = {}
+
+    def apply(self, model: Transformer) -> None:
+        """Cut the model in place; every rank has the whole one before."""
+        mesh, sizes = self.mesh, self.mesh.sizes
+        if not self.spread:
+            return
+        if sizes["expert"] > model.config.moe.num_experts:
+            raise HerdError(
+                f"parallel expert={sizes['expert']} is more than num_experts={model.config.moe.num_experts}: "
+                "give the ranks to another axis"
+            )
+        parameters = dict(model.named_parameters())
+        self.layouts = layouts(model.config, {name: tuple(p.shape) for name, p in parameters.items()}, mesh)
+        if sizes["tensor"] > 1:
+            tensor.check(model, sizes["tensor"])
+            tensor.split_blocks(model, mesh)
+        if sizes["context"] > 1:
+            context.make_ring(model, mesh)
+        for module in model.modules():
+            if isinstance(module, MoE):
+                module.__class__ = MeshMoE
+                module.mesh = mesh  # type: ignore[assignment]
+        for name, parameter in parameters.items():
+            part = self.layouts[name].take_unsharded(parameter.detach())
+            place, _, last = name.rpartition(".")
+            made = nn.Parameter(part.clone(), requires_grad=parameter.requires_grad)
+            setattr(model.get_submodule(place), last, made)
+        if sizes["shard"] > 1:
+            self._shard(model)
+
+    @property
+    def spread(self) -> bool:
+        """Whether there is more than one rank."""
+        return self.mesh.count(tuple(self.mesh.sizes)) > 1
+
+    def _shard(self, model: Transformer) -> None:
+        assert self.mesh.devices is not None
+        axes = ("replicate", "shard") if self.mesh.sizes["replicate"] > 1 else ("shard",)
+        submesh = self.mesh.devices[axes]
+        policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+        for module in (*([model.vision] if model.vision is not None else []), *model.layers, model):
+            fully_shard(module, mesh=submesh, mp_policy=policy)
+            assert isinstance(module, FSDPModule)
+            # Loss weights sum to 1 over all ranks: gradients are summed, not averaged.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+    def share(self, batches: Batches[Batch], chunk_size: int) -> Batches[Batch]:
+        """The same steps, of each this rank's part."""
+        return SharedBatches(batches, self.mesh, chunk_size) if self.spread else batches
+
+    def sum_gradients(self, parameters: Mapping[str, Tensor]) -> None:
+        """After a backward: each gradient is that of the whole batch."""
+        waiting: dict[tuple[str, ...], list[Tensor]] = {}
+        for name, parameter in parameters.items():
+            if parameter.grad is not None and name in self.layouts and self.layouts[name].partial:
+                waiting.setdefault(self.layouts[name].partial, []).append(local(parameter.grad))
+        for axes, grads in waiting.items():
+            for run in runs_of(grads):
+                flat = self.mesh.sum(torch.cat([grad.flatten().float() for grad in run]), axes)
+                for grad, part in zip(run, flat.split([grad.numel() for grad in run]), strict=True):
+                    grad.copy_(part.view_as(grad))
+
+    def norm(self, grads: Mapping[str, Tensor]) -> float:
+        """The norm over all gradients of all ranks, each element counted once."""
+        squares = [
+            torch.linalg.vector_norm(local(grad), dtype=torch.float32).double().square() / self.copies(name)
+            for name, grad in grads.items()
+        ]
+        return float(self.mesh.sum(torch.stack(squares).sum(), tuple(self.mesh.sizes)).sqrt())
+
+    def copies(self, name: str) -> int:
+        """How many ranks have the same shard of a parameter."""
+        return self.layouts[name].copies if name in self.layouts else 1
+
+    def join_matrices(self, name: str, shard: Tensor) -> Tensor:
+        """See Layout."""
+        return self.layouts[name].join_matrices(shard) if name in self.layouts else shard
+
+    def take_matrices(self, name: str, matrices: Tensor) -> Tensor:
+        """See Layout."""
+        return self.layouts[name].take_matrices(matrices) if name in self.layouts else matrices
+
+    def described(self, name: str, shard: Tensor) -> Tensor:
+        """A tensor that lies as the parameter does, as a checkpoint is told of it."""
+        layout = self.layouts.get(name)
+        return Shard(shard, layout) if layout is not None and layout.splits else shard
+
+    def sum_counts(self, counts: Tensor) -> Tensor:
+        """In place, counts of tokens over all ranks that have different ones."""
+        return self.mesh.sum(counts, TOKENS)
+
+    def total(self, metrics: Mapping[str, float | Mean]) -> dict[str, float | Mean]:
+        """Metrics of all ranks: numbers are summed, means weighed by what they count. The names are the same on all."""
+        if not self.spread:
+            return dict(metrics)
+        pairs = [(value.total, value.count) if isinstance(value, Mean) else (value, 0.0) for value in metrics.values()]
+        device = self.mesh.devices.device_type if self.mesh.devices else "cpu"
+        summed = self.mesh.sum(torch.tensor(pairs, dtype=torch.float64, device=device), tuple(self.mesh.sizes))
+        return {
+            name: Mean(total, count) if isinstance(value, Mean) else total
+            for (name, value), (total, count) in zip(metrics.items(), summed.tolist(), strict=True)
+        }
+
+    def weights(self, model: Transformer) -> Weights:
+        """The whole model's weights; every rank reads the same names in the same order."""
+        parameters = dict(model.named_parameters())
+
+        def read(name: str) -> Tensor:
+            own = local(parameters[name].detach())
+            return (self.layouts[name].join(own) if name in self.layouts else own).cpu()
+
+        return Weights(config=model.config, dtype=parameters["embedding.weight"].dtype, read=read)
+
+
+def runs_of(grads: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+    """Tensors in lists of about BUCKET_BYTES."""
+    run: list[Tensor] = []
+    for grad in grads:
+        run.append(grad)
+        if sum(x.numel() * 4 for x in run) >= BUCKET_BYTES:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+ALONE = Parallel(Mesh(ParallelConfig()))
+"""A world of one."""

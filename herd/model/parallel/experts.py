@@ -1,0 +1,46 @@
+"""Experts that live on several ranks: rows travel to their experts and back, uneven as they come, none dropped.
+
+The rows of one expert arrive in the order of the ranks that sent them, which is the order of the tokens in the whole
+batch: an expert computes the very product that one rank alone would.
+"""
+
+# R rows, D width, E experts of all ranks, P ranks, O experts that this rank owns
+
+import torch
+from torch import Tensor
+
+from herd.model.attention import Gather
+from herd.model.moe import MoE
+from herd.model.parallel.mesh import Mesh, bounds, copy_in, exchange, sum_out
+
+
+class MeshMoE(MoE):
+    """A mixture whose experts are shared out along `expert`, and their hidden widths along `tensor`."""
+
+    mesh: Mesh
+
+    def experts(self, rows_RD: Tensor, count_E: Tensor) -> Tensor:
+        rows_RD = copy_in(rows_RD, self.mesh, "tensor")
+        if self.mesh.sizes["expert"] == 1:
+            return sum_out(super().experts(rows_RD, count_E), self.mesh, "tensor")
+        count_PO, send = self.routes(count_E)
+        receive = count_PO.sum(1).tolist()
+        rows_RD = exchange(rows_RD, self.mesh, send, receive, "expert")
+        # They come by rank and within a rank by expert; they are computed by expert and within an expert by rank.
+        owner_R = torch.arange(count_PO.shape[1], device=count_PO.device).repeat(len(count_PO))
+        owner_R = owner_R.repeat_interleave(count_PO.flatten())
+        order_R = torch.argsort(owner_R, stable=True)
+        back_R = torch.empty_like(order_R)
+        back_R[order_R] = torch.arange(len(order_R), device=order_R.device)
+        out_RD = super().experts(Gather.apply(rows_RD, order_R, back_R), count_PO.sum(0))
+        out_RD = sum_out(out_RD, self.mesh, "tensor")
+        return exchange(Gather.apply(out_RD, back_R, order_R), self.mesh, receive, send, "expert")
+
+    def routes(self, count_E: Tensor) -> tuple[Tensor, list[int]]:
+        """How many rows each rank has for each expert of this one, and how many this one has for each rank."""
+        mesh, size = self.mesh, self.mesh.sizes["expert"]
+        edges = bounds(len(count_E), size)
+        count_PE = torch.stack(mesh.gather(count_E, "expert", [len(count_E)] * size))
+        begin, end = edges[mesh.place["expert"]], edges[mesh.place["expert"] + 1]
+        send = [int(part.sum()) for part in count_E.tensor_split(edges[1:-1])]
+        return count_PE[:, begin:end], send

@@ -1,0 +1,111 @@
+"""A rank's part of the batch of a step. Its loss weights stay as they are: losses and gradients are summed over ranks.
+
+Documents are dealt out whole along the data axes, in their order and evenly by tokens. Along `context` the token axis
+of a data rank's documents is cut into twice as many pieces as there are ranks, and a rank takes one from the front and
+the one as far from the back: where one long document fills the batch, the late pieces see most, and each rank then has
+the same work. A cut goes to the nearest place where a document or a chunk begins if that is within a quarter of a
+piece: local layers need nothing from other ranks there. Along `tensor` all have the same tokens, and learn some each.
+
+A rank may get nothing; it takes part with empty tensors.
+"""
+
+# N tokens, S documents
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from herd.core.batch import Batch, Images
+from herd.data.loader import Batches
+from herd.model.parallel.mesh import DATA, Mesh, bounds
+
+
+def nearest(places: Sequence[int], target: float) -> int:
+    """Of ascending places, the one next to `target`, the earlier of two."""
+    after = bisect_left(places, target)
+    return min(places[max(after - 1, 0) : after + 1], key=lambda place: abs(place - target))
+
+
+def document_cuts(starts: Sequence[int], ranks: int) -> list[int]:
+    """Where each rank's documents begin on the token axis, the last entry its end."""
+    return [nearest(starts, starts[-1] * rank / ranks) for rank in range(ranks + 1)]
+
+
+def chunk_begins(starts: Sequence[int], chunk_size: int) -> list[int]:
+    """Where documents and the chunks within them begin, and the end."""
+    return [at for begin, end in pairwise(starts) for at in range(begin, end, chunk_size)] + [starts[-1]]
+
+
+def context_cuts(starts: Sequence[int], chunk_size: int, ranks: int) -> list[int]:
+    """Where the pieces begin, two for each rank, the last entry the end."""
+    begins, total, pieces = chunk_begins(starts, chunk_size), starts[-1], 2 * ranks
+    cuts = []
+    for piece in range(pieces + 1):
+        target = total * piece / pieces
+        at = nearest(begins, target)
+        cuts.append(at if abs(at - target) <= total / pieces / 4 else round(target))
+    return cuts
+
+
+def own_pieces(rank: int, ranks: int) -> tuple[int, int]:
+    """The numbers of a rank's pieces."""
+    return rank, 2 * ranks - 1 - rank
+
+
+def share(batch: Batch, mesh: Mesh, chunk_size: int) -> Batch:
+    """This rank's part of a whole batch.
+
+    Where `context` has several ranks, `starts_S` is that of all of them together: it tells the model the pieces.
+    """
+    starts = batch.starts_S.tolist()
+    rank = mesh.index(DATA)
+    begin, end = document_cuts(starts, mesh.count(DATA))[rank : rank + 2]
+    starts = [start - begin for start in starts if begin <= start <= end]
+    rows = torch.arange(begin, end)
+    if mesh.sizes["context"] > 1:
+        cuts = context_cuts(starts, chunk_size, mesh.sizes["context"])
+        own = own_pieces(mesh.place["context"], mesh.sizes["context"])
+        rows = torch.cat([torch.arange(begin + cuts[piece], begin + cuts[piece + 1]) for piece in own])
+    weights_N = batch.weights_N[rows]
+    if mesh.sizes["tensor"] > 1:
+        learnt = torch.nonzero(weights_N)[:, 0]
+        edges, place = bounds(len(learnt), mesh.sizes["tensor"]), mesh.place["tensor"]
+        mine = learnt[edges[place] : edges[place + 1]]
+        weights_N = torch.zeros_like(weights_N).index_copy(0, mine, weights_N[mine])
+    return replace(
+        batch,
+        tokens_N=batch.tokens_N[rows],
+        targets_N=batch.targets_N[rows],
+        weights_N=weights_N,
+        positions_N=batch.positions_N[rows],
+        starts_S=torch.tensor(starts, dtype=batch.starts_S.dtype),
+        images=batch.images and pictures_in(batch.images, rows, len(batch.tokens_N)),
+        kinds_N=batch.kinds_N[rows],
+    )
+
+
+def pictures_in(images: Images, rows: Tensor, num_tokens: int) -> Images:
+    """The tiles of which a token stands in `rows`. None is fine: every rank then runs the encoder, or none does."""
+    place_N = torch.full((num_tokens,), -1).index_copy(0, rows, torch.arange(len(rows)))
+    place = place_N[images.rows]
+    kept = torch.nonzero(place >= 0)[:, 0]
+    each = len(images.rows) // max(len(images.tiles), 1)
+    tiles, tile_of = torch.unique(kept // max(each, 1), return_inverse=True)
+    within = tile_of * each + kept % max(each, 1)
+    partly = len(within) < len(tiles) * each
+    return replace(images, tiles=images.tiles[tiles], rows=place[kept], kept=within if partly else None)
+
+
+class SharedBatches:
+    """Batches of which each rank makes its part: batch s is a function of s, and so is every part."""
+
+    def __init__(self, whole: Batches[Batch], mesh: Mesh, chunk_size: int) -> None:
+        self.whole, self.mesh, self.chunk_size = whole, mesh, chunk_size
+        self.num_steps, self.unit = whole.num_steps, whole.unit
+
+    def batch(self, step: int) -> Batch:
+        return share(self.whole.batch(step), self.mesh, self.chunk_size)

@@ -1,0 +1,131 @@
+"""A small training that any mesh must make the same: random documents of uneven length, every kind of layer."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from herd.bench.oracles import random_model
+from herd.bench.parity import SCOUT_LIKE
+from herd.config import ModelConfig, MoEConfig, ParallelConfig
+from herd.core.batch import Batch, Images
+from herd.model.moe import MoE
+from herd.model.parallel import Parallel, local
+from herd.model.parallel.mesh import Mesh, bounds
+from herd.model.transformer import Transformer
+from herd.train.losses import cross_entropy
+
+SHAPE = replace(SCOUT_LIKE, dim=32, num_layers=4, head_dim=16, moe=MoEConfig(num_experts=4, ffn_dim=32, every=2))
+
+
+@dataclass(frozen=True)
+class RandomBatches:
+    """Batch s is a function of s."""
+
+    lengths: tuple[int, ...] = (50, 1, 9, 33, 16, 19)
+    pictures: bool = False
+    num_steps: int = 50
+    unit: str = "tokens"
+
+    def batch(self, step: int) -> Batch:
+        generator = torch.Generator().manual_seed(step)
+        total = sum(self.lengths)
+        tokens_N = torch.randint(20, SHAPE.vocab_size, (total,), generator=generator)
+        weights_N = (torch.rand(total, generator=generator) < 0.8).float()
+        starts_S = torch.tensor([0, *self.lengths]).cumsum(0).to(torch.int32)
+        images = None
+        if self.pictures:  # two tiles in the first document, of 16 tokens each
+            rows = torch.cat([torch.arange(3, 19), torch.arange(20, 36)])
+            tokens_N[rows] = SHAPE.special.patch
+            images = Images(tiles=torch.randn(2, 3, 32, 32, generator=generator), rows=rows)
+        return Batch(
+            tokens_N=tokens_N,
+            targets_N=torch.randint(20, SHAPE.vocab_size, (total,), generator=generator),
+            weights_N=weights_N / weights_N.sum(),
+            positions_N=torch.cat([torch.arange(n) for n in self.lengths]),
+            starts_S=starts_S,
+            images=images,
+            kinds_N=torch.zeros(total, dtype=torch.int8),
+        )
+
+
+def small_model(config: ModelConfig = SHAPE, dtype: torch.dtype = torch.float32) -> Transformer:
+    return random_model(config, seed=0, scale=0.1).to(dtype).requires_grad_(True).train()
+
+
+def loss_of(model: Transformer, batch: Batch) -> Tensor:
+    hidden_ND = model(batch.tokens_N, positions_N=batch.positions_N, starts_S=batch.starts_S, images=batch.images)
+    return cross_entropy(hidden_ND, model.unembedding.weight, batch.targets_N, batch.weights_N)[0]
+
+
+def gradients(parallel: ParallelConfig, batches: RandomBatches, config: ModelConfig = SHAPE) -> dict[str, Tensor]:
+    """The loss of one step, and the gradient of every parameter, joined."""
+    ranks = Parallel(Mesh(parallel))
+    model = small_model(config)
+    ranks.apply(model)
+    loss = loss_of(model, ranks.share(batches, config.chunk_size).batch(0))
+    loss.backward()
+    parameters = dict(model.named_parameters())
+    ranks.sum_gradients(parameters)
+    found = {"loss": ranks.mesh.sum(loss.detach().double(), tuple(ranks.mesh.sizes))}
+    found["norm"] = torch.tensor(ranks.norm({n: p.grad for n, p in parameters.items() if p.grad is not None}))
+    for name, parameter in parameters.items():
+        if parameter.grad is not None:
+            grad = local(parameter.grad)
+            found[name] = ranks.layouts[name].join(grad) if name in ranks.layouts else grad
+    return found
+
+
+@torch.no_grad()
+def rows_of_experts(parallel: ParallelConfig, config: ModelConfig) -> Tensor:
+    """What the first mixture's experts make of this rank's part of 30 rows; the expert 1 has none."""
+    ranks = Parallel(Mesh(parallel))
+    model = small_model(config)
+    ranks.apply(model)
+    rows_RD = torch.randn(30, config.dim, generator=torch.Generator().manual_seed(0))
+    owner_R = torch.arange(30) % config.moe.num_experts
+    owner_R[owner_R == 1] = 0
+    edges, place = bounds(30, ranks.mesh.sizes["expert"]), ranks.mesh.place["expert"]
+    own = owner_R[edges[place] : edges[place + 1]]
+    order = own.argsort(stable=True)
+    count_E = own.bincount(minlength=config.moe.num_experts)
+    out_RD = torch.empty(len(own), config.dim)
+    mixture = model.layers[0].ffn
+    assert isinstance(mixture, MoE)
+    out_RD[order] = mixture.experts(rows_RD[edges[place] : edges[place + 1]][order], count_E)
+    return out_RD
+
+
+def hidden_states(parallel: ParallelConfig, batches: RandomBatches) -> Tensor:
+    """The hidden states of this rank's tokens, in bf16."""
+    ranks = Parallel(Mesh(parallel))
+    model = small_model(dtype=torch.bfloat16)
+    ranks.apply(model)
+    batch = ranks.share(batches, SHAPE.chunk_size).batch(0)
+    hidden: Tensor = model(batch.tokens_N, positions_N=batch.positions_N, starts_S=batch.starts_S, images=batch.images)
+    return hidden.detach()
+
+
+def described(ranks: Parallel, model: Transformer) -> dict[str, Tensor]:
+    return {name: ranks.described(name, local(p.detach())) for name, p in model.named_parameters()}
+
+
+def saved(parallel: ParallelConfig, folder: Path) -> None:
+    """Save a model's shards, copied first as a checkpoint that is written meanwhile does."""
+    ranks, model = Parallel(Mesh(parallel)), small_model()
+    ranks.apply(model)
+    dcp.save(tree_map(lambda x: x.detach().clone(), described(ranks, model)), checkpoint_id=folder)
+
+
+def resharded(parallel: ParallelConfig, folder: Path) -> dict[str, Tensor]:
+    """All parameters of a model that had others before it loaded `folder`, whole."""
+    ranks, model = Parallel(Mesh(parallel)), small_model()
+    ranks.apply(model)
+    for parameter in model.parameters():
+        local(parameter.detach()).zero_()
+    dcp.load(described(ranks, model), checkpoint_id=folder)
+    weights = ranks.weights(model)
+    return {name: weights.read(name) for name, _ in model.named_parameters()}

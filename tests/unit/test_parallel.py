@@ -1,0 +1,204 @@
+"""Any mesh makes the training of one rank: the parts without processes here, and real gloo ranks."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from parallel_world import (
+    SHAPE,
+    RandomBatches,
+    gradients,
+    hidden_states,
+    resharded,
+    rows_of_experts,
+    saved,
+    small_model,
+)
+from ranks import on_ranks
+from torch import Tensor
+
+from herd import native
+from herd.config import MoEConfig, ParallelConfig
+from herd.core.errors import HerdError
+from herd.model.formats.weights import skeleton
+from herd.model.parallel import ALONE, Parallel, start
+from herd.model.parallel.context import plan_ring
+from herd.model.parallel.layout import Layout, Split, layouts
+from herd.model.parallel.mesh import Mesh
+from herd.model.parallel.pieces import chunk_begins, context_cuts, share
+
+
+class Seat(Mesh):
+    """A place on a mesh without processes: for what needs no collective."""
+
+    def __init__(self, sizes: dict[str, int], place: dict[str, int]) -> None:
+        super().__init__(ParallelConfig())
+        self.sizes |= sizes
+        self.place |= place
+
+
+def seats(**sizes: int) -> list[Seat]:
+    places: list[dict[str, int]] = [{}]
+    for axis, size in sizes.items():
+        places = [{**place, axis: i} for place in places for i in range(size)]
+    return [Seat(sizes, place) for place in places]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.integers(1, 5), st.integers(1, 3))
+def test_the_ranks_shards_cover_every_parameter_once(
+    shard: int, expert: int, tensor: int, experts: int, kv_heads: int
+) -> None:
+    config = replace(
+        SHAPE,
+        num_layers=2,
+        num_heads=4 * kv_heads,
+        num_kv_heads=2 * kv_heads,
+        moe=MoEConfig(num_experts=experts, ffn_dim=4, every=2),
+        vision=None,
+    )
+    shapes = {name: tuple(p.shape) for name, p in skeleton(config).named_parameters()}
+    seen = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    for seat in seats(shard=shard, expert=expert, tensor=tensor):
+        for name, layout in layouts(config, shapes, seat).items():
+            whole = torch.arange(seen[name].numel()).view(shapes[name])
+            part = layout.take(whole)
+            for box, here in layout.boxes():
+                at, inside = (tuple(slice(*pair) for pair in pairs) for pairs in (box, here))
+                assert torch.equal(whole[at], part[inside]), name
+                seen[name][at] += 1 / layout.copies
+    for name, count in seen.items():
+        assert torch.allclose(count, torch.ones_like(count)), name
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=8),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.booleans(),
+)
+def test_the_ranks_parts_are_the_batch_in_its_order(
+    lengths: list[int], replicate: int, context: int, tensor: int, pictures: bool
+) -> None:
+    lengths[0] += 40 * pictures
+    batch = RandomBatches(lengths=tuple(lengths), pictures=pictures).batch(0)
+    tokens = []
+    for seat in seats(replicate=replicate, context=context, tensor=tensor):
+        part = share(batch, seat, SHAPE.chunk_size)
+        if seat.place["tensor"] == 0:
+            tokens.append((part.tokens_N, part.positions_N))
+        assert (part.images is None) == (batch.images is None)
+    first = [share(batch, seat, SHAPE.chunk_size) for seat in seats(replicate=replicate)]
+    assert torch.equal(torch.cat([part.tokens_N for part in first]), batch.tokens_N)
+    assert torch.equal(torch.cat([part.weights_N for part in first]), batch.weights_N)
+    everything = torch.cat([t * 1000 + p for t, p in tokens])
+    assert torch.equal(everything.sort()[0], (batch.tokens_N * 1000 + batch.positions_N).sort()[0])
+    total = sum(
+        float(share(batch, seat, SHAPE.chunk_size).weights_N.sum())
+        for seat in seats(replicate=replicate, context=context, tensor=tensor)
+    )
+    assert total == pytest.approx(1, abs=1e-5)
+
+
+def test_chunks_stay_on_one_rank_where_the_cuts_can_spare_them() -> None:
+    starts = [0, 64, 200, 256]
+    cuts = context_cuts(starts, 16, 4)
+    assert all(cut in chunk_begins(starts, 16) for cut in cuts)
+    rings = [plan_ring(chunk_begins(starts, 16), cuts, rank, 4, torch.device("cpu")) for rank in range(4)]
+    assert rings == [None] * 4  # local layers pass nothing on
+    assert plan_ring(starts, cuts, 0, 4, torch.device("cpu")) is not None
+
+
+def test_one_long_document_is_the_same_work_for_every_rank() -> None:
+    starts, ranks = [0, 1024], 4
+    cuts = context_cuts(starts, 64, ranks)
+    work = []
+    for rank in range(ranks):
+        ring = plan_ring(starts, cuts, rank, ranks, torch.device("cpu"))
+        assert ring is not None
+        seen = [sum(ring.tails[owner][which] for owner, which in tails) for tails in ring.needs]
+        rows = ring.heads if len(ring.heads) == 2 else (0, *ring.heads)
+        before = seen if len(seen) == 2 else [0, *seen]
+        work.append(sum(r * b for r, b in zip(rows, before, strict=True)))
+    assert len(set(work)) == 1
+
+
+def test_a_product_that_is_not_the_number_of_processes_is_refused_with_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HerdError, match=r"expert 2 x context 3 x tensor 1 = 6 ranks, but one process was started"):
+        start(ParallelConfig(expert=2, context=3))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(HerdError, match=r"= 2 ranks, but 4 processes were started"):
+        start(ParallelConfig(expert=2))
+    with pytest.raises(HerdError, match="tensor=0"):
+        ParallelConfig(tensor=0)
+
+
+def test_degrees_that_do_not_divide_the_model_are_refused() -> None:
+    for sizes, words in ({"tensor": 3}, "num_kv_heads=2"), ({"expert": 5}, "num_experts=4"):
+        with pytest.raises(HerdError, match=words):
+            Parallel(Seat(sizes, {})).apply(small_model())
+
+
+def test_a_world_of_one_leaves_the_model_as_it_is() -> None:
+    model, batches = small_model(), RandomBatches()
+    before = [(name, type(module), len(module._forward_hooks)) for name, module in model.named_modules()]
+    ALONE.apply(model)
+    assert [(name, type(module), len(module._forward_hooks)) for name, module in model.named_modules()] == before
+    assert ALONE.share(batches, 16) is batches
+
+
+def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert (found[name] - value).abs().max() <= 5e-6 * value.abs().max() + 1e-9, name
+
+
+def test_every_axis_gives_the_loss_and_the_gradients_of_one_rank(tmp_path: Path) -> None:
+    """Also with a rank that has no documents, three ranks, pictures that are cut, experts without rows; and what one
+    mesh saves another loads."""
+    few, long, seen = RandomBatches(lengths=(3, 2)), RandomBatches(lengths=(121,)), RandomBatches(pictures=True)
+    skewed = replace(SHAPE, moe=MoEConfig(num_experts=8, ffn_dim=32, every=2))
+    cases: Sequence[tuple[dict[str, int], RandomBatches, Any]] = [
+        ({"replicate": 2}, seen, SHAPE),
+        ({"shard": 2}, RandomBatches(), SHAPE),
+        ({"tensor": 2}, RandomBatches(), SHAPE),
+        ({"context": 2}, seen, SHAPE),
+        ({"shard": 3}, few, SHAPE),
+        ({"expert": 3}, few, skewed),
+        ({"context": 3}, long, SHAPE),
+    ]
+    mixture = replace(SHAPE, moe=MoEConfig(num_experts=5, ffn_dim=48, every=1))
+    meshes = [ParallelConfig(**sizes) for sizes, _, _ in cases]
+    found = on_ranks(
+        *[(mesh.world, gradients, (mesh, *case[1:])) for mesh, case in zip(meshes, cases, strict=True)],
+        (3, rows_of_experts, (ParallelConfig(expert=3), mixture)),
+        (2, hidden_states, (ParallelConfig(expert=2), seen)),
+        (2, saved, (ParallelConfig(tensor=2), tmp_path)),
+        (3, resharded, (ParallelConfig(shard=3), tmp_path)),
+    )
+    for (_, batches, config), ranks in zip(cases, found, strict=False):
+        wanted = gradients(ParallelConfig(), batches, config)
+        for rank in ranks:
+            close(rank, wanted)
+    *_, rows, hidden, _, again = found
+    assert torch.equal(torch.cat(rows), rows_of_experts(ParallelConfig(), mixture)), "bitwise"
+    if native.find().library is not None:  # else a row's rounding depends on how many there are
+        assert torch.equal(torch.cat(hidden), hidden_states(ParallelConfig(), seen)), "bitwise, the whole model in bf16"
+    for name, parameter in small_model().named_parameters():
+        assert torch.equal(again[0][name], parameter), name
+
+
+def test_a_fused_matrix_is_split_part_by_part() -> None:
+    [one, other] = seats(tensor=2)
+    split = Split(axis="tensor", dim=0, parts=(4, 2, 2))
+    rows = torch.arange(8)
+    assert split.take(rows, one).tolist() == [0, 1, 4, 6] and split.take(rows, other).tolist() == [2, 3, 5, 7]
+    layout = Layout(mesh=other, shape=(8,), splits=(split,), partial=())
+    assert [box for box, _ in layout.boxes()] == [((2, 4),), ((5, 6),), ((7, 8),)]
