@@ -156,6 +156,11 @@ class Tokenizer:
     def special_ids(self) -> frozenset[int]:
         return frozenset(self.special.values())
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token as the library writes it, and its id."""
+        return dict(self._backend.get_vocab(with_added_tokens=True))
+
     def token_bytes(self, index: int) -> bytes:
         """What one token stands for; the name of a special one. Of a tokenizer that is not of bytes, its text alone."""
         token = self._backend.id_to_token(index)

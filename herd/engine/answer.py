@@ -70,26 +70,34 @@ class Answer:
         """`seed` is for params without one, `progress` the beginning of the structure that they ask for."""
         if beyond := [token for token in params.logit_bias if token >= tokenizer.vocab_size]:
             raise HerdError(f"logit_bias: there is no token {beyond[0]}, the tokenizer has {tokenizer.vocab_size}")
-        self.params, self.progress = params, progress
+        self.params, self.progress, self.prompt = params, progress, prompt
         self.tokens: list[int] = []
         self.finish_reason: str | None = None
-        self.num_drafted = self.num_accepted = 0
-        """Tokens that were guessed, and that proved right."""
+        self.num_drafted = self.num_accepted = self.last_accepted = 0
+        """Tokens that were guessed, that proved right, and that did so in the last step."""
         self.seed = seed if params.seed is None else params.seed
         self._counts: Counter[int] = Counter()
-        self._prompt = torch.tensor(sorted(set(prompt)), dtype=torch.int64)
-        self._end_tokens, self._room = frozenset(end_tokens), min(room, params.max_tokens)
+        self._distinct = torch.tensor(sorted(set(prompt)), dtype=torch.int64)
+        self._end_tokens, self._limit = frozenset(end_tokens), min(room, params.max_tokens)
         self._text, self._stop = TextStream(tokenizer), StopFilter(params.stop)
 
-    def row(self) -> Row:
-        """What the next token depends on. Raises HerdError where the structure allows none."""
+    @property
+    def room(self) -> int:
+        """Tokens that it may still have."""
+        return self._limit - len(self.tokens)
+
+    def row(self, *, ahead: Sequence[int] | None = None) -> Row:
+        """What the next token depends on. Raises HerdError where the structure allows none.
+
+        For a guess, `ahead` are the guesses before it, and the structure is left out: it knows nothing of them.
+        """
         return Row(
             params=self.params,
             seed=self.seed,
-            place=len(self.tokens),
-            counts=self._counts,
-            prompt=self._prompt,
-            allowed=self.progress.allowed() if self.progress else None,
+            place=len(self.tokens) + len(ahead or ()),
+            counts=self._counts + Counter(ahead) if ahead else self._counts,
+            prompt=self._distinct,
+            allowed=self.progress.allowed() if self.progress and ahead is None else None,
         )
 
     def push(self, token: int, logits_V: Float[Tensor, "v"]) -> Piece:
@@ -105,7 +113,7 @@ class Answer:
             text = self._stop.push(self._text.push(token))
             if self._stop.stopped:
                 self.finish_reason = "stop"
-            elif len(self.tokens) >= self._room:
+            elif self.room <= 0:
                 self.finish_reason = "length"
         if self.finish_reason:
             text += self._stop.push(self._text.finish())
@@ -152,7 +160,8 @@ def take(
         depth += 1
     for answer, draft, parts in zip(answers, drafts, pieces, strict=True):
         answer.num_drafted += len(draft)
-        answer.num_accepted += len(parts) - 1
+        answer.last_accepted = len(parts) - 1
+        answer.num_accepted += answer.last_accepted
     return [joined(parts) for parts in pieces]
 
 

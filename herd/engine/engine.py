@@ -25,6 +25,7 @@ from herd.engine.pages import Pages
 from herd.engine.runner import Runner, TokenRequest, content_of
 from herd.engine.sampler import SamplingParams
 from herd.engine.scheduler import Scheduler
+from herd.engine.speculative import Drafter, DraftModel, NGrams, drafts, num_drafts
 from herd.model.cache import KVCache
 
 
@@ -42,12 +43,18 @@ class EngineConfig:
     """Tokens of prompts that a step reads at most, …"""
     beside_tokens: int = 512
     """… and while answers are under way."""
+    guess_tokens: int = 0
+    """Tokens of an answer that are guessed ahead at most, from its own past or by `draft`. Changes no answer."""
+    draft: Model | None = None
+    """A smaller model of the same tokenizer, that guesses."""
 
     def __post_init__(self) -> None:
         for name in ("num_slots", "capacity", "cache_bytes", "prompt_tokens", "beside_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise HerdError(f"{name}={value} must be at least 1")
+        if self.guess_tokens < 0 or (self.draft and not self.guess_tokens):
+            raise HerdError(f"guess_tokens={self.guess_tokens} must not be negative, and above 0 with a draft model")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -104,6 +111,13 @@ class Engine:
             prompt_tokens=config.prompt_tokens,
             beside_tokens=config.beside_tokens,
         )
+        self._guess_tokens = config.guess_tokens
+        self._drafter: Drafter = (
+            DraftModel(config.draft, model, num_slots=config.num_slots, capacity=self.capacity)
+            if config.draft
+            else NGrams()
+        )
+        self._num_drafted = self._num_accepted = 0
         self._news: queue.SimpleQueue[Generation | WeightUpdate | None] = queue.SimpleQueue()
         self._count = 0
         self._closed = False
@@ -197,6 +211,8 @@ class Engine:
             ),
             "shared_bytes": whole.idle * global_bytes + chunk.idle * local_bytes,
             "version": self.version,
+            "drafted": self._num_drafted,
+            "accepted": self._num_accepted,
         }
 
     def close(self) -> None:
@@ -289,6 +305,8 @@ class Engine:
 
     def _turn(self) -> None:
         """One step."""
+        if self._guess_tokens:
+            self._guess()
         step = self._scheduler.schedule()
         for request, reason in step.refused:
             request.emit(Piece(text=reason, token_ids=[], finish_reason="error"))
@@ -304,6 +322,15 @@ class Engine:
                 self._scheduler.enter(work.request)
         if answering:
             self._advance([request for request, _ in answering], [logits_RV for _, logits_RV in answering])
+
+    def _guess(self) -> None:
+        """Draft what may follow in each running answer."""
+        requests = [request for request in self._scheduler.running if request.answer.tokens]
+        answers = [request.answer for request in requests]
+        chunk = self.model.config.chunk_size
+        counts = [num_drafts(answer, self._guess_tokens, chunk_size=chunk) for answer in answers]
+        for request, draft in zip(requests, drafts(self._drafter, answers, counts), strict=True):
+            request.draft = draft
 
     def _advance(self, requests: Sequence[Generation], logits: Sequence[Tensor]) -> None:
         """Draw the next tokens of each request and tell what is new."""
@@ -324,6 +351,8 @@ class Engine:
                 self._scheduler.enter(request)
             else:
                 self._scheduler.finish(request)
+                self._num_drafted += request.answer.num_drafted
+                self._num_accepted += request.answer.num_accepted
 
     def _update(self, update: WeightUpdate) -> None:
         """Put new weights in place: all of them, or none where one does not fit."""

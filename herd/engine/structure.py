@@ -167,6 +167,7 @@ class Progress:
 
     def __init__(self, matcher: "LLMatcher", ordinary: Tensor, stop: list[int]) -> None:
         self._matcher, self._ordinary, self._stop = matcher, ordinary, stop
+        self._allowed: Tensor | None = None
 
     @property
     def accepting(self) -> bool:
@@ -175,6 +176,11 @@ class Progress:
 
     def allowed(self) -> Tensor:
         """[V], the tokens that may come next. Raises HerdError where none may."""
+        if self._allowed is None:
+            self._allowed = self._mask()
+        return self._allowed
+
+    def _mask(self) -> Tensor:
         bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
         allowed_V = torch.from_numpy(bits[: len(self._ordinary)]).bool() & self._ordinary
         # In this order: to compute the mask brings the matcher forward.
@@ -191,3 +197,4 @@ class Progress:
     def push(self, token: int) -> None:
         """The answer has gone on by an allowed token."""
         self._matcher.consume_token(token)
+        self._allowed = None
