@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from herd import native
 from herd.config import ModelConfig
 
 BLOCK_KEYS = 512
@@ -117,7 +118,8 @@ class CacheView:
         keys_PKLC, values_PKLC = self.cache.keys[layer], self.cache.values[layer]
         keys_PKLC[places.page_N, :, places.slot_N] = k_NKC
         values_PKLC[places.page_N, :, places.slot_N] = v_NKC
-        return attend_pages(q_NHC, keys_PKLC, values_PKLC, places.table_SB, places.seen_S, self.starts_S)
+        attend = native.attend_pages if native.attends(q_NHC) else attend_pages
+        return attend(q_NHC, keys_PKLC, values_PKLC, places.table_SB, places.seen_S, self.starts_S)
 
 
 def attend_pages(

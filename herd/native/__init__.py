@@ -1,4 +1,4 @@
-"""C++ kernels for the CPU (AVX-512): training in bf16, products with low-bit weights. Each has a PyTorch twin.
+"""C++ kernels for the CPU (AVX-512): training in bf16, low-bit products, attention over pages. Each has a PyTorch twin.
 
 `serves(x)` tells whether they can be used on `x`; who asks has the PyTorch twin at hand for when they cannot. Results
 differ from the twin's by bf16 rounding only (fewer roundings, as sums and softmax stay in fp32 throughout), and do not
@@ -22,9 +22,12 @@ from herd.native.functions import (
 )
 from herd.native.library import find
 from herd.native.lowbit import lowbit_product, multiplies_lowbit
+from herd.native.paged import attend_pages, attends
 
 __all__ = [
     "adamw",
+    "attend_pages",
+    "attends",
     "attention",
     "available",
     "combine",

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from herd.core.files import cache_folder
 
-SOURCES = ("attention.cpp", "lowbit.cpp", "products.cpp", "rows.cpp")
+SOURCES = ("attention.cpp", "lowbit.cpp", "paged.cpp", "products.cpp", "rows.cpp")
+HEADERS = ("common.h", "pages.h", "schemes.h")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-strict-aliasing", "-fno-math-errno")
 NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vnni")
 """What the processor must have, in the words of /proc/cpuinfo."""
@@ -70,7 +71,7 @@ def build(compiler: str, flags: frozenset[str]) -> Path:
     here = Path(__file__).parent
     version = run([compiler, "--version"])
     digest = hashlib.sha256(repr((compiler, version, FLAGS, sorted(flags))).encode())
-    for name in ("common.h", *SOURCES):
+    for name in (*HEADERS, *SOURCES):
         digest.update((here / name).read_bytes())
     path = cache_folder() / "native" / f"kernels-{digest.hexdigest()[:16]}.so"
     if not path.exists():
