@@ -257,5 +257,6 @@ def quantize_model(model: nn.Module, scheme: Scheme, config: ModelConfig) -> Non
     for name, shape in replaceable(model, scheme, config).items():
         weight = parameters.pop(name).detach()
         packed = Packed(scheme, shape)
-        packed.weight, packed.scale = quantize(weight.mT if weight.ndim == 3 else weight, scheme, name)
+        codes, scale = quantize(weight.mT if weight.ndim == 3 else weight, scheme, name)
+        packed.weight, packed.scale = codes.contiguous(), scale.contiguous()
         replace(model, name, packed)

@@ -201,7 +201,8 @@ void attend(const Pages& p, i64 sequence, i64 head, const Queries<T>& q, i64 beg
     for (i64 c = 0; c < panels; ++c)
       panel_of((const Value*)nullptr, v, c * PANEL * size, count, p.c - c * PANEL, values + c * key_words * PANEL);
     for (i64 r0 = 0; r0 < q.rows; r0 += ROWS)
-      with_rows(q.rows - r0, [&](auto rows) {
+      with_rows(q.rows - r0, [&](auto tile) {
+        constexpr int rows = decltype(tile)::value;
         if (*std::max_element(q.last + r0, q.last + r0 + rows) < start) return;
         __m512 acc[rows][4];
         zero<rows>(acc);
@@ -268,8 +269,9 @@ struct Task {
 // sums are the same either way.
 struct Plan {
   std::vector<Task> tasks, joins;
-  i64 slots = 0, tile, ratio, heads, c;
+  i64 slots = 0, tile = 1, ratio = 1, heads = 0, c = 0;
 
+  Plan() = default;
   i64 wide() const { return (c + PANEL - 1) / PANEL * PANEL; }
   i64 slot_floats() const { return Sums::floats(tile * ratio, wide()); }
 

@@ -1,0 +1,162 @@
+"""A text model's forward as one native call (herd/native/forward.cpp), over the weights of a Transformer as they lie.
+
+At batch 1 a step of a small model takes a millisecond, of which PyTorch's calls, one for each operator, take most. The
+Transformer's own forward with a cache is the twin: it serves where `why_not` names a reason, and tests compare. Values
+between products are fp32 here, so that bf16 results differ by rounding; in fp32 those of a row depend neither on rows
+beside it, nor on the threads, nor on how its prompt was cut.
+"""
+
+# N tokens, D width, R rows whose outputs are wanted, V vocabulary
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from herd import native
+from herd.model.attention import rope_frequencies
+from herd.model.cache import CacheView, KVCache
+from herd.model.moe import MoE
+from herd.model.quantize import ACTIVATION_CAP, Packed
+from herd.model.transformer import Layer, Transformer
+from herd.native import forward as call
+from herd.native.forward import Kind
+
+KINDS = {"int8": Kind.INT8, "int4": Kind.INT4, "fp8": Kind.FP8}
+"""Of quantised weights, by their scheme's name."""
+
+
+def why_not(transformer: Transformer) -> str | None:
+    """Why the kernel does not take this model; None where it does."""
+    if (found := native.find()).library is None:
+        return found.reason
+    embedding = transformer.embedding.weight
+    if embedding.device.type != "cpu":
+        return f"the model is on {embedding.device}"
+    if embedding.dtype not in (torch.bfloat16, torch.float32):
+        return f"the model is in {embedding.dtype}"
+    config = transformer.config
+    if odd := [size for size in (config.dim, config.dense_ffn_dim, config.moe.ffn_dim) if size % 2]:
+        return f"a width is odd: {odd[0]}"
+    return None
+
+
+class FusedForward:
+    """Calls the kernel; built once for a Transformer whose `why_not` is None. Weights may change in place."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        config = transformer.config
+        self._transformer = transformer
+        self._cache: KVCache | None = None
+        self._frequencies = rope_frequencies(config).contiguous()
+        self._layers = (call.Layer * config.num_layers)()
+        self._model = call.Model(
+            embedding=transformer.embedding.weight.data_ptr(),
+            norm=transformer.norm.weight.data_ptr(),
+            frequencies=self._frequencies.data_ptr(),
+            layers=ctypes.cast(self._layers, ctypes.POINTER(call.Layer)),
+            unembedding=matrix(transformer.unembedding),
+            narrow=transformer.embedding.weight.dtype == torch.bfloat16,
+            num_layers=config.num_layers,
+            dim=config.dim,
+            heads=config.num_heads,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            experts=config.moe.num_experts,
+            top_k=config.moe.top_k,
+            qk_norm=config.qk_norm,
+            temperature=config.temperature,
+            eps=config.norm_eps,
+            temperature_floor=config.temperature_floor,
+            temperature_scale=config.temperature_scale,
+        )
+        for index, to in enumerate(self._layers):
+            layer = transformer.layers[index]
+            assert isinstance(layer, Layer)
+            to.attention_norm, to.ffn_norm = (n.weight.data_ptr() for n in (layer.attention_norm, layer.ffn_norm))
+            to.qkv, to.out = matrix(layer.attention.qkv), matrix(layer.attention.out)
+            dense = layer.ffn
+            if isinstance(dense, MoE):
+                to.router = dense.router.weight.data_ptr()
+                to.expert_gate_up, to.expert_down = matrix(dense.gate_up_EDF), matrix(dense.down_EFD)
+                dense = dense.shared
+            to.gate_up, to.down = matrix(dense.gate_up), matrix(dense.down)
+            to.is_global = config.is_global(index)
+
+    def __call__(
+        self,
+        tokens_N: Tensor,
+        *,
+        positions_N: Tensor,
+        cache: CacheView,
+        rows_R: Tensor,
+        embedded_ND: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states [R, D], fp32, of the rows `rows_R` (ascending); all rows' keys and values go to the cache.
+
+        `embedded_ND` stands for the embeddings of the tokens, where pictures are among them.
+        """
+        self._use(cache.cache)
+        hidden_RD = torch.empty(len(rows_R), self._model.dim)
+        places = (cache.chunk, cache.whole)
+        tables = [place.table_SB.contiguous() for place in places]
+        seen = [place.seen_S.contiguous() for place in places]
+        tokens_N, positions_N, rows_R = (x.contiguous() for x in (tokens_N, positions_N, rows_R))
+        starts_S = cache.starts_S.int().contiguous()
+        if embedded_ND is not None:
+            embedded_ND = embedded_ND.to(self._transformer.embedding.weight.dtype).contiguous()
+        batch = call.Batch(
+            tokens=tokens_N.data_ptr(),
+            embedded=None if embedded_ND is None else embedded_ND.data_ptr(),
+            positions=positions_N.data_ptr(),
+            starts=starts_S.data_ptr(),
+            tables=tuple(table.data_ptr() for table in tables),
+            seen=tuple(s.data_ptr() for s in seen),
+            blocks=tuple(table.shape[1] for table in tables),
+            wanted=rows_R.data_ptr(),
+            hidden=hidden_RD.data_ptr(),
+            rows=len(tokens_N),
+            sequences=len(starts_S) - 1,
+            num_wanted=len(rows_R),
+        )
+        call.forward(self._model, batch)
+        return hidden_RD
+
+    def unembed(self, hidden_RD: Tensor) -> Tensor:
+        """Logits [R, V], fp32."""
+        hidden_RD = hidden_RD.contiguous()
+        logits_RV = torch.empty(len(hidden_RD), self._model.unembedding.num_out)
+        if len(hidden_RD):
+            call.unembed(self._model, hidden_RD, logits_RV)
+        return logits_RV
+
+    def _use(self, cache: KVCache) -> None:
+        if cache is self._cache:
+            return
+        self._cache = cache
+        self._model.page_tokens = cache.config.page_tokens
+        self._model.narrow_pages = cache.keys[0].dtype == torch.bfloat16
+        for to, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
+            to.keys, to.values = keys.data_ptr(), values.data_ptr()
+
+
+def matrix(owner: Tensor | torch.nn.Module) -> call.Matrix:
+    """A linear layer, the weights [E, in, out] of all experts, or either quantised."""
+    if isinstance(owner, Packed):
+        scheme = owner.scheme
+        bits = 4 if scheme.name == "int4" else 8
+        return call.Matrix(
+            data=owner.weight.data_ptr(),
+            scales=owner.scale.data_ptr(),
+            kind=KINDS[scheme.name],
+            num_in=owner.weight.shape[-1] * 8 // bits,
+            num_out=owner.weight.shape[-2],
+            detail={"int4": scheme.group or 0, "int8": 0, "fp8": ACTIVATION_CAP}[scheme.name],
+        )
+    weight = owner if isinstance(owner, Tensor) else owner.weight
+    assert isinstance(weight, Tensor)
+    assert weight.is_contiguous()
+    narrow, turned = weight.dtype == torch.bfloat16, weight.ndim == 3
+    kind = (Kind.BF16_TURNED if narrow else Kind.FP32_TURNED) if turned else (Kind.BF16 if narrow else Kind.FP32)
+    num_out, num_in = weight.shape[-2:] if not turned else (weight.shape[2], weight.shape[1])
+    return call.Matrix(data=weight.data_ptr(), scales=None, kind=kind, num_in=num_in, num_out=num_out, detail=0)

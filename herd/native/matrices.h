@@ -1,0 +1,241 @@
+// Products of rows with matrices in whatever form their weights lie, for a team of threads that draws tasks one by one.
+// Which thread computes an output, and beside which rows, does not change its sum; bf16 matrices alone are read in two
+// ways, by few rows and by many, whose sums differ in order.
+#pragma once
+
+#include <sched.h>
+
+#include <atomic>
+#include <vector>
+
+#include "pages.h"
+#include "schemes.h"
+
+// Threads that go through the stages of a forward together: a stage's tasks are drawn by `next`, `wait` ends it.
+// Waiting is spinning: a stage takes microseconds, and waking a thread takes longer.
+class Team {
+  alignas(64) std::atomic<i64> drawn{0};
+  alignas(64) std::atomic<int> arrived{0};
+  alignas(64) std::atomic<unsigned> phase{0};
+
+ public:
+  int size = 1;
+
+  i64 next() { return drawn.fetch_add(1, std::memory_order_relaxed); }
+
+  void wait() {
+    const unsigned now = phase.load(std::memory_order_relaxed);
+    if (arrived.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
+      arrived.store(0, std::memory_order_relaxed);
+      drawn.store(0, std::memory_order_relaxed);
+      phase.store(now + 1, std::memory_order_release);
+      return;
+    }
+    for (int i = 0; phase.load(std::memory_order_acquire) == now; ++i)
+      if (i < 20000)
+        _mm_pause();
+      else
+        sched_yield();
+  }
+};
+
+enum Kind : i64 { FP32, BF16, INT8, INT4, FP8, FP32_TURNED, BF16_TURNED };  // [out, in], but the turned ones [in, out]
+
+// A matrix, or one for each expert; the layout is known to herd/native/forward.py.
+struct Matrix {
+  const uint8_t* data;
+  const bf16* scales;
+  i64 kind, in, out, detail;
+
+  // Calls f with the scheme that its rows of activations are prepared by, in `memory` for `tokens` rows.
+  template <class F>
+  void with_scheme(i64 tokens, char* memory, F f) const {
+    switch (kind) {
+      case INT8: return f(Int8(tokens, in, memory));
+      case INT4: return f(Int4(tokens, in, detail, memory));
+      case FP8: return f(Fp8(tokens, in, detail, memory));
+      case BF16: case BF16_TURNED: return f(Plain<bf16>(tokens, in, memory));
+      default: return f(Plain<float>(tokens, in, memory));
+    }
+  }
+  i64 bytes(i64 tokens) const {
+    switch (kind) {
+      case INT8: return Int8::bytes(tokens, in);
+      case INT4: return Int4::bytes(tokens, in);
+      case FP8: return Fp8::bytes(tokens, in);
+      case BF16: case BF16_TURNED: return Plain<bf16>::bytes(tokens, in);
+      default: return Plain<float>::bytes(tokens, in);
+    }
+  }
+};
+
+inline __m512 silu(__m512 x) {
+  const __m512 one = _mm512_set1_ps(1.f);
+  return _mm512_div_ps(x, _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), x))));
+}
+
+constexpr i64 MANY = 48;  // rows from which on bf16 weights [out, in] are packed into panels before they multiply
+
+// One product of a stage: prepared rows sorted by group, group g's before row ends[g], times their group's matrix. `gated`
+// matrices have a gate and an up half, and the output is silu(gate) * up.
+struct Job {
+  const Matrix* w;
+  char* rows;  // as the matrix's scheme prepared them
+  const i64* ends;
+  i64 groups, count;  // rows in all
+  float* out;         // [rows][columns()]
+  bool gated;
+
+  struct Part {
+    i64 group, begin, end;
+  };
+  std::vector<Part> parts;
+  i64 step, chunks;
+
+  Job(const Matrix& w, char* rows, const i64* ends, i64 groups, float* out, bool gated)
+      : w(&w), rows(rows), ends(ends), groups(groups), count(ends[groups - 1]), out(out), gated(gated) {
+    const bool turned = w.kind >= FP32_TURNED;
+    panels = turned || (w.kind == BF16 && count >= MANY);
+    step = panels ? (gated ? PANEL / 2 : PANEL) : (gated ? 16 : 32);
+    chunks = (columns() + step - 1) / step;
+    // Tiles of rows that stay in the first cache while the weights pass by.
+    const i64 block = panels ? 1024 * ROWS : std::clamp<i64>(32768 / w.in / TOKENS * TOKENS, 2 * TOKENS, 24 * TOKENS);
+    for (i64 g = 0, begin = 0; g < groups; begin = ends[g++])
+      for (i64 r = begin; r < ends[g]; r += block) parts.push_back({g, r, std::min(r + block, ends[g])});
+  }
+  bool panels;
+
+  i64 columns() const { return gated ? w->out / 2 : w->out; }
+  i64 tasks() const { return (i64)parts.size() * chunks; }
+
+  void run(i64 task) const {
+    const Part& part = parts[task / chunks];
+    const i64 begin = task % chunks * step, end = std::min(begin + step, columns());
+    if (!panels)
+      w->with_scheme(count, rows, [&](const auto& scheme) { by_rows(scheme, part, begin, end); });
+    else if (w->kind == FP32_TURNED)
+      by_panel<pages::Wide>(part, begin, end - begin);
+    else
+      by_panel<pages::Narrow>(part, begin, end - begin);
+  }
+
+  template <class S>
+  void by_rows(const S& scheme, const Part& part, i64 begin, i64 end) const {
+    for (i64 c = begin; c < end; c += COLUMNS)
+      for (i64 m = part.begin; m < part.end; m += TOKENS)
+        with_rows(std::min(TOKENS, part.end - m), [&](auto tile) {
+          constexpr int count = decltype(tile)::value;
+          __m128 found[count], up[count];
+          dots<count>(scheme, part.group, c, m, end - c, found);
+          if (gated) dots<count>(scheme, part.group, columns() + c, m, end - c, up);
+          for (int r = 0; r < count; ++r) {
+            if (gated) found[r] = _mm_mul_ps(_mm512_castps512_ps128(silu(_mm512_castps128_ps512(found[r]))), up[r]);
+            memcpy(out + (m + r) * columns() + c, &found[r], std::min(COLUMNS, end - c) * sizeof(float));
+          }
+        });
+  }
+
+  template <int R, class S>
+  void dots(const S& scheme, i64 group, i64 column, i64 m, i64 columns, __m128 (&found)[R]) const {
+    const uint8_t* from[COLUMNS];
+    const bf16* scales[COLUMNS];
+#pragma GCC unroll 4
+    for (i64 j = 0; j < COLUMNS; ++j) {  // past the last column, the last one again
+      const i64 at = group * w->out + column + std::min(j, columns - 1);
+      from[j] = w->data + at * scheme.row_bytes();
+      scales[j] = w->scales + at * scheme.row_scales();
+    }
+    scheme.template dots<R>(m, from, scales, found);
+  }
+
+  // A panel holds `count` columns from `column` on; of gated matrices those of the gate, then those of the up half.
+  template <class T>
+  void by_panel(const Part& part, i64 column, i64 count) const {
+    using Value = typename T::Value;
+    const i64 words = (w->in + T::PER_WORD - 1) / T::PER_WORD, wide = columns();
+    uint32_t* panel = scratch<uint32_t>(13, words * PANEL);
+    const Value* from = (const Value*)w->data + part.group * w->in * w->out;
+    if (w->kind == BF16)
+      pack_rows((const bf16*)from, column, count, words, panel);
+    else
+      pack_turned(from, column, count, panel);
+    const Plain<Value> x(this->count, w->in, rows);
+    for (i64 m = part.begin; m < part.end; m += ROWS)
+      with_rows(part.end - m, [&](auto tile) {
+        constexpr int rows = decltype(tile)::value;
+        __m512 acc[rows][4];
+        zero<rows>(acc);
+        pages::multiply<T, rows>((const uint32_t*)(x.values + m * x.padded), x.padded / T::PER_WORD, panel, words, acc);
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; ++r) {
+          float* to = out + (m + r) * wide + column;
+          if (gated) {
+            keep(to, _mm512_mul_ps(silu(acc[r][0]), acc[r][2]), count);
+            keep(to + 16, _mm512_mul_ps(silu(acc[r][1]), acc[r][3]), count - 16);
+          } else {
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) keep(to + 16 * j, acc[r][j], count - 16 * j);
+          }
+        }
+      });
+  }
+
+  static void keep(float* to, __m512 x, i64 count) {
+    if (count >= 16)
+      _mm512_storeu_ps(to, x);
+    else if (count > 0)
+      _mm512_mask_storeu_ps(to, first(count), x);
+  }
+
+  void pack_rows(const bf16* from, i64 column, i64 count, i64 words, uint32_t* panel) const {
+    for (i64 i = 0; i < PANEL; i += 16) {
+      const bool second = gated && i >= PANEL / 2;
+      const i64 base = second ? columns() + column - PANEL / 2 : column, held = (second ? PANEL / 2 : 0) + count - i;
+      const char* lines[16];
+      for (i64 j = 0; j < 16; ++j) lines[j] = (const char*)(from + (base + std::min(i + j, i + held - 1)) * w->in);
+      if (held <= 0) std::fill(lines, lines + 16, (const char*)from);
+      for (i64 at = 0; at < words; at += 16) pages::turn(lines, at * 4, held, words - at, panel + at * PANEL + i, PANEL);
+    }
+  }
+
+  void pack_turned(const bf16* from, i64 column, i64 count, uint32_t* panel) const {
+    const i64 n = w->out, in = w->in, right = gated ? columns() + column : column + 32;
+    const auto mask = [](i64 held) { return held >= 32 ? ~0u : held <= 0 ? 0u : (1u << held) - 1; };
+    const __mmask32 left_mask = mask(count), right_mask = mask(gated ? count : count - 32);
+    for (i64 k = 0; k < in; k += 2, panel += PANEL) {
+      const bf16 *a = from + k * n, *b = a + n;
+      const __mmask32 odd = k + 1 < in ? ~0u : 0;
+      _mm_prefetch((const char*)(a + 16 * n + column), _MM_HINT_T0);
+      _mm_prefetch((const char*)(b + 16 * n + column), _MM_HINT_T0);
+      _mm_prefetch((const char*)(a + 16 * n + right), _MM_HINT_T0);
+      _mm_prefetch((const char*)(b + 16 * n + right), _MM_HINT_T0);
+      pages::zip(_mm512_maskz_loadu_epi16(left_mask, a + column), _mm512_maskz_loadu_epi16(left_mask & odd, b + column), panel);
+      pages::zip(_mm512_maskz_loadu_epi16(right_mask, a + right), _mm512_maskz_loadu_epi16(right_mask & odd, b + right),
+                 panel + 32);
+    }
+  }
+
+  void pack_turned(const float* from, i64 column, i64 count, uint32_t* panel) const {
+    for (i64 k = 0; k < w->in; ++k, from += w->out, panel += PANEL)
+      for (i64 j = 0; j < PANEL; j += 16) {
+        const bool second = gated && j >= PANEL / 2;
+        const i64 held = (second ? PANEL / 2 : 0) + count - j;
+        const __mmask16 mask = first(second || !gated ? held : std::min<i64>(held, PANEL / 2 - j));
+        const float* at = from + (second ? columns() + column - PANEL / 2 : column) + j;
+        _mm512_store_ps((float*)panel + j, _mm512_maskz_loadu_ps(mask, at));
+      }
+  }
+};
+
+// All tasks of a stage's products.
+inline void run(Team& team, const std::vector<Job>& jobs) {
+  i64 total = 0;
+  for (const Job& job : jobs) total += job.tasks();
+  for (i64 t = team.next(); t < total; t = team.next()) {
+    i64 left = t;
+    const Job* job = jobs.data();
+    while (left >= job->tasks()) left -= (job++)->tasks();
+    job->run(left);
+  }
+  team.wait();
+}
