@@ -240,6 +240,11 @@ class Attention(nn.Module):
             out_NHC = attend(q_NHC, k_NKC, v_NKC, spans.groups)
         return self.out(out_NHC.flatten(1))
 
+    def read(self, x_ND: Tensor, shared: AttentionPlan, cache: CacheView) -> None:
+        """Store the keys and values of tokens that ask nothing."""
+        _, k_NKC, v_NKC = self.ready(self.qkv(x_ND).unflatten(-1, (-1, self.config.head_dim)), shared)
+        cache.store(self.layer, k_NKC, v_NKC)
+
     def ready(self, qkv_NHC: Tensor, shared: AttentionPlan) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values as they meet: rotated and normed, or scaled by the temperature."""
         config, dtype = self.config, qkv_NHC.dtype

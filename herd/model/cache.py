@@ -59,8 +59,8 @@ class KVCache:
 
     def at(
         self,
-        global_tables: Sequence[Sequence[int]],
-        local_tables: Sequence[Sequence[int]],
+        global_tables: Sequence[Sequence[int] | np.ndarray],
+        local_tables: Sequence[Sequence[int] | np.ndarray],
         positions_N: Tensor,
         starts_S: Tensor,
     ) -> "CacheView":
@@ -72,7 +72,7 @@ class KVCache:
         begins, lengths = starts_S[:-1].long(), torch.diff(starts_S).long()
         sequence_N = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
 
-        def places(tables: Sequence[Sequence[int]], span_N: Tensor) -> Places:
+        def places(tables: Sequence[Sequence[int] | np.ndarray], span_N: Tensor) -> Places:
             table = np.zeros((len(tables), max(1, *map(len, tables)) if tables else 1), dtype=np.int32)
             for row, pages in zip(table, tables, strict=True):
                 row[: len(pages)] = pages
@@ -114,12 +114,17 @@ class CacheView:
 
     def attend(self, layer: int, q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor) -> Tensor:
         """Store the new keys and values, then attend to everything that the layer may see."""
-        places = self.whole if self.cache.config.is_global(layer) else self.chunk
+        places = self.store(layer, k_NKC, v_NKC)
         keys_PKLC, values_PKLC = self.cache.keys[layer], self.cache.values[layer]
-        keys_PKLC[places.page_N, :, places.slot_N] = k_NKC
-        values_PKLC[places.page_N, :, places.slot_N] = v_NKC
         attend = native.attend_pages if native.attends(q_NHC) else attend_pages
         return attend(q_NHC, keys_PKLC, values_PKLC, places.table_SB, places.seen_S, self.starts_S)
+
+    def store(self, layer: int, k_NKC: Tensor, v_NKC: Tensor) -> Places:
+        """Store the new keys and values; gives where the layer finds them and the older ones."""
+        places = self.whole if self.cache.config.is_global(layer) else self.chunk
+        self.cache.keys[layer][places.page_N, :, places.slot_N] = k_NKC
+        self.cache.values[layer][places.page_N, :, places.slot_N] = v_NKC
+        return places
 
 
 def attend_pages(

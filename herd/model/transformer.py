@@ -78,16 +78,41 @@ class Transformer(nn.Module):
         `positions_N` count from 0 in each document or request; `starts_S` are the cumulative starts of the runs in the
         pack, the last entry N. With a `cache`, each run continues the request in its slot.
         """
-        x_ND = self.embedding(tokens_N)
+        x_ND = self._embed(tokens_N, images)
+        shared = plan(positions_N, starts_S, self.config, cached=cache is not None)
+        for layer in self.layers:
+            x_ND = layer(x_ND, shared, cache)
+        return self.norm(x_ND)
+
+    def read(
+        self,
+        tokens_N: Int[Tensor, "n"],
+        *,
+        positions_N: Int[Tensor, "n"],
+        starts_S: Int[Tensor, "s1"],
+        images: Images | None = None,
+        cache: CacheView,
+    ) -> None:
+        """Take tokens into the cache as `forward` does, with no output: the last layer asks nothing of the past.
+
+        Where no other layer is global, the cost of a token does not grow with what was read before it.
+        """
+        x_ND = self._embed(tokens_N, images)
+        shared = plan(positions_N, starts_S, self.config, cached=True)
+        for layer in self.layers[:-1]:
+            x_ND = layer(x_ND, shared, cache)
+        last = self.layers[-1]
+        assert isinstance(last, Layer)
+        last.attention.read(last.attention_norm(x_ND), shared, cache)
+
+    def _embed(self, tokens_N: Tensor, images: Images | None) -> Tensor:
+        x_ND: Tensor = self.embedding(tokens_N)
         if images is not None:
             assert self.vision is not None, "ImageProcessor refuses pictures for a model of text alone"
             features = images.tiles if images.encoded else self.vision(images.tiles.to(x_ND.dtype)).flatten(0, 1)
             features = features if images.kept is None else features[images.kept]
             x_ND = x_ND.index_copy(0, images.rows, features.to(x_ND.dtype))
-        shared = plan(positions_N, starts_S, self.config, cached=cache is not None)
-        for layer in self.layers:
-            x_ND = layer(x_ND, shared, cache)
-        return self.norm(x_ND)
+        return x_ND
 
     def unembed(self, hidden_ND: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
         """Logits of the next token."""

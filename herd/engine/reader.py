@@ -1,0 +1,164 @@
+"""One very long text, read once and asked many times.
+
+The cache is the engine's (herd.model.cache), its pages those of a single request. Whole chunks are read several at a
+time: to the local layers they are strangers, and the last layer, which is global, only stores their keys and values
+(`Transformer.read`). So where no other layer is global a token costs the same however much was read before it, and a
+stretch of text can be replaced by reading its chunks again: nothing else in the cache depends on it. An answer is
+decoded greedily by the ordinary forward, with exact attention over all that was read.
+"""
+
+# N tokens, V vocabulary
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from herd.core.errors import HerdError
+from herd.engine.load import Model
+from herd.model.cache import KVCache, chunk_pieces
+from herd.plan.counts import amount, cache_bytes
+
+CHUNKS_AT_ONCE = 4
+"""Whole chunks that a forward reads."""
+
+
+class Reader:
+    """Reads up to `context` tokens with `model`; the question and its answer count too."""
+
+    def __init__(
+        self, model: Model, *, context: int, budget_bytes: int | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        config = model.config
+        self.model, self.context = model, context
+        needed = cache_bytes(config, context)
+        if budget_bytes is not None and needed > budget_bytes:
+            raise HerdError(
+                f"{context:,} tokens need {amount(needed)}B of cache, {amount(budget_bytes)}B are given: "
+                "shorten the text or give more"
+            )
+        weight = model.transformer.embedding.weight
+        self.chunk, size = config.chunk_size, config.page_tokens
+        self._pages_a_chunk = self.chunk // size
+        self.cache = KVCache(
+            config,
+            num_global=-(-context // size),
+            num_local=(CHUNKS_AT_ONCE + 1) * self._pages_a_chunk,
+            dtype=dtype or weight.dtype,
+            device=weight.device,
+        )
+        self.device = weight.device
+        self._pages = np.arange(-(-context // size), dtype=np.int32)
+        self.length = 0
+        """Tokens that stand in the cache from position 0 on."""
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether only the last layer is global, so that text can be replaced in place."""
+        config = self.model.config
+        return [layer for layer in range(config.num_layers) if config.is_global(layer)] == [config.num_layers - 1]
+
+    def read(self, tokens: Tensor, *, begin: int | None = None, told: Callable[[int], bool] | None = None) -> None:
+        """Read `tokens` from position `begin` on, a chunk's edge; from where reading stopped if not given.
+
+        `told` hears how many tokens were read since it last heard, and stops the reading by returning False.
+        """
+        begin = self.length if begin is None else begin
+        if begin % self.chunk:
+            raise HerdError(f"begin={begin} is not a multiple of the chunk, {self.chunk}")
+        if begin + len(tokens) > self.context:
+            raise HerdError(f"{begin + len(tokens):,} tokens do not fit in the context of {self.context:,}")
+        whole = len(tokens) // self.chunk * self.chunk
+        step = CHUNKS_AT_ONCE * self.chunk
+        for at in range(0, whole, step):
+            part = tokens[at : min(at + step, whole)]
+            self._read_chunks(part, begin + at)
+            self.length = max(self.length, begin + at + len(part))
+            if told is not None and not told(len(part)):
+                return
+        if whole < len(tokens):
+            self._read_piece(tokens[whole:], begin + whole)
+        self.length = max(self.length, begin + len(tokens))
+
+    def _until(self, length: int) -> np.ndarray:
+        """The pages of the first `length` positions."""
+        return self._pages[: -(-length // self.model.config.page_tokens)]
+
+    def _local(self, place: int) -> range:
+        """The local pages of one chunk; the first are those of the piece at the end of the text."""
+        return range(place * self._pages_a_chunk, (place + 1) * self._pages_a_chunk)
+
+    @torch.inference_mode()
+    def _read_chunks(self, tokens: Tensor, begin: int) -> None:
+        """Whole chunks, each a sequence of its own."""
+        count = len(tokens) // self.chunk
+        positions_N = torch.arange(begin, begin + len(tokens), device=self.device)
+        starts_S = torch.arange(0, len(tokens) + 1, self.chunk, device=self.device, dtype=torch.int32)
+        local = [self._local(i + 1) for i in range(count)]
+        view = self.cache.at([self._until(begin + len(tokens))] * count, local, positions_N, starts_S)
+        self.model.transformer.read(tokens.to(self.device), positions_N=positions_N, starts_S=starts_S, cache=view)
+
+    @torch.inference_mode()
+    def _read_piece(self, tokens: Tensor, begin: int) -> None:
+        """A piece of one chunk, whose past is in the first local pages."""
+        positions_N = torch.arange(begin, begin + len(tokens), device=self.device)
+        starts_S = torch.tensor([0, len(tokens)], dtype=torch.int32, device=self.device)
+        view = self.cache.at([self._until(begin + len(tokens))], [self._local(0)], positions_N, starts_S)
+        self.model.transformer.read(tokens.to(self.device), positions_N=positions_N, starts_S=starts_S, cache=view)
+
+    @torch.inference_mode()
+    def answer(self, question: Sequence[int], *, at: int, max_tokens: int, stop: Sequence[int] = ()) -> list[int]:
+        """Greedy continuation of what stands before position `at`, a chunk's edge, and of `question` after it.
+
+        Text that stood there before is covered over: `kept` puts it back.
+        """
+        assert at % self.chunk == 0 and at <= self.length
+        tokens, length = torch.tensor(question), at
+        for begin, end in chunk_pieces(at, at + len(question) - 1, self.chunk, self.chunk):
+            self._read_piece(tokens[begin - at : end - at], begin)
+            length = end
+        given: list[int] = []
+        token = int(tokens[-1])
+        while len(given) < max_tokens:
+            token = int(self._logits(token, length).argmax())
+            length += 1
+            given.append(token)
+            if token in stop:
+                break
+        return given
+
+    def _logits(self, token: int, position: int) -> Tensor:
+        """Logits after one more token."""
+        if position >= self.context:
+            raise HerdError(f"the context of {self.context:,} tokens is full")
+        positions_N = torch.tensor([position], device=self.device)
+        starts_S = torch.tensor([0, 1], dtype=torch.int32, device=self.device)
+        view = self.cache.at([self._until(position + 1)], [self._local(0)], positions_N, starts_S)
+        hidden_ND = self.model.transformer(
+            torch.tensor([token], device=self.device), positions_N=positions_N, starts_S=starts_S, cache=view
+        )
+        return self.model.transformer.unembed(hidden_ND)[0].float()
+
+    @contextmanager
+    def kept(self, chunks: Iterable[int]) -> Iterator[None]:
+        """Puts the global pages of these chunks back as they were, at the end."""
+        config = self.model.config
+        rows: list[int] = []
+        for chunk in sorted(set(chunks)):
+            rows += range(chunk * self._pages_a_chunk, min((chunk + 1) * self._pages_a_chunk, len(self._pages)))
+        index, length = torch.tensor(rows, device=self.device), self.length
+        pools = [
+            pool
+            for layer in range(config.num_layers)
+            if config.is_global(layer)
+            for pool in (self.cache.keys[layer], self.cache.values[layer])
+        ]
+        before = [pool[index] for pool in pools]
+        try:
+            yield
+        finally:
+            for pool, pages in zip(pools, before, strict=True):
+                pool[index] = pages
+            self.length = length

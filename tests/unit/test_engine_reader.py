@@ -1,0 +1,116 @@
+"""The reader of long texts: what it answers is what whole forwards answer, wherever and however the text came in."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from model_folder import random_tokenizer
+
+from herd.bench.oracles import random_model
+from herd.config import ModelConfig, MoEConfig, SpecialIds, preset
+from herd.core.errors import HerdError
+from herd.data.image import ImageProcessor
+from herd.engine.load import Model
+from herd.engine.reader import Reader
+
+CHUNK = 32
+SPECIAL = SpecialIds(bos=1, end_of_text=2, eom=3, eot=4, pad=5)
+
+
+def shape(num_layers: int = 4, **changes: object) -> ModelConfig:
+    small = replace(
+        preset("tiny", vocab_size=64, special=SPECIAL), dim=32, head_dim=16, num_layers=num_layers, vision=None,
+        moe=MoEConfig(num_experts=4, ffn_dim=32), chunk_size=CHUNK, temperature_floor=16, temperature_scale=0.3,
+    )  # fmt: skip
+    return replace(small, **changes)  # type: ignore[arg-type]
+
+
+def model_of(config: ModelConfig) -> Model:
+    return Model(
+        config=config,
+        transformer=random_model(config, seed=0, scale=0.4),
+        tokenizer=random_tokenizer(),
+        processor=ImageProcessor(None),
+    )
+
+
+def tokens(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(9, 64, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def by_whole_forwards(model: Model, ids: list[int], count: int) -> list[int]:
+    given: list[int] = []
+    for _ in range(count):
+        now = torch.tensor(ids + given)
+        starts = torch.tensor([0, len(now)], dtype=torch.int32)
+        hidden = model.transformer(now, positions_N=torch.arange(len(now)), starts_S=starts)
+        given.append(int(model.transformer.unembed(hidden[-1:]).argmax()))
+    return given
+
+
+@pytest.mark.parametrize("num_layers", [4, 8])
+@pytest.mark.parametrize("num_chunks", [1, 4, 11])
+def test_an_answer_after_a_long_text_is_that_of_whole_forwards(num_layers: int, num_chunks: int) -> None:
+    """Also with eight layers, of which the fourth is global too."""
+    model = model_of(shape(num_layers))
+    text, question = tokens(num_chunks * CHUNK), tokens(7, seed=1).tolist()
+    reader = Reader(model, context=num_chunks * CHUNK + 50)
+    reader.read(text)
+    answer = reader.answer(question, at=len(text), max_tokens=40)  # over the next chunk edge
+    assert answer == by_whole_forwards(model, text.tolist() + question, 40)
+
+
+def test_a_question_in_the_midst_sees_nothing_of_what_follows() -> None:
+    model = model_of(shape())
+    text, question = tokens(9 * CHUNK), tokens(5, seed=1).tolist()
+    reader = Reader(model, context=len(text))
+    reader.read(text)
+    for at in (5, 2):
+        with reader.kept([at]):
+            answer = reader.answer(question, at=at * CHUNK, max_tokens=6)
+        assert answer == by_whole_forwards(model, text[: at * CHUNK].tolist() + question, 6)
+    question = tokens(3, seed=2).tolist()
+    with reader.kept([8]):
+        answer = reader.answer(question, at=8 * CHUNK, max_tokens=6)
+    assert answer == by_whole_forwards(model, text[: 8 * CHUNK].tolist() + question, 6)
+
+
+def test_text_replaced_in_place_is_as_if_it_had_been_there_from_the_start() -> None:
+    model = model_of(shape())
+    text, questions = tokens(8 * CHUNK), [tokens(5, seed=seed).tolist() for seed in range(4)]
+    reader = Reader(model, context=10 * CHUNK)
+    assert reader.is_linear
+    reader.read(text)
+    plain = [reader.answer(question, at=len(text), max_tokens=4) for question in questions]
+    other = text.clone()
+    other[2 * CHUNK : 5 * CHUNK] = tokens(3 * CHUNK, seed=9)
+    with reader.kept([2, 3, 4]):
+        reader.read(other[2 * CHUNK : 5 * CHUNK], begin=2 * CHUNK)
+        replaced = [reader.answer(question, at=len(text), max_tokens=4) for question in questions]
+    assert replaced == [by_whole_forwards(model, other.tolist() + question, 4) for question in questions]
+    assert replaced != plain
+    assert [reader.answer(question, at=len(text), max_tokens=4) for question in questions] == plain
+
+
+def test_with_a_global_layer_below_the_last_text_cannot_be_replaced() -> None:
+    assert not Reader(model_of(shape(8)), context=2 * CHUNK).is_linear
+
+
+def test_a_text_that_the_budget_does_not_hold_is_refused_before_reading_with_the_sum() -> None:
+    model = model_of(shape())
+    with pytest.raises(HerdError, match=r"1,000,000 tokens need 128.01 MB of cache, 100.00 MB are given"):
+        Reader(model, context=1_000_000, budget_bytes=100_000_000)
+
+
+def test_reading_stops_when_it_is_told_to() -> None:
+    reader = Reader(model_of(shape()), context=100 * CHUNK)
+    heard: list[int] = []
+
+    def told(count: int) -> bool:
+        heard.append(count)
+        return len(heard) < 3
+
+    reader.read(tokens(100 * CHUNK), told=told)
+    assert len(heard) == 3
+    assert reader.length == sum(heard) < 100 * CHUNK
