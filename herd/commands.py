@@ -62,6 +62,12 @@ STEPS = (
         "herd.stages.pretrain:pretrain",
         {"model": "vision", "data": "data"},
     ),
+    step(
+        "midtrain",
+        "herd.config:MidtrainConfig",
+        "herd.stages.midtrain:midtrain",
+        {"model": "pretrain", "data": "data"},
+    ),
     step("sft", "herd.config:SftConfig", "herd.stages.sft:sft", {"model": "pretrain", "data": "data"}),
     step(
         "evaluate",
@@ -350,6 +356,12 @@ COMMANDS = {
         summary="Train a model on text and pictures together",
         example="herd pretrain runs/tiny/vision --recipe tiny --data runs/tiny/data --out runs/mine/pretrain",
         does=STEP["pretrain"],
+        computes=True,
+    ),
+    "midtrain": Command(
+        summary="Let a model read longer and longer documents",
+        example="herd midtrain runs/tiny/pretrain --data runs/tiny/data --out runs/mine/midtrain",
+        does=STEP["midtrain"],
         computes=True,
     ),
     "sft": Command(

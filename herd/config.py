@@ -273,6 +273,25 @@ def tiny_behemoth(vocab_size: int, special: SpecialIds) -> ModelConfig:
     )
 
 
+def tiny_long(vocab_size: int, special: SpecialIds) -> ModelConfig:
+    """One local layer under a global one, of text alone: what it costs to read a token does not grow with the context.
+
+    The queries' temperature must grow at least as the logarithm of the context does: its
+    slope is thrice Llama 4's, from 256 tokens on.
+    """
+    return replace(
+        tiny(vocab_size, special),
+        dim=128,
+        num_layers=2,
+        nope_every=2,
+        moe=MoEConfig(num_experts=4, ffn_dim=256),
+        vision=None,
+        chunk_size=1024,
+        temperature_scale=0.3,
+        max_positions=11_534_336,
+    )
+
+
 PRESETS = {
     "tiny": tiny,
     "scout": scout,
@@ -281,6 +300,7 @@ PRESETS = {
     "tiny-scout": tiny_scout,
     "tiny-maverick": tiny_maverick,
     "tiny-behemoth": tiny_behemoth,
+    "tiny-long": tiny_long,
 }
 
 
@@ -461,6 +481,45 @@ class PretrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MidtrainConfig:
+    """Longer documents by stages, beside short ones."""
+
+    seed: int = 0
+    num_tokens: int = 4_000_000
+    batch_tokens: int = 8192
+    lengths: tuple[int, ...] = (1024, 2048, 4096)
+    """Tokens of the long documents: each entry has an equal part of the steps. Those of the first length have single
+    needles in English only, and the kinds of documents that the shares tell come with the second."""
+    short_share: float = 0.6
+    """Share of the tokens that are pieces of at most `context`, as in pre-training, so that what was learnt stays."""
+    context: int = 512
+    picture_share: float = 0.0
+    """Share of the short tokens that are pictures with their names."""
+    plain_share: float = 0.2
+    """Share of the long documents that are text alone; …"""
+    quote_share: float = 0.2
+    """… whose last part quotes the first; the others have facts planted in them, and questions at the end."""
+    most_questions: int = 32
+    """Quotes or questions of one document."""
+    answer_weight: float = 4.0
+    """What a token of an answer or a quote weighs beside one of text: few are learnt in a long document."""
+    balance_rate: float = 0.0
+    balance_coefficient: float = 0.01
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        if not self.lengths or min(self.lengths) < 128:
+            raise HerdError(f"lengths={self.lengths} must name at least one length, each of 128 tokens or more")
+        for name in ("short_share", "picture_share", "plain_share", "quote_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise HerdError(f"{name}={getattr(self, name)} is not a share from 0 to below 1")
+        if self.plain_share + self.quote_share > 1:
+            raise HerdError(f"plain_share={self.plain_share} and quote_share={self.quote_share} are more than all")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,5 +44,5 @@ class Batch:
         return len(self.tokens_N)
 
 
-KINDS = ("text", "picture", "chat")
+KINDS = ("text", "picture", "chat", "planted")
 """Names of the values of `Batch.kinds_N`."""

@@ -15,7 +15,7 @@ from herd.data.image import Tiles, normalise
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One document: its ids, which of them are learnt (as targets), and its pictures."""
+    """One document: its ids, which of them are learnt (as targets) or how much each weighs, and its pictures."""
 
     ids: np.ndarray
     learnt: np.ndarray

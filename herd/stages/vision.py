@@ -131,6 +131,8 @@ def vision(config: VisionStageConfig, data: Path, out: Path) -> Path:
     shape = preset(config.preset, vocab_size=tokenizer.vocab_size, special=tokenizer.ids)
     model = Transformer(shape).to(torch.bfloat16)
     initialise(model, torch.Generator().manual_seed(seed_of(config.seed, "weights")))
+    if shape.vision is None:
+        return save_model(model, tokenizer, stage)  # a model of text alone: its first weights
     # Gradients only where the losses reach.
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(("vision.", "unembedding.")))

@@ -1,0 +1,108 @@
+"""Facts in a haystack of any length, planted, asked for and taken out again.
+
+The haystack is read once (herd.engine.reader). A question about its first `length` tokens stands in place of what
+follows them, so one reading serves all lengths; facts take the place of as many tokens, from the end of a sentence on,
+and only their chunks are read anew. Both are exact: the answer is that of a reading from the start, as the tests show.
+Facts are not kept off the edges of chunks, where local layers cannot see both sides; `cut` tells which lie on one.
+"""
+
+# N tokens of the haystack
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from herd.core.errors import HerdError
+from herd.data.planted import Planter, Quiz
+from herd.engine.reader import Reader
+
+DEPTHS = tuple((place + 0.5) / 10 for place in range(10))
+"""Where the first fact stands, as a share of the length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One question and what came of it."""
+
+    right: bool
+    given: str
+    wanted: str
+    cut: bool
+    """Whether an edge of a chunk runs through the first fact."""
+
+
+class Haystack:
+    """Real text in a reader's cache."""
+
+    def __init__(self, reader: Reader, planter: Planter, ids: np.ndarray) -> None:
+        if not reader.is_linear:
+            raise HerdError(
+                "the model has a global layer below its last: text cannot be replaced without reading all of it again"
+            )
+        self.reader, self.planter, self.ids = reader, planter, ids
+        self.ends = np.flatnonzero(planter.ends_text[ids]) + 1
+
+    def ask(
+        self,
+        quiz: Quiz,
+        *,
+        length: int,
+        depth: float,
+        rng: np.random.Generator,
+        planted: bool = True,
+        spare: int = 2,
+    ) -> Asked:
+        """Plant the facts, the first at `depth`, the others anywhere; ask after `length` tokens; take them out again.
+
+        With `planted` False the fact that the answer rests on is left out. `spare` are tokens that an answer may have
+        more than the right one.
+        """
+        facts = [self.planter.encode(f" {fact}") for fact in quiz.facts]
+        places = self._places(facts, length, depth, rng)
+        if not planted:
+            facts, places = facts[1:], places[1:]
+        chunk = self.reader.chunk
+        text = self.ids
+        touched: dict[int, np.ndarray] = {}
+        for place, fact in zip(places, facts, strict=True):
+            for number in range(place // chunk, (place + len(fact) - 1) // chunk + 1):
+                begin = number * chunk
+                tokens = touched.setdefault(number, text[begin : begin + chunk].copy())
+                low, high = max(place, begin), min(place + len(fact), begin + chunk)
+                tokens[low - begin : high - begin] = fact[low - place : high - place]
+        wanted = self.planter.encode(quiz.answer)
+        question = self.planter.encode(quiz.question)
+        after = range(length // chunk, (length + len(question) + len(wanted) + spare) // chunk + 1)
+        with self.reader.kept([*touched, *after]):
+            for number, tokens in touched.items():
+                self.reader.read(torch.from_numpy(tokens), begin=number * chunk)
+            given = self.reader.answer(question, at=length, max_tokens=len(wanted) + spare)
+        text_given, first = self.planter.tokenizer.decode(given), quiz.facts[0]
+        size = len(self.planter.encode(f" {first}"))
+        cut = planted and places[0] // chunk != (places[0] + size - 1) // chunk
+        return Asked(right=is_right(quiz, text_given), given=text_given, wanted=quiz.answer, cut=cut)
+
+    def _places(self, facts: Sequence[list[int]], length: int, depth: float, rng: np.random.Generator) -> list[int]:
+        """Ends of sentences for the facts, none over another, all before `length`; in order after the first."""
+        taken: list[tuple[int, int]] = []
+        depths = [depth, *np.sort(rng.random(len(facts) - 1))]
+        for share, fact in zip(depths, facts, strict=True):
+            index = int(np.searchsorted(self.ends, share * (length - len(fact))))
+            index = min(index, len(self.ends) - 1)
+            for step in range(len(self.ends)):
+                place = int(self.ends[(index + step) % len(self.ends)])
+                if place + len(fact) <= length and all(place >= b or place + len(fact) <= a for a, b in taken):
+                    break
+            else:
+                raise HerdError(f"{length} tokens have no room for {len(facts)} facts")
+            taken.append((place, place + len(fact)))
+        return [place for place, _ in taken]
+
+
+def is_right(quiz: Quiz, given: str) -> bool:
+    """Whether an answer says what was wanted: all parts where any order will do, else the beginning."""
+    if quiz.several:
+        return all(part in given for part in quiz.several)
+    return given.strip().startswith(quiz.answer.strip().rstrip(".。"))

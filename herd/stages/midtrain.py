@@ -1,0 +1,33 @@
+"""`herd midtrain`: the training length grows by stages, on real text with questions planted in it.
+
+As much short data as the config says stays in every step, so that what pre-training taught is kept. After Llama 4's
+mid-training as far as it is public (new recipes, long-context data); the tasks follow RULER. See docs/midtrain.md.
+"""
+
+from pathlib import Path
+
+import torch
+
+from herd.config import MidtrainConfig
+from herd.core.lineage import Stage
+from herd.data.image import ImageProcessor
+from herd.data.long import LongBatches
+from herd.data.tokenizer import Tokenizer
+from herd.model.formats import huggingface
+from herd.stages.pretrain import save_model
+from herd.train.balance import Balancer
+from herd.train.loop import train
+from herd.train.losses import language_loss
+
+
+def midtrain(config: MidtrainConfig, model: Path, data: Path, out: Path) -> Path:
+    """Train the model folder `model` on longer and longer documents; returns the finished folder `out`."""
+    stage = Stage("midtrain", out, config=config, parents={"model": model, "data": data})
+    tokenizer = Tokenizer.load(model)
+    network = huggingface.load(model, dtype=torch.bfloat16).requires_grad_(True)
+    if network.vision is not None:
+        network.vision.requires_grad_(False)  # as in pre-training
+    batches = LongBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
+    loss_fn = language_loss(config.balance_coefficient)
+    train(network, batches, loss_fn, config, stage, hooks=[Balancer(network, config.balance_rate)])
+    return save_model(network, tokenizer, stage)

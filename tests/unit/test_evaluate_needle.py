@@ -1,0 +1,53 @@
+"""A fact planted in a text already read is answered as if the text had been read with it from the start."""
+
+import numpy as np
+import torch
+from model_folder import random_tokenizer
+from test_engine_reader import CHUNK, by_whole_forwards, model_of, shape
+
+from herd.config import LANGUAGES
+from herd.data import planted
+from herd.data.planted import Keys, Planter
+from herd.engine.reader import Reader
+from herd.evaluate.needle import Haystack, is_right
+
+TOKENIZER = random_tokenizer()
+TEXT = "The cat sat on the mat. A dog came in and sat beside it.\n" * 40
+KEYS = Keys(["river", "town", "music", "winter"], evaluation=True)
+
+
+def test_a_planted_fact_is_answered_as_in_a_text_read_from_the_start() -> None:
+    model = model_of(shape(vocab_size=TOKENIZER.vocab_size))
+    planter = Planter(TOKENIZER)
+    ids = np.array(TOKENIZER.encode(TEXT), dtype=np.int64)[: 24 * CHUNK]
+    reader = Reader(model, context=len(ids) + 6 * CHUNK)
+    reader.read(torch.from_numpy(ids))
+    hay, length = Haystack(reader, planter, ids), 12 * CHUNK
+    quiz = planted.needle(np.random.default_rng(0), KEYS, "en", decoys=1)
+    before = [pool.clone() for pool in (*reader.cache.keys, *reader.cache.values)]
+    seen = []
+    reader_answer = reader.answer
+
+    def answer(question: list[int], *, at: int, max_tokens: int) -> list[int]:
+        seen.append(reader_answer(question, at=at, max_tokens=max_tokens))
+        return seen[-1]
+
+    reader.answer = answer  # type: ignore[method-assign]
+    hay.ask(quiz, length=length, depth=0.4, rng=np.random.default_rng(1))
+    facts = [planter.encode(f" {fact}") for fact in quiz.facts]
+    text = ids[:length].copy()
+    for place, fact in zip(hay._places(facts, length, 0.4, np.random.default_rng(1)), facts, strict=True):
+        text[place : place + len(fact)] = fact
+    assert all(fact in TOKENIZER.decode(text.tolist()) for fact in quiz.facts)
+    assert seen[0] == by_whole_forwards(model, [*text.tolist(), *planter.encode(quiz.question)], len(seen[0]))
+    after = [*reader.cache.keys, *reader.cache.values]
+    is_global = [layer == 3 for layer in range(4)] * 2
+    assert all(torch.equal(a, b) for a, b, kept in zip(before, after, is_global, strict=True) if kept)
+
+
+def test_an_answer_is_right_by_its_beginning_or_by_all_its_parts() -> None:
+    rng = np.random.default_rng(0)
+    quiz = planted.needle(rng, KEYS, LANGUAGES[0])
+    assert is_right(quiz, quiz.answer + " And more") and not is_right(quiz, quiz.answer[:-2] + "x")
+    several = planted.multi_value(rng, KEYS)
+    assert is_right(several, ", ".join(reversed(several.several))) and not is_right(several, several.several[0])

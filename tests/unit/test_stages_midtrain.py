@@ -1,0 +1,77 @@
+"""Mid-training: lengths grow by stages, the shares of the tokens are as asked, resuming needs no state."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from herd.config import MidtrainConfig
+from herd.core.errors import HerdError
+from herd.core.lineage import read_lineage
+from herd.data.image import ImageProcessor
+from herd.data.long import LongBatches
+from herd.data.tokenizer import Tokenizer
+from herd.engine.load import load
+from herd.stages.midtrain import midtrain
+
+CONFIG = MidtrainConfig(
+    num_tokens=12_000, batch_tokens=1500, lengths=(512, 1024, 2048), plain_share=0.1, short_share=0.4, context=128
+)
+
+
+@pytest.fixture(scope="module")
+def batches(tiny_data: Path) -> LongBatches:
+    return LongBatches(tiny_data, CONFIG, Tokenizer.load(tiny_data / "tokenizer"), ImageProcessor(None))
+
+
+def test_long_documents_grow_by_stages_and_take_their_share(batches: LongBatches) -> None:
+    steps = [batches.batch(step) for step in range(batches.num_steps)]
+    longest = [int(torch.diff(batch.starts_S).max()) for batch in steps]
+    assert [batches.length(step) for step in range(batches.num_steps)] == [512] * 3 + [1024] * 3 + [2048] * 2
+    assert all(length <= batches.length(step) for step, length in enumerate(longest))
+    assert max(longest) > 1900
+    total = sum(batch.size for batch in steps)
+    short = sum(int(n) for batch in steps for n in torch.diff(batch.starts_S) if n <= CONFIG.context)
+    assert short / total == pytest.approx(CONFIG.short_share, abs=0.1)
+
+
+def test_positions_count_inside_each_document_and_no_target_crosses_its_end(batches: LongBatches) -> None:
+    batch = batches.batch(0)
+    begins, ends = batch.starts_S[:-1].tolist(), batch.starts_S[1:].tolist()
+    for begin, end in zip(begins, ends, strict=True):
+        assert batch.positions_N[begin:end].tolist() == list(range(end - begin))
+        assert batch.weights_N[end - 1] == 0
+        learnt = torch.nonzero(batch.weights_N[begin : end - 1])[:, 0] + begin
+        assert torch.equal(batch.targets_N[learnt], batch.tokens_N[learnt + 1])
+
+
+def test_a_batch_is_a_function_of_its_step(batches: LongBatches, tiny_data: Path) -> None:
+    again = LongBatches(tiny_data, CONFIG, Tokenizer.load(tiny_data / "tokenizer"), ImageProcessor(None))
+    for step in (5, 2):
+        assert torch.equal(again.batch(step).tokens_N, batches.batch(step).tokens_N)
+
+
+def test_a_quote_repeats_what_stands_before_it(batches: LongBatches) -> None:
+    rng = np.random.default_rng(0)
+    filler, begin = batches.text.window(700, rng)
+    ids, learnt = batches._quoting(filler.ids[begin : begin + 700], rng)
+    text = " ".join(map(str, ids))
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], learnt > 0, [0]])))
+    for start, end in edges.reshape(-1, 2):
+        assert text.count(" ".join(map(str, ids[start - 4 : end]))) >= 2
+
+
+def test_midtraining_writes_a_model_that_has_learnt(tiny_folder: Path, tiny_data: Path, tmp_path: Path) -> None:
+    out = midtrain(replace(CONFIG, num_tokens=6000, lengths=(512,)), tiny_folder, tiny_data, tmp_path / "out")
+    lineage = read_lineage(out)
+    assert lineage["stage"] == "midtrain"
+    before, after = load(tiny_folder).transformer, load(out).transformer
+    assert not torch.equal(before.layers[3].attention.qkv.weight.float(), after.layers[3].attention.qkv.weight.float())
+
+
+def test_lengths_that_the_data_cannot_fill_are_refused(tiny_data: Path) -> None:
+    config = replace(CONFIG, lengths=(10_000_000,))
+    with pytest.raises(HerdError, match="make a larger data folder"):
+        LongBatches(tiny_data, config, Tokenizer.load(tiny_data / "tokenizer"), ImageProcessor(None))
