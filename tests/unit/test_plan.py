@@ -24,8 +24,8 @@ def on_meta(config: ModelConfig) -> Transformer:
         return Transformer(config)
 
 
-def size(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def size(module: torch.nn.Module | None) -> int:
+    return 0 if module is None else sum(parameter.numel() for parameter in module.parameters())
 
 
 @pytest.mark.parametrize("name", PRESETS)
