@@ -121,6 +121,8 @@ class Engine:
         self._news: queue.SimpleQueue[Generation | WeightUpdate | None] = queue.SimpleQueue()
         self._count = 0
         self._closed = False
+        self._door = threading.Lock()
+        """Held by who hands something in: nothing comes after the engine has closed."""
         self._thread = threading.Thread(target=self._run, name="herd-engine", daemon=True)
         self._thread.start()
 
@@ -191,9 +193,7 @@ class Engine:
         that older weights computed is shared with requests that come later.
         """
         done: Future[None] = Future()
-        if self._closed:
-            raise HerdError("the engine is closed")
-        self._news.put(WeightUpdate(version=version, tensors=tensors, done=done))
+        self._hand_in(WeightUpdate(version=version, tensors=tensors, done=done))
         done.result()
 
     def stats(self) -> dict[str, int]:
@@ -217,9 +217,16 @@ class Engine:
 
     def close(self) -> None:
         """Stop the engine's thread; running requests end with an error."""
-        self._closed = True
-        self._news.put(None)
+        with self._door:
+            self._closed = True
+            self._news.put(None)
         self._thread.join()
+
+    def _hand_in(self, news: Generation | WeightUpdate) -> None:
+        with self._door:
+            if self._closed:
+                raise HerdError("the engine is closed")
+            self._news.put(news)
 
     def _submit(
         self,
@@ -243,8 +250,6 @@ class Engine:
                 f"{self._bytes_of(limit):,} bytes, the cache has {self.cache_bytes:,}: lower max_tokens or raise "
                 "cache_bytes"
             )
-        if self._closed:
-            raise HerdError("the engine is closed")
         self._count += 1
         answer = Answer(
             params,
@@ -271,7 +276,7 @@ class Engine:
             answer=answer,
             emit=emit,
         )
-        self._news.put(request)
+        self._hand_in(request)
         return request
 
     def _bytes_of(self, length: int) -> int:
@@ -340,7 +345,7 @@ class Engine:
             [request.draft[: len(logits_RV) - 1] for request, logits_RV in zip(requests, logits, strict=True)],
         )
         for request, piece in zip(requests, pieces, strict=True):
-            request.emit(replace(piece, version=self.version, prompt_logprobs=tuple(request.prompt_logprobs)))
+            piece = replace(piece, version=self.version, prompt_logprobs=tuple(request.prompt_logprobs))
             # Where a draft was wrong, what was computed behind it does not hold; the last token is not computed yet.
             known = len(request.ids)
             for token in request.answer.tokens[known - request.num_prompt :]:
@@ -353,6 +358,7 @@ class Engine:
                 self._scheduler.finish(request)
                 self._num_drafted += request.answer.num_drafted
                 self._num_accepted += request.answer.num_accepted
+            request.emit(piece)
 
     def _update(self, update: WeightUpdate) -> None:
         """Put new weights in place: all of them, or none where one does not fit."""

@@ -18,12 +18,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from herd import native
 from herd.config import ModelConfig
+from herd.model.precision import FEWEST_ROWS
 
-BLOCK_KEYS = 512
+BLOCK_KEYS = 256
 """Keys whose scores exist at one time, rounded to whole pages."""
 BLOCK_QUERIES = 256
 """Queries of one sequence whose scores exist at one time."""
@@ -153,16 +155,20 @@ def attend_pages(
 def _attend(q_GQHC: Tensor, keys_PKLC: Tensor, values_PKLC: Tensor, table_GB: Tensor, last_GQ: Tensor) -> Tensor:
     """Query i of sequence g sees the positions 0 … last_GQ[g, i]."""
     (groups, queries, heads, width), (kv_heads, size) = q_GQHC.shape, keys_PKLC.shape[1:3]
-    ratio = heads // kv_heads
+    ratio, step = heads // kv_heads, max(1, BLOCK_KEYS // size)
+    # Whole blocks, and as many rows as `steadily` asks for: a row's sums are the same whatever stands beside it.
+    table_GB = F.pad(table_GB, (0, -table_GB.shape[1] % step))
+    if lacking := max(0, FEWEST_ROWS - queries):
+        q_GQHC, last_GQ = F.pad(q_GQHC, (0, 0, 0, 0, 0, lacking)), F.pad(last_GQ, (0, lacking))
+        queries += lacking
     # The query heads that share a key head lie beside one another, as rows of one product.
     q = (q_GQHC.float() * width**-0.5).view(groups, queries, kv_heads, ratio, width).permute(0, 2, 3, 1, 4)
     q = q.reshape(groups, kv_heads, ratio * queries, width)
     last = last_GQ.repeat(1, ratio)[:, None, :, None]
     top = q.new_full((*q.shape[:3], 1), float("-inf"))
     total, out = torch.zeros_like(top), torch.zeros_like(q)
-    num_pages, step = int(last_GQ.max()) // size + 1, max(1, BLOCK_KEYS // size)
-    for begin in range(0, num_pages, step):
-        pages = table_GB[:, begin : min(begin + step, num_pages)]
+    for begin in range(0, int(last_GQ.max()) // size + 1, step):
+        pages = table_GB[:, begin : begin + step]
         k, v = (x[pages].float().transpose(1, 2).flatten(2, 3) for x in (keys_PKLC, values_PKLC))
         position = begin * size + torch.arange(k.shape[2], device=q.device)
         score = (q @ k.mT).masked_fill_(position > last, float("-inf"))
@@ -170,7 +176,7 @@ def _attend(q_GQHC: Tensor, keys_PKLC: Tensor, values_PKLC: Tensor, table_GB: Te
         weight, fade = torch.exp(score - higher), torch.exp(top - higher)
         total, out, top = total * fade + weight.sum(-1, keepdim=True), out * fade + weight @ v, higher
     out = (out / total).view(groups, kv_heads, ratio, queries, width).permute(0, 3, 1, 2, 4)
-    return out.reshape(q_GQHC.shape).to(q_GQHC.dtype)
+    return out[:, : queries - lacking].flatten(2, 3).to(q_GQHC.dtype)
 
 
 class Slots:

@@ -6,6 +6,8 @@ layer's output is shared + routed.
 
 # N tokens, D width, E experts, F hidden width, R = N * top_k routed rows
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from herd import native
 from herd.config import MoEConfig
 from herd.model.attention import Gather
-from herd.model.precision import Linear, grouped_product
+from herd.model.precision import Linear, grouped_product, steadily
 
 
 class FeedForward(nn.Module):
@@ -59,7 +61,7 @@ class MoE(nn.Module):
     def forward(self, x_ND: Tensor) -> Tensor:
         top_k = self.config.top_k
         # fp32: near ties pick another expert in bf16.
-        logits_NE = F.linear(x_ND.float(), self.router.weight.float())
+        logits_NE = steadily(partial(F.linear, weight=self.router.weight.float()), x_ND.float())
         chosen_Nk, expert_Nk = torch.topk(logits_NE if self.bias_E is None else logits_NE + self.bias_E, top_k, dim=-1)
         if self.bias_E is not None:
             chosen_Nk = logits_NE.gather(-1, expert_Nk)
@@ -69,7 +71,9 @@ class MoE(nn.Module):
         back_R[order_R] = torch.arange(len(order_R), device=x_ND.device)
         count_E = torch.bincount(expert_R, minlength=self.config.num_experts)
 
-        rows_RD = dispatch(x_ND, torch.sigmoid(chosen_Nk), order_R, back_R)
+        # Rounded from fp64: in fp32 the last bit depends on whether a number falls to the vector loop or to its end.
+        gate_Nk = torch.sigmoid(chosen_Nk.double()).float()
+        rows_RD = dispatch(x_ND, gate_Nk, order_R, back_R)
         routed_RD = self.experts(rows_RD, count_E)
         if self.training:
             self.logits_NE, self.load_E = logits_NE, count_E / len(expert_R)

@@ -2,11 +2,26 @@
 
 # R rows, D in, F out, E groups
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from herd import native
+
+FEWEST_ROWS = 8
+"""Rows of an exact product: the library multiplies fewer by other kernels, which add in another order."""
+
+
+def steadily(product: Callable[[Tensor], Tensor], x_ND: Tensor) -> Tensor:
+    """`product(x)`, of rows with a matrix. Without gradient, in fp32 on a CPU, a row's sums do not depend on how many
+    rows there are: a request's logits are the same to the bit alone, among others, and however its prompt was cut."""
+    exact = x_ND.dtype == torch.float32 and x_ND.device.type == "cpu" and not torch.is_grad_enabled()
+    if exact and 0 < len(x_ND) < FEWEST_ROWS:
+        return product(F.pad(x_ND, (0, 0, 0, FEWEST_ROWS - len(x_ND))))[: len(x_ND)]
+    return product(x_ND)
 
 
 class Linear(nn.Linear):
@@ -16,7 +31,7 @@ class Linear(nn.Linear):
         super().__init__(num_in, num_out, bias=False)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        return native.linear(x_ND, self.weight) if native.serves(x_ND) else F.linear(x_ND, self.weight)
+        return native.linear(x_ND, self.weight) if native.serves(x_ND) else steadily(super().forward, x_ND)
 
 
 class LowBit(nn.Module):
@@ -38,7 +53,7 @@ def grouped_product(rows_RD: Tensor, weight_EDF: Tensor | LowBit, ends_E: Tensor
     parts, begin = [], 0
     for expert, end in enumerate(ends_E.tolist()):
         if end > begin:
-            parts.append(rows_RD[begin:end] @ weight_EDF[expert])
+            parts.append(steadily(partial(torch.mm, mat2=weight_EDF[expert]), rows_RD[begin:end]))
         begin = end
     # Without rows the weights have a gradient of zeros all the same: ranks that sum theirs agree on which there are.
     return torch.cat(parts) if parts else rows_RD @ weight_EDF[0]

@@ -18,6 +18,7 @@ from herd.core.batch import Images
 from herd.model.attention import Attention, AttentionPlan, plan
 from herd.model.cache import CacheView
 from herd.model.moe import FeedForward, MoE
+from herd.model.precision import steadily
 from herd.model.vision import VisionEncoder
 
 
@@ -116,4 +117,4 @@ class Transformer(nn.Module):
 
     def unembed(self, hidden_ND: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
         """Logits of the next token."""
-        return self.unembedding(hidden_ND)
+        return steadily(self.unembedding, hidden_ND)

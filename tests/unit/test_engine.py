@@ -1,7 +1,10 @@
 """The engine: an answer does not depend on what runs beside it, and every request ends."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,12 @@ import torch
 from PIL import Image
 
 from herd.core.errors import HerdError
+from herd.engine.answer import Piece
 from herd.engine.engine import Engine
 from herd.engine.load import Model, Prompt, load
 from herd.engine.sampler import SamplingParams
 from herd.engine.score import log_likelihoods, token_losses
+from herd.plan.counts import cache_bytes
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +103,108 @@ def test_prompts_that_do_not_fit_are_refused_with_both_lengths(model: Model, eng
         engine.generate_batch([Prompt(token_ids=[9] * 900)], SamplingParams())
     with pytest.raises(HerdError, match="patch tokens"):
         engine.generate_batch([Prompt(token_ids=[model.config.special.patch])], SamplingParams())
+
+
+def told(engine: Engine, asked: list[Prompt], params: SamplingParams) -> list[list[Piece]]:
+    """All pieces of requests that run together."""
+
+    async def one(prompt: Prompt) -> list[Piece]:
+        return [piece async for piece in engine.generate(prompt, params)]
+
+    async def all_of_them() -> list[list[Piece]]:
+        return list(await asyncio.gather(*map(one, asked)))
+
+    return asyncio.run(all_of_them())
+
+
+def tight(model: Model, **options: int) -> Engine:
+    """So little room that requests take each other's pages."""
+    room = 2 * cache_bytes(model.config, 512) + cache_bytes(model.config, 128)  # of fp32, the next line's double
+    return model.engine(num_slots=4, capacity=320, cache_bytes=room, **options)
+
+
+def test_answers_are_the_same_to_the_bit_alone_in_pieces_preempted_and_from_known_prefixes(model: Model) -> None:
+    noise = np.random.default_rng(1).integers(0, 255, (90, 90, 3), dtype=np.uint8)
+    picture = {"type": "image", "image": Image.fromarray(noise)}
+    contents = ["the cat sat", "der Hund " * 40, "der Hund " * 41, [picture], [picture, {"type": "text", "text": "?"}]]
+    asked = [model.render([{"role": "user", "content": content}]) for content in contents]
+    params = SamplingParams(max_tokens=24, temperature=0.7, seed=3, logprobs=0)
+    with closing(model.engine(num_slots=1, capacity=320)) as engine:
+        alone = [told(engine, [prompt], replace(params, prompt_logprobs=True))[0] for prompt in asked]
+    alone = [[replace(piece, prompt_logprobs=()) for piece in pieces] for pieces in alone]
+    with closing(tight(model, prompt_tokens=37, beside_tokens=5)) as engine:
+        for _ in range(2):  # the second time the beginnings are known
+            assert told(engine, asked, params) == alone
+        stats = engine.stats()
+        assert stats["preempted"] > 0 and stats["shared_bytes"] > 0
+        assert stats["running"] == stats["waiting"] == stats["used_bytes"] == 0
+
+
+def test_log_probabilities_of_prompt_and_answer_equal_the_training_forward_s(model: Model, engine: Engine) -> None:
+    asked = prompts(model)
+    for prompt, pieces in zip(
+        asked, told(engine, asked, SamplingParams(max_tokens=9, logprobs=2, prompt_logprobs=True)), strict=True
+    ):
+        answer = [one.token_id for piece in pieces for one in piece.logprobs]
+        ids = prompt.token_ids + answer
+        with torch.inference_mode():
+            hidden = model.transformer(
+                torch.tensor(ids),
+                positions_N=torch.arange(len(ids)),
+                starts_S=torch.tensor([0, len(ids)]),
+                images=model.encode([Prompt(token_ids=ids, tiles=prompt.tiles)]),
+            )
+            logs = torch.log_softmax(model.transformer.unembed(hidden).float(), -1)
+        wanted = logs[torch.arange(len(ids) - 1), ids[1:]]
+        got = [*pieces[0].prompt_logprobs, *(one.logprob for piece in pieces for one in piece.logprobs)]
+        assert torch.allclose(torch.tensor(got), wanted, rtol=0, atol=1e-5)
+
+
+def test_new_weights_come_between_two_tokens_and_every_token_knows_its_version(tiny_folder: Path) -> None:
+    model = load(tiny_folder, dtype=torch.float32)
+    prompt, params = prompts(model)[1], SamplingParams(max_tokens=60)
+    other = {name: 0.9 * tensor for name, tensor in model.transformer.named_parameters() if "qkv" in name}
+    with closing(model.engine(num_slots=2, capacity=700)) as engine:
+        before = engine.generate_batch([prompt], replace(params, max_tokens=9))
+        pieces = engine.stream(prompt, params)
+        seen = [next(pieces)]
+        threading.Thread(target=engine.update_weights, args=(7, other)).start()
+        seen += pieces
+        versions = [piece.version for piece in seen]
+        assert sorted(versions) == versions and set(versions) == {0, 7}
+        # What the old weights computed is not shared with requests of the new ones.
+        after = engine.generate_batch([prompt], replace(params, max_tokens=9))
+        assert after == [greedy(model, prompt, 9)] != before
+        with pytest.raises(HerdError, match="no parameter 'nose'"):
+            engine.update_weights(8, {"nose": torch.zeros(1)})
+        with pytest.raises(HerdError, match=r"has the shape \(3,\)"):
+            engine.update_weights(8, {"norm.weight": torch.zeros(3), "embedding.weight": torch.zeros(2)})
+        assert engine.version == 7 and engine.generate_batch([prompt], replace(params, max_tokens=9)) == after
+
+
+def test_another_picture_behind_the_same_tokens_is_not_taken_for_the_first(model: Model, engine: Engine) -> None:
+    shades = [Image.new("RGB", (64, 64), (shade, 30, 200 - shade)) for shade in (0, 200)]
+    asked = [model.render([{"role": "user", "content": [{"type": "image", "image": shade}]}]) for shade in shades]
+    assert asked[0].token_ids == asked[1].token_ids
+    assert [engine.generate_batch([prompt], SamplingParams(max_tokens=12))[0] for prompt in asked] == [
+        greedy(model, prompt, 12) for prompt in asked
+    ]
+
+
+@pytest.mark.parametrize("context", [1, 255, 256, 257, 4000])
+def test_the_engine_reports_the_bytes_that_were_planned(model: Model, context: int) -> None:
+    with closing(model.engine(num_slots=1, capacity=context)) as engine:
+        assert engine.cache_bytes == 2 * cache_bytes(model.config, context)  # fp32: twice the plan's bf16
+
+
+def test_a_request_that_could_never_fit_is_refused_with_the_sum(model: Model) -> None:
+    room = 2 * cache_bytes(model.config, 256)
+    with closing(model.engine(num_slots=2, capacity=4000, cache_bytes=room)) as engine:
+        with pytest.raises(HerdError, match=r"100 tokens and the answer may have 3000: .* bytes, the cache has"):
+            engine.generate_batch([Prompt(token_ids=[9] * 100)], SamplingParams(max_tokens=3000))
+        assert engine.generate_batch([Prompt(token_ids=[9] * 100)], SamplingParams(max_tokens=3))
+    with pytest.raises(HerdError, match="cache_bytes=1000 is less than"):
+        model.engine(cache_bytes=1000)
 
 
 def test_scores_of_continuations_equal_the_plain_logits(model: Model) -> None:
