@@ -11,9 +11,13 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from herd.engine.answer import Piece
+from model_folder import random_tokenizer
+
+from herd.engine.answer import Piece, TokenLogprob
 from herd.engine.load import Prompt
 from herd.engine.sampler import SamplingParams
+from herd.engine.stops import StopFilter
+from herd.engine.structure import Structures
 
 CONTEXT = 2000
 
@@ -34,7 +38,7 @@ class FakeEngine:
         self.most_running = max(self.running, self.most_running)
         ended = False
         try:
-            words = self.words(prompt)
+            words, stop = self.words(prompt), StopFilter(params.stop)
             for number, word in enumerate(words[: params.max_tokens], start=1):
                 await asyncio.sleep(self.delay_s)
                 if word.strip() == "fail":
@@ -42,7 +46,16 @@ class FakeEngine:
                 last = number == min(len(words), params.max_tokens)
                 reason = ("length" if number < len(words) else "stop") if last else None
                 ended = last
-                yield Piece(text=word, token_ids=[number], finish_reason=reason)
+                text = stop.push(word)
+                if stop.stopped:
+                    reason = "stop"
+                elif last:
+                    text += stop.flush()
+                told = TokenLogprob(token_id=number, logprob=-0.5 * number, top=((number, -0.5 * number), (0, -9.0)))
+                logprobs = () if params.logprobs is None else (told,)
+                yield Piece(text=text, token_ids=[number], finish_reason=reason, logprobs=logprobs)
+                if stop.stopped:
+                    return
         finally:
             self.running -= 1
             self.num_cancelled += not ended
@@ -66,6 +79,8 @@ class FakeEngine:
 class FakeModel:
     def __init__(self, *, delay_s: float = 0.0) -> None:
         self.delay_s = delay_s
+        self.tokenizer = random_tokenizer()
+        self.structures = Structures(self.tokenizer, vocab_size=self.tokenizer.vocab_size, stop=(299,))
 
     def engine(self) -> FakeEngine:
         self.last_engine = FakeEngine(delay_s=self.delay_s)

@@ -6,14 +6,12 @@ other hosts, nothing is stored, and nobody is asked for a key: it listens on thi
 
 import asyncio
 import dataclasses
-import json
 import logging
 import socket
 import time
 import uuid
-from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,15 +24,16 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from herd.core.errors import HerdError
-from herd.data.calls import Call, CallFilter
 from herd.engine.engine import Engine
 from herd.engine.sampler import SamplingParams
-from herd.engine.stops import StopFilter
-from herd.serve.schema import ApiError, ChatRequest, chat_messages, checked, tool_calls, usage, validation_error
-from herd.serve.session import answering, defaults, fitted
+from herd.serve.forms import form_of
+from herd.serve.messages import chat_messages
+from herd.serve.reply import INTERNAL, all_joined, answer, best, choice, events, usage
+from herd.serve.schema import ApiError, ChatRequest, checked, validation_error
+from herd.serve.session import choices, defaults, fitted
 
 if TYPE_CHECKING:
-    from herd.engine.load import Model, Prompt
+    from herd.engine.load import Model
 
 log = logging.getLogger("herd.serve")
 T = TypeVar("T")
@@ -46,7 +45,6 @@ PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-INTERNAL = ApiError("the server failed at this request; its log says why", status=500, code="internal_error")
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
@@ -133,41 +131,36 @@ def create_app(
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         _must_be(name, body.model)
-        messages = await asyncio.to_thread(chat_messages, checked(body))
+        checked(body)
+        messages = await asyncio.to_thread(chat_messages, body)
         tools = body.offered
         prompt = await asyncio.to_thread(model.render, messages, tools=tools)
         try:
-            sampling = fitted(
-                prompt,
-                dataclasses.replace(
-                    params,
-                    temperature=params.temperature if body.temperature is None else body.temperature,
-                    top_p=params.top_p if body.top_p is None else body.top_p,
-                    seed=body.seed,
-                ),
-                max_tokens=body.limit,
-                context=engine.capacity,
-            )
+            sampling = fitted(prompt, body.sampling(params), max_tokens=body.limit, context=engine.capacity)
         except HerdError as error:
             raise ApiError(str(error), param="messages", code="context_length_exceeded") from None
-        pieces = answer(engine, prompt, sampling, body.stops, [tool["function"]["name"] for tool in tools])
+        if form := form_of(body):
+            structure, field = form
+            try:  # compiled here, where nobody else waits for it
+                await asyncio.to_thread(model.structures.start, structure)
+            except HerdError as error:
+                raise ApiError(f"{field}: {error}", param=field) from None
+            sampling = dataclasses.replace(sampling, structure=structure)
+        names = [tool["function"]["name"] for tool in tools]
+        answers = [answer(engine, prompt, one, names) for one in choices(sampling, body.num_drawn)]
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
+        num_prompt, tokenizer = len(prompt.token_ids), model.tokenizer if body.logprobs else None
         if body.stream:
-            return EventStream(events(pieces, head, prompt, with_usage=body.with_usage))
-        text, calls, reason, num_tokens = await unless_gone(request, joined(pieces))
-        message = {"role": "assistant", "content": (text.rstrip() or None) if calls else text, "refusal": None}
-        choice = {
-            "index": 0,
-            "message": message | ({"tool_calls": tool_calls(calls)} if calls else {}),
-            "logprobs": None,
-            "finish_reason": reason,
-        }
+            with_usage = body.with_usage
+            return EventStream(events(answers, head, num_prompt=num_prompt, with_usage=with_usage, tokenizer=tokenizer))
+        drawn = await unless_gone(request, all_joined(answers))
+        chosen = best(drawn, body.num_choices) if body.num_drawn > body.num_choices else drawn
         return JSONResponse(
             head
             | {
                 "object": "chat.completion",
-                "choices": [choice],
-                "usage": usage(len(prompt.token_ids), num_tokens),
+                "choices": [choice(index, said, tokenizer) for index, said in enumerate(chosen)],
+                "usage": usage(num_prompt, sum(said.num_tokens for said in drawn)),
             }
         )
 
@@ -179,92 +172,6 @@ def _must_be(name: str, asked: str) -> None:
         raise ApiError(
             f"the model {asked!r} is not served here: use {name!r}", status=404, param="model", code="model_not_found"
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Said:
-    """What one piece of the engine adds to an answer."""
-
-    text: str
-    num_tokens: int
-    finish_reason: str | None
-    calls: tuple[Call, ...] = ()
-    """With the last piece."""
-
-
-async def answer(
-    engine: Engine, prompt: "Prompt", params: SamplingParams, stops: Sequence[str], names: Collection[str] = ()
-) -> AsyncGenerator[Said, None]:
-    """The engine's pieces up to the first stop string, calls of the tools `names` read. The last has a reason."""
-    stop, words = StopFilter(stops), CallFilter(names)
-    async with answering(engine, prompt, params) as pieces:
-        async for piece in pieces:
-            text = stop.push(piece.text)
-            reason = "stop" if stop.stopped else piece.finish_reason
-            if reason is None:
-                yield Said(text=words.push(text), num_tokens=len(piece.token_ids), finish_reason=None)
-                continue
-            text = words.push(text + ("" if stop.stopped else stop.flush()))
-            rest = words.finish()
-            if rest.reason:
-                log.info("what began like a call of a tool is text: %s", rest.reason)
-            yield Said(
-                text=text + rest.text,
-                num_tokens=len(piece.token_ids),
-                finish_reason="tool_calls" if rest.calls else reason,
-                calls=rest.calls,
-            )
-            return
-
-
-async def joined(pieces: AsyncGenerator[Said, None]) -> tuple[str, tuple[Call, ...], str, int]:
-    """The whole answer: text, calls, finish reason, number of tokens."""
-    text, reason, num_tokens = "", "stop", 0
-    calls: tuple[Call, ...] = ()
-    async with aclosing(pieces):
-        async for piece in pieces:
-            text += piece.text
-            calls, reason = piece.calls, piece.finish_reason or reason
-            num_tokens += piece.num_tokens
-    return text, calls, reason, num_tokens
-
-
-async def events(
-    pieces: AsyncGenerator[Said, None], head: dict[str, Any], prompt: "Prompt", *, with_usage: bool
-) -> AsyncGenerator[str, None]:
-    """Server-sent events as OpenAI's client reads them: the role, the text, the finish reason, the usage, `[DONE]`."""
-    extra = {"usage": None} if with_usage else {}
-
-    def chunk(delta: dict[str, Any], reason: str | None = None) -> str:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return _event(head | {"object": "chat.completion.chunk", "choices": [choice]} | extra)
-
-    num_tokens = 0
-    try:
-        async with aclosing(pieces):
-            yield chunk({"role": "assistant", "content": ""})
-            async for piece in pieces:
-                num_tokens += piece.num_tokens
-                if piece.text:
-                    yield chunk({"content": piece.text})
-                if piece.calls:
-                    yield chunk({"tool_calls": [{"index": i} | c for i, c in enumerate(tool_calls(piece.calls))]})
-                if piece.finish_reason:
-                    yield chunk({}, piece.finish_reason)
-    except Exception as error:
-        # The status line has gone out as 200, so the error travels as an event; OpenAI's client raises it.
-        if not isinstance(error, HerdError):
-            log.error("an answer failed", exc_info=error)
-        yield _event((ApiError(str(error)) if isinstance(error, HerdError) else INTERNAL).body)
-        return
-    if with_usage:
-        tokens = usage(len(prompt.token_ids), num_tokens)
-        yield _event(head | {"object": "chat.completion.chunk", "choices": [], "usage": tokens})
-    yield "data: [DONE]\n\n"
-
-
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
 class EventStream(StreamingResponse):

@@ -1,29 +1,21 @@
 """What the server understands of OpenAI's chat completions, and the shapes in which it answers.
 
 Every field of a request is honoured, refused by name, or one of `IGNORED`, which could not change the answer: nothing
-is dropped in silence. Source: the types of OpenAI's Python client 3.x.
-Left out: audio, several choices, log probabilities, structured output, and with it tools that must be called.
+is dropped in silence. Source: the types of OpenAI's Python client 3.x. `top_k`, `min_p`, `repetition_penalty`,
+`best_of`, `regex` and `grammar` are ours. Left out: audio.
 """
 
-import base64
-import binascii
-import json
-import re
-import uuid
-from collections.abc import Sequence
+import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from herd.core.errors import HerdError, unknown
-from herd.data.calls import Call
-from herd.data.chat import call_of
-from herd.data.image import read_picture
-from herd.data.video import read_video, video_part
+from herd.core.errors import unknown
+from herd.engine.sampler import MAX_BIASES, MAX_TOP_LOGPROBS, SamplingParams
 
-MAX_MEDIA_BYTES = 20 * 2**20
-"""Most bytes of one picture or video, after base64."""
+MAX_CHOICES = 16
+"""Most answers to one request."""
 
 IGNORED = frozenset(
     {
@@ -41,21 +33,13 @@ IGNORED = frozenset(
 # The values that ask for nothing; null always does.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "audio": (),
-    "frequency_penalty": (0,),
     "function_call": ("none",),
     "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
     "modalities": (["text"],),
     "moderation": (),
-    "n": (1,),
     "prediction": (),
-    "presence_penalty": (0,),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
-    "parallel_tool_calls": (True,),
-    "top_logprobs": (0,),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -219,7 +203,7 @@ class Function(_Object):
     name: ToolName
     description: Text | None = None
     parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None
+    strict: bool | None = None
 
 
 class Tool(_Object):
@@ -232,6 +216,54 @@ class StreamOptions(_Object):
     include_obfuscation: Literal[False] = False
 
 
+class NamedFunction(_Object):
+    name: ToolName
+
+
+class NamedTool(_Object):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("<text>")] | Annotated[NamedTool, Tag("<list>")],
+    Discriminator(_kind),
+]
+
+
+class TextFormat(_Object):
+    type: Literal["text", "json_object"]
+
+
+class AskedSchema(_Object):
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    description: str | None = None
+    strict: bool | None = None
+    """The schema holds in any case."""
+
+
+class JsonSchemaFormat(_Object):
+    type: Literal["json_schema"]
+    json_schema: AskedSchema
+
+
+def _format_kind(value: Any) -> str:
+    is_schema = isinstance(value, dict) and value.get("type") == "json_schema"
+    return "<json_schema>" if is_schema else "<text>"
+
+
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag("<text>")] | Annotated[JsonSchemaFormat, Tag("<json_schema>")],
+    Discriminator(_format_kind),
+]
+TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
 class ChatRequest(_Object):
     """The body of POST /v1/chat/completions."""
 
@@ -241,12 +273,29 @@ class ChatRequest(_Object):
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stop | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    """So many answers are made, and the `n` that the model finds likeliest, token for token, are given."""
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    response_format: ResponseFormat | None = None
+    regex: Annotated[str, Field(min_length=1)] | None = None
+    """The whole answer matches this expression."""
+    grammar: Annotated[str, Field(min_length=1)] | None = None
+    """The answer is of this Lark grammar."""
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -262,7 +311,44 @@ class ChatRequest(_Object):
         """The tools that the model is told of."""
         if self.tool_choice == "none":
             return []
-        return [tool.model_dump(exclude_none=True) for tool in self.tools or ()]
+        return [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in self.tools or ()]
+
+    @property
+    def called_name(self) -> str | None:
+        """The one tool that must be called."""
+        return self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+
+    @property
+    def must_call(self) -> bool:
+        return self.tool_choice == "required" or self.called_name is not None
+
+    @property
+    def num_choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def num_drawn(self) -> int:
+        """Answers that are made."""
+        return self.best_of or self.num_choices
+
+    def sampling(self, defaults: SamplingParams) -> SamplingParams:
+        """How answers are drawn, but for their length and form; what is not said is as in `defaults`."""
+        said = {
+            name: value
+            for name in (
+                *("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
+                *("frequency_penalty", "presence_penalty", "seed"),
+            )
+            if (value := getattr(self, name)) is not None
+        }
+        return dataclasses.replace(
+            defaults,
+            **said,
+            logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
+            stop=tuple(self.stops),
+            # The best are chosen by their log-probabilities.
+            logprobs=self.top_logprobs or 0 if self.logprobs or self.num_drawn > self.num_choices else None,
+        )
 
     @property
     def limit(self) -> int | None:
@@ -284,104 +370,23 @@ def checked(request: ChatRequest) -> ChatRequest:
             "are two names of one limit: send one",
             param="max_tokens",
         )
+    if request.top_logprobs is not None and not request.logprobs:
+        raise ApiError("top_logprobs is only for logprobs=true", param="top_logprobs")
+    if request.num_drawn < request.num_choices:
+        raise ApiError(f"best_of={request.best_of} is less than n={request.n}", param="best_of")
+    if request.stream and request.num_drawn > request.num_choices:
+        raise ApiError("best_of: the best are known at the end only, so that they cannot be streamed", param="best_of")
+    forms = [name for name in ("regex", "grammar", "response_format") if getattr(request, name) is not None]
+    if len(forms) > 1:
+        raise ApiError(f"{forms[0]} and {forms[1]} both give the answer a form: send one", param=forms[0])
+    names = [tool["function"]["name"] for tool in request.offered]
+    if len(set(names)) < len(names):
+        raise ApiError("tools: two tools have one name", param="tools")
+    if request.must_call and not names:
+        raise ApiError("tool_choice: there are no tools to call", param="tool_choice")
+    if request.called_name and request.called_name not in names:
+        raise ApiError(f"tool_choice: {unknown('tool', request.called_name, names)}", param="tool_choice")
     return request
-
-
-def chat_messages(request: ChatRequest) -> list[dict[str, Any]]:
-    """The messages as `Model.render` takes them, pictures decoded; ApiError names the part that is at fault.
-
-    The results of calls stand in the order of the calls: the model's format gives them no names.
-    """
-    messages: list[dict[str, Any]] = []
-    waiting: list[str] = []
-    results: dict[str, dict[str, Any]] = {}
-    for i, message in enumerate(request.messages):
-        here = f"messages[{i}]"
-        made = _message(message, here)
-        if message.tool_call_id is not None:
-            if message.tool_call_id not in waiting or message.tool_call_id in results:
-                raise ApiError(
-                    f"{here}: no call before it waits for the result {message.tool_call_id!r}",
-                    param=f"{here}.tool_call_id",
-                )
-            results[message.tool_call_id] = made
-            if len(results) == len(waiting):
-                messages += [results[name] for name in waiting]
-                waiting, results = [], {}
-            continue
-        if waiting:
-            missing = next(name for name in waiting if name not in results)
-            raise ApiError(f"{here}: the call {missing!r} before it has no message with its result", param=here)
-        messages.append(made)
-        waiting = [call.id for call in message.tool_calls or ()]
-        if len(set(waiting)) < len(waiting):
-            raise ApiError(f"{here}: two calls have one id", param=f"{here}.tool_calls")
-    if waiting:
-        missing = next(name for name in waiting if name not in results)
-        raise ApiError(f"messages: the call {missing!r} has no message with its result", param="messages")
-    return messages
-
-
-def _message(message: Message, here: str) -> dict[str, Any]:
-    role = {"developer": "system", "tool": "ipython"}.get(message.role, message.role)
-    made: dict[str, Any] = {"role": role, "content": message.content or ""}
-    if message.tool_calls:
-        made["tool_calls"] = [call.model_dump() for call in message.tool_calls]
-        for j, call in enumerate(made["tool_calls"]):
-            try:
-                call_of(call)
-            except HerdError as error:
-                param = f"{here}.tool_calls[{j}].function.arguments"
-                raise ApiError(f"{param}: {error}", param=param) from None
-    if isinstance(message.content, list):
-        made["content"] = [_part(part, role, f"{here}.content[{j}]") for j, part in enumerate(message.content)]
-    return made
-
-
-def _part(part: TextPart | ImagePart | VideoPart, role: str, here: str) -> dict[str, Any]:
-    if isinstance(part, TextPart):
-        return {"type": "text", "text": part.text}
-    if role != "user":
-        raise ApiError(f"{here}: a message of role {role!r} cannot hold a picture", param=here)
-    try:
-        if isinstance(part, VideoPart):
-            return video_part(read_video(data_url(part.video_url.url, "video")))
-        return {"type": "image", "image": read_picture(data_url(part.image_url.url))}
-    except HerdError as error:
-        raise ApiError(f"{here}: {error}", param=f"{here}.{part.type}", code="invalid_image") from None
-
-
-def tool_calls(calls: Sequence[Call]) -> list[dict[str, Any]]:
-    """Calls in OpenAI's shape, with new ids."""
-    return [
-        {
-            "id": f"call_{uuid.uuid4().hex}",
-            "type": "function",
-            "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
-        }
-        for call in calls
-    ]
-
-
-def data_url(url: str, what: str = "picture") -> bytes:
-    """The bytes in a base64 `data:` URL. Raises HerdError for anything else: the server fetches nothing."""
-    if re.match(r"\s*[a-z][a-z0-9+.-]*://", url, re.IGNORECASE):
-        raise HerdError(
-            f"{url[:60]!r} would have to be fetched, which this server does not do: send the {what} as a data: URL"
-        )
-    match = re.match(r"data:[^,]*;base64,", url, re.IGNORECASE)
-    if not match:
-        raise HerdError(f"{url[:30]!r} is not a base64 data: URL, like 'data:image/png;base64,iVBOR…'")
-    encoded = url[match.end() :]
-    if len(encoded) > MAX_MEDIA_BYTES * 4 // 3 + 4:
-        raise HerdError(f"the {what} has more than {MAX_MEDIA_BYTES // 2**20} MiB: make it smaller")
-    try:
-        data = base64.b64decode(re.sub(r"\s", "", encoded), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise HerdError(f"the {what}'s base64 is broken ({error}): encode it again") from None
-    if not data:
-        raise HerdError(f"the {what} is empty: the data: URL ends after 'base64,'")
-    return data
 
 
 def validation_error(errors: list[Any]) -> ApiError:
@@ -420,12 +425,3 @@ def _param(location: list[str | int]) -> str:
         elif not step.startswith("<"):
             path += f".{step}" if path else step
     return path
-
-
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """Tokens of a request; a picture counts the tokens that stand for it."""
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }

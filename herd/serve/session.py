@@ -10,7 +10,7 @@ from herd.core.errors import HerdError
 from herd.core.files import read_json
 from herd.engine.answer import Piece
 from herd.engine.engine import Engine
-from herd.engine.sampler import SamplingParams
+from herd.engine.sampler import SamplingParams, choice_seeds
 
 if TYPE_CHECKING:
     from herd.engine.load import Prompt
@@ -22,7 +22,9 @@ def defaults(folder: Path) -> SamplingParams:
     config = read_json(path) if path.exists() else {}
     if not config.get("do_sample"):
         return SamplingParams()
-    return SamplingParams(temperature=float(config.get("temperature", 1.0)), top_p=float(config.get("top_p", 1.0)))
+    fields = {"temperature": float, "top_p": float, "top_k": int, "min_p": float, "repetition_penalty": float}
+    said = {name: kind(config[name]) for name, kind in fields.items() if config.get(name) is not None}
+    return SamplingParams(**{"temperature": 1.0, **said})
 
 
 def fitted(prompt: "Prompt", params: SamplingParams, *, max_tokens: int | None, context: int) -> SamplingParams:
@@ -42,6 +44,13 @@ def fitted(prompt: "Prompt", params: SamplingParams, *, max_tokens: int | None, 
             f"{context}: lower max_tokens to {room} or leave out earlier messages"
         )
     return dataclasses.replace(params, max_tokens=max_tokens or room)
+
+
+def choices(params: SamplingParams, count: int) -> list[SamplingParams]:
+    """Params of several answers to one request; under a seed each has one that is derived from it."""
+    if params.seed is None:
+        return [params] * count
+    return [dataclasses.replace(params, seed=seed) for seed in choice_seeds(params.seed, count)]
 
 
 def answering(

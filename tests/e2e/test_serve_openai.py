@@ -131,6 +131,41 @@ def test_the_same_seed_draws_the_same_answer_and_another_seed_another(client):
     assert first == second != other
 
 
+def test_several_answers_of_a_seed_differ_and_come_again(client):
+    first, again = (ask(client, n=3, seed=4, temperature=1.5) for _ in range(2))
+    texts = [choice.message.content for choice in first.choices]
+    assert texts == [choice.message.content for choice in again.choices] and len(set(texts)) == 3
+    assert texts[0] == text_of(ask(client, seed=4, temperature=1.5))
+
+
+def test_log_probabilities_of_a_greedy_answer_are_the_highest_and_spell_it(client):
+    answer = ask(client, logprobs=True, top_logprobs=3).choices[0]
+    told = answer.logprobs.content
+    assert b"".join(bytes(one.bytes) for one in told).decode(errors="replace") == answer.message.content
+    assert all(one.logprob == one.top_logprobs[0].logprob <= 0 and len(one.top_logprobs) == 3 for one in told)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_by_a_schema_is_valid_although_the_model_knows_nothing(client, stream):
+    schema = {"type": "object", "properties": {"cats": {"type": "integer", "maximum": 99}}, "required": ["cats"]}
+    asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema | {"additionalProperties": False}}}
+    answer = ask(client, response_format=asked, max_tokens=200, temperature=1, seed=1, stream=stream)
+    text = "".join(c.choices[0].delta.content or "" for c in answer) if stream else text_of(answer)
+    assert set(json.loads(text)) == {"cats"}
+
+
+def test_a_tool_that_must_be_called_is_called(client):
+    parameters = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rom"]}}, "required": ["city"]}
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": parameters, "strict": True}}]
+    named = {"type": "function", "function": {"name": "weather"}}
+    for choice in ("required", named):
+        options = {"tools": tools, "tool_choice": choice, "parallel_tool_calls": False, "max_tokens": 100}
+        answer = ask(client, **options).choices[0]
+        [call] = answer.message.tool_calls
+        assert (answer.finish_reason, call.function.name) == ("tool_calls", "weather")
+        assert json.loads(call.function.arguments)["city"] in {"Oslo", "Rom"}
+
+
 def test_a_stop_string_cuts_the_answer_where_it_begins(client):
     whole = text_of(ask(client, max_tokens=40))
     stop = whole[len(whole) // 2 :][:3]
@@ -140,13 +175,14 @@ def test_a_stop_string_cuts_the_answer_where_it_begins(client):
 @pytest.mark.parametrize(
     ("options", "param"),
     [
-        ({"n": 2}, "n"),
+        ({"n": 20}, "n"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"extra_body": {"regex": "a("}}, "regex"),
+        ({"logit_bias": {"100000": 1}}, None),
         ({"temperature": 3}, "temperature"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": "the cat " * 4096}]}, "messages"),
-        ({"extra_body": {"top_k": 5}}, "top_k"),
+        ({"extra_body": {"typical_p": 0.5}}, "typical_p"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_the_field(client, options, param):

@@ -14,8 +14,10 @@ from PIL import Image
 from pydantic import ValidationError
 
 from herd.core.errors import HerdError
-from herd.serve import schema
-from herd.serve.schema import ApiError, ChatRequest, chat_messages, checked, data_url, validation_error
+from herd.engine.sampler import SamplingParams
+from herd.serve import messages, schema
+from herd.serve.messages import chat_messages, data_url
+from herd.serve.schema import ApiError, ChatRequest, checked, validation_error
 
 PLAIN = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -51,6 +53,7 @@ def user(*parts: object) -> list[dict[str, object]]:
     return [{"role": "user", "content": list(parts)}]
 
 
+TOOL = {"type": "function", "function": {"name": "f"}}
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
@@ -70,25 +73,20 @@ def test_results_stand_in_the_order_of_the_calls():
 
 def test_every_field_of_openai_is_honoured_ignored_or_refused_and_no_other():
     ours = {*ChatRequest.model_fields, *schema.IGNORED, *schema.UNSUPPORTED}
-    assert ours == set(get_type_hints(CompletionCreateParamsNonStreaming))
+    assert ours - OWN == set(get_type_hints(CompletionCreateParamsNonStreaming))
+
+
+OWN = {"top_k", "min_p", "repetition_penalty", "best_of", "regex", "grammar"}
+"""What other servers understand too, and OpenAI does not."""
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
-        ("n", True),
-        ("response_format", {"type": "json_object"}),
-        ("logprobs", True),
-        ("top_logprobs", 3),
-        ("logit_bias", {"1": 5}),
-        ("frequency_penalty", 0.5),
-        ("presence_penalty", -1),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "alloy"}),
         ("reasoning_effort", "high"),
         ("service_tier", "priority"),
-        ("parallel_tool_calls", False),
     ],
 )
 def test_a_field_that_cannot_be_honoured_is_refused_by_name(field, value):
@@ -100,7 +98,6 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_name(field, value):
 def test_values_that_ask_for_nothing_pass():
     neutral = {field: values[0] for field, values in schema.UNSUPPORTED.items() if values}
     assert parse(**neutral) == parse(**dict.fromkeys(schema.UNSUPPORTED)) == parse()
-    assert parse(frequency_penalty=0.0) == parse()
 
 
 def test_bookkeeping_fields_change_nothing():
@@ -134,7 +131,6 @@ def test_an_unknown_field_is_refused_with_the_nearest_name():
         (calling("{}", name="f(x)"), "messages[0].tool_calls[0].function.name"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
         ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
-        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools[0].function.strict"),
         ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools[0].function.name"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
@@ -164,6 +160,33 @@ def test_an_unknown_field_is_refused_with_the_nearest_name():
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
         ({"stop": ""}, "stop"),
         ({"stop": ["a", ""]}, "stop[1]"),
+        ({"n": 0}, "n"),
+        ({"n": True}, "n"),
+        ({"n": 17}, "n"),
+        ({"n": 3, "best_of": 2}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"top_k": -1}, "top_k"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty"),
+        ({"presence_penalty": "1"}, "presence_penalty"),
+        ({"logit_bias": {"cat": 1}}, "logit_bias.cat.[key]"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"regex": "a", "grammar": "start: /a/"}, "regex"),
+        ({"regex": "a", "response_format": {"type": "json_object"}}, "regex"),
+        ({"regex": ""}, "regex"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a b"}}},
+            "response_format.json_schema.name",
+        ),
+        ({"tools": [TOOL, TOOL]}, "tools"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "must"}, "tool_choice"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"include_usge": True}}, "stream_options.include_usge"),
@@ -200,7 +223,7 @@ def test_only_a_readable_picture_in_a_data_url_is_taken(address, says):
 
 
 def test_a_picture_past_the_limit_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr(schema, "MAX_MEDIA_BYTES", 2**20)
+    monkeypatch.setattr(messages, "MAX_MEDIA_BYTES", 2**20)
     assert len(data_url(url(bytes(2**20)))) == 2**20
     with pytest.raises(HerdError, match="more than 1 MiB"):
         data_url(url(bytes(2**20 + 9)))
@@ -214,9 +237,9 @@ def test_a_data_url_gives_back_its_bytes_however_its_base64_is_wrapped(data, at)
 
 def test_text_and_several_pictures_keep_their_order():
     parts = [image(url(png(3, 2))), {"type": "text", "text": "between"}, image(url(png(5, 4)), detail="auto")]
-    messages = chat_messages(parse(messages=[{"role": "developer", "content": "be brief"}, *user(*parts)]))
-    assert messages[0] == {"role": "system", "content": "be brief"}
-    first, text, second = messages[1]["content"]
+    made = chat_messages(parse(messages=[{"role": "developer", "content": "be brief"}, *user(*parts)]))
+    assert made[0] == {"role": "system", "content": "be brief"}
+    first, text, second = made[1]["content"]
     assert (first["image"].size, text, second["image"].size) == ((3, 2), {"type": "text", "text": "between"}, (5, 4))
 
 
@@ -224,6 +247,22 @@ def test_an_answer_sent_back_as_the_client_dumps_it_passes():
     answer = {"role": "assistant", "content": "hi"}
     dumped = {**answer, "refusal": None, "annotations": [], "tool_calls": None, "audio": None}
     assert chat_messages(parse(messages=[dumped, *PLAIN["messages"]]))[0] == answer
+
+
+def test_sampling_is_what_the_request_says_and_else_the_default():
+    defaults = SamplingParams(temperature=0.3, top_k=7)
+    assert parse().sampling(defaults) == defaults
+    asked = parse(
+        temperature=1, top_p=0.5, top_k=0, min_p=0.1, repetition_penalty=1.2, frequency_penalty=1, presence_penalty=-1,
+        logit_bias={"5": -100, "6": 2.5}, seed=-3, stop="x", logprobs=True, top_logprobs=4,
+    ).sampling(defaults)  # fmt: skip
+    assert asked == SamplingParams(
+        temperature=1.0, top_p=0.5, min_p=0.1, repetition_penalty=1.2, frequency_penalty=1.0, presence_penalty=-1.0,
+        logit_bias={5: -100.0, 6: 2.5}, seed=-3, stop=("x",), logprobs=4,
+    )  # fmt: skip
+    assert parse(logprobs=True).sampling(defaults).logprobs == 0
+    assert parse(best_of=3).sampling(defaults).logprobs == 0  # to choose by
+    assert parse(n=3).sampling(defaults).logprobs is None
 
 
 def test_either_name_of_the_limit_counts():
@@ -249,7 +288,7 @@ parts = json_values | st.fixed_dictionaries(
         "image_url": json_values | st.dictionaries(st.just("url"), json_values),
     },
 )
-messages = st.lists(
+some_messages = st.lists(
     json_values
     | st.fixed_dictionaries(
         {},
@@ -263,9 +302,9 @@ messages = st.lists(
 )
 
 
-@given(st.dictionaries(fields, json_values, max_size=4), messages | st.just(PLAIN["messages"]))
-def test_any_json_is_taken_or_refused_in_one_line(body, messages):
-    body = {"messages": messages} | body
+@given(st.dictionaries(fields, json_values, max_size=4), some_messages | st.just(PLAIN["messages"]))
+def test_any_json_is_taken_or_refused_in_one_line(body, said):
+    body = {"messages": said} | body
     try:
         chat_messages(checked(ChatRequest.model_validate({**PLAIN, **body})))
     except ApiError as error:

@@ -1,0 +1,100 @@
+"""A request's messages as the model takes them, with pictures and videos decoded. Nothing is fetched."""
+
+import base64
+import binascii
+import re
+from typing import Any
+
+from herd.core.errors import HerdError
+from herd.data.chat import call_of
+from herd.data.image import read_picture
+from herd.data.video import read_video, video_part
+from herd.serve.schema import ApiError, ChatRequest, ImagePart, Message, TextPart, VideoPart
+
+MAX_MEDIA_BYTES = 20 * 2**20
+"""Most bytes of one picture or video, after base64."""
+
+
+def chat_messages(request: ChatRequest) -> list[dict[str, Any]]:
+    """The messages as `Model.render` takes them, pictures decoded; ApiError names the part that is at fault.
+
+    The results of calls stand in the order of the calls: the model's format gives them no names.
+    """
+    messages: list[dict[str, Any]] = []
+    waiting: list[str] = []
+    results: dict[str, dict[str, Any]] = {}
+    for i, message in enumerate(request.messages):
+        here = f"messages[{i}]"
+        made = _message(message, here)
+        if message.tool_call_id is not None:
+            if message.tool_call_id not in waiting or message.tool_call_id in results:
+                raise ApiError(
+                    f"{here}: no call before it waits for the result {message.tool_call_id!r}",
+                    param=f"{here}.tool_call_id",
+                )
+            results[message.tool_call_id] = made
+            if len(results) == len(waiting):
+                messages += [results[name] for name in waiting]
+                waiting, results = [], {}
+            continue
+        if waiting:
+            missing = next(name for name in waiting if name not in results)
+            raise ApiError(f"{here}: the call {missing!r} before it has no message with its result", param=here)
+        messages.append(made)
+        waiting = [call.id for call in message.tool_calls or ()]
+        if len(set(waiting)) < len(waiting):
+            raise ApiError(f"{here}: two calls have one id", param=f"{here}.tool_calls")
+    if waiting:
+        missing = next(name for name in waiting if name not in results)
+        raise ApiError(f"messages: the call {missing!r} has no message with its result", param="messages")
+    return messages
+
+
+def _message(message: Message, here: str) -> dict[str, Any]:
+    role = {"developer": "system", "tool": "ipython"}.get(message.role, message.role)
+    made: dict[str, Any] = {"role": role, "content": message.content or ""}
+    if message.tool_calls:
+        made["tool_calls"] = [call.model_dump() for call in message.tool_calls]
+        for j, call in enumerate(made["tool_calls"]):
+            try:
+                call_of(call)
+            except HerdError as error:
+                param = f"{here}.tool_calls[{j}].function.arguments"
+                raise ApiError(f"{param}: {error}", param=param) from None
+    if isinstance(message.content, list):
+        made["content"] = [_part(part, role, f"{here}.content[{j}]") for j, part in enumerate(message.content)]
+    return made
+
+
+def _part(part: TextPart | ImagePart | VideoPart, role: str, here: str) -> dict[str, Any]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    if role != "user":
+        raise ApiError(f"{here}: a message of role {role!r} cannot hold a picture", param=here)
+    try:
+        if isinstance(part, VideoPart):
+            return video_part(read_video(data_url(part.video_url.url, "video")))
+        return {"type": "image", "image": read_picture(data_url(part.image_url.url))}
+    except HerdError as error:
+        raise ApiError(f"{here}: {error}", param=f"{here}.{part.type}", code="invalid_image") from None
+
+
+def data_url(url: str, what: str = "picture") -> bytes:
+    """The bytes in a base64 `data:` URL. Raises HerdError for anything else: the server fetches nothing."""
+    if re.match(r"\s*[a-z][a-z0-9+.-]*://", url, re.IGNORECASE):
+        raise HerdError(
+            f"{url[:60]!r} would have to be fetched, which this server does not do: send the {what} as a data: URL"
+        )
+    match = re.match(r"data:[^,]*;base64,", url, re.IGNORECASE)
+    if not match:
+        raise HerdError(f"{url[:30]!r} is not a base64 data: URL, like 'data:image/png;base64,iVBOR…'")
+    encoded = url[match.end() :]
+    if len(encoded) > MAX_MEDIA_BYTES * 4 // 3 + 4:
+        raise HerdError(f"the {what} has more than {MAX_MEDIA_BYTES // 2**20} MiB: make it smaller")
+    try:
+        data = base64.b64decode(re.sub(r"\s", "", encoded), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise HerdError(f"the {what}'s base64 is broken ({error}): encode it again") from None
+    if not data:
+        raise HerdError(f"the {what} is empty: the data: URL ends after 'base64,'")
+    return data
