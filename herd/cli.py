@@ -9,6 +9,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from herd import __version__
 from herd.commands import COMMANDS, STEPS
 from herd.core.console import exit_code, traceback_log
 from herd.core.errors import HerdError, Misunderstood, unknown
+from herd.core.ranks import rank, world
 from herd.stages.recipe import Step, load_recipe, run_step
 
 
@@ -24,7 +26,9 @@ def entry() -> None:
     args = sys.argv[1:]
     if args and args[0] in COMMANDS and COMMANDS[args[0]].computes:
         tune_allocator()
-    sys.exit(main(args))
+    # Of several ranks the first tells results; what goes wrong is told by whom it befalls.
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
+        sys.exit(main(args))
 
 
 def main(args: Sequence[str]) -> int:
@@ -75,6 +79,8 @@ def call(name: str, args: list[str]) -> None:
         tyro.cli(command.does, prog=f"herd {name}", description=about, args=args)
         return
     usage = tyro.cli(stage_usage(command.does, args), prog=f"herd {name}", description=about, args=args)
+    if world() > 1 and "parallel" not in {field.name for field in dataclasses.fields(usage.config)}:
+        raise HerdError(f"herd {name} works in one process, {world()} were started: say it without torchrun")
     out: Path = usage.out
     if out.exists():
         raise HerdError(f"{out} is there already: give another --out, or remove it first")

@@ -377,6 +377,9 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
 
 
+HOW_IT_RUNS = {"changes the result": False}
+"""Metadata of a field that may differ between the attempts of one stage."""
+
 PARALLEL_AXES = ("replicate", "shard", "expert", "context", "tensor")
 """In the order in which ranks are numbered: those along the last are neighbours."""
 
@@ -480,6 +483,7 @@ class PretrainConfig:
     """Weight of the load-balancing loss."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=HOW_IT_RUNS)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
@@ -540,6 +544,7 @@ class SftConfig:
     balance_coefficient: float = 0.01
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=HOW_IT_RUNS)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             matrix_lr=0.01, embedding_lr=0.01, other_lr=0.004, unembedding_lr=0.004, warmup=0.02, decay=0.9

@@ -8,20 +8,28 @@ from herd.core.files import write_atomic
 
 
 class Tracker:
-    """Appends `{"step": …, name: value, …}` to `path`. After a resume, lines at or past `start_step` are dropped."""
+    """Appends `{"step": …, name: value, …}` to `path`. After a resume, lines at or past `start_step` are dropped.
 
-    def __init__(self, path: Path, *, start_step: int = 0) -> None:
+    Of several ranks one has a path; the others write nothing.
+    """
+
+    def __init__(self, path: Path | None, *, start_step: int = 0) -> None:
+        self._file = None
+        if path is None:
+            return
         kept = [line for line in read_metrics(path) if line["step"] < start_step] if path.exists() else []
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, **metrics: Any) -> None:
         """Write one line; values are numbers or flat lists of numbers."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> "Tracker":
         return self

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import torch
 
-from herd.config import PretrainConfig
+from herd.config import PretrainConfig, SftConfig
+from herd.core.batch import Batch
 from herd.core.lineage import Stage
 from herd.data.image import ImageProcessor
-from herd.data.loader import PretrainBatches
+from herd.data.loader import Batches, PretrainBatches
 from herd.data.tokenizer import Tokenizer
 from herd.model.formats import huggingface
+from herd.model.formats.weights import skeleton
+from herd.model.parallel import ALONE, Parallel, start
 from herd.model.transformer import Transformer
 from herd.train.balance import Balancer
 from herd.train.loop import train
@@ -18,25 +21,51 @@ from herd.train.losses import language_loss
 
 def pretrain(config: PretrainConfig, model: Path, data: Path, out: Path) -> Path:
     """Train the folder that `herd vision` made on documents and pictures; returns the finished folder `out`."""
+    parallel = Parallel(start(config.parallel))
     stage = Stage("pretrain", out, config=config, parents={"model": model, "data": data})
     tokenizer = Tokenizer.load(model)
     network = huggingface.load(model, dtype=torch.bfloat16).requires_grad_(True)
     # The encoder has learnt its part; the language model learns to read it, at three quarters of the cost.
     if network.vision is not None:
         network.vision.requires_grad_(False)
+    parallel.apply(network)
     batches = PretrainBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
-    loss_fn = language_loss(config.balance_coefficient)
-    train(network, batches, loss_fn, config, stage, hooks=[Balancer(network, config.balance_rate)])
-    return save_model(network, tokenizer, stage)
+    train_language(network, batches, config, stage, parallel)
+    return save_model(network, tokenizer, stage, parallel)
 
 
-def save_model(model: Transformer, tokenizer: Tokenizer, stage: Stage) -> Path:
-    """Write the model, tokenizer and processor of a finished stage and commit its folder."""
-    huggingface.save(model, stage.work)
+def train_language(
+    model: Transformer,
+    batches: Batches[Batch],
+    config: PretrainConfig | SftConfig,
+    stage: Stage,
+    parallel: Parallel,
+) -> None:
+    """Train a model, applied to the ranks already, to tell the next token."""
+    train(
+        model,
+        parallel.share(batches, model.config.chunk_size),
+        language_loss(config.balance_coefficient, parallel),
+        config,
+        stage,
+        hooks=[Balancer(model, config.balance_rate, reduce=parallel.sum_counts)],
+        parallel=parallel,
+    )
+
+
+def save_model(model: Transformer, tokenizer: Tokenizer, stage: Stage, parallel: Parallel = ALONE) -> Path:
+    """Write the model, tokenizer and processor of a finished stage and commit its folder. The first rank does, and
+    every rank gives its parts, one parameter after the other."""
+    weights = parallel.weights(model)
+    if not parallel.first:
+        for name in huggingface.rules(model.config):
+            weights.read(name)
+        return stage.out
+    huggingface.write(weights, stage.work, dtype=torch.bfloat16)
     huggingface.save_processor(model.config, stage.work)
     tokenizer.save(stage.work)
     stage.drop("state")
-    return stage.finish(parameters=count_parameters(model))
+    return stage.finish(parameters=count_parameters(skeleton(model.config)))
 
 
 def count_parameters(model: Transformer) -> dict[str, int]:

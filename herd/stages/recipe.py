@@ -18,9 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from herd.config import HOW_IT_RUNS
 from herd.core.errors import HerdError, unknown
 from herd.core.files import alone_in, partial, read_json, write_json
 from herd.core.lineage import code_version, made_by, read_lineage
+from herd.core.ranks import rank
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,6 +126,8 @@ def _convert(value: Any, hint: Any, field: "dataclasses.Field[Any]", where: str)
 def run_step(step: Step, config: Any, parents: Mapping[str, Path], out: Path) -> Path:
     """Run one stage. Work begun for another config or other parents is thrown away, not gone on with."""
     work = partial(out)
+    if rank() > 0:  # what is done once is done by the first rank, before it joins the others
+        return step.function(config, *parents.values(), out)
     with alone_in(work):
         wanted, begun = _request(config, parents), work / ".request.json"
         if any(work.iterdir()) and not (begun.exists() and read_json(begun) == wanted):
@@ -165,13 +169,19 @@ def is_current(out: Path, config: Any, parents: Mapping[str, Path]) -> bool:
     if not (out / "herd.json").exists():
         return False
     lineage = read_lineage(out)
-    made = {"config": lineage["config"], "parents": {role: of["hash"] for role, of in lineage["parents"].items()}}
+    changes = {key: value for key, value in lineage["config"].items() if key not in how_it_runs(config)}
+    made = {"config": changes, "parents": {role: of["hash"] for role, of in lineage["parents"].items()}}
     return made == _request(config, parents)
+
+
+def how_it_runs(config: Any) -> set[str]:
+    """The fields that change nothing of what a stage writes: another number of ranks goes on with the same work."""
+    return {field.name for field in dataclasses.fields(config) if field.metadata == HOW_IT_RUNS}
 
 
 def _request(config: Any, parents: Mapping[str, Path]) -> dict[str, Any]:
     request = {
-        "config": dataclasses.asdict(config),
+        "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in how_it_runs(config)},
         "parents": {role: read_lineage(folder)["hash"] for role, folder in parents.items()},
     }
     plain: dict[str, Any] = json.loads(json.dumps(request))  # tuples as the lists that a file gives back

@@ -10,20 +10,19 @@ from herd.data.image import ImageProcessor
 from herd.data.loader import SftBatches
 from herd.data.tokenizer import Tokenizer
 from herd.model.formats import huggingface
-from herd.stages.pretrain import save_model
-from herd.train.balance import Balancer
-from herd.train.loop import train
-from herd.train.losses import language_loss
+from herd.model.parallel import Parallel, start
+from herd.stages.pretrain import save_model, train_language
 
 
 def sft(config: SftConfig, model: Path, data: Path, out: Path) -> Path:
     """Fine-tune the model folder `model` on the data folder's chats; returns the finished folder `out`."""
+    parallel = Parallel(start(config.parallel))
     stage = Stage("sft", out, config=config, parents={"model": model, "data": data})
     tokenizer = Tokenizer.load(model)
     network = huggingface.load(model, dtype=torch.bfloat16).requires_grad_(True)
     if network.vision is not None:
         network.vision.requires_grad_(False)  # as in pre-training
+    parallel.apply(network)
     batches = SftBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
-    loss_fn = language_loss(config.balance_coefficient)
-    train(network, batches, loss_fn, config, stage, hooks=[Balancer(network, config.balance_rate)])
-    return save_model(network, tokenizer, stage)
+    train_language(network, batches, config, stage, parallel)
+    return save_model(network, tokenizer, stage, parallel)

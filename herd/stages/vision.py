@@ -145,7 +145,7 @@ def vision(config: VisionStageConfig, data: Path, out: Path) -> Path:
     first_names = [str(min(name.items())) for name in shelf.things]
     group_P = torch.from_numpy(np.unique(first_names, return_inverse=True)[1])
 
-    def loss_fn(model: Transformer, batch: Views) -> tuple[Tensor, dict[str, object]]:
+    def loss_fn(model: Transformer, batch: Views) -> tuple[Tensor, dict[str, float]]:
         assert model.vision is not None
         hidden_BQD = model.norm(model.vision(batch.tiles.to(torch.bfloat16)))
         names_QPD = torch.sparse.mm(weights_RV, model.unembedding.weight.float()).unflatten(0, (num_tokens, -1))

@@ -32,10 +32,20 @@ def mixtures(model: Transformer) -> list[MoE]:
     return [module for module in model.modules() if isinstance(module, MoE)]
 
 
-def total_balance_loss(model: Transformer) -> Tensor:
-    """Mean over the layers of the last forward's balance losses."""
-    losses = [balance_loss(moe.logits_NE, moe.load_E) for moe in mixtures(model)]  # type: ignore[arg-type]
-    return torch.stack(losses).mean()
+def total_balance_loss(model: Transformer, sum_counts: Callable[[Tensor], Tensor] = lambda counts: counts) -> Tensor:
+    """Mean over the layers of the last forward's balance losses.
+
+    With `sum_counts`, which sums the counts [L, E] over the ranks in place, this rank's share of that of all tokens.
+    """
+    last = [(moe.logits_NE, moe.load_E) for moe in mixtures(model)]
+    logits = [logits_NE for logits_NE, _ in last if logits_NE is not None]
+    rows = len(logits[0])
+    count_LE = sum_counts(torch.stack([load_E for _, load_E in last if load_E is not None]).nan_to_num() * rows)
+    all_rows = count_LE[0].sum()
+    if rows == 0:  # a rank without tokens
+        return torch.zeros(())
+    losses = [balance_loss(logits_NE, count_E / all_rows) for logits_NE, count_E in zip(logits, count_LE, strict=True)]
+    return torch.stack(losses).mean() * (rows / all_rows)
 
 
 def moved(bias_LE: Float[Tensor, "l e"], count_LE: Int[Tensor, "l e"], rate: float) -> Float[Tensor, "l e"]:

@@ -1,7 +1,7 @@
 """The training loop, on one screen, and what it measures."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -12,16 +12,18 @@ from torch import Tensor
 from herd.config import CheckpointConfig, GuardConfig, OptimizerConfig
 from herd.core.errors import HerdError, Stopped
 from herd.core.lineage import Stage
+from herd.core.metrics import Mean
 from herd.core.signals import asked_to_stop
 from herd.core.streams import seed_of
 from herd.core.tracker import Tracker
 from herd.data.loader import B, Batches, ahead
+from herd.model.parallel import ALONE, Parallel
 from herd.model.transformer import Transformer
 from herd.train.checkpoint import Checkpoints, Stateful
 from herd.train.guard import Guard
 from herd.train.optimizer import Optimizer
 
-LossFunction = Callable[[Transformer, B], tuple[Tensor, dict[str, object]]]
+LossFunction = Callable[[Transformer, B], tuple[Tensor, Mapping[str, float | Mean]]]
 
 
 class TrainConfig(Protocol):
@@ -53,22 +55,25 @@ def train(
     stage: Stage,
     *,
     hooks: Sequence[Hook] = (),
+    parallel: Parallel = ALONE,
 ) -> None:
     """Train `model` in place to the end of `batches`; checkpoints, metrics and the clock live in the stage's folder.
 
     `loss_fn` gives what is minimised and what is recorded. What it draws from torch's own generator is a function of
     the seed and the step. Raises Stopped after SIGTERM, and HerdError when a batch cannot be had or outliers come in a
-    row; all steps before are then saved.
+    row; all steps before are then saved. All ranks of `parallel` run this, on their parts of model and batches; what is
+    recorded is summed over them, and the first one writes it.
     """
-    optimizer, guard = Optimizer(model, config.optimizer, batches.num_steps), Guard(config.guard)
+    optimizer, guard = Optimizer(model, config.optimizer, batches.num_steps, parallel), Guard(config.guard)
+    record = stage.work / "metrics.jsonl" if parallel.first else None
     parts: dict[str, Stateful] = {"optimizer": optimizer, "guard": guard}
     parts |= {type(hook).__name__: hook for hook in hooks}
     model.train()
     with (
         Checkpoints(stage, config.checkpoint, parts) as checkpoints,
-        Tracker(stage.work / "metrics.jsonl", start_step=(start := checkpoints.resume())) as tracker,
+        Tracker(record, start_step=(start := checkpoints.resume())) as tracker,
         asked_to_stop() as request,
-        progress_bar() as bar,
+        progress_bar(quiet=not parallel.first) as bar,
     ):
         task = bar.add_task(stage.name, total=batches.num_steps, completed=start, note="")
         for step, coming in ahead(batches, start):
@@ -77,11 +82,13 @@ def train(
             batch = coming.result()
             torch.manual_seed(seed_of(config.seed, "step", step))
             began = time.monotonic()
-            loss, metrics = loss_fn(model, batch)
+            loss, counted = loss_fn(model, batch)
             loss.backward()
+            parallel.sum_gradients(optimizer.parameters)
+            objective, size, told = parallel.total(loss.item(), batch.size, counted)
             rate, norm = optimizer.schedule(step), optimizer.grad_norm()
-            metrics = {"loss": loss.item()} | metrics | {"lr": rate, "grad_norm": norm}
-            outlier = guard.judge(loss.item(), norm)
+            metrics: dict[str, object] = {"loss": objective, **told, "lr": rate, "grad_norm": norm}
+            outlier = guard.judge(objective, norm)
             if outlier is None:
                 optimizer.step(step, norm)
             else:
@@ -90,10 +97,10 @@ def train(
             optimizer.clear()
             for hook in hooks:
                 metrics |= hook.after_step(step, updated=outlier is None)
-            speed = round(batch.size / (time.monotonic() - began))
+            speed = round(size / (time.monotonic() - began))
             tracker.log(step, **metrics, **{f"{batches.unit}_per_s": speed}, seconds=round(stage.seconds, 2))
             bar.update(task, advance=1, note=f"loss {metrics['loss']:.3f}, {speed:,} {batches.unit}/s")
-    if guard.num_skipped:
+    if guard.num_skipped and parallel.first:
         print(f"{stage.name}: {guard.num_skipped} of {batches.num_steps} steps were left out as outliers")
     model.eval()
 
@@ -115,7 +122,7 @@ def why_left(step: int, num_steps: int, guard: Guard, missing: BaseException | N
     return Stopped(f"stopped as asked, {saved}: the same command goes on from there")
 
 
-def progress_bar() -> Progress:
+def progress_bar(*, quiet: bool) -> Progress:
     """Rate and time left of a stage, on standard error."""
     return Progress(
         TextColumn("{task.description}"),
@@ -124,5 +131,5 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
+        console=Console(stderr=True, quiet=quiet),
     )

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from herd import native
 from herd.core.batch import KINDS, Batch
+from herd.core.metrics import Mean
+from herd.model.parallel import ALONE, Parallel
 from herd.model.transformer import Transformer
 from herd.train.balance import total_balance_loss
 
@@ -82,26 +84,28 @@ def cross_entropy(
     return _ChunkedCrossEntropy.apply(hidden_ND, unembedding_VD, targets_N, weights_N)
 
 
-def language_loss(balance_coefficient: float) -> Callable[[Transformer, Batch], tuple[Tensor, dict[str, object]]]:
+def language_loss(
+    balance_coefficient: float, parallel: Parallel = ALONE
+) -> Callable[[Transformer, Batch], tuple[Tensor, dict[str, float | Mean]]]:
     """The loss function of pre-training and fine-tuning: mean cross-entropy of the learnt tokens plus
-    `balance_coefficient` times the load-balancing loss. Its metrics: the cross-entropy, in all and by kind of token."""
+    `balance_coefficient` times the load-balancing loss. Its metrics: the cross-entropy, in all and by kind of token.
+    The losses of all ranks sum to that of the whole batch."""
 
-    def loss_fn(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, object]]:
+    def loss_fn(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, float | Mean]]:
         hidden_ND = model(batch.tokens_N, positions_N=batch.positions_N, starts_S=batch.starts_S, images=batch.images)
         mean, losses_N = cross_entropy(hidden_ND, model.unembedding.weight, batch.targets_N, batch.weights_N)
-        metrics: dict[str, object] = {"loss": mean.item(), **losses_by_kind(losses_N, batch)}
+        metrics: dict[str, float | Mean] = {"loss": mean.item(), **losses_by_kind(losses_N, batch)}
         if balance_coefficient:
-            mean = mean + balance_coefficient * total_balance_loss(model)
+            mean = mean + balance_coefficient * total_balance_loss(model, parallel.sum_counts)
         return mean, metrics
 
     return loss_fn
 
 
-def losses_by_kind(losses_N: Float[Tensor, "n"], batch: Batch) -> dict[str, float]:
+def losses_by_kind(losses_N: Float[Tensor, "n"], batch: Batch) -> dict[str, Mean]:
     """Mean loss of the learnt tokens of each kind in the batch."""
-    learnt_N = batch.weights_N > 0
-    return {
-        f"{name}_loss": float(losses_N[chosen].mean())
-        for index, name in enumerate(KINDS)
-        if (chosen := learnt_N & (batch.kinds_N == index)).any()
-    }
+    found = {}
+    for index, name in enumerate(KINDS):
+        chosen_N = (batch.weights_N > 0) & (batch.kinds_N == index)
+        found[f"{name}_loss"] = Mean(float(losses_N[chosen_N].sum()), int(chosen_N.sum()))
+    return found

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from herd import native
 from herd.config import OptimizerConfig
+from herd.model.parallel import ALONE, Parallel, local
 from herd.model.transformer import Transformer
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -21,9 +22,10 @@ ITERATIONS = 5
 
 
 def orthogonalise(update_BRC: Tensor) -> Tensor:
-    """The nearest (semi-)orthogonal matrices, roughly: singular values land between 0.7 and 1.2. bf16."""
+    """The nearest (semi-)orthogonal matrices, roughly: singular values land between 0.7 and 1.2. In the precision
+    of the update, which is that of the gradient: bf16 does."""
     a, b, c = NEWTON_SCHULZ
-    x = update_BRC.to(torch.bfloat16)
+    x = update_BRC
     wide = x.shape[-2] > x.shape[-1]
     if wide:
         x = x.mT.contiguous()
@@ -92,20 +94,20 @@ def kind_of(name: str, parameter: Tensor) -> str:
 
 
 class Optimizer:
-    """Steps a model whose parameters carry gradients; keeps fp32 masters and moments."""
+    """Steps a model whose parameters carry gradients; keeps fp32 masters and moments, of this rank's shards."""
 
-    def __init__(self, model: Transformer, config: OptimizerConfig, num_steps: int) -> None:
-        self.config, self.num_steps = config, num_steps
+    def __init__(self, model: Transformer, config: OptimizerConfig, num_steps: int, parallel: Parallel = ALONE) -> None:
+        self.config, self.num_steps, self.parallel = config, num_steps, parallel
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.kind = {name: kind_of(name, p) for name, p in self.parameters.items()}
-        self.master = {name: p.detach().float().clone() for name, p in self.parameters.items()}
+        self.master = {name: local(p.detach()).float().clone() for name, p in self.parameters.items()}
         self.first = {name: torch.zeros_like(m) for name, m in self.master.items()}
         self.second = {name: torch.zeros_like(m) for name, m in self.master.items() if self.kind[name] != "matrix"}
         # Matrices of one shape step together: many small products become one batched one.
         self.stacks: dict[tuple[int, ...], list[str]] = defaultdict(list)
         for name, master in self.master.items():
             if self.kind[name] == "matrix":
-                self.stacks[tuple(master.shape[-2:])].append(name)
+                self.stacks[parallel.shape(name, master)[-2:]].append(name)
 
     def schedule(self, step: int) -> float:
         """Factor on all step sizes: a rise, a plateau, a linear fall to zero at the last step."""
@@ -114,11 +116,8 @@ class Optimizer:
         return min(1.0, (step + 1) / warmup, (self.num_steps - step) / decay)
 
     def grad_norm(self) -> float:
-        """The norm of all gradients together."""
-        grads = [p.grad for p in self.parameters.values() if p.grad is not None]
-        return float(
-            torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads]))
-        )
+        """The norm of all gradients together, on all ranks."""
+        return self.parallel.norm({name: p.grad for name, p in self.parameters.items() if p.grad is not None})
 
     def clear(self) -> None:
         """Forget the gradients."""
@@ -127,7 +126,7 @@ class Optimizer:
 
     def step(self, step: int, norm: float) -> None:
         """Apply the gradients of step `step` (from 0), clipped by their norm `norm`."""
-        grads = {n: p.grad for n, p in self.parameters.items() if p.grad is not None}
+        grads = {n: local(p.grad) for n, p in self.parameters.items() if p.grad is not None}
         clip = min(1.0, self.config.max_grad_norm / (norm + 1e-6))
         factor = self.schedule(step)
         config = self.config
@@ -141,21 +140,25 @@ class Optimizer:
     def _muon(self, names: list[str], grads: dict[str, Tensor], clip: float, rate: float) -> None:
         if not names:
             return
-        updates = [momentum_update(grads[name], self.first[name], clip, self.config.momentum) for name in names]
-        stacked = torch.cat([update.reshape(-1, *update.shape[-2:]) for update in updates])
-        sizes = [update.numel() // stacked[0].numel() for update in updates]
+        updates = []
+        for name in names:
+            update = momentum_update(grads[name], self.first[name], clip, self.config.momentum)
+            update = self.parallel.join_matrices(name, update)
+            updates.append(update if update.ndim == 3 else update[None])
+        stacked, sizes = torch.cat(updates), [len(update) for update in updates]
         rows, columns = stacked.shape[-2:]
         if not names[0].endswith(("EDF", "EFD")):
             rows, columns = columns, rows  # nn.Linear keeps [out, in], experts [in, out]
         scale = max(1.0, columns / rows) ** 0.5
         keep = 1 - rate * self.config.weight_decay
         for name, update in zip(names, orthogonalise(stacked).split(sizes), strict=True):
-            descend(self.parameters[name], self.master[name], update, keep, rate * scale)
+            update = self.parallel.take_matrices(name, update if self.master[name].ndim == 3 else update[0])
+            descend(local(self.parameters[name]), self.master[name], update, keep, rate * scale)
 
     def _adamw(self, name: str, grad: Tensor, clip: float, step: int, rate: float) -> None:
         beta1, beta2 = self.config.betas
         adamw(
-            self.parameters[name],
+            local(self.parameters[name]),
             self.master[name],
             self.first[name],
             self.second[name],
@@ -168,14 +171,17 @@ class Optimizer:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Masters and moments by parameter name."""
-        return {"master": self.master, "first": self.first, "second": self.second}
+        """Masters and moments by parameter name, told as parts of whole tensors where ranks share them out."""
+        return {part: self._described(part) for part in ("master", "first", "second")}
+
+    def _described(self, part: str) -> dict[str, Tensor]:
+        return {name: self.parallel.described(name, tensor) for name, tensor in getattr(self, part).items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take masters and moments from a checkpoint, and set the model's parameters from the masters."""
         with torch.no_grad():
             for part in ("master", "first", "second"):
-                for name, tensor in getattr(self, part).items():
+                for name, tensor in self._described(part).items():
                     tensor.copy_(state[part][name])
             for name, parameter in self.parameters.items():
-                parameter.copy_(self.master[name])
+                local(parameter).copy_(self.master[name])

@@ -114,6 +114,10 @@ class Parallel:
         ]
         return float(self.mesh.sum(torch.stack(squares).sum(), tuple(self.mesh.sizes)).sqrt())
 
+    def shape(self, name: str, shard: Tensor) -> tuple[int, ...]:
+        """Of the whole parameter."""
+        return self.layouts[name].shape if name in self.layouts else tuple(shard.shape)
+
     def copies(self, name: str) -> int:
         """How many ranks have the same shard of a parameter."""
         return self.layouts[name].copies if name in self.layouts else 1
@@ -135,17 +139,23 @@ class Parallel:
         """In place, counts of tokens over all ranks that have different ones."""
         return self.mesh.sum(counts, TOKENS)
 
-    def total(self, metrics: Mapping[str, float | Mean]) -> dict[str, float | Mean]:
-        """Metrics of all ranks: numbers are summed, means weighed by what they count. The names are the same on all."""
-        if not self.spread:
-            return dict(metrics)
-        pairs = [(value.total, value.count) if isinstance(value, Mean) else (value, 0.0) for value in metrics.values()]
+    def total(
+        self, loss: float, size: int, metrics: Mapping[str, float | Mean]
+    ) -> tuple[float, float, dict[str, float]]:
+        """The loss, the batch's size and the metrics over all ranks: numbers are summed, means are those of all that
+        was counted, left out where nothing was. The names are the same on all ranks."""
+        values = (loss, size / self.mesh.sizes["tensor"], *metrics.values())  # those ranks have the same tokens
+        pairs = [(value.total, value.count) if isinstance(value, Mean) else (value, -1.0) for value in values]
         device = self.mesh.devices.device_type if self.mesh.devices else "cpu"
         summed = self.mesh.sum(torch.tensor(pairs, dtype=torch.float64, device=device), tuple(self.mesh.sizes))
-        return {
-            name: Mean(total, count) if isinstance(value, Mean) else total
-            for (name, value), (total, count) in zip(metrics.items(), summed.tolist(), strict=True)
-        }
+        (loss, _), (all_sizes, _), *rest = summed.tolist()
+        told = zip(metrics, rest, strict=True)
+        return loss, all_sizes, {name: a / b if b > 0 else a for name, (a, b) in told if b}
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes."""
+        return self.mesh.first
 
     def weights(self, model: Transformer) -> Weights:
         """The whole model's weights; every rank reads the same names in the same order."""

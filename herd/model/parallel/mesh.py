@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from herd.config import PARALLEL_AXES as AXES
 from herd.config import ParallelConfig
 from herd.core.errors import HerdError
+from herd.core.ranks import world
 
 DATA = ("replicate", "shard", "expert")
 """Axes whose ranks take different documents."""
@@ -166,7 +167,7 @@ def exchange(rows: Tensor, mesh: Mesh, send: Sequence[int], receive: Sequence[in
 
 def start(config: ParallelConfig) -> Mesh:
     """Join the other processes that torchrun, Slurm or Ray started, if any, and lay them out as `config` says."""
-    started = int(os.environ.get("WORLD_SIZE", "1"))
+    started = world()
     if config.world != started:
         product = " x ".join(f"{axis} {getattr(config, axis)}" for axis in AXES)
         many = f"{started} processes were started" if started > 1 else "one process was started"
