@@ -94,7 +94,9 @@ def language_loss(
     def loss_fn(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, float | Mean]]:
         hidden_ND = model(batch.tokens_N, positions_N=batch.positions_N, starts_S=batch.starts_S, images=batch.images)
         mean, losses_N = cross_entropy(hidden_ND, model.unembedding.weight, batch.targets_N, batch.weights_N)
-        metrics: dict[str, float | Mean] = {"loss": mean.item(), **losses_by_kind(losses_N, batch)}
+        # fp64: what is told does not depend on how the tokens are dealt out.
+        exact = float(losses_N.double() @ batch.weights_N.double())
+        metrics: dict[str, float | Mean] = {"loss": exact, **losses_by_kind(losses_N, batch)}
         if balance_coefficient:
             mean = mean + balance_coefficient * total_balance_loss(model, parallel.sum_counts)
         return mean, metrics
@@ -107,5 +109,5 @@ def losses_by_kind(losses_N: Float[Tensor, "n"], batch: Batch) -> dict[str, Mean
     found = {}
     for index, name in enumerate(KINDS):
         chosen_N = (batch.weights_N > 0) & (batch.kinds_N == index)
-        found[f"{name}_loss"] = Mean(float(losses_N[chosen_N].sum()), int(chosen_N.sum()))
+        found[f"{name}_loss"] = Mean(float(losses_N[chosen_N].double().sum()), int(chosen_N.sum()))
     return found
