@@ -12,11 +12,13 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from herd.config import ModelConfig
 from herd.core.errors import HerdError
 from herd.core.streams import seed_of
 from herd.engine.answer import Answer, Piece, take
@@ -27,6 +29,7 @@ from herd.engine.sampler import SamplingParams
 from herd.engine.scheduler import Scheduler
 from herd.engine.speculative import Drafter, DraftModel, NGrams, drafts, num_drafts
 from herd.model.cache import KVCache
+from herd.plan.counts import page_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,10 @@ class EngineConfig:
     """Most tokens of a request, prompt and answer; None: what the model claims, at most 8192."""
     cache_bytes: int | None = None
     """For keys and values; None: room for `num_slots` requests of `capacity` tokens. Memory is taken as it is used."""
+    cache_folder: Path | None = None
+    """Where the global layers' pages lie in a file, for contexts beyond memory; None: in memory."""
+    cache_int8: bool = False
+    """Whether the global layers' pages are in 8 bits; what that does to the answers is in docs/engine.md."""
     prompt_tokens: int = 2048
     """Tokens of prompts that a step reads at most, …"""
     beside_tokens: int = 512
@@ -92,10 +99,17 @@ class Engine:
     def __init__(self, model: Model, config: EngineConfig) -> None:
         self.model, self.version = model, 0
         self.capacity = config.capacity or min(model.config.max_positions, 8192)
-        num_global, num_local = num_pages(model, config, self.capacity)
         weight = model.transformer.embedding.weight  # the unembedding may be packed
+        self._page_bytes = page_bytes(model.config, number_bytes=weight.itemsize, int8=config.cache_int8)
+        num_global, num_local = num_pages(model.config, config, self.capacity, self._page_bytes)
         cache = KVCache(
-            model.config, num_global=num_global, num_local=num_local, dtype=weight.dtype, device=weight.device
+            model.config,
+            num_global=num_global,
+            num_local=num_local,
+            dtype=weight.dtype,
+            device=weight.device,
+            int8=config.cache_int8,
+            folder=config.cache_folder,
         )
         self.cache_bytes = cache.num_bytes
         self._runner = Runner(model, cache)
@@ -104,6 +118,7 @@ class Engine:
             chunk_size=model.config.chunk_size,
             num_global=num_global,
             num_local=num_local,
+            grow=cache.grow,
         )
         self._scheduler: Scheduler[Generation] = Scheduler(
             self._pages,
@@ -119,7 +134,7 @@ class Engine:
         )
         self._num_drafted = self._num_accepted = 0
         self._news: queue.SimpleQueue[Generation | WeightUpdate | None] = queue.SimpleQueue()
-        self._count = 0
+        self._count = self._most_used_bytes = 0
         self._closed = False
         self._door = threading.Lock()
         """Held by who hands something in: nothing comes after the engine has closed."""
@@ -199,16 +214,14 @@ class Engine:
     def stats(self) -> dict[str, int]:
         """What runs and what is held, for a display or a log; counted without stopping the engine."""
         whole, chunk = self._pages.whole, self._pages.chunk
-        global_bytes, local_bytes = page_bytes(self.model)
+        global_bytes, local_bytes = self._page_bytes
         return {
             "running": len(self._scheduler.running),
             "waiting": sum(map(len, list(self._scheduler.waiting.values()))),
             "preempted": self._scheduler.num_preempted,
             "cache_bytes": self.cache_bytes,
-            "used_bytes": sum(
-                (pool.size - pool.free - pool.idle) * size
-                for pool, size in ((whole, global_bytes), (chunk, local_bytes))
-            ),
+            "used_bytes": self._used_bytes(),
+            "most_used_bytes": self._most_used_bytes,
             "shared_bytes": whole.idle * global_bytes + chunk.idle * local_bytes,
             "version": self.version,
             "drafted": self._num_drafted,
@@ -279,10 +292,13 @@ class Engine:
         self._hand_in(request)
         return request
 
+    def _used_bytes(self) -> int:
+        """Of pages that running requests hold."""
+        pools = zip((self._pages.whole, self._pages.chunk), self._page_bytes, strict=True)
+        return sum((pool.size - pool.free - pool.idle) * size for pool, size in pools)
+
     def _bytes_of(self, length: int) -> int:
-        return sum(
-            number * size for number, size in zip(self._pages.needs(length), page_bytes(self.model), strict=True)
-        )
+        return sum(number * size for number, size in zip(self._pages.needs(length), self._page_bytes, strict=True))
 
     def _run(self) -> None:
         with torch.inference_mode():
@@ -317,6 +333,7 @@ class Engine:
             request.emit(Piece(text=reason, token_ids=[], finish_reason="error"))
         if not step.works:
             return
+        self._most_used_bytes = max(self._most_used_bytes, self._used_bytes())
         results = self._runner.run(step)
         answering: list[tuple[Generation, Tensor]] = []
         for work, result in zip(step.works.values(), results, strict=True):
@@ -386,21 +403,13 @@ class Engine:
             self._scheduler.finish(request, computed=False)
 
 
-def page_bytes(model: Model) -> tuple[int, int]:
-    """Bytes of a global and of a local page, in all their layers."""
-    config = model.config
-    one = 2 * config.num_kv_heads * config.page_tokens * config.head_dim * model.transformer.embedding.weight.itemsize
-    num_global = sum(config.is_global(layer) for layer in range(config.num_layers))
-    return num_global * one, (config.num_layers - num_global) * one
-
-
-def num_pages(model: Model, config: EngineConfig, capacity: int) -> tuple[int, int]:
+def num_pages(model: ModelConfig, config: EngineConfig, capacity: int, page_bytes: tuple[int, int]) -> tuple[int, int]:
     """Global and local pages of an engine; without a budget as many as all slots can need."""
-    size = model.config.page_tokens
-    whole, chunk = -(-capacity // size), -(-min(capacity, model.config.chunk_size) // size)
+    size = model.page_tokens
+    whole, chunk = -(-capacity // size), -(-min(capacity, model.chunk_size) // size)
     if config.cache_bytes is None:
         return config.num_slots * whole, config.num_slots * chunk
-    global_bytes, local_bytes = page_bytes(model)
+    global_bytes, local_bytes = page_bytes
     budget = config.cache_bytes
     # Local pages are few and every request needs them; they get half of the budget at most, but one chunk in any case.
     num_local = config.num_slots * chunk

@@ -15,6 +15,7 @@ token's sums do not depend on what is computed beside it or on how the prompt wa
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from herd import native
 from herd.config import ModelConfig
+from herd.model.page_store import PageFile, store_int8
 from herd.model.precision import FEWEST_ROWS
 
 BLOCK_KEYS = 256
@@ -35,29 +37,57 @@ class KVCache:
     """Two pools of pages: `num_global` for the global layers, `num_local` for the local ones."""
 
     def __init__(
-        self, config: ModelConfig, *, num_global: int, num_local: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        *,
+        num_global: int,
+        num_local: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        int8: bool = False,
+        folder: Path | None = None,
     ) -> None:
-        self.config = config
-        shape = (config.num_kv_heads, config.page_tokens, config.head_dim)
-        self.keys, self.values = (
-            [
-                # Zeros, and memory that is touched when it is first written: what is masked must still be finite.
-                torch.zeros(num_global if config.is_global(layer) else num_local, *shape, dtype=dtype, device=device)
-                for layer in range(config.num_layers)
-            ]
-            for _ in range(2)
-        )
+        """Global pages in 8 bits with `int8`, in a file in `folder` if one is given; see herd.model.page_store."""
+        self.config, self.int8 = config, int8
+        heads, size, width = config.num_kv_heads, config.page_tokens, config.head_dim
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.scales: list[tuple[Tensor, Tensor] | None] = []
+        """Of each layer's keys [P, K, C] and values [P, K, L], where they are in 8 bits."""
+        self._file = PageFile(folder)
+        for layer in range(config.num_layers):
+            is_global = config.is_global(layer)
+            store, pages = (self._file, num_global) if is_global else (PageFile(None), num_local)
+            kind = torch.int8 if int8 and is_global else dtype
+            # Zeros: what is masked must still be finite.
+            self.keys.append(store.zeros(pages, (heads, size, width), kind, device))
+            self.values.append(store.zeros(pages, (heads, size, width), kind, device))
+            self.scales.append(
+                (
+                    store.zeros(pages, (heads, width), torch.bfloat16, device),
+                    store.zeros(pages, (heads, size), torch.bfloat16, device),
+                )
+                if kind == torch.int8
+                else None
+            )
 
     @property
     def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+        return sum(sum(tensor.nbytes for tensor in self._of(layer)) for layer in range(self.config.num_layers))
+
+    def grow(self, num_global: int) -> None:
+        """Room for the first `num_global` global pages, where they lie in a file; OSError when the disk is full."""
+        self._file.grow(num_global)
 
     def copy_page(self, source: int, target: int, *, is_global: bool) -> None:
         """Copy a page of one pool in all its layers."""
         for layer in range(self.config.num_layers):
             if self.config.is_global(layer) == is_global:
-                self.keys[layer][target] = self.keys[layer][source]
-                self.values[layer][target] = self.values[layer][source]
+                for tensor in self._of(layer):
+                    tensor[target] = tensor[source]
+
+    def _of(self, layer: int) -> list[Tensor]:
+        return [self.keys[layer], self.values[layer], *(self.scales[layer] or ())]
 
     def at(
         self,
@@ -118,23 +148,36 @@ class CacheView:
         """Store the new keys and values, then attend to everything that the layer may see."""
         places = self.store(layer, k_NKC, v_NKC)
         keys_PKLC, values_PKLC = self.cache.keys[layer], self.cache.values[layer]
-        attend = native.attend_pages if native.attends(q_NHC) else attend_pages
-        return attend(q_NHC, keys_PKLC, values_PKLC, places.table_SB, places.seen_S, self.starts_S)
+        asked = (q_NHC, keys_PKLC, values_PKLC, places.table_SB, places.seen_S, self.starts_S)
+        if (scales := self.cache.scales[layer]) is not None:
+            return attend_pages(*asked, scales=scales)
+        return native.attend_pages(*asked) if native.attends(q_NHC) else attend_pages(*asked)
 
     def store(self, layer: int, k_NKC: Tensor, v_NKC: Tensor) -> Places:
         """Store the new keys and values; gives where the layer finds them and the older ones."""
         places = self.whole if self.cache.config.is_global(layer) else self.chunk
-        self.cache.keys[layer][places.page_N, :, places.slot_N] = k_NKC
-        self.cache.values[layer][places.page_N, :, places.slot_N] = v_NKC
+        keys_PKLC, values_PKLC = self.cache.keys[layer], self.cache.values[layer]
+        if (scales := self.cache.scales[layer]) is not None:
+            store_int8(keys_PKLC, values_PKLC, *scales, places.page_N, places.slot_N, k_NKC, v_NKC)
+        else:
+            keys_PKLC[places.page_N, :, places.slot_N] = k_NKC
+            values_PKLC[places.page_N, :, places.slot_N] = v_NKC
         return places
 
 
 def attend_pages(
-    q_NHC: Tensor, keys_PKLC: Tensor, values_PKLC: Tensor, table_SB: Tensor, seen_S: Tensor, starts_S: Tensor
+    q_NHC: Tensor,
+    keys_PKLC: Tensor,
+    values_PKLC: Tensor,
+    table_SB: Tensor,
+    seen_S: Tensor,
+    starts_S: Tensor,
+    *,
+    scales: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Row n of sequence s sees the positions 0 … seen_S[s] + (n - starts_S[s]) of the span in the pages of table_SB[s].
 
-    The keys and values of these rows are in their pages already. Sums in fp32.
+    The keys and values of these rows are in their pages already, with `scales` in 8 bits. Sums in fp32.
     """
     out_NHC = torch.empty_like(q_NHC)
     starts, seen = starts_S.tolist(), seen_S.tolist()
@@ -142,17 +185,24 @@ def attend_pages(
     if single:
         rows = starts_S[single].long()
         last_GQ = seen_S[single][:, None]
-        out_NHC[rows] = _attend(q_NHC[rows][:, None], keys_PKLC, values_PKLC, table_SB[single], last_GQ)[:, 0]
+        out_NHC[rows] = _attend(q_NHC[rows][:, None], keys_PKLC, values_PKLC, table_SB[single], last_GQ, scales)[:, 0]
     for s in set(range(len(seen))).difference(single):
         for begin in range(starts[s], starts[s + 1], BLOCK_QUERIES):
             end = min(begin + BLOCK_QUERIES, starts[s + 1])
             last_GQ = (seen[s] - starts[s] + torch.arange(begin, end, device=q_NHC.device))[None]
             q_GQHC = q_NHC[begin:end][None]
-            out_NHC[begin:end] = _attend(q_GQHC, keys_PKLC, values_PKLC, table_SB[s : s + 1], last_GQ)[0]
+            out_NHC[begin:end] = _attend(q_GQHC, keys_PKLC, values_PKLC, table_SB[s : s + 1], last_GQ, scales)[0]
     return out_NHC
 
 
-def _attend(q_GQHC: Tensor, keys_PKLC: Tensor, values_PKLC: Tensor, table_GB: Tensor, last_GQ: Tensor) -> Tensor:
+def _attend(
+    q_GQHC: Tensor,
+    keys_PKLC: Tensor,
+    values_PKLC: Tensor,
+    table_GB: Tensor,
+    last_GQ: Tensor,
+    scales: tuple[Tensor, Tensor] | None,
+) -> Tensor:
     """Query i of sequence g sees the positions 0 … last_GQ[g, i]."""
     (groups, queries, heads, width), (kv_heads, size) = q_GQHC.shape, keys_PKLC.shape[1:3]
     ratio, step = heads // kv_heads, max(1, BLOCK_KEYS // size)
@@ -169,7 +219,10 @@ def _attend(q_GQHC: Tensor, keys_PKLC: Tensor, values_PKLC: Tensor, table_GB: Te
     total, out = torch.zeros_like(top), torch.zeros_like(q)
     for begin in range(0, int(last_GQ.max()) // size + 1, step):
         pages = table_GB[:, begin : begin + step]
-        k, v = (x[pages].float().transpose(1, 2).flatten(2, 3) for x in (keys_PKLC, values_PKLC))
+        k, v = keys_PKLC[pages].float(), values_PKLC[pages].float()
+        if scales is not None:
+            k, v = k * scales[0][pages].unsqueeze(-2), v * scales[1][pages].unsqueeze(-1)
+        k, v = (x.transpose(1, 2).flatten(2, 3) for x in (k, v))
         position = begin * size + torch.arange(k.shape[2], device=q.device)
         score = (q @ k.mT).masked_fill_(position > last, float("-inf"))
         higher = torch.maximum(top, score.amax(-1, keepdim=True))

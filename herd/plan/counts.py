@@ -120,14 +120,24 @@ def weight_bytes(config: ModelConfig, precision: Precision) -> int:
     return int(2 * count(config).total - saved)
 
 
-def cache_bytes(config: ModelConfig, context: int) -> int:
+def page_bytes(config: ModelConfig, *, number_bytes: int = CACHE_BYTES, int8: bool = False) -> tuple[int, int]:
+    """Bytes of a page of keys and values in all global layers, and in all local ones.
+
+    With `int8`, those of global layers have a byte a number, and scales in bf16: of each channel of the keys, and of
+    each token of the values.
+    """
+    heads, width, size = config.num_kv_heads, config.head_dim, config.page_tokens
+    wide = 2 * heads * size * width * number_bytes
+    packed = 2 * heads * size * width + 2 * heads * (width + size)
+    num_global = sum(config.is_global(layer) for layer in range(config.num_layers))
+    return num_global * (packed if int8 else wide), (config.num_layers - num_global) * wide
+
+
+def cache_bytes(config: ModelConfig, context: int, *, number_bytes: int = CACHE_BYTES, int8: bool = False) -> int:
     """Bytes of keys and values of one request of `context` tokens, in whole pages: local layers keep one chunk."""
+    of_global, of_local = page_bytes(config, number_bytes=number_bytes, int8=int8)
     size = config.page_tokens
-    a_page = 2 * config.num_kv_heads * config.head_dim * size * CACHE_BYTES
-    tokens = (
-        context if config.is_global(layer) else min(context, config.chunk_size) for layer in range(config.num_layers)
-    )
-    return a_page * sum(-(-number // size) for number in tokens)
+    return -(-context // size) * of_global + -(-min(context, config.chunk_size) // size) * of_local
 
 
 def longest_context(config: ModelConfig, budget: int) -> int:
@@ -164,6 +174,7 @@ def plan(config: ModelConfig, *, context: int | None = None, quantize: Precision
         "precision": chosen,
         "context": context,
         "cache_bytes": cache,
+        "cache_bytes_int8": cache_bytes(config, context, int8=True),
         "serving_bytes": (weights[chosen] or 0) + cache,
         "card_bytes": CARD_BYTES,
         "context_on_one_card": {

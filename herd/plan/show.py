@@ -37,7 +37,8 @@ def show(
             print(f"  {precision:<5} {'-':>10}  widths are no multiples of {INT4_GROUP}")
         else:
             print(f"  {precision:<5} {amount(size):>9}B  {told_room}")
-    print(f"KV cache of {told['context']:,} tokens in bf16: {amount(told['cache_bytes'])}B")
+    cache, packed = (amount(told[name]) for name in ("cache_bytes", "cache_bytes_int8"))
+    print(f"KV cache of {told['context']:,} tokens in bf16: {cache}B, with the global layers' in int8: {packed}B")
     print(f"together in {told['precision']}: {amount(told['serving_bytes'])}B")
     for line in lines:
         print(line)

@@ -1,6 +1,8 @@
 """The engine: an answer does not depend on what runs beside it, and every request ends."""
 
 import asyncio
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -191,10 +193,47 @@ def test_another_picture_behind_the_same_tokens_is_not_taken_for_the_first(model
     ]
 
 
-@pytest.mark.parametrize("context", [1, 255, 256, 257, 4000])
-def test_the_engine_reports_the_bytes_that_were_planned(model: Model, context: int) -> None:
-    with closing(model.engine(num_slots=1, capacity=context)) as engine:
-        assert engine.cache_bytes == 2 * cache_bytes(model.config, context)  # fp32: twice the plan's bf16
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("context", [1, 255, 257, 512, 4000])
+def test_the_engine_reports_the_bytes_that_were_planned(model: Model, context: int, int8: bool) -> None:
+    planned = cache_bytes(model.config, context, number_bytes=4, int8=int8)  # a model in fp32
+    with closing(model.engine(num_slots=1, capacity=context, cache_int8=int8)) as engine:
+        assert engine.cache_bytes == planned
+        if context == 512:
+            engine.generate_batch([Prompt(token_ids=[9] * 511)], SamplingParams(max_tokens=1))
+            assert engine.stats()["most_used_bytes"] == planned
+
+
+def test_eight_bits_of_the_global_pages_keep_what_is_likely(model: Model, engine: Engine) -> None:
+    [prompt] = [prompts(model)[1]]
+    wide, packed = [], []
+    with closing(model.engine(num_slots=3, capacity=700, cache_int8=True)) as eight:
+        for one, to in ((engine, wide), (eight, packed)):
+            [piece, *_] = one.stream(prompt, SamplingParams(max_tokens=1, prompt_logprobs=True))
+            to += piece.prompt_logprobs
+    difference = np.abs(np.array(wide) - np.array(packed))
+    assert 0 < difference.max() < 0.02
+
+
+def test_pages_in_a_file_give_the_same_answers_and_a_full_disk_ends_the_one_request(
+    model: Model, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, params = prompts(model), SamplingParams(max_tokens=12)
+    with closing(model.engine(num_slots=3, capacity=4000, cache_folder=tmp_path)) as filed:
+        assert filed.generate_batch(asked, params) == engine.generate_batch(asked, params)
+        real = os.posix_fallocate
+
+        def full(file: int, begin: int, length: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(HerdError, match="the cache's file cannot grow: No space left on device"):
+            filed.generate_batch([Prompt(token_ids=[9] * 3000)], params)
+        assert filed.generate_batch(asked, params) == engine.generate_batch(asked, params)
+        monkeypatch.setattr(os, "posix_fallocate", real)
+        assert filed.generate_batch([Prompt(token_ids=[9] * 3000)], SamplingParams(max_tokens=1))
+    with pytest.raises(HerdError, match=r"cache_folder .*: No such file"):
+        model.engine(cache_folder=tmp_path / "absent")
 
 
 def test_a_request_that_could_never_fit_is_refused_with_the_sum(model: Model) -> None:
