@@ -193,6 +193,60 @@ def chat(
     )
 
 
+def generate(
+    folder: Path,
+    prompts: Path,
+    /,
+    *,
+    out: Path,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stop: tuple[str, ...] = (),
+    seed: int = 0,
+    schema: Path | None = None,
+    slots: int = 32,
+    guess: int = 0,
+    draft: Path | None = None,
+    json: bool = False,
+) -> None:
+    """
+    Args:
+        folder: Folder of a model.
+        prompts: JSON lines: {"prompt": …, "images": [PATH, …]}, {"messages": […]}, or {"text": …} to go on with.
+        out: JSON lines to write; what stands there already is kept.
+        max_tokens: Longest answer.
+        temperature: 0 takes the likeliest token; 1 draws as the model believes.
+        top_p: Draw only from the likeliest tokens that together have this probability.
+        top_k: Draw only from so many likeliest tokens; 0: all.
+        min_p: Draw only tokens at least this share as likely as the likeliest.
+        repetition_penalty: Above 1, tokens that were there become less likely.
+        stop: Texts that end an answer and are left out of it.
+        seed: With the number of a prompt it gives what is drawn.
+        schema: File with a JSON schema that every answer follows.
+        slots: Answers under way at a time.
+        guess: Tokens guessed ahead at most; changes no answer.
+        draft: Folder of a smaller model of the same tokenizer, that guesses.
+        json: Print one JSON object at the end, for scripts.
+    """
+    params = named("herd.engine.sampler:SamplingParams")(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop,
+        seed=seed,
+    )
+    named("herd.serve.batch:run")(
+        folder, prompts, out, params, schema=schema, slots=slots, guess=guess, draft=draft, as_json=json
+    )
+
+
 def serve(folder: Path | None = None, /, *, host: str = "127.0.0.1", port: int = 8000, yes: bool = False) -> None:
     """
     Args:
@@ -386,6 +440,11 @@ COMMANDS = {
         summary="Talk to a model in the terminal, with pictures",
         example="herd chat runs/tiny/sft --temperature 0.7",
         does=chat,
+    ),
+    "generate": Command(
+        summary="Answer a file of prompts; a kill loses nothing that is written",
+        example="herd generate runs/tiny/sft prompts.jsonl --out answers.jsonl",
+        does=generate,
     ),
     "serve": Command(
         summary="Serve a model to OpenAI clients and browsers",

@@ -1,0 +1,295 @@
+"""`herd generate`: answers to a file of prompts, as many at a time as the engine has slots for.
+
+A line of the prompts is a JSON object: `{"prompt": …}`, asked by the user, with `"images": [PATH, …]` if there are any;
+`{"messages": […]}`, a conversation; or `{"text": …}`, continued as it stands. Paths begin at the prompts' folder.
+An answer is appended in one write when it is whole, so that a kill loses those under way alone; said again, the
+command goes on with what is missing. At the end the lines stand in the order of the prompts. A prompt at fault has a
+line with its `error`, and is tried again the next time. The seed of a prompt is a function of its number: in fp32
+order, slots and kills change no answer.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from herd.core.errors import HerdError, unknown
+from herd.core.files import read_bytes, read_json, write_atomic
+from herd.core.streams import seed_of
+from herd.data.image import read_picture
+from herd.data.video import read_video, video_part
+from herd.engine.engine import Engine
+from herd.engine.load import Model, Prompt, load
+from herd.engine.sampler import SamplingParams
+from herd.engine.structure import Structure
+from herd.serve.session import answering, fitted
+
+AHEAD = 2
+"""Prompts that are made ready for each slot: one is answered while the next is rendered."""
+FORMS = ("prompt", "messages", "text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What a run did."""
+
+    prompts: int
+    answered: int
+    failed: int
+    reused: int
+    """Answers that stood already."""
+    tokens: int
+    """Made in this run."""
+    seconds: float
+
+
+def run(
+    folder: Path,
+    prompts: Path,
+    out: Path,
+    params: SamplingParams,
+    *,
+    schema: Path | None = None,
+    slots: int = 32,
+    guess: int = 0,
+    draft: Path | None = None,
+    as_json: bool = False,
+) -> None:
+    """Open the model, answer, and tell what was written. Raises HerdError at the end when prompts failed."""
+    if schema is not None:
+        params = dataclasses.replace(params, structure=Structure.schema(read_json(schema)))
+    model = load(folder)
+    engine = model.engine(num_slots=slots, guess_tokens=guess, draft=load(draft) if draft else None)
+    try:
+        done = generate(model, engine, prompts, out, params, slots=slots, source=str(folder.resolve()))
+        stats = engine.stats()
+    finally:
+        engine.close()
+    told = dataclasses.asdict(done) | {"tokens_per_s": done.tokens / max(1e-9, done.seconds), "out": str(out)}
+    if guess:
+        told |= {"drafted": stats["drafted"], "accepted": stats["accepted"]}
+    if as_json:
+        print(json.dumps(told))
+    else:
+        guessed = f", {stats['accepted']:,} of {stats['drafted']:,} guesses right" if guess else ""
+        print(
+            f"wrote {out}: {done.answered:,} answers, {done.reused:,} of them were there, {done.tokens:,} tokens in "
+            f"{done.seconds:,.0f} s ({told['tokens_per_s']:,.0f} tokens/s{guessed})"
+        )
+    if done.failed:
+        raise HerdError(f"{done.failed} of {done.prompts} prompts failed: their lines in {out} have an error")
+
+
+def generate(
+    model: Model, engine: Engine, prompts: Path, out: Path, params: SamplingParams, *, slots: int = 8, source: str = ""
+) -> Done:
+    """Answer the lines of `prompts` into `out`. Raises HerdError where `out` holds answers to something else, or of
+    another `source`, which names the model."""
+    lines = read_bytes(prompts).decode("utf-8", errors="replace").split("\n")  # U+2028 may stand inside a line
+    numbers = [number for number, line in enumerate(lines) if line.strip()]
+    if not numbers:
+        raise HerdError(f'{prompts} has no prompts: a line is like {{"prompt": "What is the capital of Japan?"}}')
+    keys = {number: _key(source, lines[number], number, params) for number in numbers}
+    with _answers(out, keys) as (file, kept):
+        missing = [number for number in numbers if number not in kept]
+        work = _Work(model, engine, prompts.parent, lines, params, file, keys)
+        begin = time.monotonic()
+        with _bar() as bar:
+            work.on_answer = _showing(bar, total=len(numbers), done=len(kept))
+            asyncio.run(work.run(missing, at_once=AHEAD * slots))
+        seconds = time.monotonic() - begin
+    whole = _read(out)[0]
+    write_atomic(out, "".join(json.dumps(whole[number], ensure_ascii=False) + "\n" for number in numbers))
+    return Done(
+        prompts=len(numbers),
+        answered=len(numbers) - work.num_failed,
+        failed=work.num_failed,
+        reused=len(kept),
+        tokens=work.num_tokens,
+        seconds=seconds,
+    )
+
+
+def _key(source: str, line: str, number: int, params: SamplingParams) -> str:
+    """What an answer is an answer to."""
+    return hashlib.blake2b(repr((source, line, number, params)).encode(), digest_size=6).hexdigest()
+
+
+@contextlib.contextmanager
+def _answers(out: Path, keys: dict[int, str]) -> Iterator[tuple[int, dict[int, Any]]]:
+    """The open file to append to, and what stands in it; a torn last line and errors are taken out."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(out.with_name(f".{out.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HerdError(f"another herd writes {out}: wait until it is done, or give another --out") from None
+        kept, changed = _read(out) if out.exists() else ({}, False)
+        for number, answer in kept.items():
+            if answer.get("key") != keys.get(number):
+                raise HerdError(
+                    f"{out} holds answers of another model, to other prompts or with other settings (number {number}): "
+                    "give another --out, or remove it"
+                )
+        good = {number: answer for number, answer in kept.items() if "error" not in answer}
+        if changed or len(good) < len(kept):
+            write_atomic(out, "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in good.values()))
+        file = os.open(out, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            yield file, good
+        finally:
+            os.close(file)
+    finally:
+        out.with_name(f".{out.name}.lock").unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _read(out: Path) -> tuple[dict[int, Any], bool]:
+    """The whole lines of an answers file by number, and whether there was one that is none."""
+    answers: dict[int, Any] = {}
+    torn = False
+    *lines, rest = read_bytes(out).decode("utf-8", errors="replace").split("\n")
+    torn = bool(rest)
+    for line in lines:
+        try:
+            answer = json.loads(line)
+            answers[answer["number"]] = answer
+        except (ValueError, TypeError, KeyError):
+            torn = True
+    return answers, torn
+
+
+class _Work:
+    """The answering of many prompts on one event loop."""
+
+    def __init__(
+        self,
+        model: Model,
+        engine: Engine,
+        folder: Path,
+        lines: list[str],
+        params: SamplingParams,
+        file: int,
+        keys: dict[int, str],
+    ) -> None:
+        self._model, self._engine, self._folder, self._lines = model, engine, folder, lines
+        self._params, self._file, self._keys = params, file, keys
+        self.num_failed = self.num_tokens = 0
+        self.on_answer: Callable[[int], None] = lambda num_tokens: None
+
+    async def run(self, numbers: list[int], *, at_once: int) -> None:
+        queue = iter(numbers)
+
+        async def worker() -> None:
+            for number in queue:
+                await self._one(number)
+
+        tasks = [asyncio.create_task(worker()) for _ in range(min(at_once, len(numbers)))]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _one(self, number: int) -> None:
+        try:
+            prompt = await asyncio.to_thread(self._prompt, self._lines[number])
+            params = fitted(prompt, self._params, max_tokens=None, context=self._engine.capacity)
+            params = dataclasses.replace(
+                self._params,
+                max_tokens=min(self._params.max_tokens, params.max_tokens),
+                seed=seed_of(self._params.seed or 0, "prompt", number),
+            )
+            text, tokens, reason = "", 0, None
+            async with answering(self._engine, prompt, params) as pieces:
+                async for piece in pieces:
+                    text, tokens, reason = text + piece.text, tokens + len(piece.token_ids), piece.finish_reason
+            said = {
+                "text": text,
+                "finish_reason": reason,
+                "prompt_tokens": len(prompt.token_ids),
+                "tokens": tokens,
+            }
+        except HerdError as error:
+            said, tokens = {"error": str(error)}, 0
+            self.num_failed += 1
+        line = json.dumps({"number": number, "key": self._keys[number], **said}, ensure_ascii=False) + "\n"
+        data = line.encode("utf-8", errors="replace")
+        assert os.write(self._file, data) == len(data), "a regular file takes a line whole"
+        self.num_tokens += tokens
+        self.on_answer(tokens)
+
+    def _prompt(self, line: str) -> Prompt:
+        """A line as a prompt."""
+        try:
+            asked = json.loads(line)
+        except ValueError as error:
+            raise HerdError(f"not JSON ({error})") from None
+        if not isinstance(asked, dict) or sum(form in asked for form in FORMS) != 1:
+            raise HerdError("not an object with one of prompt, messages and text")
+        known = {"prompt", "images"} if "prompt" in asked else {"messages"} if "messages" in asked else {"text"}
+        if extra := sorted(asked.keys() - known - {"id"}):
+            raise unknown("field", extra[0], known)
+        try:
+            if "text" in asked:
+                special = self._model.config.special
+                return Prompt(token_ids=[special.bos, *self._model.tokenizer.encode(asked["text"])])
+            if "prompt" in asked:
+                parts = [{"type": "image", "image": path} for path in asked.get("images", ())]
+                content = [*parts, {"type": "text", "text": asked["prompt"]}]
+                asked = {"messages": [{"role": "user", "content": content}]}
+            return self._model.render([self._opened(message) for message in asked["messages"]])
+        except (AttributeError, KeyError, TypeError) as error:
+            raise HerdError(f"not a conversation that can be read ({type(error).__name__}: {error})") from None
+
+    def _opened(self, message: dict[str, Any]) -> dict[str, Any]:
+        """The message with its pictures and videos opened."""
+
+        def opened(part: dict[str, Any]) -> dict[str, Any]:
+            match part["type"]:
+                case "image":
+                    return {"type": "image", "image": read_picture(self._folder / part["image"])}
+                case "video":
+                    return video_part(read_video(self._folder / part["video"]))
+            return part
+
+        content = message["content"]
+        return message if isinstance(content, str) else {**message, "content": [opened(part) for part in content]}
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("answers"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+    )
+
+
+def _showing(bar: Progress, *, total: int, done: int) -> Callable[[int], None]:
+    """What is called after each answer: progress, and the rate."""
+    task = bar.add_task("", total=total, completed=done, note="")
+    begin, count = time.monotonic(), 0
+
+    def show(num_tokens: int) -> None:
+        nonlocal count
+        count += num_tokens
+        bar.update(task, advance=1, note=f"{count / max(1e-9, time.monotonic() - begin):,.0f} tokens/s")
+
+    return show
