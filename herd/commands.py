@@ -315,6 +315,20 @@ def bench_parity(*, json: bool = False) -> None:
     named("herd.bench.parity:parity")(as_json=json)
 
 
+def bench_balance(
+    *, data: Path, out: Path, experts: tuple[int, ...] = (16, 128), num_steps: int = 1000, json: bool = False
+) -> None:
+    """
+    Args:
+        data: Data folder that is trained on.
+        out: Folder of the runs; what is there goes on or is read.
+        experts: Experts of each model.
+        num_steps: Steps of each run, of about 4,096 tokens.
+        json: Print one JSON object, for scripts.
+    """
+    named("herd.bench.balance:balance")(data, out, experts=experts, num_steps=num_steps, as_json=json)
+
+
 def convert(
     source: Path,
     out: Path,
@@ -460,6 +474,12 @@ COMMANDS = {
         summary="Compare the logits with transformers' and with Meta's own",
         example="herd bench parity --json",
         does=bench_parity,
+    ),
+    "bench balance": Command(
+        summary="Measure how even the experts' load is over a run, by biases and by an auxiliary loss",
+        example="herd bench balance --data runs/tiny/data --out runs/balance",
+        does=bench_balance,
+        computes=True,
     ),
     "convert": Command(
         summary="Write a model in another format: Hugging Face, Meta, GGUF, or packed to 8 or 4 bits",

@@ -477,10 +477,10 @@ class PretrainConfig:
     """Languages in which a picture's name is asked for in one chat."""
     tiled_share: float = 0.25
     """How often a large picture is shown in tiles, as chat shows it; else as one tile."""
-    balance_rate: float = 0.0
-    """How far a step moves the bias by which an expert is chosen, in logits; 0: no bias."""
-    balance_coefficient: float = 0.01
-    """Weight of the load-balancing loss."""
+    balance_rate: float = 0.05
+    """How far a step moves the bias by which an expert is chosen, in logits, where it got nothing; 0: no bias."""
+    balance_coefficient: float = 0.0
+    """Weight of the load-balancing loss; 0: none."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=HOW_IT_RUNS)
@@ -510,8 +510,8 @@ class MidtrainConfig:
     """Quotes or questions of one document."""
     answer_weight: float = 4.0
     """What a token of an answer or a quote weighs beside one of text: few are learnt in a long document."""
-    balance_rate: float = 0.0
-    balance_coefficient: float = 0.01
+    balance_rate: float = 0.05
+    balance_coefficient: float = 0.0
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -540,8 +540,8 @@ class SftConfig:
     """Share of the tokens that are pieces of the training documents."""
     replay_weight: float = 0.2
     """What a token of these weighs beside an assistant's: a piece has many more that are learnt."""
-    balance_rate: float = 0.0
-    balance_coefficient: float = 0.01
+    balance_rate: float = 0.05
+    balance_coefficient: float = 0.0
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=HOW_IT_RUNS)

@@ -29,5 +29,6 @@ def midtrain(config: MidtrainConfig, model: Path, data: Path, out: Path) -> Path
         network.vision.requires_grad_(False)  # as in pre-training
     batches = LongBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
     loss_fn = language_loss(config.balance_coefficient)
-    train(network, batches, loss_fn, config, stage, hooks=[Balancer(network, config.balance_rate)])
+    balancer = Balancer(network, config.balance_rate, batches, loss_fn)
+    train(network, batches, loss_fn, config, stage, hooks=[balancer])
     return save_model(network, tokenizer, stage)

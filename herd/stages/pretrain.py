@@ -42,15 +42,10 @@ def train_language(
     parallel: Parallel,
 ) -> None:
     """Train a model, applied to the ranks already, to tell the next token."""
-    train(
-        model,
-        parallel.share(batches, model.config.chunk_size),
-        language_loss(config.balance_coefficient, parallel),
-        config,
-        stage,
-        hooks=[Balancer(model, config.balance_rate, reduce=parallel.sum_counts)],
-        parallel=parallel,
-    )
+    shared = parallel.share(batches, model.config.chunk_size)
+    loss_fn = language_loss(config.balance_coefficient, parallel)
+    balancer = Balancer(model, config.balance_rate, shared, loss_fn, reduce=parallel.sum_counts)
+    train(model, shared, loss_fn, config, stage, hooks=[balancer], parallel=parallel)
 
 
 def save_model(model: Transformer, tokenizer: Tokenizer, stage: Stage, parallel: Parallel = ALONE) -> Path:

@@ -2,7 +2,8 @@
 
 By default without a loss (Wang et al., arXiv 2408.15664): a bias b_e for each expert is added to the router's logits
 where experts are chosen and nowhere else, and after each step moves against the expert's load. The gate stays the
-sigmoid of the logit without it, and no gradient bends the router.
+sigmoid of the logit without it, and no gradient bends the router. The Llama 4 folder has no place for a bias: see
+herd.train.fold. The auxiliary loss of Switch Transformer (arXiv 2101.03961) is there as the classical way.
 """
 
 # N tokens, E experts, L mixtures
@@ -13,8 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from herd.data.loader import B, Batches
 from herd.model.moe import MoE
 from herd.model.transformer import Transformer
+from herd.train.fold import BATCHES, fold, fold_steps
+from herd.train.optimizer import Optimizer
+
+SLOW, PACE = 0.012, 0.4
+"""How fast the drift follows, and its bound, both by the bias's own rate."""
 
 
 def balance_loss(logits_NE: Float[Tensor, "n e"], load_E: Float[Tensor, "e"]) -> Float[Tensor, ""]:
@@ -48,28 +55,45 @@ def total_balance_loss(model: Transformer, sum_counts: Callable[[Tensor], Tensor
     return torch.stack(losses).mean() * (rows / all_rows)
 
 
-def moved(bias_LE: Float[Tensor, "l e"], count_LE: Int[Tensor, "l e"], rate: float) -> Float[Tensor, "l e"]:
-    """b_e + rate * clip(1 - count_e / mean count, -1, 1), shifted to a mean of zero, which changes no choice.
+def moved(
+    bias_LE: Float[Tensor, "l e"], drift_LE: Float[Tensor, "l e"], count_LE: Int[Tensor, "l e"], rate: float
+) -> tuple[Float[Tensor, "l e"], Float[Tensor, "l e"]]:
+    """With v_e = 1 - count_e / mean count: the bias b_e + rate * v_e + d_e, shifted to a mean of zero, which changes no
+    choice; and the drift, d_e + SLOW * rate * v_e, held within PACE * rate either way, which comes first.
 
-    Near an even load the step shrinks with the violation, where the published sign(mean - count) would go on to
-    jump; and what an expert got too much of over a run is told by how far its bias came: the sum of its violations is
-    its bias over the rate.
+    Proportional to the violation, where the published step is the sign of it: documents come in bursts, and a median at
+    the mean is no mean at the mean. The drift is what the bias moves by on its own, so that an expert whose logits rise
+    steadily is not busy for as long as they do. Its bound keeps a collapse from being paid back later.
     """
-    mean_L1 = count_LE.float().mean(-1, keepdim=True)
-    bias_LE = bias_LE + rate * (1 - count_LE / mean_L1.clamp_min(1)).clamp(-1, 1)
-    return bias_LE - bias_LE.mean(-1, keepdim=True)
+    violation_LE = 1 - count_LE / count_LE.float().mean(-1, keepdim=True).clamp_min(1)
+    drift_LE = (drift_LE + SLOW * rate * violation_LE).clamp(-PACE * rate, PACE * rate)
+    bias_LE = bias_LE + rate * violation_LE + drift_LE
+    return bias_LE - bias_LE.mean(-1, keepdim=True), drift_LE
 
 
 class Balancer:
-    """The biases of a model in training: counted over all forwards of a step, moved once after it.
+    """A hook of the loop: the biases of a model in training, moved once a step by what all its forwards counted.
 
-    `reduce` sums the counts [L, E] over the ranks in place.
+    Before the end they are folded into the router, so that the model needs none when it is finished; `batches` and
+    `forward` are for that. `reduce` sums a tensor over the ranks in place: counts [L, E], and what a fold gathers.
     """
 
-    def __init__(self, model: Transformer, rate: float, *, reduce: Callable[[Tensor], object] = lambda _: None) -> None:
-        self.mixtures, self.rate, self.reduce = mixtures(model), rate, reduce
+    def __init__(
+        self,
+        model: Transformer,
+        rate: float,
+        batches: Batches[B],
+        forward: Callable[[Transformer, B], object],
+        *,
+        reduce: Callable[[Tensor], object] = lambda _: None,
+    ) -> None:
+        self.model, self.rate, self.reduce = model, rate, reduce
+        self.mixtures = mixtures(model)
+        self.folds = fold_steps(batches.num_steps)
+        self._again: Callable[[int], object] = lambda step: forward(model, batches.batch(step))
         shape = (len(self.mixtures), model.config.moe.num_experts)
         self.bias_LE = torch.zeros(shape, device=model.embedding.weight.device)
+        self.drift_LE = torch.zeros_like(self.bias_LE)
         self._show()
 
     def _show(self) -> None:
@@ -78,24 +102,46 @@ class Balancer:
             for moe, bias_E in zip(self.mixtures, self.bias_LE, strict=True):
                 moe.bias_E = bias_E
 
-    def after_step(self, step: int, *, updated: bool) -> dict[str, object]:
-        """Move the biases against the counts of this step, but an outlier, and clear these; gives what to record."""
+    def _counted(self) -> list[Tensor]:
+        """Each mixture's counts since the last call."""
         counts = [moe.count_E for moe in self.mixtures if moe.count_E is not None]
         for moe in self.mixtures:
             moe.count_E = None
+        return counts
+
+    def after_step(self, step: int, optimizer: Optimizer, *, updated: bool) -> dict[str, object]:
+        """Move the biases against the counts of this step, but an outlier, and fold them if it is time; gives what to
+        record."""
+        counts = self._counted()
         if not counts:  # a stage that trains another part of the model
             return {}
         count_LE = torch.stack(counts)
         self.reduce(count_LE)
         if self.rate and updated:
-            self.bias_LE = moved(self.bias_LE, count_LE, self.rate)
+            self.bias_LE, self.drift_LE = moved(self.bias_LE, self.drift_LE, count_LE, self.rate)
             self._show()
         shares_LE = count_LE / count_LE.sum(-1, keepdim=True)
-        return {"expert_load": count_LE.tolist(), "max_vio": max(max_violation(load_E) for load_E in shares_LE)}
+        worst = max(max_violation(load_E) for load_E in shares_LE)
+        metrics: dict[str, object] = {"expert_load": count_LE.tolist(), "max_vio": worst}
+        if self.rate and step + 1 in self.folds:
+            metrics["fold"] = self._fold(step + 1, optimizer)
+        return metrics
+
+    @torch.no_grad()
+    def _fold(self, done: int, optimizer: Optimizer) -> dict[str, list[float]]:
+        def read_again() -> None:
+            for step in range(max(0, done - BATCHES), done):
+                self._again(step)
+
+        facts = fold(self.model, self.bias_LE, optimizer, read_again, self.reduce)
+        self.bias_LE = torch.zeros_like(self.bias_LE)
+        self._show()
+        self._counted()
+        return facts
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"bias_LE": self.bias_LE}
+        return {"bias_LE": self.bias_LE, "drift_LE": self.drift_LE}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.bias_LE = state["bias_LE"].clone()
+        self.bias_LE, self.drift_LE = state["bias_LE"].clone(), state["drift_LE"].clone()
         self._show()

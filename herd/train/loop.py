@@ -42,8 +42,9 @@ class TrainConfig(Protocol):
 class Hook(Stateful, Protocol):
     """Follows a run step by step. What it keeps is saved with the run, under the name of its class."""
 
-    def after_step(self, step: int, *, updated: bool) -> dict[str, object]:
-        """Told after each step, and whether its update was made; returns what is recorded of it."""
+    def after_step(self, step: int, optimizer: Optimizer, *, updated: bool) -> dict[str, object]:
+        """Told after each step, and whether its update was made; returns what is recorded of it. It may change weights
+        by way of the optimizer, which keeps the masters."""
         ...
 
 
@@ -96,7 +97,7 @@ def train(
                 bar.console.print(f"step {step} is left out: its {outlier}")
             optimizer.clear()
             for hook in hooks:
-                metrics |= hook.after_step(step, updated=outlier is None)
+                metrics |= hook.after_step(step, optimizer, updated=outlier is None)
             speed = round(size / (time.monotonic() - began))
             tracker.log(step, **metrics, **{f"{batches.unit}_per_s": speed}, seconds=round(stage.seconds, 2))
             bar.update(task, advance=1, note=f"loss {metrics['loss']:.3f}, {speed:,} {batches.unit}/s")

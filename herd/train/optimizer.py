@@ -170,6 +170,18 @@ class Optimizer:
             unbias=1 / (1 - beta2 ** (step + 1)),
         )
 
+    @torch.no_grad()
+    def add(self, name: str, whole: Tensor) -> None:
+        """Change a parameter, and its master, by a tensor of its whole shape."""
+        self.master[name] += self.parallel.take(name, whole)
+        local(self.parameters[name]).copy_(self.master[name])
+
+    @torch.no_grad()
+    def scale(self, name: str, factor: Tensor) -> None:
+        """Multiply a parameter, and its master, by what broadcasts to its whole shape."""
+        self.master[name] *= self.parallel.take(name, factor.expand(self.parallel.shape(name, self.master[name])))
+        local(self.parameters[name]).copy_(self.master[name])
+
     def state_dict(self) -> dict[str, Any]:
         """Masters and moments by parameter name, told as parts of whole tensors where ranks share them out."""
         return {part: self._described(part) for part in ("master", "first", "second")}

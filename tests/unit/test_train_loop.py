@@ -63,7 +63,8 @@ def fresh_model() -> Transformer:
 def run(folder: Path, batches: RandomBatches, loss_fn: LossFunction[Batch] | None = None) -> Transformer:
     model = fresh_model()
     stage = Stage("test", folder, config={}, parents={})
-    train(model, batches, loss_fn or language_loss(0.01), CONFIG, stage, hooks=[Balancer(model, 0.05)])
+    minimised = loss_fn or language_loss(0.01)
+    train(model, batches, minimised, CONFIG, stage, hooks=[Balancer(model, 0.05, batches, minimised)])
     return model
 
 

@@ -126,6 +126,10 @@ class Parallel:
         """See Layout."""
         return self.layouts[name].join_matrices(shard) if name in self.layouts else shard
 
+    def take(self, name: str, whole: Tensor) -> Tensor:
+        """This rank's part of a tensor that lies as a parameter does."""
+        return self.layouts[name].take(whole) if name in self.layouts else whole
+
     def take_matrices(self, name: str, matrices: Tensor) -> Tensor:
         """See Layout."""
         return self.layouts[name].take_matrices(matrices) if name in self.layouts else matrices

@@ -1,0 +1,150 @@
+"""`herd bench balance`: how even the experts' load is over a run on real text, at 16 and at 128 experts.
+
+Small models of text alone are pre-trained by the stage itself, each twice: by biases, and by the auxiliary loss of
+Switch Transformer as the peer. Rows: MaxVio of the load summed over all steps after the warm-up (the paper's
+MaxVio_global, of the worst layer), of single steps, of the folder that was written, on held-out text where nothing
+adapts; that folder's loss on held-out text; and experts that got nothing. Each run is an ordinary stage's folder under
+`out`: one that was stopped goes on from its checkpoint, one that is done is read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from herd.bench.table import Row, show
+from herd.config import ModelConfig, MoEConfig, PretrainConfig, preset
+from herd.core.batch import Batch
+from herd.core.streams import seed_of, stream
+from herd.core.tracker import read_metrics
+from herd.data.loader import read_rows
+from herd.data.pack import Sample, pack, steps_of
+from herd.data.tokenizer import Tokenizer
+from herd.model.formats import huggingface
+from herd.model.init import initialise
+from herd.model.transformer import Transformer
+from herd.stages.pretrain import pretrain
+from herd.train.balance import mixtures
+from herd.train.losses import language_loss
+
+BATCH_TOKENS, CONTEXT = 4096, 512
+WARMUP = 0.1
+"""Share of the steps left out of the sum."""
+FFN_DIM = {16: 128, 128: 32}
+"""Hidden width of an expert, by their number."""
+HELDOUT_STEPS = 24
+MODES: dict[str, dict[str, float]] = {"bias": {}, "loss": {"balance_rate": 0.0, "balance_coefficient": 0.01}}
+"""What each changes of the stage's settings."""
+
+
+def shape_of(experts: int, tokenizer: Tokenizer) -> ModelConfig:
+    """Four layers of width 128, a mixture in each, of text alone."""
+    moe = MoEConfig(num_experts=experts, ffn_dim=FFN_DIM.get(experts, 128))
+    shape = preset("tiny", vocab_size=tokenizer.vocab_size, special=tokenizer.ids)
+    return replace(shape, dim=128, num_heads=2, num_kv_heads=1, moe=moe, vision=None)
+
+
+def new_model(experts: int, data: Path, out: Path) -> Path:
+    """A model folder with first weights."""
+    tokenizer = Tokenizer.load(data / "tokenizer")
+    model = Transformer(shape_of(experts, tokenizer)).to(torch.bfloat16)
+    initialise(model, torch.Generator().manual_seed(seed_of(0, "weights")))
+    out.mkdir(parents=True, exist_ok=True)
+    huggingface.save(model, out)
+    huggingface.save_processor(model.config, out)
+    tokenizer.save(out)
+    return out
+
+
+def violation(count_TLE: NDArray[np.int64]) -> tuple[float, int]:
+    """MaxVio of the worst layer over all steps together, and how many experts got nothing."""
+    sum_LE = count_TLE.sum(0)
+    mean_L1 = sum_LE.mean(-1, keepdims=True)
+    return float((sum_LE / mean_L1).max() - 1), int((sum_LE == 0).sum())
+
+
+def chance(count_TLE: NDArray[np.int64]) -> tuple[float, float]:
+    """MaxVio over all steps, and the mean of single steps', if each token drew its expert from an even lottery."""
+    random = stream(0, "lottery")
+    tokens_TL = count_TLE.sum(-1)
+    drawn_TLE = random.multinomial(tokens_TL, np.full(count_TLE.shape[-1], 1 / count_TLE.shape[-1]))
+    return violation(drawn_TLE)[0], single_steps(drawn_TLE)
+
+
+def single_steps(count_TLE: NDArray[np.int64]) -> float:
+    """Mean over the steps of the worst layer's MaxVio."""
+    return float((count_TLE / count_TLE.mean(-1, keepdims=True)).max((-1, -2)).mean() - 1)
+
+
+def heldout_batches(data: Path, tokenizer: Tokenizer) -> list[Batch]:
+    """Pieces of held-out documents in a random order."""
+    texts = [row["text"] for row in read_rows(data, "text", ["split", "text"]) if row["split"] == "heldout"]
+    pieces = []
+    for tokens in tokenizer.encode_batch(texts):
+        ids = np.array([tokenizer.ids.bos, *tokens, tokenizer.ids.end_of_text])
+        pieces += [ids[begin : begin + CONTEXT] for begin in range(0, len(ids) - 1, CONTEXT)]
+    pieces = [pieces[index] for index in stream(0, "heldout").permutation(len(pieces))]
+    steps = steps_of(np.array([len(piece) for piece in pieces]), BATCH_TOKENS)[:HELDOUT_STEPS]
+    return [
+        pack(
+            [Sample(ids=pieces[i], learnt=np.ones(len(pieces[i]), dtype=bool), kind="text") for i in step],
+            patch_id=tokenizer.special["<|patch|>"],
+        )
+        for step in steps
+    ]
+
+
+@torch.no_grad()
+def measure(folder: Path, batches: list[Batch]) -> dict[str, float]:
+    """Loss of a finished folder on `batches`, and the MaxVio of its routing there: as it opens everywhere."""
+    model, loss_fn = huggingface.load(folder, dtype=torch.bfloat16).train(), language_loss(0.0)  # in training it counts
+    losses, weights = [], []
+    for batch in batches:
+        losses.append(loss_fn(model, batch)[1]["loss"])
+        weights.append(int((batch.weights_N > 0).sum()))
+    counts = [moe.count_E.tolist() for moe in mixtures(model) if moe.count_E is not None]
+    vio, dead = violation(np.array([counts]))
+    return {"loss": float(np.average(np.array(losses, dtype=float), weights=weights)), "vio": vio, "dead": dead}
+
+
+def trained(experts: int, mode: str, data: Path, out: Path, *, num_steps: int) -> dict[str, float]:
+    """Train or find one run, and measure it."""
+    folder = out / f"{experts}-{mode}"
+    if not folder.exists():
+        model = new_model(experts, data, out / f"{experts}-new")
+        config = PretrainConfig(
+            num_tokens=BATCH_TOKENS * num_steps, batch_tokens=BATCH_TOKENS, context=CONTEXT, picture_share=0.0
+        )
+        pretrain(replace(config, **MODES[mode]), model, data, folder)  # type: ignore[arg-type]
+    lines = read_metrics(folder / "metrics.jsonl")
+    count_TLE = np.array([line["expert_load"] for line in lines])[round(WARMUP * len(lines)) :]
+    vio, dead = violation(count_TLE)
+    lottery, lottery_step = chance(count_TLE)
+    held = measure(folder, heldout_batches(data, Tokenizer.load(data / "tokenizer")))
+    return {
+        "vio": vio, "dead": dead, "step": single_steps(count_TLE), "chance": lottery, "chance_step": lottery_step,
+        "held_loss": held["loss"], "held_vio": held["vio"], "held_dead": held["dead"],
+    }  # fmt: skip
+
+
+def balance(data: Path, out: Path, *, experts: Sequence[int], num_steps: int, as_json: bool) -> None:
+    """Run and print."""
+    rows = []
+    for number in experts:
+        ours, peer = (trained(number, mode, data, out, num_steps=num_steps) for mode in MODES)
+        lottery = {"vio": ours["chance"], "step": ours["chance_step"]}
+        for case, unit, key in (
+            ("MaxVio over all steps", "share", "vio"),
+            ("MaxVio of a step", "share", "step"),
+            ("experts without a token", "experts", "dead"),
+            ("the folder: held-out loss", "nats", "held_loss"),
+            ("the folder: MaxVio held out", "share", "held_vio"),
+        ):
+            for name, figures in (("auxiliary loss 0.01", peer), ("an even lottery", lottery)):
+                if key in figures:
+                    case_of = f"{number} experts: {case}"
+                    rows.append(Row(case=case_of, unit=unit, ours=ours[key], peer=figures[key], peer_name=name))
+    show(rows, as_json=as_json)
