@@ -1,6 +1,7 @@
 """Metrics of a stage as JSON lines: one object a line, always written, readable while the stage runs."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ class Tracker:
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, **metrics: Any) -> None:
-        """Write one line; values are numbers or flat lists of numbers."""
+        """Write one line; values are numbers, words or lists of numbers. What is no number is null, as in all JSON."""
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.write(json.dumps({"step": step, **_finite(metrics)}, allow_nan=False) + "\n")
             self._file.flush()
 
     def close(self) -> None:
@@ -36,6 +37,17 @@ class Tracker:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+    return value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

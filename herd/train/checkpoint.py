@@ -173,6 +173,8 @@ def write(done: Path, state: State, mark: dict[str, Any], *, group: dist.Process
                 remove(done)
                 writing.rename(done)
                 sync(done.parent)
+            if group is not None:
+                dist.barrier(group)  # what one rank calls committed, is
     except Exception:
         if rank == 0:
             shutil.rmtree(writing, ignore_errors=True)  # what it takes is wanted by the next attempt

@@ -103,6 +103,7 @@ class Optimizer:
         self.master = {name: local(p.detach()).float().clone() for name, p in self.parameters.items()}
         self.first = {name: torch.zeros_like(m) for name, m in self.master.items()}
         self.second = {name: torch.zeros_like(m) for name, m in self.master.items() if self.kind[name] != "matrix"}
+        self.num_updates = torch.zeros(1, dtype=torch.int64)
         # Matrices of one shape step together: many small products become one batched one.
         self.stacks: dict[tuple[int, ...], list[str]] = defaultdict(list)
         for name, master in self.master.items():
@@ -127,6 +128,7 @@ class Optimizer:
     def step(self, step: int, norm: float) -> None:
         """Apply the gradients of step `step` (from 0), clipped by their norm `norm`."""
         grads = {n: local(p.grad) for n, p in self.parameters.items() if p.grad is not None}
+        self.num_updates += 1
         clip = min(1.0, self.config.max_grad_norm / (norm + 1e-6))
         factor = self.schedule(step)
         config = self.config
@@ -135,7 +137,7 @@ class Optimizer:
             self._muon([n for n in names if n in grads], grads, clip, factor * config.matrix_lr)
         for name, grad in grads.items():
             if self.kind[name] != "matrix":
-                self._adamw(name, grad, clip, step, factor * rates[self.kind[name]])
+                self._adamw(name, grad, clip, factor * rates[self.kind[name]])
 
     def _muon(self, names: list[str], grads: dict[str, Tensor], clip: float, rate: float) -> None:
         if not names:
@@ -155,8 +157,9 @@ class Optimizer:
             update = self.parallel.take_matrices(name, update if self.master[name].ndim == 3 else update[0])
             descend(local(self.parameters[name]), self.master[name], update, keep, rate * scale)
 
-    def _adamw(self, name: str, grad: Tensor, clip: float, step: int, rate: float) -> None:
+    def _adamw(self, name: str, grad: Tensor, clip: float, rate: float) -> None:
         beta1, beta2 = self.config.betas
+        made = int(self.num_updates)  # not the step: outliers are left out
         adamw(
             local(self.parameters[name]),
             self.master[name],
@@ -166,8 +169,8 @@ class Optimizer:
             clip=clip,
             betas=self.config.betas,
             keep=1 - rate * self.config.weight_decay,
-            rate=rate / (1 - beta1 ** (step + 1)),
-            unbias=1 / (1 - beta2 ** (step + 1)),
+            rate=rate / (1 - beta1**made),
+            unbias=1 / (1 - beta2**made),
         )
 
     @torch.no_grad()
@@ -183,8 +186,10 @@ class Optimizer:
         local(self.parameters[name]).copy_(self.master[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Masters and moments by parameter name, told as parts of whole tensors where ranks share them out."""
-        return {part: self._described(part) for part in ("master", "first", "second")}
+        """Masters and moments by parameter name, told as parts of whole tensors where ranks share them out; and how
+        many updates were made."""
+        parts = {part: self._described(part) for part in ("master", "first", "second")}
+        return {**parts, "num_updates": self.num_updates}
 
     def _described(self, part: str) -> dict[str, Tensor]:
         return {name: self.parallel.described(name, tensor) for name, tensor in getattr(self, part).items()}
@@ -192,6 +197,7 @@ class Optimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take masters and moments from a checkpoint, and set the model's parameters from the masters."""
         with torch.no_grad():
+            self.num_updates.copy_(state["num_updates"])
             for part in ("master", "first", "second"):
                 for name, tensor in self._described(part).items():
                     tensor.copy_(state[part][name])

@@ -89,6 +89,26 @@ def test_a_run_killed_in_training_goes_on_to_the_same_bits(tiny_data: Path, tmp_
     assert read_lineage(run / "pretrain")["hash"] == read_lineage(whole / "pretrain")["hash"]
 
 
+def test_sigterm_saves_and_stops_with_a_code_of_its_own(tiny_data: Path, tmp_path: Path) -> None:
+    tables = VISION.replace("every_s = 0.0", "every_s = 1000.0").replace("num_views = 64", "num_views = 6400")
+    recipe = write_recipe(tmp_path / "own.toml", tiny_data, tables)
+    run = tmp_path / "run"
+    shutil.copytree(tiny_data, run / "data")
+    metrics = run / "vision.partial" / "metrics.jsonl"
+    process = begin(recipe, run)
+    while not (metrics.exists() and metrics.read_text()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)  # to the command and its stage, as a cluster's scheduler does
+    _, err = process.communicate(timeout=120)
+    [saved] = candidates(run / "vision.partial" / "state")
+    step = int(saved.name.removeprefix("step-"))
+    assert process.returncode == 75
+    told = f"herd: stopped as asked, the {step} steps of 200 before are saved: the same command goes on from there"
+    assert err.splitlines()[-1] == told
+    assert len(read_metrics(metrics)) == step
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of its own, to be made larger with `resize`."""

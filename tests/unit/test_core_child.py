@@ -126,6 +126,13 @@ def test_a_second_ctrl_c_ends_a_child_that_does_not_listen(tmp_path: Path):
     assert not is_alive(child)
 
 
+def test_sigterm_of_the_parent_is_passed_on_to_the_child(tmp_path: Path):
+    parent, child = begin(tmp_path)
+    parent.terminate()
+    assert parent.communicate(timeout=20) == (f"{INTERRUPTED}\n", "")
+    assert (tmp_path / "note").read_text() == f"{child} stopped"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_child_ends_with_its_parent(tmp_path: Path):
     parent, child = begin(tmp_path)

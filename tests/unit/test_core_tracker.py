@@ -35,6 +35,11 @@ def test_a_line_is_on_disk_as_soon_as_it_is_logged(tmp_path: Path):
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 0, "loss": 2.5, "load": [1, 2]}
 
 
+def test_what_is_no_number_is_null_so_that_every_reader_of_json_takes_it(tmp_path: Path):
+    Tracker(tmp_path / "metrics.jsonl").log(0, loss=float("nan"), load=[1.0, float("inf")])
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0, "loss": null, "load": [1.0, null]}\n'
+
+
 def test_a_torn_last_line_is_left_out_and_written_anew(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0, "loss": 1.0}\n{"step": 1, "lo')
