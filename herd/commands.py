@@ -329,6 +329,24 @@ def bench_balance(
     named("herd.bench.balance:balance")(data, out, experts=experts, num_steps=num_steps, as_json=json)
 
 
+def bench_engine(
+    *,
+    shapes: tuple[str, ...] = ("S", "M"),
+    precisions: tuple[str, ...] = ("bf16", "int8", "int4"),
+    cases: tuple[str, ...] = (),
+    json: bool = False,
+) -> None:
+    """
+    Args:
+        shapes: Of random models: S, M, S16 (Scout's experts), S128 (Maverick's).
+        precisions: bf16, int8, int4.
+        cases: Such as "prefill 4096" or "decode 8 after 64"; a few of each if none is given.
+        json: Print one JSON object, for scripts.
+    """
+    run = named("herd.bench.engine:engine")
+    run(shapes=shapes, precisions=precisions, cases=cases, as_json=json)
+
+
 def convert(
     source: Path,
     out: Path,
@@ -480,6 +498,11 @@ COMMANDS = {
         example="herd bench balance --data runs/tiny/data --out runs/balance",
         does=bench_balance,
         computes=True,
+    ),
+    "bench engine": Command(
+        summary="Compare the speed of prompts and answers with llama.cpp and transformers on the same weights",
+        example='herd bench engine --shapes S --precisions bf16 --cases "prefill 512" "decode 1 after 512"',
+        does=bench_engine,
     ),
     "convert": Command(
         summary="Write a model in another format: Hugging Face, Meta, GGUF, or packed to 8 or 4 bits",

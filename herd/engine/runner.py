@@ -1,6 +1,7 @@
 """The planned step as one packed forward: the only place where requests become tensors.
 
-What comes back are logits for the rows after which tokens are drawn, and the log-probabilities of prompts that asked.
+The forward is one native call where that serves (herd.model.fused), and the Transformer's own where it does not. What
+comes back are logits for the rows after which tokens are drawn, and the log-probabilities of prompts that asked.
 """
 
 # N tokens of the pack, D width, V vocabulary, R rows of one request
@@ -17,7 +18,8 @@ from herd.core.batch import Images
 from herd.core.errors import HerdError
 from herd.engine.load import Model, Prompt
 from herd.engine.scheduler import Request, Step, Work
-from herd.model.cache import KVCache
+from herd.model.cache import CacheView, KVCache
+from herd.model.fused import FusedForward, why_not
 
 LOGIT_ROWS = 128
 """Rows of a prompt whose logits exist at one time."""
@@ -59,6 +61,8 @@ class Runner:
 
     def __init__(self, model: Model, cache: KVCache) -> None:
         self.model, self.cache = model, cache
+        reason = why_not(model.transformer, cache)
+        self._fused = FusedForward(model.transformer) if reason is None else None
 
     def run(self, step: Step[T]) -> list[Result]:
         """The results of the step's works, in their order."""
@@ -68,26 +72,47 @@ class Runner:
         starts = list(accumulate((work.end - work.begin for work in works), initial=0))
         positions_N = torch.cat([torch.arange(work.begin, work.end) for work in works])
         starts_S = torch.tensor(starts, dtype=torch.int32)
-        hidden_ND = self.model.transformer(
+        # Of works whose prompt is scored all rows are read, of the others those before a token that is drawn.
+        kept = [
+            range(begin if work.request.scored else end - work.num_logits, end)
+            for work, begin, end in zip(works, starts, starts[1:], strict=False)
+        ]
+        hidden_RD = self._forward(
             torch.tensor([token for work in works for token in tokens_of(work)]),
-            positions_N=positions_N,
-            starts_S=starts_S,
-            images=self._images(works, starts),
-            cache=self.cache.at(
+            self._images(works, starts),
+            positions_N,
+            self.cache.at(
                 [work.request.table.pages for work in works],
                 [work.request.table.local for work in works],
                 positions_N,
                 starts_S,
             ),
+            torch.tensor([row for rows in kept for row in rows], dtype=torch.int64),
         )
-        rows = [row for work, end in zip(works, starts[1:], strict=True) for row in range(end - work.num_logits, end)]
-        logits_RV = self.model.transformer.unembed(hidden_ND[rows]).float()
+        parts = hidden_RD.split([len(rows) for rows in kept])
+        counts = [work.num_logits for work in works]
+        drawn = [part[len(part) - count :] for part, count in zip(parts, counts, strict=True)]
+        logits_RV = self._unembed(torch.cat(drawn))
         return [
-            Result(logits_RV=part, prompt_logprobs=self._prompt_logprobs(work, hidden_ND[begin:end]))
-            for work, part, begin, end in zip(
-                works, logits_RV.split([work.num_logits for work in works]), starts, starts[1:], strict=False
-            )
+            Result(logits_RV=logits, prompt_logprobs=self._prompt_logprobs(work, part))
+            for work, logits, part in zip(works, logits_RV.split(counts), parts, strict=True)
         ]
+
+    def _forward(
+        self, tokens_N: Tensor, images: Images | None, positions_N: Tensor, view: CacheView, rows_R: Tensor
+    ) -> Tensor:
+        """Hidden states of the rows that are read."""
+        transformer = self.model.transformer
+        if self._fused is not None:
+            embedded = None if images is None else transformer.embed(tokens_N, images)
+            return self._fused(tokens_N, positions_N=positions_N, cache=view, rows_R=rows_R, embedded_ND=embedded)
+        hidden_ND = transformer(tokens_N, positions_N=positions_N, starts_S=view.starts_S, images=images, cache=view)
+        return hidden_ND[rows_R]
+
+    def _unembed(self, hidden_RD: Tensor) -> Tensor:
+        if self._fused is not None:
+            return self._fused.unembed(hidden_RD)
+        return self.model.transformer.unembed(hidden_RD).float()
 
     def _images(self, works: list[Work[T]], starts: list[int]) -> Images | None:
         """Features of the pictures' tokens among the works."""
@@ -114,7 +139,7 @@ class Runner:
         logprobs: list[float] = []
         for begin in range(0, len(targets_N), LOGIT_ROWS):
             target = targets_N[begin : begin + LOGIT_ROWS]
-            logits_NV = self.model.transformer.unembed(hidden_ND[begin : begin + len(target)]).float()
+            logits_NV = self._unembed(hidden_ND[begin : begin + len(target)])
             logprobs += torch.log_softmax(logits_NV, -1).gather(1, target[:, None])[:, 0].tolist()
         return logprobs
 

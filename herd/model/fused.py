@@ -26,8 +26,8 @@ KINDS = {"int8": Kind.INT8, "int4": Kind.INT4, "fp8": Kind.FP8}
 """Of quantised weights, by their scheme's name."""
 
 
-def why_not(transformer: Transformer) -> str | None:
-    """Why the kernel does not take this model; None where it does."""
+def why_not(transformer: Transformer, cache: KVCache | None = None) -> str | None:
+    """Why the kernel does not take this model, or this cache of its; None where it does."""
     if (found := native.find()).library is None:
         return found.reason
     embedding = transformer.embedding.weight
@@ -38,6 +38,8 @@ def why_not(transformer: Transformer) -> str | None:
     config = transformer.config
     if odd := [size for size in (config.dim, config.dense_ffn_dim, config.moe.ffn_dim) if size % 2]:
         return f"a width is odd: {odd[0]}"
+    if cache is not None and cache.int8:
+        return "the cache holds keys in 8 bits"
     return None
 
 

@@ -79,7 +79,7 @@ class Transformer(nn.Module):
         `positions_N` count from 0 in each document or request; `starts_S` are the cumulative starts of the runs in the
         pack, the last entry N. With a `cache`, each run continues the request in its slot.
         """
-        x_ND = self._embed(tokens_N, images)
+        x_ND = self.embed(tokens_N, images)
         shared = plan(positions_N, starts_S, self.config, cached=cache is not None)
         for layer in self.layers:
             x_ND = layer(x_ND, shared, cache)
@@ -98,7 +98,7 @@ class Transformer(nn.Module):
 
         Where no other layer is global, the cost of a token does not grow with what was read before it.
         """
-        x_ND = self._embed(tokens_N, images)
+        x_ND = self.embed(tokens_N, images)
         shared = plan(positions_N, starts_S, self.config, cached=True)
         for layer in self.layers[:-1]:
             x_ND = layer(x_ND, shared, cache)
@@ -106,7 +106,8 @@ class Transformer(nn.Module):
         assert isinstance(last, Layer)
         last.attention.read(last.attention_norm(x_ND), shared, cache)
 
-    def _embed(self, tokens_N: Tensor, images: Images | None) -> Tensor:
+    def embed(self, tokens_N: Tensor, images: Images | None) -> Tensor:
+        """The first layer's input [N, D]: tokens looked up, with the features of pictures in their places."""
         x_ND: Tensor = self.embedding(tokens_N)
         if images is not None:
             assert self.vision is not None, "ImageProcessor refuses pictures for a model of text alone"

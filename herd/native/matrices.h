@@ -3,6 +3,7 @@
 // ways, by few rows and by many, whose sums differ in order.
 #pragma once
 
+#include <omp.h>
 #include <sched.h>
 
 #include <atomic>
@@ -74,7 +75,7 @@ inline __m512 silu(__m512 x) {
   return _mm512_div_ps(x, _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), x))));
 }
 
-constexpr i64 MANY = 48;  // rows from which on bf16 weights [out, in] are packed into panels before they multiply
+constexpr i64 MANY = 16;  // rows from which on bf16 weights [out, in] are packed into panels before they multiply
 
 // One product of a stage: prepared rows sorted by group, group g's before row ends[g], times their group's matrix. `gated`
 // matrices have a gate and an up half, and the output is silu(gate) * up.
@@ -96,7 +97,8 @@ struct Job {
       : w(&w), rows(rows), ends(ends), groups(groups), count(ends[groups - 1]), out(out), gated(gated) {
     const bool turned = w.kind >= FP32_TURNED;
     panels = turned || (w.kind == BF16 && count >= MANY);
-    step = panels ? (gated ? PANEL / 2 : PANEL) : (gated ? 16 : 32);
+    // Long stretches of memory for each thread, and yet several tasks for each.
+    step = panels ? (gated ? PANEL / 2 : PANEL) : std::max<i64>(16, columns() / (4 * omp_get_num_threads()) / 4 * 4);
     chunks = (columns() + step - 1) / step;
     // Tiles of rows that stay in the first cache while the weights pass by.
     const i64 block = panels ? 1024 * ROWS : std::clamp<i64>(32768 / w.in / TOKENS * TOKENS, 2 * TOKENS, 24 * TOKENS);
@@ -111,7 +113,9 @@ struct Job {
   void run(i64 task) const {
     const Part& part = parts[task / chunks];
     const i64 begin = task % chunks * step, end = std::min(begin + step, columns());
-    if (!panels)
+    if (w->kind == BF16_TURNED && part.end - part.begin <= ROWS)
+      with_rows(part.end - part.begin, [&](auto tile) { by_stream<decltype(tile)::value>(part, begin, end - begin); });
+    else if (!panels)
       w->with_scheme(count, rows, [&](const auto& scheme) { by_rows(scheme, part, begin, end); });
     else if (w->kind == FP32_TURNED)
       by_panel<pages::Wide>(part, begin, end - begin);
@@ -162,23 +166,66 @@ struct Job {
     const Plain<Value> x(this->count, w->in, rows);
     for (i64 m = part.begin; m < part.end; m += ROWS)
       with_rows(part.end - m, [&](auto tile) {
-        constexpr int rows = decltype(tile)::value;
-        __m512 acc[rows][4];
-        zero<rows>(acc);
-        pages::multiply<T, rows>((const uint32_t*)(x.values + m * x.padded), x.padded / T::PER_WORD, panel, words, acc);
-#pragma GCC unroll 6
-        for (int r = 0; r < rows; ++r) {
-          float* to = out + (m + r) * wide + column;
-          if (gated) {
-            keep(to, _mm512_mul_ps(silu(acc[r][0]), acc[r][2]), count);
-            keep(to + 16, _mm512_mul_ps(silu(acc[r][1]), acc[r][3]), count - 16);
-          } else {
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) keep(to + 16 * j, acc[r][j], count - 16 * j);
-          }
-        }
+        constexpr int count_rows = decltype(tile)::value;
+        __m512 acc[count_rows][4];
+        zero<count_rows>(acc);
+        const auto* from_row = (const uint32_t*)(x.values + m * x.padded);
+        pages::multiply<T, count_rows>(from_row, x.padded / T::PER_WORD, panel, words, acc);
+        put_tile<count_rows>(acc, m, column, count);
       });
   }
+
+  template <int R>
+  void put_tile(const __m512 (&acc)[R][4], i64 m, i64 column, i64 count) const {
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      float* to = out + (m + r) * columns() + column;
+      if (gated) {
+        keep(to, _mm512_mul_ps(silu(acc[r][0]), acc[r][2]), count);
+        keep(to + 16, _mm512_mul_ps(silu(acc[r][1]), acc[r][3]), count - 16);
+      } else {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) keep(to + 16 * j, acc[r][j], count - 16 * j);
+      }
+    }
+  }
+
+  // What `by_panel` computes, for a single tile of rows: the panel's words go from weights [in, out] to products at once.
+  template <int R>
+  void by_stream(const Part& part, i64 column, i64 count) const {
+    const i64 n = w->out, in = w->in, right = gated ? columns() + column : column + 32;
+    const auto mask = [](i64 held) { return held >= 32 ? ~0u : held <= 0 ? 0u : (1u << held) - 1; };
+    const __mmask32 left_mask = mask(count), right_mask = mask(gated ? count : count - 32);
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i low = _mm512_or_si512(lane, _mm512_slli_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(32)), 16));
+    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    const Plain<bf16> x(this->count, in, rows);
+    const uint32_t* a = (const uint32_t*)(x.values + part.begin * x.padded);
+    const bf16* from = (const bf16*)w->data + part.group * in * n;
+    __m512 acc[R][4];
+    zero<R>(acc);
+    for (i64 k = 0; k < in; k += 2, from += 2 * n, ++a) {
+      const __mmask32 odd = k + 1 < in ? ~0u : 0;
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) {
+        _mm_prefetch((const char*)(from + (FAR + i) * n + column), _MM_HINT_T0);
+        _mm_prefetch((const char*)(from + (FAR + i) * n + right), _MM_HINT_T0);
+      }
+      const __m512i p = _mm512_maskz_loadu_epi16(left_mask, from + column);
+      const __m512i q = _mm512_maskz_loadu_epi16(left_mask & odd, from + n + column);
+      const __m512i s = _mm512_maskz_loadu_epi16(right_mask, from + right);
+      const __m512i t = _mm512_maskz_loadu_epi16(right_mask & odd, from + n + right);
+      const __m512i b[4] = {_mm512_permutex2var_epi16(p, low, q), _mm512_permutex2var_epi16(p, high, q),
+                            _mm512_permutex2var_epi16(s, low, t), _mm512_permutex2var_epi16(s, high, t)};
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j)
+          acc[r][j] = pages::Narrow::add(acc[r][j], a[r * x.padded / 2], (__m512)b[j]);
+    }
+    put_tile<R>(acc, part.begin, column, count);
+  }
+  static constexpr i64 FAR = 24;  // rows of [in, out] that are fetched ahead
 
   static void keep(float* to, __m512 x, i64 count) {
     if (count >= 16)
@@ -205,10 +252,10 @@ struct Job {
     for (i64 k = 0; k < in; k += 2, panel += PANEL) {
       const bf16 *a = from + k * n, *b = a + n;
       const __mmask32 odd = k + 1 < in ? ~0u : 0;
-      _mm_prefetch((const char*)(a + 16 * n + column), _MM_HINT_T0);
-      _mm_prefetch((const char*)(b + 16 * n + column), _MM_HINT_T0);
-      _mm_prefetch((const char*)(a + 16 * n + right), _MM_HINT_T0);
-      _mm_prefetch((const char*)(b + 16 * n + right), _MM_HINT_T0);
+      for (const bf16* line : {a + FAR * n, b + FAR * n}) {
+        _mm_prefetch((const char*)(line + column), _MM_HINT_T0);
+        _mm_prefetch((const char*)(line + right), _MM_HINT_T0);
+      }
       pages::zip(_mm512_maskz_loadu_epi16(left_mask, a + column), _mm512_maskz_loadu_epi16(left_mask & odd, b + column), panel);
       pages::zip(_mm512_maskz_loadu_epi16(right_mask, a + right), _mm512_maskz_loadu_epi16(right_mask & odd, b + right),
                  panel + 32);

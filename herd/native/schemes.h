@@ -34,11 +34,12 @@ inline __m128 four(const bf16* p, __mmask8 held = 15) {
   return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(_mm_maskz_loadu_epi16(held, p)), 16));
 }
 
-// Fetches the next tile's weights, which lie `COLUMNS` rows of `bytes` further: rows are too short for the hardware to
-// find the streams.
-inline void ahead(const uint8_t* const (&w)[COLUMNS], i64 i, i64 bytes) {
+// Fetches weights that come soon, in the order of memory: the rows of a tile and those of the next ones lie end to end, and
+// only what is asked for in order shows the hardware a stream. `i` is how far a tile's rows are read, in bytes.
+inline void ahead(const uint8_t* const (&w)[COLUMNS], i64 i) {
+  constexpr i64 FAR = 6144;
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) _mm_prefetch((const char*)w[j] + i + COLUMNS * bytes, _MM_HINT_T0);
+  for (int j = 0; j < 4; ++j) _mm_prefetch((const char*)w[0] + FAR + COLUMNS * i + 64 * j, _MM_HINT_T0);
 }
 
 // Largest magnitude of `count` values, a multiple of 16; NaN where there is one. As integers, NaN is above infinity.
@@ -90,11 +91,11 @@ struct Plain {
   void dots(i64 m, const uint8_t* const (&w)[COLUMNS], const bf16* const (&)[COLUMNS], __m128 (&out)[R]) const {
     __m512 acc[R][4];
     zero<R>(acc);
-    const i64 width = k, stride = padded, bytes = k * sizeof(W);
+    const i64 width = k, stride = padded;
     const W* x = values + m * stride;
     for (i64 i = 0; i < width; i += STEP) {
       __m512 b[4];
-      ahead(w, i * sizeof(W), bytes);
+      ahead(w, i * sizeof(W));
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) b[j] = vector((const W*)w[j] + i, width - i);
 #pragma GCC unroll 4
@@ -149,7 +150,7 @@ struct Int8 {
     for (i64 i = 0; i < width; i += 64) {
       const __mmask64 mask = width - i >= 64 ? ~0ull : (1ull << (width - i)) - 1;
       __m512i b[4];
-      ahead(w, i, width);
+      ahead(w, i);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j)
         b[j] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, w[j] + i), _mm512_set1_epi8((char)0x80));
@@ -223,7 +224,7 @@ struct Int4 {
     for (i64 b = 0; b < stride; ++b) {
       const i64 bytes = std::min<i64>(64, row - 64 * b);
       const __mmask8 held = (1 << std::min(each, all - each * b)) - 1;
-      ahead(w, 64 * b, row);
+      ahead(w, 64 * b);
       const __mmask64 mask = bytes == 64 ? ~0ull : (1ull << bytes) - 1;
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
@@ -294,7 +295,7 @@ struct Fp8 {
     const bf16* x = values + m * stride;
     for (i64 i = 0; i < width; i += 32) {
       const __mmask32 mask = width - i >= 32 ? ~0u : (1u << (width - i)) - 1;
-      ahead(w, i, width);
+      ahead(w, i);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
         const __m512i code = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(mask, w[j] + i));

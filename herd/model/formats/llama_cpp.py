@@ -56,8 +56,19 @@ def check_text(config: ModelConfig) -> None:
             )
 
 
-def write_text(weights: Weights, tokenizer: Path, path: Path, *, dtype: torch.dtype, facts: dict[str, Any]) -> None:
-    """Write the text model with its tokenizer (from the folder `tokenizer`); `facts` go to the key herd.lineage."""
+def write_text(
+    weights: Weights,
+    tokenizer: Path,
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    facts: dict[str, Any],
+    quantized: str | None = None,
+) -> None:
+    """Write the text model with its tokenizer (from the folder `tokenizer`); `facts` go to the key herd.lineage.
+
+    `quantized` (Q8_0 or Q4_0) stores every matrix so, for benches: llama.cpp's own tool keeps the output at more bits.
+    """
     config = weights.config
     check_text(config)
     writer = package("gguf_writer").GGUFWriter(path, "llama4")
@@ -81,7 +92,7 @@ def write_text(weights: Weights, tokenizer: Path, path: Path, *, dtype: torch.dt
     writer.add_interleave_moe_layer_step(config.moe.every)
     writer.add_vocab_size(config.vocab_size)
     add_tokenizer(writer, config, tokenizer)
-    write_tensors(writer, weights, path, dtype)
+    write_tensors(writer, weights, path, dtype, quantized)
 
 
 def add_tokenizer(writer: Any, config: ModelConfig, folder: Path) -> None:
@@ -142,27 +153,34 @@ def text_tensors(weights: Weights) -> Iterator[tuple[str, Tensor]]:
         yield f"{there}.ffn_down{suffix}.weight", read(f"{inner}.down.weight")
 
 
-def write_tensors(writer: Any, weights: Weights, path: Path, dtype: torch.dtype) -> None:
+def write_tensors(writer: Any, weights: Weights, path: Path, dtype: torch.dtype, quantized: str | None) -> None:
     """Write the file: the header from the shapes alone, then one tensor after the other."""
-    types = package("constants").GGMLQuantizationType
+    constants, quants = package("constants"), package("quants")
+    types = constants.GGMLQuantizationType
 
-    def kind(name: str, tensor: Tensor) -> torch.dtype:
-        return torch.float32 if tensor.dim() == 1 or name.endswith(KEPT_FP32) else dtype
+    def kind(name: str, tensor: Tensor) -> tuple[torch.dtype, str]:
+        """In which dtype the tensor is rounded, and its type in the file."""
+        if tensor.dim() == 1 or name.endswith(KEPT_FP32):
+            return torch.float32, "F32"
+        return (torch.float32, quantized) if quantized else (dtype, TYPES[dtype])
 
     without_memory = dict(skeleton(weights.config).named_parameters())
     shapes = Weights(config=weights.config, dtype=dtype, read=without_memory.__getitem__)
     for name, tensor in text_tensors(shapes):
-        stored = kind(name, tensor)
-        writer.add_tensor_info(
-            name, tuple(tensor.shape), None, tensor.numel() * stored.itemsize, raw_dtype=types[TYPES[stored]]
-        )
+        stored = types[kind(name, tensor)[1]]
+        block, size = constants.GGML_QUANT_SIZES[stored]
+        writer.add_tensor_info(name, tuple(tensor.shape), None, tensor.numel() // block * size, raw_dtype=stored)
     with naming_full_disk(path):
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, tensor in text_tensors(weights):
-            rounded = tensor.to(kind(name, tensor)).contiguous()
+            rounding, stored = kind(name, tensor)
+            rounded = tensor.to(rounding).contiguous()
             if rounded.dtype == torch.float16 and not finite(rounded):
                 raise HerdError(f"{name} has values beyond the range of float16: convert with --dtype bfloat16")
-            writer.write_tensor_data(rounded.view(torch.uint8).numpy())
+            if stored == quantized:
+                writer.write_tensor_data(quants.quantize(rounded.numpy(), types[stored]))
+            else:
+                writer.write_tensor_data(rounded.view(torch.uint8).numpy())
         writer.close()

@@ -1,0 +1,250 @@
+"""Who `herd bench engine` measures: Herd, llama.cpp and transformers, each alone in a process of its own.
+
+A process opens one model and answers questions through a pipe: how long does a prompt of N tokens take, how long a step
+of B sequences after a past of P tokens, how much memory is resident. Between questions it sleeps. All take the
+likeliest token. llama.cpp tells its times itself: the timings of its server, without HTTP.
+"""
+
+# N tokens, B sequences
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from importlib import import_module
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+PIECE = 512
+"""Tokens of a prompt that are read at one time; llama.cpp's default too."""
+WARM = 4
+"""Steps before those that are timed."""
+
+
+class Measured(Protocol):
+    """An opened model. Token ids are below `vocabulary`, all ordinary."""
+
+    def prefill(self, count: int) -> float:
+        """Seconds to read a new prompt of `count` tokens, to the logits behind it."""
+
+    def decode(self, sequences: int, past: int, steps: int) -> float:
+        """Seconds a step of `sequences` sequences, behind prompts of `past` tokens each."""
+
+
+def prompt(count: int, seed: int) -> list[int]:
+    """Ordinary tokens of the bench's tokenizer."""
+    return [300 + (seed * 7919 + i * 104_729) % 15_000 for i in range(count)]
+
+
+class Herd:
+    """Our folder, through the engine's forward; `plain` leaves the native forward out."""
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+
+        from herd.core.errors import HerdError
+        from herd.model.formats import compressed, huggingface
+        from herd.model.fused import FusedForward, why_not
+
+        self._torch = torch
+        model = (compressed if compressed.is_quantized(folder) else huggingface).load(folder)
+        if reason := why_not(model):
+            raise HerdError(f"the native forward does not serve: {reason}")
+        self._model, self._call = model, FusedForward(model)
+
+    def _slots(self, sequences: int, capacity: int) -> Any:
+        from herd.model.cache import Slots
+
+        torch = self._torch
+        return Slots(
+            self._model.config,
+            num_slots=sequences,
+            capacity=capacity,
+            dtype=torch.bfloat16,
+            device=torch.device("cpu"),
+        )
+
+    def _read(self, slots: Any, slot: int, ids: list[int]) -> int:
+        torch = self._torch
+        hidden_RD = torch.empty(0)
+        for begin in range(0, len(ids), PIECE):
+            piece = torch.tensor(ids[begin : begin + PIECE])
+            positions_N = torch.arange(begin, begin + len(piece))
+            view = slots.at([slot], positions_N, torch.tensor([0, len(piece)], dtype=torch.int32))
+            rows_R = torch.tensor([len(piece) - 1] if begin + len(piece) == len(ids) else [], dtype=torch.int64)
+            hidden_RD = self._call(piece, positions_N=positions_N, cache=view, rows_R=rows_R)
+        return int(self._call.unembed(hidden_RD).argmax())
+
+    def prefill(self, count: int) -> float:
+        with self._torch.inference_mode():
+            ids, slots = prompt(count, 1), self._slots(1, count)
+            begin = time.perf_counter()
+            self._read(slots, 0, ids)
+            return time.perf_counter() - begin
+
+    def decode(self, sequences: int, past: int, steps: int) -> float:
+        torch = self._torch
+        with torch.inference_mode():
+            slots = self._slots(sequences, past + steps + WARM)
+            tokens_N = torch.tensor([self._read(slots, slot, prompt(past, slot)) for slot in range(sequences)])
+            starts_S, everyone = torch.arange(sequences + 1, dtype=torch.int32), range(sequences)
+            for step in range(WARM + steps):
+                if step == WARM:
+                    begin = time.perf_counter()
+                positions_N = torch.full((sequences,), past + step)
+                view = slots.at(everyone, positions_N, starts_S)
+                hidden_RD = self._call(tokens_N, positions_N=positions_N, cache=view, rows_R=torch.arange(sequences))
+                tokens_N = self._call.unembed(hidden_RD).argmax(-1)
+            return (time.perf_counter() - begin) / steps
+
+
+class LlamaCpp:
+    """The GGUF of the same weights, in llama.cpp's server."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._server: Any = None
+        self._room = (0, 0)
+
+    def _ask(self, sequences: int, context: int, past: int, predict: int) -> list[dict[str, float]]:
+        if self._room[0] != sequences or self._room[1] < context:
+            self._server = None  # its memory goes before the next one's comes
+            self._server, self._room = self._open(sequences, context), (sequences, context)
+
+        def ask(slot: int) -> dict[str, float]:
+            answer = self._server.handle_completions(
+                {
+                    "prompt": prompt(past, slot),
+                    "n_predict": predict,
+                    "temperature": 0,
+                    "samplers": ["temperature"],
+                    "ignore_eos": True,
+                    "cache_prompt": False,
+                    "timings_per_token": False,
+                }
+            )
+            if "timings" not in answer:
+                raise RuntimeError(str(answer)[:300])
+            return dict(answer["timings"])
+
+        with ThreadPoolExecutor(sequences) as pool:
+            return list(pool.map(ask, range(sequences)))
+
+    def _open(self, sequences: int, context: int) -> Any:
+        xllamacpp = import_module("xllamacpp")  # without types
+        params = xllamacpp.CommonParams()
+        params.model.path = str(self._path)
+        params.n_ctx, params.n_parallel = sequences * (-(-context // 256) * 256), sequences
+        params.warmup, params.fit_params, params.kv_unified = True, False, False
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = os.cpu_count() or 1
+        params.verbosity = -1
+        return xllamacpp.Server(params)
+
+    def prefill(self, count: int) -> float:
+        [told] = self._ask(1, count + 16, count, 1)
+        return told["prompt_ms"] / 1e3
+
+    def decode(self, sequences: int, past: int, steps: int) -> float:
+        told = self._ask(sequences, past + steps + 16, past, steps)
+        # All run together but for the first prompts: what the one that began last saw is a full batch's pace.
+        return min(one["predicted_ms"] / one["predicted_n"] for one in told) / 1e3
+
+
+class Transformers:
+    """The same folder in transformers, with its sdpa attention."""
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+        from transformers import AutoConfig, Llama4ForCausalLM
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        self._torch = torch
+        config = AutoConfig.from_pretrained(folder)
+        self._model = Llama4ForCausalLM.from_pretrained(
+            folder,
+            config=getattr(config, "text_config", config),
+            dtype=torch.bfloat16,
+            attn_implementation="sdpa",
+            key_mapping={"^language_model.": ""},
+        ).eval()
+
+    def prefill(self, count: int) -> float:
+        torch = self._torch
+        with torch.inference_mode():
+            ids = torch.tensor([prompt(count, 1)])
+            begin = time.perf_counter()
+            self._model(input_ids=ids, use_cache=True, logits_to_keep=1).logits.argmax(-1)
+            return time.perf_counter() - begin
+
+    def decode(self, sequences: int, past: int, steps: int) -> float:
+        torch = self._torch
+        with torch.inference_mode():
+            ids = torch.tensor([prompt(past, slot) for slot in range(sequences)])
+            told = self._model(input_ids=ids, use_cache=True, logits_to_keep=1)
+            for step in range(WARM + steps):
+                if step == WARM:
+                    begin = time.perf_counter()
+                tokens = told.logits[:, -1:].argmax(-1)
+                told = self._model(input_ids=tokens, past_key_values=told.past_key_values, use_cache=True)
+            return (time.perf_counter() - begin) / steps
+
+
+ENGINES = {"Herd": Herd, "llama.cpp": LlamaCpp, "transformers": Transformers}
+
+
+def resident() -> int:
+    """Bytes of this process in memory now."""
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def serve(pipe: Connection, name: str, path: Path) -> None:
+    """The child: open, then answer (method, arguments) with (value, resident bytes) until None comes."""
+    try:
+        engine = ENGINES[name](path)
+        pipe.send((None, resident()))
+        while (asked := pipe.recv()) is not None:
+            method, arguments = asked
+            pipe.send((getattr(engine, method)(*arguments), resident()))
+    except Exception as error:  # told to the parent, which ends the bench
+        pipe.send((f"{type(error).__name__}: {error}", 0))
+
+
+class Child:
+    """A process with one engine; `memory` is the most it was seen to hold."""
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name, self.memory = name, 0
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, name, path), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._told()
+
+    def ask(self, method: str, *arguments: int) -> float:
+        """One measurement, in seconds."""
+        self._pipe.send((method, arguments))
+        return self._told()
+
+    def _told(self) -> float:
+        from herd.core.errors import HerdError
+
+        try:
+            value, memory = self._pipe.recv()
+        except EOFError:
+            raise HerdError(f"{self.name} died while it was measured") from None
+        if isinstance(value, str):
+            raise HerdError(f"{self.name}: {value}")
+        self.memory = max(self.memory, memory)
+        return value or 0.0
+
+    def close(self) -> None:
+        with suppress(BrokenPipeError):
+            self._pipe.send(None)
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.kill()

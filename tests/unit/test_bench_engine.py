@@ -1,0 +1,52 @@
+"""`herd bench engine` without its peers: what it measures against, and its files."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from herd.bench import engine, engine_files
+from herd.bench.engine import CASES, DEFAULT, SHAPES, Limits, Speed
+from herd.core.errors import HerdError
+from herd.model.formats import compressed
+from herd.model.formats.gguf import package
+from herd.plan.counts import count
+
+
+def test_the_shapes_are_those_of_the_published_table() -> None:
+    totals = {name: count(SHAPES[name]).total for name in ("S", "M")}
+    assert totals["S"] == pytest.approx(54.7e6, rel=2e-3)
+    assert totals["M"] == pytest.approx(480e6, rel=6e-3)
+
+
+def test_limits_count_the_bytes_of_a_step_and_the_operations_of_a_prompt() -> None:
+    cases = {case.name: case for case in CASES}
+    assert set(DEFAULT) <= set(cases)
+    limits = Limits(read=40e9, products=850e9)
+    # 23.6 M parameters are active, 6.3 M of them the embedding that is looked up: 40 GB/s read 17.3 M twice.
+    bare = limits.speed(SHAPES["S"], "bf16", engine.Case(count=0, sequences=1))
+    assert bare == pytest.approx(40e9 / (2 * 23.6e6), rel=0.02)
+    assert limits.speed(SHAPES["S"], "bf16", cases["prefill 512"]) == pytest.approx(22_500, rel=0.15)
+
+
+def test_speeds_are_better_where_they_are_higher() -> None:
+    assert Speed(case="", unit="tokens/s", ours=30.0, peer=20.0, peer_name="").ratio == 1.5
+
+
+def test_an_unknown_case_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(HerdError, match="prefill 512"):
+        engine.engine(shapes=("S",), precisions=("bf16",), cases=("prefil 512",), as_json=False)
+
+
+def test_the_files_hold_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = engine.replace(SHAPES["S"], vocab_size=512, dim=64, num_layers=2, dense_ffn_dim=64)
+    small = engine.replace(small, moe=engine.MoEConfig(num_experts=2, ffn_dim=64, every=2))
+    monkeypatch.setitem(SHAPES, "small", small)
+    engine_files.write("small", "bf16", tmp_path)
+    engine_files.write("small", "int8", tmp_path)
+    model = compressed.load(tmp_path / "int8")
+    reader = package("gguf_reader").GGUFReader(tmp_path / "Q8_0.gguf")
+    [stored] = [tensor for tensor in reader.tensors if tensor.name == "output.weight"]
+    theirs = torch.from_numpy(package("quants").dequantize(stored.data, stored.tensor_type))
+    ours = model.unembedding.weight.float() * model.unembedding.scale.float()
+    assert (theirs - ours).abs().max() < 0.03 * ours.abs().max()
