@@ -183,3 +183,83 @@ def test_pages_are_conserved_and_hold_what_their_request_wrote() -> None:
 def test_pages_are_conserved_over_ten_thousand_schedules() -> None:
     for seed in range(10_000):
         live_through(seed)
+
+
+def strangers(world: World, length: int) -> list[int]:
+    """A prompt that begins like no other."""
+    return [world.rng.randint(0, 10**9) for _ in range(length)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_cancelled_request_s_pages_are_free_within_two_steps(seed: int) -> None:
+    world = World(rng=random.Random(seed))
+    for _ in range(8):
+        world.ask(strangers(world, 20), 12)
+    for _ in range(seed + 2):
+        world.step()
+    for request in world.requests:
+        request.cancelled = True
+    world.step()
+    assert world.scheduler.idle
+    assert all(pool.free + pool.idle == pool.size for pool in (world.pages.whole, world.pages.chunk))
+
+
+def test_callers_who_always_ask_get_the_same_whatever_they_ask() -> None:
+    world = World(rng=random.Random(0), num_global=80, num_local=16)
+    had, bound = Counter[str](), 2 * world.num_slots * 40
+    for _ in range(200):
+        waiting = Counter(request.caller for queue in world.scheduler.waiting.values() for request in queue)
+        for caller, length, answer in (("many small", 3, 4), ("few large", 30, 10), ("long answers", 5, 35)):
+            while waiting[caller] < 10:
+                world.ask(strangers(world, length), answer, caller=caller)
+                waiting[caller] += 1
+        for work in world.step().works.values():
+            had[work.request.caller] += work.end - work.begin
+        assert len(had) < 3 or max(had.values()) - min(had.values()) <= bound
+    assert min(had.values()) > bound
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))])
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_nobody_starves(seed: int, ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a flood of others, of more priority or not, a newcomer waits for a bounded number of their tokens."""
+    monkeypatch.setattr("herd.engine.scheduler.HEAD_START", 100)
+    world = World(rng=random.Random(seed), num_global=80, num_local=16)
+    most, floods = 40, ["x", "y", "same"]
+
+    def flood() -> None:
+        for caller in floods:
+            while len(world.scheduler.waiting.get(caller, ())) < 5:
+                world.ask(strangers(world, world.rng.randint(1, 25)), 15, caller=caller, priority=ahead)
+
+    for _ in range(world.rng.randint(0, 40)):
+        flood()
+        world.step()
+    newcomers = [world.ask(strangers(world, 25), 15, caller=caller) for caller in ("new", "same")]
+    # What may come first: of each other caller what priority lets it be ahead, and what runs or is admitted meanwhile.
+    bound = len(floods) * ahead * 100 + 2 * (world.num_slots + len(floods)) * most
+    bounds = {newcomers[0]: bound, newcomers[1]: 2 * bound + len(floods) * 5 * most}
+    before, ended = world.scheduler.clock, {}
+    while len(ended) < 2:
+        flood()
+        world.step()
+        for request in newcomers:
+            waited = world.scheduler.clock - before
+            if request.rank is None:
+                assert waited <= bounds[request]
+            if request.charged >= request.limit - 1 and request not in ended:
+                ended[request] = waited
+                assert waited <= 3 * bounds[request]
+
+
+def test_who_has_priority_takes_the_place_of_one_that_then_ends_all_the_same() -> None:
+    world = World(rng=random.Random(0))
+    lesser = [world.ask(strangers(world, 10), 30, caller="batch") for _ in range(6)]
+    for _ in range(3):
+        world.step()
+    urgent = world.ask(strangers(world, 10), 5, caller="chat", priority=1)
+    step = world.step()
+    assert urgent in step.works and world.scheduler.num_preempted == 1
+    while not world.scheduler.idle:
+        world.step()
+    assert all(len(request.content) == request.limit for request in [*lesser, urgent])
