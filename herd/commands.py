@@ -315,6 +315,14 @@ def bench_parity(*, json: bool = False) -> None:
     named("herd.bench.parity:parity")(as_json=json)
 
 
+def bench_resume(*, json: bool = False) -> None:
+    """
+    Args:
+        json: Print one JSON object, for scripts.
+    """
+    named("herd.bench.resume:resume")(as_json=json)
+
+
 def bench_balance(
     *, data: Path, out: Path, experts: tuple[int, ...] = (16, 128), num_steps: int = 1000, json: bool = False
 ) -> None:
@@ -492,6 +500,12 @@ COMMANDS = {
         summary="Compare the logits with transformers' and with Meta's own",
         example="herd bench parity --json",
         does=bench_parity,
+    ),
+    "bench resume": Command(
+        summary="Measure what saving costs a training, beside a save that is waited for",
+        example="herd bench resume --json",
+        does=bench_resume,
+        computes=True,
     ),
     "bench balance": Command(
         summary="Measure how even the experts' load is over a run, by biases and by an auxiliary loss",

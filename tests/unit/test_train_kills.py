@@ -62,7 +62,8 @@ def work(out: Path, num_steps: int, log: Path) -> None:
     initialise(model, torch.Generator().manual_seed(0))
     config = PretrainConfig(checkpoint=CheckpointConfig(every_s=0.0))
     stage = Stage("test", out, config={}, parents={})
-    train(model, Batches(num_steps, log), language_loss(0.01), config, stage, hooks=[Balancer(model, 0.05)])
+    batches, loss_fn = Batches(num_steps, log), language_loss(0.01)
+    train(model, batches, loss_fn, config, stage, hooks=[Balancer(model, 0.05, batches, loss_fn)])
     torch.save(model.state_dict(), out.parent / "final.pt")
 
 

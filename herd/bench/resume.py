@@ -1,0 +1,113 @@
+"""`herd bench resume`: what saving costs a training, beside torch.distributed.checkpoint's own save that is waited for.
+
+54.7 M parameters in bf16 with their fp32 masters and moments are trained on batches of 8 x 512 random tokens. Stretches
+of a few steps without a save, with ours and with the peer's at their begin alternate; a save costs the seconds by which
+the median stretch is longer. Both write to one disk. That nothing is lost is shown by tests/unit/test_train_kills.py.
+"""
+
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.distributed.checkpoint as dcp
+
+from herd.bench.table import Row, show
+from herd.config import CheckpointConfig, ModelConfig, MoEConfig, OptimizerConfig, SpecialIds
+from herd.core.batch import Batch
+from herd.core.lineage import Stage
+from herd.model.init import initialise
+from herd.model.transformer import Transformer
+from herd.train.checkpoint import Checkpoints
+from herd.train.losses import language_loss
+from herd.train.optimizer import Optimizer
+
+SHAPE = ModelConfig(
+    vocab_size=16_384,
+    special=SpecialIds(bos=0, end_of_text=1, eom=2, eot=3, pad=4),
+    dim=384,
+    num_layers=8,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=64,
+    dense_ffn_dim=1536,
+    moe=MoEConfig(num_experts=8, ffn_dim=768, every=2),
+    vision=None,
+)
+STEPS = 2
+"""Steps of a stretch: longer than a save takes to be written."""
+ROUNDS = 5
+
+
+def random_batch(seed: int, num_documents: int = 8, length: int = 512) -> Batch:
+    """Documents of random tokens."""
+    count = num_documents * length
+    tokens_N = torch.randint(5, SHAPE.vocab_size, (count,), generator=torch.Generator().manual_seed(seed))
+    return Batch(
+        tokens_N=tokens_N,
+        targets_N=tokens_N.roll(-1),
+        weights_N=torch.full((count,), 1 / count),
+        positions_N=torch.arange(length).repeat(num_documents),
+        starts_S=torch.arange(0, count + 1, length, dtype=torch.int32),
+        images=None,
+        kinds_N=torch.zeros(count, dtype=torch.int8),
+    )
+
+
+def resume(*, as_json: bool) -> None:
+    """Measure and print the rows."""
+    with tempfile.TemporaryDirectory(prefix="herd-bench-") as folder:
+        show(measure(Path(folder)), as_json=as_json)
+
+
+def measure(folder: Path) -> list[Row]:
+    """The rows; what is saved goes into `folder`."""
+    model = Transformer(SHAPE).to(torch.bfloat16)
+    initialise(model, torch.Generator().manual_seed(0))
+    optimizer, loss_fn = Optimizer(model.train(), OptimizerConfig(), 1000), language_loss(0.01)
+    every_s = CheckpointConfig().every_s
+    made = 0
+
+    def stretch(save: Callable[[int], None]) -> tuple[float, float]:
+        """Seconds of a stretch, and of these until its save lets the training go on."""
+        nonlocal made
+        began = time.monotonic()
+        save(made + 1)
+        stood = time.monotonic() - began
+        for _ in range(STEPS):
+            loss_fn(model, random_batch(made))[0].backward()
+            optimizer.step(made, optimizer.grad_norm())
+            optimizer.clear()
+            made += 1
+        checkpoints.wait()  # nothing in most cases; else the stretch was too short for the save
+        return time.monotonic() - began, stood
+
+    def save_as_peer(_: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that there is one process, which is so
+            dcp.save({"optimizer": optimizer.state_dict()}, checkpoint_id=folder / "peer", no_dist=True)
+
+    stage = Stage("bench", folder / "ours", config={}, parents={})
+    taken: dict[str, list[tuple[float, float]]] = {"none": [], "ours": [], "peer": []}
+    with Checkpoints(stage, CheckpointConfig(), {"optimizer": optimizer}) as checkpoints:
+        ways = {"none": lambda _: None, "ours": checkpoints.save, "peer": save_as_peer}
+        for _ in range(1 + ROUNDS):  # the first, in which memory is taken, is not counted
+            for name, save in ways.items():
+                taken[name].append(stretch(save))
+                shutil.rmtree(folder / "peer", ignore_errors=True)
+    whole = {name: median(seconds for seconds, _ in pairs[1:]) for name, pairs in taken.items()}
+    stood = {name: 1000 * median(seconds for _, seconds in pairs[1:]) for name, pairs in taken.items()}
+    lost = {name: 100 * (whole[name] - whole["none"]) / every_s for name in whole}
+    peer_name = f"dcp.save of torch {torch.__version__}, waited for"
+    cases = {
+        ("training stands still at a save", "ms"): stood,
+        (f"throughput lost at a save every {every_s:.0f} s", "%"): lost,
+    }
+    return [
+        Row(case=case, unit=unit, ours=values["ours"], peer=values["peer"], peer_name=peer_name)
+        for (case, unit), values in cases.items()
+    ]
