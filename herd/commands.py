@@ -173,9 +173,14 @@ def chat(
     *,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
     max_tokens: int = 512,
     seed: int | None = None,
     system: str | None = None,
+    guess: int = 0,
+    draft: Path | None = None,
     yes: bool = False,
 ) -> None:
     """
@@ -183,14 +188,26 @@ def chat(
         folder: Folder of a model; runs/tiny/sft if not given, or a small model from PyPI if that is not there.
         temperature: 0 takes the likeliest token; 1 draws as the model believes.
         top_p: Draw only from the likeliest tokens that together have this probability.
+        top_k: Draw only from so many likeliest tokens; 0: all.
+        min_p: Draw only tokens at least this share as likely as the likeliest.
+        repetition_penalty: Above 1, tokens that were there become less likely.
         max_tokens: Longest answer.
         seed: Makes what is drawn repeatable.
         system: What the model is told before the conversation.
+        guess: Tokens guessed ahead at most; changes no answer.
+        draft: Folder of a smaller model of the same tokenizer, that guesses.
         yes: Fetch the small model without asking.
     """
-    named("herd.serve.terminal:chat")(
-        talker(folder, yes=yes), temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed, system=system
+    params = named("herd.engine.sampler:SamplingParams")(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        max_tokens=max_tokens,
+        seed=seed,
     )
+    named("herd.serve.terminal:chat")(talker(folder, yes=yes), params, system=system, guess=guess, draft=draft)
 
 
 def generate(

