@@ -13,7 +13,7 @@ token's sums do not depend on what is computed beside it or on how the prompt wa
 # N tokens, S sequences of this forward, B pages of a sequence, H query heads, C head width; of the stored keys and
 # values: P pages, K key heads, L tokens of a page. G sequences computed together, Q queries of each
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,10 +143,14 @@ class CacheView:
     starts_S: Tensor
     whole: Places
     chunk: Places
+    instead: Callable[[int, Tensor], Tensor] | None = None
+    """What a global layer does for one new token in place of `attend_pages`: (layer, q_HC) to out_HC."""
 
     def attend(self, layer: int, q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor) -> Tensor:
         """Store the new keys and values, then attend to everything that the layer may see."""
         places = self.store(layer, k_NKC, v_NKC)
+        if self.instead is not None and len(q_NHC) == 1 and self.cache.config.is_global(layer):
+            return self.instead(layer, q_NHC[0])[None].to(q_NHC.dtype)
         keys_PKLC, values_PKLC = self.cache.keys[layer], self.cache.values[layer]
         asked = (q_NHC, keys_PKLC, values_PKLC, places.table_SB, places.seen_S, self.starts_S)
         if (scales := self.cache.scales[layer]) is not None:

@@ -23,10 +23,12 @@ from herd.native.functions import (
 from herd.native.library import find
 from herd.native.lowbit import lowbit_product, multiplies_lowbit
 from herd.native.paged import attend_pages, attends
+from herd.native.sparse import attend_some, page_bounds, reads_some
 
 __all__ = [
     "adamw",
     "attend_pages",
+    "attend_some",
     "attends",
     "attention",
     "available",
@@ -39,6 +41,8 @@ __all__ = [
     "lowbit_product",
     "momentum_update",
     "multiplies_lowbit",
+    "page_bounds",
+    "reads_some",
     "rms_norm",
     "serves",
     "softmax_gradient",

@@ -1,0 +1,40 @@
+"""Bounds of pages, and attention over some of them: calls of the kernels, whose twins are in herd.model.certified."""
+
+# H query heads, C head width, P pages, K key heads, L tokens of a page, B pages that are read
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from herd.native.library import call, find
+
+
+def reads_some(keys_PKLC: Tensor) -> bool:
+    """Whether the kernels take these pages: bf16 of a width in sixteens, on a CPU that they were built for."""
+    known = keys_PKLC.dtype == torch.bfloat16 and keys_PKLC.shape[-1] % 16 == 0
+    return known and keys_PKLC.device.type == "cpu" and find().library is not None
+
+
+def page_bounds(
+    q_HC: Float[Tensor, "h c"], low_PKC: Float[Tensor, "p k c"], high_PKC: Float[Tensor, "p k c"]
+) -> Float[Tensor, "h p"]:
+    """The most that a key of each page can score."""
+    (pages, kv, width), heads = low_PKC.shape, len(q_HC)
+    out_HP = torch.empty(heads, pages)
+    call("page_bounds", q_HC.contiguous(), low_PKC, high_PKC, out_HP, pages, heads, kv, width)
+    return out_HP
+
+
+def attend_some(
+    q_HC: Float[Tensor, "h c"],
+    keys_PKLC: Float[Tensor, "p k l c"],
+    values_PKLC: Float[Tensor, "p k l c"],
+    pages_B: Int[Tensor, "b"],
+    last: int,
+) -> tuple[Float[Tensor, "h c"], Float[Tensor, "h"]]:
+    """Attention over the pages `pages_B`, of the last of which `last` keys count; and the log of each head's mass."""
+    heads, (kv, tokens, width) = len(q_HC), keys_PKLC.shape[1:]
+    out_HC, mass_H = torch.empty(heads, width), torch.empty(heads)
+    sizes = (len(pages_B), last, tokens, heads, kv, width)
+    call("attend_some", q_HC.contiguous(), keys_PKLC, values_PKLC, pages_B.contiguous(), *sizes, out_HC, mass_H)
+    return out_HC, mass_H
