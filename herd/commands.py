@@ -372,6 +372,21 @@ def bench_engine(
     run(shapes=shapes, precisions=precisions, cases=cases, as_json=json)
 
 
+def bench_needle(
+    folder: Path, /, *, data: Path, context: str = "10M", seeds: int = 10, budget_gb: float = 16.0, json: bool = False
+) -> None:
+    """
+    Args:
+        folder: Folder of a model whose last layer is its only global one, such as runs/needle/midtrain.
+        data: Data folder that it was trained on: its documents and keys are not asked about.
+        context: Tokens to read, such as 128K or 10M.
+        seeds: Questions at each of the ten depths.
+        budget_gb: Most memory for the cache; a context that needs more is refused before it is read.
+        json: Print one JSON object, for scripts.
+    """
+    named("herd.bench.needle:needle")(folder, data, context=context, seeds=seeds, budget_gb=budget_gb, as_json=json)
+
+
 def convert(
     source: Path,
     out: Path,
@@ -512,6 +527,11 @@ COMMANDS = {
         summary="Reckon what a model takes: parameters, bytes, and a training run on a cluster",
         example="herd plan behemoth --gpus 32768 --gpu h100",
         does=plan,
+    ),
+    "bench needle": Command(
+        summary="Read up to ten million tokens and ask for needles in them",
+        example="herd bench needle runs/needle/midtrain --data runs/needle/data --context 10M",
+        does=bench_needle,
     ),
     "bench parity": Command(
         summary="Compare the logits with transformers' and with Meta's own",

@@ -5,6 +5,7 @@ again at its end, or with quizzes planted in it (see herd.data.planted), of whic
 is packed across documents: each keeps its own positions from 0, and no attention crosses its ends.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from herd.data.pack import Sample, pack
 from herd.data.planted import Keys, Planter, Quiz
 from herd.data.tokenizer import Tokenizer
 
-LANGUAGE_SHARE = 0.3
+LANGUAGE_SHARE = 0.4
 """Share of the needles that are told in another language than English."""
 PLANTED_SHARE = 0.8
 """Most of a document that facts and questions take."""
@@ -30,12 +31,22 @@ FIRST_QUOTED = 4
 """Tokens of it from which the rest can be told: they are not learnt."""
 
 
+def training_texts(folder: Path) -> list[dict[str, str]]:
+    """Language and text of the training documents."""
+    return [row for row in read_rows(folder, "text", ["split", "language", "text"]) if row["split"] == "train"]
+
+
+def words_of(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The words that keys are made of."""
+    return planted.frequent_words([row["text"] for row in rows if row["language"] == "en"])
+
+
 class LongText:
     """The training documents laid end to end by language, and windows of them."""
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, *, split: str = "train") -> None:
-        rows = [row for row in read_rows(folder, "text", ["split", "language", "text"]) if row["split"] == split]
-        self.words = planted.frequent_words([row["text"] for row in rows if row["language"] == "en"])
+    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
+        rows = training_texts(folder)
+        self.words = words_of(rows)
         self.planter = Planter(tokenizer)
         self.fillers = {}
         for language in LANGUAGES:
@@ -60,19 +71,19 @@ def draw_quiz(rng: np.random.Generator, keys: Keys) -> list[Quiz]:
     """A quiz of any kind; some come several at a time."""
     kind = rng.random()
     spoken = LANGUAGES[int(rng.integers(len(LANGUAGES)))] if rng.random() < LANGUAGE_SHARE else "en"
-    if kind < 0.4:
+    if kind < 0.3:
         return [planted.needle(rng, keys, spoken)]
     if kind < 0.7:
-        return [planted.needle(rng, keys, spoken, decoys=int(rng.integers(1, 5)))]
+        return [planted.needle(rng, keys, spoken, decoys=int(rng.integers(1, 7)))]
     if kind < 0.76:
         return planted.multi_query(rng, keys)
-    if kind < 0.82:
+    if kind < 0.8:
         return [planted.multi_value(rng, keys)]
-    if kind < 0.9:
-        return [planted.variable(rng, keys, hops=int(rng.integers(1, 4)))]
-    if kind < 0.93:
+    if kind < 0.88:
+        return [planted.variable(rng, keys, hops=int(rng.integers(1, 3)))]
+    if kind < 0.94:
         return [planted.table(rng, keys, rows=int(rng.integers(3, 9)))]
-    if kind < 0.95:
+    if kind < 0.96:
         return [planted.counting(rng, keys)]
     if kind < 0.97:
         return [planted.ordering(rng, keys)]
@@ -156,7 +167,11 @@ class LongBatches:
         quizzes: list[Quiz] = []
         room = PLANTED_SHARE * length
         while len(quizzes) < wanted:
-            more = [planted.needle(rng, self.keys)] if simple else draw_quiz(rng, self.keys)
+            more = (
+                [planted.needle(rng, self.keys, decoys=int(rng.integers(0, 3)))]
+                if simple
+                else draw_quiz(rng, self.keys)
+            )
             room -= sum(self.text.planter.size(quiz) for quiz in more)
             if room < 0 and quizzes:
                 break

@@ -11,6 +11,7 @@ decoded greedily by the ordinary forward, with exact attention over all that was
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from herd.core.errors import HerdError
 from herd.engine.load import Model
 from herd.model.cache import KVCache, chunk_pieces
+from herd.model.certified import Certificate, Summary, attend
 from herd.plan.counts import amount, cache_bytes
 
 CHUNKS_AT_ONCE = 4
@@ -53,6 +55,10 @@ class Reader:
         self._pages = np.arange(-(-context // size), dtype=np.int32)
         self.length = 0
         """Tokens that stand in the cache from position 0 on."""
+        self.certificates: list[Certificate] = []
+        """Of each token that was decoded with an `epsilon`, in each global layer."""
+        self._summaries: dict[int, Summary] = {}
+        self._changed: list[tuple[int, int]] = []
 
     @property
     def is_linear(self) -> bool:
@@ -82,6 +88,21 @@ class Reader:
             self._read_piece(tokens[whole:], begin + whole)
         self.length = max(self.length, begin + len(tokens))
 
+    def summarise(self) -> None:
+        """Look at all pages of the global layers, so that answers may leave some unread."""
+        for layer in range(self.model.config.num_layers):
+            if self.model.config.is_global(layer):
+                self._summaries[layer] = Summary(self.cache.keys[layer], self.cache.values[layer])
+        self._changed = [(0, self.length)]
+        self._look_again()
+
+    def _look_again(self) -> None:
+        size = self.model.config.page_tokens
+        for begin, end in self._changed:
+            for summary in self._summaries.values():
+                summary.update(begin // size, min(-(-end // size), len(self._pages)))
+        self._changed = []
+
     def _until(self, length: int) -> np.ndarray:
         """The pages of the first `length` positions."""
         return self._pages[: -(-length // self.model.config.page_tokens)]
@@ -94,6 +115,7 @@ class Reader:
     def _read_chunks(self, tokens: Tensor, begin: int) -> None:
         """Whole chunks, each a sequence of its own."""
         count = len(tokens) // self.chunk
+        self._changed.append((begin, begin + len(tokens)))
         positions_N = torch.arange(begin, begin + len(tokens), device=self.device)
         starts_S = torch.arange(0, len(tokens) + 1, self.chunk, device=self.device, dtype=torch.int32)
         local = [self._local(i + 1) for i in range(count)]
@@ -103,16 +125,27 @@ class Reader:
     @torch.inference_mode()
     def _read_piece(self, tokens: Tensor, begin: int) -> None:
         """A piece of one chunk, whose past is in the first local pages."""
+        self._changed.append((begin, begin + len(tokens)))
         positions_N = torch.arange(begin, begin + len(tokens), device=self.device)
         starts_S = torch.tensor([0, len(tokens)], dtype=torch.int32, device=self.device)
         view = self.cache.at([self._until(begin + len(tokens))], [self._local(0)], positions_N, starts_S)
         self.model.transformer.read(tokens.to(self.device), positions_N=positions_N, starts_S=starts_S, cache=view)
 
     @torch.inference_mode()
-    def answer(self, question: Sequence[int], *, at: int, max_tokens: int, stop: Sequence[int] = ()) -> list[int]:
+    def answer(
+        self,
+        question: Sequence[int],
+        *,
+        at: int,
+        max_tokens: int,
+        stop: Sequence[int] = (),
+        epsilon: float | None = None,
+    ) -> list[int]:
         """Greedy continuation of what stands before position `at`, a chunk's edge, and of `question` after it.
 
-        Text that stood there before is covered over: `kept` puts it back.
+        Text that stood there before is covered over: `kept` puts it back. With an `epsilon`, global layers leave pages
+        unread that provably have no more than this share of a head's mass (herd.model.certified); call `summarise`
+        once before.
         """
         assert at % self.chunk == 0 and at <= self.length
         tokens, length = torch.tensor(question), at
@@ -122,20 +155,30 @@ class Reader:
         given: list[int] = []
         token = int(tokens[-1])
         while len(given) < max_tokens:
-            token = int(self._logits(token, length).argmax())
+            token = int(self._logits(token, length, epsilon).argmax())
             length += 1
             given.append(token)
             if token in stop:
                 break
         return given
 
-    def _logits(self, token: int, position: int) -> Tensor:
+    def _logits(self, token: int, position: int, epsilon: float | None = None) -> Tensor:
         """Logits after one more token."""
         if position >= self.context:
             raise HerdError(f"the context of {self.context:,} tokens is full")
         positions_N = torch.tensor([position], device=self.device)
         starts_S = torch.tensor([0, 1], dtype=torch.int32, device=self.device)
         view = self.cache.at([self._until(position + 1)], [self._local(0)], positions_N, starts_S)
+        self._changed.append((position, position + 1))
+        if epsilon is not None:
+
+            def some(layer: int, q_HC: Tensor) -> Tensor:
+                self._look_again()  # the new token's key is in its page by now
+                out_HC, certificate = attend(q_HC, self._summaries[layer], position + 1, epsilon)
+                self.certificates.append(certificate)
+                return out_HC
+
+            view = replace(view, instead=some)
         hidden_ND = self.model.transformer(
             torch.tensor([token], device=self.device), positions_N=positions_N, starts_S=starts_S, cache=view
         )
@@ -144,9 +187,9 @@ class Reader:
     @contextmanager
     def kept(self, chunks: Iterable[int]) -> Iterator[None]:
         """Puts the global pages of these chunks back as they were, at the end."""
-        config = self.model.config
+        config, chunks = self.model.config, sorted(set(chunks))
         rows: list[int] = []
-        for chunk in sorted(set(chunks)):
+        for chunk in chunks:
             rows += range(chunk * self._pages_a_chunk, min((chunk + 1) * self._pages_a_chunk, len(self._pages)))
         index, length = torch.tensor(rows, device=self.device), self.length
         pools = [
@@ -162,3 +205,4 @@ class Reader:
             for pool, pages in zip(pools, before, strict=True):
                 pool[index] = pages
             self.length = length
+            self._changed += [(chunk * self.chunk, (chunk + 1) * self.chunk) for chunk in chunks]

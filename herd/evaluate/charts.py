@@ -180,3 +180,27 @@ def dot_plot(title: str, rows: dict[str, dict[str, float]], *, legend: dict[str,
                 x = frame.at(row[key], 0).split(",")[0]
                 drawing.append(f'<circle class="dot c{index}" cx="{x}" cy="{middle}" r="{6 if index == 1 else 4}"/>')
     return figure(title, "".join(drawing), width=width, height=height, legend=list(legend.values()))
+
+
+def recall_map(rows: Mapping[str, Sequence[float]], columns: Sequence[str]) -> str:
+    """Shares of right answers, white for none, blue for all: a picture that stands alone, with colours of its own."""
+    cell, line, gap = 64, 26, 56
+    width, height = gap + len(columns) * cell + 4, (len(rows) + 1) * line + 6
+    drawing = []
+    for place, (name, values) in enumerate(rows.items()):
+        top = place * line
+        drawing.append(f'<text x="{gap - 8}" y="{top + 17}" text-anchor="end">{escape(name)}</text>')
+        for column, value in enumerate(values):
+            left, ink = gap + column * cell, "#fff" if value > 0.6 else "#222"
+            drawing.append(
+                f'<rect x="{left}" y="{top + 1}" width="{cell - 2}" height="{line - 2}" fill="#2456a6" '
+                f'fill-opacity="{value:.2f}" stroke="#ccc" stroke-width=".5"/><text x="{left + cell / 2 - 1}" '
+                f'y="{top + 17}" text-anchor="middle" fill="{ink}">{100 * value:.0f}</text>'
+            )
+    for column, name in enumerate(columns):
+        place = gap + column * cell + cell / 2 - 1
+        drawing.append(f'<text x="{place}" y="{height - 12}" text-anchor="middle">{escape(name)}</text>')
+    style = 'font-family="sans-serif" font-size="12" fill="#222"'
+    box = f'viewBox="0 0 {width} {height}" width="{width}"'
+    body = f'<rect width="{width}" height="{height}" fill="#fff"/>{"".join(drawing)}'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {box} {style}>{body}</svg>\n'

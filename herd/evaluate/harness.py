@@ -6,9 +6,9 @@ Sections are written as they are done, so a killed evaluation goes on with the n
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from herd.core.errors import HerdError
 from herd.core.files import read_json, write_json
@@ -16,9 +16,26 @@ from herd.core.lineage import Stage, read_lineage
 
 
 @dataclass(frozen=True, kw_only=True)
+class LongConfig:
+    """What the suite for long texts asks."""
+
+    lengths: tuple[int, ...] = (4096, 16_384, 65_536, 262_144, 1_048_576)
+    """Tokens of text before a question; whole chunks of them are taken."""
+    trained: int = 4096
+    """Longest document of training: lengths are told in multiples of it, and losses by position go up to it."""
+    seeds: int = 2
+    """Needles at each depth and length."""
+    asks: int = 20
+    """Questions of each other kind at each length."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """How much is asked; the same for every model that is compared."""
 
+    suite: Literal["general", "long"] = "general"
+    """`long`: what is found in long texts, as `long` below says, and none of the rest."""
+    long: LongConfig = field(default_factory=LongConfig)
     seed: int = 0
     languages: tuple[str, ...] = ("en", "de", "fr", "es", "ru", "ja", "hi", "zh")
     """Languages in which pictures are named."""
@@ -48,6 +65,10 @@ class EvaluateConfig:
 
 def evaluate(cfg: EvaluateConfig, model: Path, data: Path, out: Path) -> Path:
     """Evaluate the model folder on the held-out parts of the data folder."""
+    if cfg.suite == "long":
+        from herd.evaluate.long import evaluate_long
+
+        return evaluate_long(cfg.long, model, data, out)
     from herd.evaluate.verdicts import read_reasons
 
     read_reasons(cfg.reasons)  # a misspelt bar is told before the work

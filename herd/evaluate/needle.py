@@ -52,7 +52,7 @@ class Haystack:
         depth: float,
         rng: np.random.Generator,
         planted: bool = True,
-        spare: int = 2,
+        spare: int = 0,
     ) -> Asked:
         """Plant the facts, the first at `depth`, the others anywhere; ask after `length` tokens; take them out again.
 

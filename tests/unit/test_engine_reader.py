@@ -114,3 +114,31 @@ def test_reading_stops_when_it_is_told_to() -> None:
     reader.read(tokens(100 * CHUNK), told=told)
     assert len(heard) == 3
     assert reader.length == sum(heard) < 100 * CHUNK
+
+
+def test_answers_that_leave_pages_unread_are_the_exact_ones_where_little_may_be_left() -> None:
+    """Over the edge of a page, whose summary must know of the newest token."""
+    model = model_of(shape())
+    text, question = tokens(40 * CHUNK), tokens(5, seed=1).tolist()
+    reader = Reader(model, context=44 * CHUNK)
+    reader.read(text)
+    reader.summarise()
+    exact = reader.answer(question, at=len(text), max_tokens=2 * CHUNK)
+    assert reader.answer(question, at=len(text), max_tokens=2 * CHUNK, epsilon=1e-9) == exact
+    assert len(reader.certificates) == 2 * CHUNK
+    assert all(certificate.unread <= 1e-9 for certificate in reader.certificates)
+
+
+@pytest.mark.slow
+def test_decoding_equals_prefill_after_65_536_tokens() -> None:
+    """The 65,537th token, read and decoded, has the hidden state of one plain forward over all of them."""
+    model = model_of(shape(chunk_size=8192, temperature_floor=8192))
+    ids = tokens(65_537)
+    reader = Reader(model, context=66_000)
+    reader.read(ids[:-1])
+    with torch.inference_mode():
+        starts = torch.tensor([0, len(ids)], dtype=torch.int32)
+        hidden = model.transformer(ids, positions_N=torch.arange(len(ids)), starts_S=starts)[-1:]
+        whole = model.transformer.unembed(hidden)[0]
+        decoded = reader._logits(int(ids[-1]), len(ids) - 1)
+    assert torch.allclose(decoded, whole, atol=1e-4)

@@ -1,0 +1,130 @@
+"""`herd bench needle`: a text of up to ten million tokens read with exact attention, and asked about.
+
+Measured in one run: reading, a token of the answer beside the time to read as many bytes of memory, peak memory beside
+the plan's figure, and the share of needles that are missed at each length, beside the same questions with the needle
+taken out.
+"""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from herd.bench.table import Row, show
+from herd.core.lineage import peak_memory_bytes
+from herd.core.numbers import tokens as number_of
+from herd.core.streams import stream
+from herd.data import planted
+from herd.data.haystack import haystack
+from herd.data.long import training_texts, words_of
+from herd.data.planted import Keys, Planter
+from herd.engine.load import load
+from herd.engine.reader import Reader
+from herd.evaluate.long import TASKS, ask_all, share_right
+from herd.evaluate.needle import DEPTHS, Haystack
+from herd.plan.counts import cache_bytes, weight_bytes
+
+MULTI_KEY = "multi-key, 16 decoys"
+DECODED = 12
+"""Tokens of the answer whose time is taken."""
+EPSILON = 1e-3
+"""Share of the mass that certified decoding may leave unread."""
+
+
+def memory_seconds(reader: Reader) -> float:
+    """Time to read the whole cache once: the bound of a step that has to."""
+    pools = [pool.view(torch.int64) for pool in (*reader.cache.keys, *reader.cache.values)]
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        for pool in pools:
+            pool.sum()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def needle(folder: Path, data: Path, *, context: str, seeds: int, budget_gb: float, as_json: bool) -> None:
+    """Print the rows."""
+    length = number_of(context)
+    model = load(folder)
+    chunk = model.config.chunk_size
+    length = length // chunk * chunk
+    reader = Reader(model, context=length + chunk, budget_bytes=int(budget_gb * 1e9))
+    told("text")
+    ids = haystack(data, model.tokenizer, length)
+    keys = Keys(words_of(training_texts(data)), evaluation=True)
+    begin, done = time.perf_counter(), [0]
+
+    def heard(count: int) -> bool:
+        done[0] += count
+        if done[0] % (100 * chunk * 4) == 0:
+            told(f"read {done[0]:,} of {length:,}, {done[0] / (time.perf_counter() - begin):,.0f} tokens/s")
+        return True
+
+    reader.read(torch.from_numpy(ids), told=heard)
+    reading = time.perf_counter() - begin
+    rows = [Row(case=f"read {length:,} tokens", unit="s", ours=reading, peer=1800, peer_name="bar: 30 minutes")]
+    times = []
+    for _ in range(DECODED):
+        start = time.perf_counter()
+        reader.answer(ids[:1].tolist(), at=length, max_tokens=1)
+        times.append(time.perf_counter() - start)
+    rows.append(
+        Row(
+            case=f"a token after {length:,}", unit="s", ours=statistics.median(times), peer=2 * memory_seconds(reader),
+            peer_name="bar: twice the time to read its cache",
+        )
+    )  # fmt: skip
+    hay = Haystack(reader, Planter(model.tokenizer), ids)
+    rows += sparse(reader, hay, keys, length, rows[-1].ours)
+    lengths = sorted({length, *(size for size in (16_384, 131_072, 1_048_576) if size < length)})
+    for size in lengths:
+        rows += recall(hay, keys, size, seeds)
+    counted = cache_bytes(model.config, length + chunk) + weight_bytes(model.config, "bf16")
+    rows.append(
+        Row(case="peak memory", unit="GB", ours=peak_memory_bytes() / 1e9, peer=counted / 1e9, peer_name="herd plan")
+    )
+    show(rows, as_json=as_json)
+
+
+def recall(hay: Haystack, keys: Keys, size: int, seeds: int) -> list[Row]:
+    """Single needles and needles among decoys after `size` tokens; and the single ones taken out."""
+    rows = []
+    for name, maker, bar in (("single", planted.needle, 0.05), (MULTI_KEY, TASKS[MULTI_KEY], 0.15)):
+        told(f"{name} at {size:,}")
+        answers = ask_all(hay, name, maker, keys, size, seeds)
+        cut = sum(one.cut for of_depth in answers.values() for one in of_depth)
+        case = f"{name}: missed at {size:,} ({len(DEPTHS) * seeds} asked, {cut} cut by a chunk's edge)"
+        missed = 1 - share_right(answers)
+        rows.append(Row(case=case, unit="share", ours=missed, peer=bar, peer_name=f"bar: {bar}"))
+    without = 1 - share_right(ask_all(hay, "single", planted.needle, keys, size, 1, planted=False))
+    rows.append(
+        Row(case=f"single, taken out: missed at {size:,}", unit="share", ours=without, peer=1.0, peer_name="chance")
+    )
+    return rows
+
+
+def sparse(reader: Reader, hay: Haystack, keys: Keys, length: int, exact_s: float) -> list[Row]:
+    """Decoding that leaves pages unread, with its certificates."""
+    told("certified sparse attention")
+    begin = time.perf_counter()
+    reader.summarise()
+    told(f"pages looked at in {time.perf_counter() - begin:.1f} s")
+    times = []
+    for seed in range(4):
+        quiz = planted.needle(stream(seed, "sparse"), keys)
+        question = hay.planter.encode(quiz.question)
+        for _ in range(2):
+            begin = time.perf_counter()
+            reader.answer(question, at=length, max_tokens=1, epsilon=EPSILON)
+            times.append(time.perf_counter() - begin)
+    share = statistics.fmean(one.share for one in reader.certificates)
+    error = max(one.error for one in reader.certificates)
+    case = f"a token after {length:,}, certified to {EPSILON}: {100 * share:.1f} % of pages, error at most {error:.2g}"
+    return [Row(case=case, unit="s", ours=statistics.median(times), peer=exact_s, peer_name="exact")]
+
+
+def told(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)

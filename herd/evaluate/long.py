@@ -1,0 +1,164 @@
+"""`herd evaluate --suite long`: what a model finds in a long text, at ten depths, far beyond the lengths of training.
+
+One reading of real text serves all lengths (herd.evaluate.needle). Each kind of planted task is asked at every length;
+needles at ten depths, whose shares are the heat map. Controls on the same text: the needle taken out, and the queries'
+temperature off. Loss by position is of a plain forward over a document no longer than training's. The kinds follow
+RULER (arXiv 2404.06654) in purpose; wordings, keys and numbers are ours, and no key was ever trained on.
+"""
+
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from herd.core.files import write_atomic, write_json
+from herd.core.lineage import Stage
+from herd.core.streams import stream
+from herd.data import planted
+from herd.data.haystack import haystack
+from herd.data.long import training_texts, words_of
+from herd.data.planted import Keys, Planter, Quiz
+from herd.engine.load import Model, load
+from herd.engine.reader import Reader
+from herd.evaluate.charts import recall_map
+from herd.evaluate.harness import LongConfig
+from herd.evaluate.needle import DEPTHS, Asked, Haystack
+from herd.model.transformer import Transformer
+
+Maker = Callable[[np.random.Generator, Keys], Quiz]
+
+
+def needle_of(rng: np.random.Generator, keys: Keys, *, language: str = "en", decoys: int = 0) -> Quiz:
+    return planted.needle(rng, keys, language, decoys=decoys)
+
+
+TASKS: dict[str, Maker] = {
+    "multi-key, 4 decoys": partial(needle_of, decoys=4),
+    "multi-key, 16 decoys": partial(needle_of, decoys=16),
+    "needle in German": partial(needle_of, language="de"),
+    "needle in Japanese": partial(needle_of, language="ja"),
+    "multi-value, 2": planted.multi_value,
+    "variable, 2 hops": planted.variable,
+    "list of 12": planted.table,
+    "counting to 5": planted.counting,
+    "order of two": planted.ordering,
+    "votes for three": planted.aggregation,
+}
+
+
+def ask_all(
+    hay: Haystack, name: str, maker: Maker, keys: Keys, length: int, seeds: int, *, planted: bool = True
+) -> dict[float, list[Asked]]:
+    """Answers by depth; what is asked is a function of the kind's name, the length, the depth and the seed."""
+    answers: dict[float, list[Asked]] = {}
+    for place, depth in enumerate(DEPTHS):
+        for seed in range(seeds):
+            rng = stream(seed, "needle", name, length, place)
+            asked = hay.ask(maker(rng, keys), length=length, depth=depth, rng=rng, planted=planted)
+            answers.setdefault(depth, []).append(asked)
+    return answers
+
+
+def share_right(answers: dict[float, list[Asked]]) -> float:
+    return statistics.fmean(one.right for of_depth in answers.values() for one in of_depth)
+
+
+@contextmanager
+def answering(hay: Haystack, other: Model) -> Iterator[None]:
+    """Let another model answer from the same cache: one that differs in its queries alone."""
+    own = hay.reader.model
+    hay.reader.model = other
+    try:
+        yield
+    finally:
+        hay.reader.model = own
+
+
+def without_temperature(model: Model) -> Model:
+    """The same weights, queries unscaled. Keys and values do not depend on the temperature."""
+    config = replace(model.config, temperature=False)
+    other = Transformer(config).requires_grad_(False)
+    other.load_state_dict(model.transformer.state_dict(), assign=True)
+    return replace(model, config=config, transformer=other.eval())
+
+
+@torch.inference_mode()
+def loss_by_position(model: Model, ids: np.ndarray, length: int, documents: int = 8) -> list[dict[str, float]]:
+    """Mean loss in nats between powers of two of the position, over documents of `length` tokens."""
+    losses = []
+    for index in range(min(documents, len(ids) // length)):
+        tokens_N = torch.from_numpy(ids[index * length : (index + 1) * length]).long()
+        hidden_ND = model.transformer(
+            tokens_N, positions_N=torch.arange(length), starts_S=torch.tensor([0, length], dtype=torch.int32)
+        )
+        logits_NV = model.transformer.unembed(hidden_ND[:-1]).float()
+        losses.append(F.cross_entropy(logits_NV, tokens_N[1:], reduction="none"))
+    mean_N = torch.stack(losses).mean(0)
+    edges = [0, *(2**power for power in range(6, 30) if 2**power < length), length]
+    return [
+        {"from": begin, "to": end, "loss": round(float(mean_N[begin:end].mean()), 4)} for begin, end in pairwise(edges)
+    ]
+
+
+def evaluate_long(cfg: LongConfig, model: Path, data: Path, out: Path) -> Path:
+    """Write `results.json` and `recall.svg` about the model folder."""
+    stage = Stage("evaluate-long", out, config=cfg, parents={"model": model, "data": data})
+    opened = load(model)
+    chunk = opened.config.chunk_size
+    lengths = sorted({max(chunk, length // chunk * chunk) for length in cfg.lengths})
+    ids = haystack(data, opened.tokenizer, lengths[-1])
+    reader = Reader(opened, context=lengths[-1] + chunk)
+    hay = Haystack(reader, Planter(opened.tokenizer), ids)
+    keys = Keys(words_of(training_texts(data)), evaluation=True)
+    reader.read(torch.from_numpy(ids))
+    plain = without_temperature(opened)
+    single: dict[int, dict[float, list[Asked]]] = {}
+    rows: list[dict[str, Any]] = []
+    for length in lengths:
+        single[length] = ask_all(hay, "single", planted.needle, keys, length, cfg.seeds)
+        found = {"single": share_right(single[length])}
+        for name, maker in TASKS.items():
+            found[name] = share_right(ask_all(hay, name, maker, keys, length, max(1, cfg.asks // len(DEPTHS))))
+        found["single, needle taken out"] = share_right(
+            ask_all(hay, "single", planted.needle, keys, length, 1, planted=False)
+        )
+        with answering(hay, plain):
+            found["single, temperature off"] = share_right(
+                ask_all(hay, "single", planted.needle, keys, length, cfg.seeds)
+            )
+        rows.append({"length": length, "times": round(length / cfg.trained, 1), **found})
+        stage.keep_time()
+    results = {
+        "rows": rows,
+        "depths": {
+            length: {depth: share_right({depth: of}) for depth, of in of_length.items()}
+            for length, of_length in single.items()
+        },
+        "cut_by_edges": {length: sum(one.cut for of in single[length].values() for one in of) for length in lengths},
+        "loss_by_position": loss_by_position(opened, ids, min(cfg.trained, len(ids))),
+        "samples": [asdict(one) for of in single[lengths[-1]].values() for one in of][:20],
+    }
+    write_json(stage.work / "results.json", results)
+    write_atomic(stage.work / "recall.svg", map_of(results))
+    return stage.finish(metrics={str(row["length"]): row["single"] for row in rows})
+
+
+def map_of(results: dict[str, Any]) -> str:
+    """The heat map of single needles: depth down, length to the right."""
+    by_length = {int(length): of for length, of in results["depths"].items()}
+    depths = next(iter(by_length.values()))
+    rows = {f"{100 * float(depth):.0f} %": [of[depth] for of in by_length.values()] for depth in depths}
+    return recall_map(rows, [short_length(length) for length in by_length])
+
+
+def short_length(length: int) -> str:
+    """131072 as 128K."""
+    return f"{length / 2**20:g}M" if length >= 2**20 else f"{length / 2**10:g}K"

@@ -1,0 +1,88 @@
+"""The suite for long texts: what it writes, and that its controls fail where they must."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from test_engine_reader import CHUNK, model_of, shape, tokens
+
+from herd.config import MoEConfig, preset
+from herd.core.files import write_json
+from herd.data import planted
+from herd.data.planted import Keys
+from herd.data.tokenizer import Tokenizer
+from herd.evaluate import long
+from herd.evaluate.harness import EvaluateConfig, LongConfig, evaluate
+from herd.evaluate.long import loss_by_position, without_temperature
+from herd.model.formats import huggingface
+from herd.model.init import initialise
+from herd.model.transformer import Transformer
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "long"
+    out.mkdir()
+    tokenizer = Tokenizer.load(tiny_data / "tokenizer")
+    config = preset("tiny-long", vocab_size=tokenizer.vocab_size, special=tokenizer.ids)
+    model = Transformer(replace(config, dim=32, moe=MoEConfig(num_experts=2, ffn_dim=32), chunk_size=128))
+    initialise(model, torch.Generator().manual_seed(0))
+    huggingface.save(model, out)
+    tokenizer.save(out)
+    write_json(out / "herd.json", {"stage": "random", "hash": "0"})
+    return out
+
+
+def test_the_suite_writes_shares_for_each_length_and_a_map(
+    folder: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "The cat sat on the mat. A dog came in and sat beside it.\n" * 200
+    monkeypatch.setattr(long, "haystack", lambda _, tokenizer, length: np.array(tokenizer.encode(text))[:length])
+    monkeypatch.setattr(long, "DEPTHS", (0.25, 0.75))
+    monkeypatch.setattr(long, "TASKS", {"votes": planted.aggregation})
+    cfg = EvaluateConfig(suite="long", long=LongConfig(lengths=(1024, 2048), trained=512, seeds=1))
+    out = evaluate(cfg, folder, tiny_data, tmp_path / "out")
+    results = json.loads((out / "results.json").read_text())
+    assert [(row["length"], row["times"]) for row in results["rows"]] == [(1024, 2), (2048, 4)]
+    assert all(
+        0 <= row[name] <= 1 for row in results["rows"] for name in ("single", "votes", "single, temperature off")
+    )
+    assert all(row["single, needle taken out"] == 0 for row in results["rows"])
+    assert results["loss_by_position"][-1]["to"] == 512
+    assert len(ElementTree.parse(out / "recall.svg").findall(".//{*}rect")) == 1 + 2 * 2
+
+
+def test_without_temperature_keys_and_values_stay_and_queries_do_not() -> None:
+    model = model_of(shape(temperature_scale=3.0))
+    other = without_temperature(model)
+    ids = tokens(3 * CHUNK)
+    place = {"positions_N": torch.arange(len(ids)), "starts_S": torch.tensor([0, len(ids)], dtype=torch.int32)}
+    with torch.inference_mode():
+        tempered, plain = (one.transformer(ids, **place) for one in (model, other))
+    warm = 15  # positions below the floor have a temperature of 1
+    assert torch.allclose(tempered[:warm], plain[:warm], atol=1e-5)
+    assert not torch.allclose(tempered[-1], plain[-1], atol=1e-3)
+    names = [name for name, _ in model.transformer.named_parameters()]
+    assert all(torch.equal(model.transformer.get_parameter(n), other.transformer.get_parameter(n)) for n in names)
+
+
+def test_losses_by_position_average_to_the_loss_of_the_whole() -> None:
+    model = model_of(shape())
+    ids = tokens(300).numpy()
+    rows = loss_by_position(model, ids, 300)
+    logits = model.logits(ids.tolist())[:-1]
+    whole = torch.nn.functional.cross_entropy(logits, torch.from_numpy(ids)[1:])
+    sizes = [min(row["to"], 299) - row["from"] for row in rows]
+    mean = sum(size * row["loss"] for size, row in zip(sizes, rows, strict=True)) / 299
+    assert mean == pytest.approx(float(whole), abs=1e-3)
+
+
+def test_every_task_can_be_drawn() -> None:
+    keys = Keys(["river", "town", "music", "winter"], evaluation=True)
+    for name, maker in long.TASKS.items():
+        quiz = maker(np.random.default_rng(0), keys)
+        assert quiz.facts and quiz.question.startswith("\n") and quiz.answer.startswith(" "), name
