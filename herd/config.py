@@ -274,7 +274,7 @@ def tiny_behemoth(vocab_size: int, special: SpecialIds) -> ModelConfig:
 
 
 def tiny_long(vocab_size: int, special: SpecialIds) -> ModelConfig:
-    """Two local layers under a global one, of text alone: what it costs to read a token does not grow with the context.
+    """One local layer under a global one, of text alone: what it costs to read a token does not grow with the context.
 
     The queries' temperature must grow at least as the logarithm of the context does: its
     slope is thrice Llama 4's, from 256 tokens on.
@@ -282,8 +282,8 @@ def tiny_long(vocab_size: int, special: SpecialIds) -> ModelConfig:
     return replace(
         tiny(vocab_size, special),
         dim=128,
-        num_layers=3,
-        nope_every=3,
+        num_layers=2,
+        nope_every=2,
         moe=MoEConfig(num_experts=4, ffn_dim=256),
         vision=None,
         chunk_size=1024,
@@ -495,7 +495,7 @@ class MidtrainConfig:
     num_tokens: int = 4_000_000
     batch_tokens: int = 8192
     lengths: tuple[int, ...] = (1024, 2048, 4096)
-    """Tokens of the long documents: each entry has an equal part of the steps. Those of the first length have
+    """Tokens of the long documents: each entry has an equal part of the steps. Those of the first length have single
     needles in English only, and the kinds of documents that the shares tell come with the second."""
     short_share: float = 0.6
     """Share of the tokens that are pieces of at most `context`, as in pre-training, so that what was learnt stays."""

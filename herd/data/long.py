@@ -122,8 +122,8 @@ class LongBatches:
         return lengths[min(step * len(lengths) // self.num_steps, len(lengths) - 1)]
 
     def is_first(self, step: int) -> bool:
-        """Whether the documents have the first of several lengths. There all are needles in English: finding by a key
-        is learnt in one stroke, much sooner where nothing else is in the way."""
+        """Whether the documents have the first of several lengths. All of them are single needles in English: finding
+        by a key is learnt in one stroke, much sooner where nothing else is in the way."""
         return self.length(step) == self.config.lengths[0] < self.config.lengths[-1]
 
     def count(self, step: int) -> int:
@@ -167,11 +167,7 @@ class LongBatches:
         quizzes: list[Quiz] = []
         room = PLANTED_SHARE * length
         while len(quizzes) < wanted:
-            more = (
-                [planted.needle(rng, self.keys, decoys=int(rng.integers(0, 3)))]
-                if simple
-                else draw_quiz(rng, self.keys)
-            )
+            more = [planted.needle(rng, self.keys)] if simple else draw_quiz(rng, self.keys)
             room -= sum(self.text.planter.size(quiz) for quiz in more)
             if room < 0 and quizzes:
                 break

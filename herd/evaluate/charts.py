@@ -198,8 +198,8 @@ def recall_map(rows: Mapping[str, Sequence[float]], columns: Sequence[str]) -> s
                 f'y="{top + 17}" text-anchor="middle" fill="{ink}">{100 * value:.0f}</text>'
             )
     for column, name in enumerate(columns):
-        place = gap + column * cell + cell / 2 - 1
-        drawing.append(f'<text x="{place}" y="{height - 12}" text-anchor="middle">{escape(name)}</text>')
+        middle = gap + column * cell + cell / 2 - 1
+        drawing.append(f'<text x="{middle}" y="{height - 12}" text-anchor="middle">{escape(name)}</text>')
     style = 'font-family="sans-serif" font-size="12" fill="#222"'
     box = f'viewBox="0 0 {width} {height}" width="{width}"'
     body = f'<rect width="{width}" height="{height}" fill="#fff"/>{"".join(drawing)}'
