@@ -111,12 +111,14 @@ def stage_usage(stage: Step, args: list[str]) -> Any:
 
 
 def tune_allocator() -> None:
-    """Start this program again under glibc's allocator set to keep large blocks: fresh ones fault page by page.
+    """Start this program again under glibc's allocator set to keep large blocks, as fresh ones fault page by page, and
+    to ask for huge pages: matrices wider than a page else miss the table of pages at every row.
 
     Training is up to a third faster on a CPU. The allocator reads these variables at its start only. Any of them
     already set is the user's choice, or the sign that this was done.
     """
     settings = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "1000000000"}
+    settings["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     glibc = sys.platform == "linux" and "CS_GNU_LIBC_VERSION" in os.confstr_names
     if glibc and not settings.keys() & os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | settings)

@@ -387,6 +387,18 @@ def bench_needle(
     named("herd.bench.needle:needle")(folder, data, context=context, seeds=seeds, budget_gb=budget_gb, as_json=json)
 
 
+def bench_train(*, cases: tuple[str, ...] = ("S", "M"), rounds: int = 2, steps: int = 5, json: bool = False) -> None:
+    """
+    Args:
+        cases: Any of S, M, S16, S128 (shapes beside the peers), dense (S and M beside their dense twins) and lengths
+            (documents of 512 to 65,536 tokens).
+        rounds: How often the contenders take turns.
+        steps: Steps that are timed in each turn, after two to warm up.
+        json: Print one JSON object, for scripts.
+    """
+    named("herd.bench.train:train")(cases=cases, rounds=rounds, steps=steps, as_json=json)
+
+
 def convert(
     source: Path,
     out: Path,
@@ -554,6 +566,12 @@ COMMANDS = {
         summary="Compare the speed of prompts and answers with llama.cpp and transformers on the same weights",
         example='herd bench engine --shapes S --precisions bf16 --cases "prefill 512" "decode 1 after 512"',
         does=bench_engine,
+    ),
+    "bench train": Command(
+        summary="Time a step of training beside transformers' and a lean trial's",
+        example="herd bench train --cases S M --json",
+        does=bench_train,
+        computes=True,
     ),
     "convert": Command(
         summary="Write a model in another format: Hugging Face, Meta, GGUF, or packed to 8 or 4 bits",

@@ -7,6 +7,7 @@ with the same kinds of layers in a few megabytes. `herd plan PRESET` counts any 
 
 from dataclasses import dataclass, field, replace
 from math import gcd
+from typing import Literal
 
 from herd.core.errors import HerdError, unknown
 
@@ -359,10 +360,16 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Muon for matrices, AdamW for the rest; warm-up, plateau, linear decay to zero."""
+    """Muon or AdamW for matrices, AdamW for the rest; warm-up, plateau, linear decay to zero."""
 
+    matrix: Literal["muon", "adamw"] = "muon"
+    """What steps the matrices of the layers."""
+    moments: Literal["fp32", "8bit"] = "fp32"
+    """How AdamW keeps its moments, but for norms and routers: 8 or 2 bytes for each weight."""
     matrix_lr: float = 0.02
     """Muon's step, as the root mean square of an update relative to sqrt(max(1, rows / columns))."""
+    adamw_lr: float = 0.002
+    """AdamW's step for the matrices of the layers, where it has them."""
     embedding_lr: float = 0.03
     other_lr: float = 0.01
     """AdamW's step for norms, biases, positions and the router."""
@@ -477,6 +484,10 @@ class PretrainConfig:
     """Languages in which a picture's name is asked for in one chat."""
     tiled_share: float = 0.25
     """How often a large picture is shown in tiles, as chat shows it; else as one tile."""
+    micro_batches: int = 1
+    """Parts into which a step's batch is cut between documents, computed one after the other: less memory."""
+    recompute: bool = False
+    """Keep each layer's input alone and compute the layer again in the backward: far less memory, a third more time."""
     balance_rate: float = 0.05
     """How far a step moves the bias by which an expert is chosen, in logits, where it got nothing; 0: no bias."""
     balance_coefficient: float = 0.0
@@ -510,6 +521,8 @@ class MidtrainConfig:
     """Quotes or questions of one document."""
     answer_weight: float = 4.0
     """What a token of an answer or a quote weighs beside one of text: few are learnt in a long document."""
+    micro_batches: int = 1
+    recompute: bool = False
     balance_rate: float = 0.05
     balance_coefficient: float = 0.0
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -540,6 +553,8 @@ class SftConfig:
     """Share of the tokens that are pieces of the training documents."""
     replay_weight: float = 0.2
     """What a token of these weighs beside an assistant's: a piece has many more that are learnt."""
+    micro_batches: int = 1
+    recompute: bool = False
     balance_rate: float = 0.05
     balance_coefficient: float = 0.0
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

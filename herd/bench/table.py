@@ -10,18 +10,26 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measure of ours beside a peer's, taken in the same run. Less is better."""
+    """One measure of ours beside a peer's, taken in the same run."""
 
     case: str
     unit: str
     ours: float
     peer: float
     peer_name: str
+    more_is_better: bool = False
+    """As of rates; not told in JSON, where the ratio says it."""
 
     @property
     def ratio(self) -> float:
         """Above 1 where ours is better."""
-        return self.peer / max(self.ours, 1e-12)
+        less, more = (self.peer, self.ours) if self.more_is_better else (self.ours, self.peer)
+        return more / max(less, 1e-12)
+
+    def told(self) -> dict[str, object]:
+        """As JSON tells it."""
+        names = ("case", "unit", "ours", "peer", "peer_name", "ratio")
+        return {name: getattr(self, name) for name in names}
 
 
 def machine() -> dict[str, object]:
@@ -37,7 +45,7 @@ def show(rows: list[Row], *, as_json: bool) -> None:
     """Print the rows."""
     where = machine()
     if as_json:
-        print(json.dumps({"rows": [{**vars(row), "ratio": row.ratio} for row in rows], "machine": where}, indent=1))
+        print(json.dumps({"rows": [row.told() for row in rows], "machine": where}, indent=1))
         return
     cells = [("case", "unit", "ours", "peer", "ratio", "peer's name")]
     cells += [(r.case, r.unit, f"{r.ours:.3g}", f"{r.peer:.3g}", f"{r.ratio:.3g}", r.peer_name) for r in rows]

@@ -10,6 +10,9 @@ class Mean:
     total: float
     count: float
 
+    def __add__(self, other: "Mean") -> "Mean":
+        return Mean(self.total + other.total, self.count + other.count)
+
     @property
     def value(self) -> float:
         return self.total / self.count

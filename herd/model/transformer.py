@@ -7,17 +7,21 @@ logits = unembed(norm(x))
 
 # N tokens, D width, V vocabulary, S documents or requests
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from herd import native
 from herd.config import ModelConfig
 from herd.core.batch import Images
 from herd.model.attention import Attention, AttentionPlan, plan
 from herd.model.cache import CacheView
-from herd.model.moe import FeedForward, MoE
+from herd.model.moe import OBSERVED, FeedForward, MoE
 from herd.model.precision import steadily
 from herd.model.vision import VisionEncoder
 
@@ -53,6 +57,32 @@ class Layer(nn.Module):
         return x_ND + self.ffn(self.ffn_norm(x_ND))
 
 
+def recomputed(layer: nn.Module, x_ND: Tensor, shared: AttentionPlan) -> Tensor:
+    """A layer's output of which only the input is kept; its gradients have the same bits."""
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        # What training reads of a mixture is that of the first time: nothing is counted twice.
+        ffn = layer.ffn
+        kept = {name: getattr(ffn, name) for name in OBSERVED} if isinstance(ffn, MoE) else {}
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                setattr(ffn, name, value)
+
+    out: Tensor = checkpoint(
+        layer,
+        x_ND,
+        shared,
+        None,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), again()),
+    )
+    return out
+
+
 class Transformer(nn.Module):
     """The whole model; it knows nothing of devices, precision or ranks."""
 
@@ -63,6 +93,8 @@ class Transformer(nn.Module):
         self.vision = VisionEncoder(config.vision, config.dim) if config.vision else None
         self.layers = nn.ModuleList([Layer(config, layer) for layer in range(config.num_layers)])
         self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.recompute = False
+        """In training: keep each layer's input alone, and compute the layer again in the backward."""
         self.unembedding = nn.Linear(config.dim, config.vocab_size, bias=False)
 
     def forward(
@@ -82,7 +114,10 @@ class Transformer(nn.Module):
         x_ND = self.embed(tokens_N, images)
         shared = plan(positions_N, starts_S, self.config, cached=cache is not None)
         for layer in self.layers:
-            x_ND = layer(x_ND, shared, cache)
+            if self.recompute and torch.is_grad_enabled():
+                x_ND = recomputed(layer, x_ND, shared)
+            else:
+                x_ND = layer(x_ND, shared, cache)
         return self.norm(x_ND)
 
     def read(

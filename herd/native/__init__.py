@@ -6,15 +6,12 @@ depend on the number of threads.
 """
 
 from herd.native.functions import (
-    adamw,
     attention,
     available,
     combine,
-    descend,
     dispatch,
     grouped_product,
     linear,
-    momentum_update,
     rms_norm,
     serves,
     softmax_gradient,
@@ -22,11 +19,13 @@ from herd.native.functions import (
 )
 from herd.native.library import find
 from herd.native.lowbit import lowbit_product, multiplies_lowbit
+from herd.native.optimizer import adamw, adamw_8bit, descend, momentum_update, square_sum
 from herd.native.paged import attend_pages, attends
 from herd.native.sparse import attend_some, page_bounds, reads_some
 
 __all__ = [
     "adamw",
+    "adamw_8bit",
     "attend_pages",
     "attend_some",
     "attends",
@@ -46,5 +45,6 @@ __all__ = [
     "rms_norm",
     "serves",
     "softmax_gradient",
+    "square_sum",
     "swiglu",
 ]

@@ -82,15 +82,39 @@ inline void panel_of_rows(const bf16* from, i64 stride, i64 rows, i64 columns, u
   interleave(from, stride, rows, std::min(columns, PANEL), to, PANEL);
 }
 
+// x[i][j] becomes x[j][i].
+inline void transpose(__m512i (&x)[16]) {
+  __m512i y[16];
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {  // squares of 4 x 4 within 128-bit lanes
+    const __m512i a = _mm512_unpacklo_epi32(x[i], x[i + 1]), b = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+    const __m512i c = _mm512_unpacklo_epi32(x[i + 2], x[i + 3]), d = _mm512_unpackhi_epi32(x[i + 2], x[i + 3]);
+    y[i] = _mm512_unpacklo_epi64(a, c);
+    y[i + 1] = _mm512_unpackhi_epi64(a, c);
+    y[i + 2] = _mm512_unpacklo_epi64(b, d);
+    y[i + 3] = _mm512_unpackhi_epi64(b, d);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {  // then the lanes
+    const __m512i a = _mm512_shuffle_i32x4(y[i], y[i + 4], 0x88), b = _mm512_shuffle_i32x4(y[i], y[i + 4], 0xdd);
+    const __m512i c = _mm512_shuffle_i32x4(y[i + 8], y[i + 12], 0x88), d = _mm512_shuffle_i32x4(y[i + 8], y[i + 12], 0xdd);
+    x[i] = _mm512_shuffle_i32x4(a, c, 0x88);
+    x[i + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
+    x[i + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
+    x[i + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
+  }
+}
+
 // From rows [column][summed], the words as they lie in memory.
 inline void panel_of_columns(const bf16* from, i64 stride, i64 pairs, i64 columns, uint32_t* to) {
-  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i place = _mm512_mullo_epi32(lane, _mm512_set1_epi32(stride * 2));
   for (i64 j = 0; j < PANEL; j += 16)
-    for (i64 p = 0; p < pairs; ++p) {
-      const void* base = from + (columns > j ? j * stride + 2 * p : 0);
-      _mm512_store_si512(to + p * PANEL + j, _mm512_mask_i32gather_epi32(
-                                                 _mm512_setzero_si512(), first(columns - j), place, base, 1));
+    for (i64 p = 0; p < pairs; p += 16) {
+      __m512i x[16];
+      for (int i = 0; i < 16; ++i)
+        x[i] = j + i < columns ? _mm512_maskz_loadu_epi32(first(pairs - p), from + (j + i) * stride + 2 * p)
+                               : _mm512_setzero_si512();
+      transpose(x);
+      for (int i = 0; i < std::min<i64>(16, pairs - p); ++i) _mm512_store_si512(to + (p + i) * PANEL + j, x[i]);
     }
 }
 

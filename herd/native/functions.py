@@ -207,33 +207,3 @@ def softmax_gradient(logits_NV: Float[Tensor, "n v"], targets_N: Int[Tensor, "n"
     losses_N = torch.empty(len(logits_NV))
     call("softmax_gradient", logits_NV, targets_N, losses_N, *logits_NV.shape)
     return losses_N
-
-
-def momentum_update(grad: Tensor, first: Tensor, clip: float, momentum: float) -> Tensor:
-    """first += (1 - momentum) * (clip * grad - first), fp32; returns clip * grad + momentum * (first - clip * grad)."""
-    update, grad = torch.empty_like(grad, memory_format=torch.contiguous_format), grad.contiguous()
-    call("momentum_update", grad, first, update, grad.numel(), float(clip), float(momentum))
-    return update
-
-
-def descend(parameter: Tensor, master: Tensor, update: Tensor, keep: float, rate: float) -> None:
-    """master = keep * master - rate * update, fp32; parameter = master in bf16."""
-    update = update.contiguous()
-    call("descend", update, master, parameter, master.numel(), float(keep), float(rate))
-
-
-def adamw(
-    parameter: Tensor,
-    master: Tensor,
-    first: Tensor,
-    second: Tensor,
-    grad: Tensor,
-    clip: float,
-    betas: tuple[float, float],
-    keep: float,
-    rate: float,
-    unbias: float,
-) -> None:
-    """One step of AdamW on fp32 state, with a bf16 gradient and a bf16 copy of the master."""
-    numbers = (clip, *betas, keep, rate, unbias)
-    call("adamw", grad.contiguous(), first, second, master, parameter, master.numel(), *map(float, numbers))

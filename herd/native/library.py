@@ -20,7 +20,16 @@ from torch import Tensor
 
 from herd.core.files import cache_folder
 
-SOURCES = ("attention.cpp", "forward.cpp", "lowbit.cpp", "paged.cpp", "products.cpp", "rows.cpp", "sparse.cpp")
+SOURCES = (
+    "attention.cpp",
+    "forward.cpp",
+    "lowbit.cpp",
+    "optimizer.cpp",
+    "paged.cpp",
+    "products.cpp",
+    "rows.cpp",
+    "sparse.cpp",
+)
 HEADERS = ("common.h", "matrices.h", "pages.h", "schemes.h")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-strict-aliasing", "-fno-math-errno")
 NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vnni")

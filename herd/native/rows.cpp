@@ -1,4 +1,4 @@
-// What is done to each token alone: norm, rotation, SwiGLU, gates; and the optimizer's passes over its state.
+// What is done to each token alone: norm, rotation, SwiGLU, gates, softmax.
 // Sums over tokens are taken block by block, then over the blocks in order: the number of threads does not matter.
 
 #include "common.h"
@@ -230,53 +230,6 @@ void softmax_gradient(bf16* x, const i64* target, float* loss, i64 n, i64 v) {
       store(row + j, _mm512_mul_ps(e, inverse), first(v - j));
     }
     store(row + target[i], _mm512_set1_ps(share - 1.f), 1);
-  }
-}
-
-// Nesterov momentum: first += (1 - momentum) (clip grad - first); update = clip grad + momentum (first - clip grad).
-void momentum_update(const bf16* grad, float* mean, bf16* update, i64 n, double clip, double momentum) {
-  const float scale = clip, keep = momentum;
-#pragma omp parallel for schedule(static)
-  for (i64 i = 0; i < n; i += 16) {
-    const __mmask16 mask = first(n - i);
-    const __m512 g = _mm512_mul_ps(load(grad + i, mask), _mm512_set1_ps(scale));
-    __m512 m = _mm512_maskz_loadu_ps(mask, mean + i);
-    m = _mm512_fmadd_ps(_mm512_set1_ps(1 - keep), _mm512_sub_ps(g, m), m);
-    _mm512_mask_storeu_ps(mean + i, mask, m);
-    store(update + i, _mm512_fmadd_ps(_mm512_set1_ps(keep), _mm512_sub_ps(m, g), g), mask);
-  }
-}
-
-// master = keep * master - rate * update; weight = master in bf16.
-void descend(const bf16* update, float* master, bf16* weight, i64 n, double keep, double rate) {
-#pragma omp parallel for schedule(static)
-  for (i64 i = 0; i < n; i += 16) {
-    const __mmask16 mask = first(n - i);
-    __m512 m = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, master + i), _mm512_set1_ps(keep));
-    m = _mm512_fnmadd_ps(_mm512_set1_ps(rate), load(update + i, mask), m);
-    _mm512_mask_storeu_ps(master + i, mask, m);
-    store(weight + i, m, mask);
-  }
-}
-
-// AdamW; `keep` = 1 - rate * decay, `rate` holds the first moment's bias correction, `unbias` = 1 / the second's.
-void adamw(const bf16* grad, float* mean, float* square, float* master, bf16* weight, i64 n, double clip, double beta1,
-           double beta2, double keep, double rate, double unbias) {
-#pragma omp parallel for schedule(static)
-  for (i64 i = 0; i < n; i += 16) {
-    const __mmask16 mask = first(n - i);
-    const __m512 g = _mm512_mul_ps(load(grad + i, mask), _mm512_set1_ps(clip));
-    __m512 a = _mm512_maskz_loadu_ps(mask, mean + i), b = _mm512_maskz_loadu_ps(mask, square + i);
-    a = _mm512_fmadd_ps(_mm512_set1_ps(1 - beta1), _mm512_sub_ps(g, a), a);
-    b = _mm512_fmadd_ps(_mm512_set1_ps(1 - beta2), _mm512_fmsub_ps(g, g, b), b);
-    _mm512_mask_storeu_ps(mean + i, mask, a);
-    _mm512_mask_storeu_ps(square + i, mask, b);
-    const __m512 root = _mm512_add_ps(
-        _mm512_sqrt_ps(_mm512_mul_ps(b, _mm512_set1_ps(unbias))), _mm512_set1_ps(1e-10f));
-    __m512 m = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, master + i), _mm512_set1_ps(keep));
-    m = _mm512_fnmadd_ps(_mm512_set1_ps(rate), _mm512_div_ps(a, root), m);
-    _mm512_mask_storeu_ps(master + i, mask, m);
-    store(weight + i, m, mask);
   }
 }
 }

@@ -14,10 +14,8 @@ from herd.data.image import ImageProcessor
 from herd.data.long import LongBatches
 from herd.data.tokenizer import Tokenizer
 from herd.model.formats import huggingface
-from herd.stages.pretrain import save_model
-from herd.train.balance import Balancer
-from herd.train.loop import train
-from herd.train.losses import language_loss
+from herd.model.parallel import ALONE
+from herd.stages.pretrain import save_model, train_language
 
 
 def midtrain(config: MidtrainConfig, model: Path, data: Path, out: Path) -> Path:
@@ -28,7 +26,5 @@ def midtrain(config: MidtrainConfig, model: Path, data: Path, out: Path) -> Path
     if network.vision is not None:
         network.vision.requires_grad_(False)  # as in pre-training
     batches = LongBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
-    loss_fn = language_loss(config.balance_coefficient)
-    balancer = Balancer(network, config.balance_rate, batches, loss_fn)
-    train(network, batches, loss_fn, config, stage, hooks=[balancer])
+    train_language(network, batches, config, stage, ALONE)
     return save_model(network, tokenizer, stage)

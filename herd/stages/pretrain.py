@@ -1,11 +1,13 @@
 """`herd pretrain`: text and pictures fused from the first step, the whole model learning at once."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from herd.config import PretrainConfig, SftConfig
+from herd.config import MidtrainConfig, PretrainConfig, SftConfig
 from herd.core.batch import Batch
+from herd.core.errors import HerdError
 from herd.core.lineage import Stage
 from herd.data.image import ImageProcessor
 from herd.data.loader import Batches, PretrainBatches
@@ -13,6 +15,7 @@ from herd.data.tokenizer import Tokenizer
 from herd.model.formats import huggingface
 from herd.model.formats.weights import skeleton
 from herd.model.parallel import ALONE, Parallel, start
+from herd.model.parallel.pieces import split
 from herd.model.transformer import Transformer
 from herd.train.balance import Balancer
 from herd.train.loop import train
@@ -37,7 +40,7 @@ def pretrain(config: PretrainConfig, model: Path, data: Path, out: Path) -> Path
 def train_language(
     model: Transformer,
     batches: Batches[Batch],
-    config: PretrainConfig | SftConfig,
+    config: PretrainConfig | SftConfig | MidtrainConfig,
     stage: Stage,
     parallel: Parallel,
 ) -> None:
@@ -45,7 +48,13 @@ def train_language(
     shared = parallel.share(batches, model.config.chunk_size)
     loss_fn = language_loss(config.balance_coefficient, parallel)
     balancer = Balancer(model, config.balance_rate, shared, loss_fn, reduce=parallel.sum_counts)
-    train(model, shared, loss_fn, config, stage, hooks=[balancer], parallel=parallel)
+    model.recompute, parts = config.recompute, config.micro_batches
+    if parts > 1 and config.balance_coefficient:
+        raise HerdError(f"balance_coefficient looks at a whole batch, micro_batches={parts}: set balance_rate instead")
+    if parts > 1 and parallel.mesh.sizes["context"] > 1:
+        raise HerdError(f"context ranks cut every batch themselves: set micro_batches={parts} to 1")
+    cut = partial(split, count=parts)
+    train(model, shared, loss_fn, config, stage, hooks=[balancer], parallel=parallel, split=cut)
 
 
 def save_model(model: Transformer, tokenizer: Tokenizer, stage: Stage, parallel: Parallel = ALONE) -> Path:

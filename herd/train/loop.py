@@ -57,13 +57,15 @@ def train(
     *,
     hooks: Sequence[Hook] = (),
     parallel: Parallel = ALONE,
+    split: Callable[[B], Sequence[B]] = lambda batch: [batch],
 ) -> None:
     """Train `model` in place to the end of `batches`; checkpoints, metrics and the clock live in the stage's folder.
 
     `loss_fn` gives what is minimised and what is recorded. What it draws from torch's own generator is a function of
     the seed and the step. Raises Stopped after SIGTERM, and HerdError when a batch cannot be had or outliers come in a
     row; all steps before are then saved. All ranks of `parallel` run this, on their parts of model and batches; what is
-    recorded is summed over them, and the first one writes it.
+    recorded is summed over them, and the first one writes it. `split` tells the parts of a batch that are computed one
+    after the other before the one update.
     """
     optimizer, guard = Optimizer(model, config.optimizer, batches.num_steps, parallel), Guard(config.guard)
     record = stage.work / "metrics.jsonl" if parallel.first else None
@@ -83,10 +85,9 @@ def train(
             batch = coming.result()
             torch.manual_seed(seed_of(config.seed, "step", step))
             began = time.monotonic()
-            loss, counted = loss_fn(model, batch)
-            loss.backward()
+            loss, counted = accumulate(model, split(batch), loss_fn)
             parallel.sum_gradients(optimizer.parameters)
-            objective, size, told = parallel.total(loss.item(), batch.size, counted)
+            objective, size, told = parallel.total(loss, batch.size, counted)
             rate, norm = optimizer.schedule(step), optimizer.grad_norm()
             metrics: dict[str, object] = {"loss": objective, **told, "lr": rate, "grad_norm": norm}
             outlier = guard.judge(objective, norm)
@@ -104,6 +105,20 @@ def train(
     if guard.num_skipped and parallel.first:
         print(f"{stage.name}: {guard.num_skipped} of {batches.num_steps} steps were left out as outliers")
     model.eval()
+
+
+def accumulate(
+    model: Transformer, parts: Sequence[B], loss_fn: LossFunction[B]
+) -> tuple[float, dict[str, float | Mean]]:
+    """Add up the gradients of the parts of a batch, and what is told of them."""
+    total, told = 0.0, dict[str, float | Mean]()
+    for part in parts:
+        loss, counted = loss_fn(model, part)
+        loss.backward()
+        total += loss.item()
+        for name, value in counted.items():
+            told[name] = told[name] + value if name in told else value  # type: ignore[operator]
+    return total, told
 
 
 def why_left(step: int, num_steps: int, guard: Guard, missing: BaseException | None) -> BaseException:

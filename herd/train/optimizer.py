@@ -1,4 +1,4 @@
-"""Muon for matrices, AdamW for the rest; fp32 master weights behind a model of any precision.
+"""Muon or AdamW for matrices, AdamW for the rest; fp32 master weights behind a model of any precision.
 
 Muon (Jordan et al. 2024): momentum, then the update is made nearly orthogonal by a Newton–Schulz iteration. Experts are
 stacks of matrices and are treated matrix by matrix, in one batched product. AdamW: Loshchilov and Hutter, 1711.05101.
@@ -7,18 +7,34 @@ stacks of matrices and are treated matrix by matrix, in one batched product. Ada
 # B stacked matrices, R rows, C columns
 
 from collections import defaultdict
+from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from herd import native
 from herd.config import OptimizerConfig
+from herd.core.errors import HerdError
+from herd.core.streams import seed_of
 from herd.model.parallel import ALONE, Parallel, local
 from herd.model.transformer import Transformer
+from herd.train.passes import (
+    BLOCK,
+    AdamW,
+    adamw,
+    descend,
+    keep_master,
+    master_of,
+    momentum_update,
+    rest_of,
+    square_sum,
+)
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
+STACK = 16 * 2**20
+"""Most numbers that Muon turns at a time: it needs about four times as many for itself."""
 
 
 def orthogonalise(update_BRC: Tensor) -> Tensor:
@@ -36,52 +52,6 @@ def orthogonalise(update_BRC: Tensor) -> Tensor:
     return x.mT.contiguous() if wide else x
 
 
-@torch.no_grad()
-def momentum_update(grad: Tensor, first: Tensor, clip: float, momentum: float) -> Tensor:
-    """Nesterov: `first` moves to `clip * grad` by 1 - momentum; the update, in grad's precision, lies between them."""
-    if native.available(grad):
-        return native.momentum_update(grad, first, clip, momentum)
-    grad32 = grad.float() * clip
-    first.lerp_(grad32, 1 - momentum)
-    return grad32.lerp(first, momentum).to(grad.dtype)
-
-
-@torch.no_grad()
-def descend(parameter: Tensor, master: Tensor, update: Tensor, keep: float, rate: float) -> None:
-    """master = keep * master - rate * update; the parameter follows in its precision."""
-    if native.available(parameter):
-        native.descend(parameter, master, update, keep, rate)
-        return
-    master.mul_(keep).add_(update.view_as(master), alpha=-rate)
-    parameter.copy_(master)
-
-
-@torch.no_grad()
-def adamw(
-    parameter: Tensor,
-    master: Tensor,
-    first: Tensor,
-    second: Tensor,
-    grad: Tensor,
-    *,
-    clip: float,
-    betas: tuple[float, float],
-    keep: float,
-    rate: float,
-    unbias: float,
-) -> None:
-    """AdamW on the master, which the parameter follows: `rate` holds the first moment's correction, `unbias` is the
-    second's; `keep` is 1 - rate * decay."""
-    if native.available(parameter):
-        native.adamw(parameter, master, first, second, grad, clip, betas, keep, rate, unbias)
-        return
-    grad32 = grad.float() * clip
-    first.lerp_(grad32, 1 - betas[0])
-    second.lerp_(grad32.square(), 1 - betas[1])
-    master.mul_(keep).addcdiv_(first, (second * unbias).sqrt_().add_(1e-10), value=-rate)
-    parameter.copy_(master)
-
-
 def kind_of(name: str, parameter: Tensor) -> str:
     """Which step size and rule a parameter of `Transformer` follows."""
     if name.startswith("embedding."):
@@ -94,21 +64,34 @@ def kind_of(name: str, parameter: Tensor) -> str:
 
 
 class Optimizer:
-    """Steps a model whose parameters carry gradients; keeps fp32 masters and moments, of this rank's shards."""
+    """Steps a model whose parameters carry gradients; keeps fp32 masters and moments of this rank's shards (see
+    herd.train.passes)."""
 
     def __init__(self, model: Transformer, config: OptimizerConfig, num_steps: int, parallel: Parallel = ALONE) -> None:
         self.config, self.num_steps, self.parallel = config, num_steps, parallel
+        if config.moments == "8bit" and parallel.spread:
+            raise HerdError("moments=8bit works on one rank: its scales are not sharded; set moments=fp32")
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.kind = {name: kind_of(name, p) for name, p in self.parameters.items()}
-        self.master = {name: local(p.detach()).float().clone() for name, p in self.parameters.items()}
-        self.first = {name: torch.zeros_like(m) for name, m in self.master.items()}
-        self.second = {name: torch.zeros_like(m) for name, m in self.master.items() if self.kind[name] != "matrix"}
+        self.turned = {n for n, kind in self.kind.items() if kind == "matrix" and config.matrix == "muon"}
+        """Those that Muon steps."""
         self.num_updates = torch.zeros(1, dtype=torch.int64)
-        # Matrices of one shape step together: many small products become one batched one.
-        self.stacks: dict[tuple[int, ...], list[str]] = defaultdict(list)
-        for name, master in self.master.items():
-            if self.kind[name] == "matrix":
-                self.stacks[parallel.shape(name, master)[-2:]].append(name)
+        # Norms and routers are few numbers, and each of them matters.
+        coded = {n for n in self.kind if config.moments == "8bit" and self.kind[n] != "other" and n not in self.turned}
+        self.rest: dict[str, Tensor] = {}
+        self.first: dict[str, Tensor] = {}
+        self.second: dict[str, Tensor] = {}
+        self.scales: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            weight = local(parameter.detach())
+            if (rest := rest_of(weight)) is not None:
+                self.rest[name] = rest
+            dtype = torch.uint8 if name in coded else torch.float32
+            self.first[name] = torch.zeros_like(weight, dtype=dtype)
+            if name not in self.turned:
+                self.second[name] = torch.zeros_like(weight, dtype=dtype)
+            if name in coded:
+                self.scales[name] = torch.zeros(-(-weight.numel() // BLOCK), 2, device=weight.device)
 
     def schedule(self, step: int) -> float:
         """Factor on all step sizes: a rise, a plateau, a linear fall to zero at the last step."""
@@ -118,7 +101,15 @@ class Optimizer:
 
     def grad_norm(self) -> float:
         """The norm of all gradients together, on all ranks."""
-        return self.parallel.norm({name: p.grad for name, p in self.parameters.items() if p.grad is not None})
+        return self.parallel.norm({name: square_sum(grad) for name, grad in self.grads().items()})
+
+    def grads(self) -> dict[str, Tensor]:
+        """This rank's gradients by parameter name."""
+        return {name: local(p.grad) for name, p in self.parameters.items() if p.grad is not None}
+
+    def weight(self, name: str) -> Tensor:
+        """This rank's part of a parameter, to be changed in place."""
+        return local(self.parameters[name].detach())
 
     def clear(self) -> None:
         """Forget the gradients."""
@@ -126,25 +117,28 @@ class Optimizer:
             parameter.grad = None
 
     def step(self, step: int, norm: float) -> None:
-        """Apply the gradients of step `step` (from 0), clipped by their norm `norm`."""
-        grads = {n: local(p.grad) for n, p in self.parameters.items() if p.grad is not None}
+        """Apply the gradients of step `step` (from 0), clipped by their norm `norm`, and forget them one by one."""
         self.num_updates += 1
-        clip = min(1.0, self.config.max_grad_norm / (norm + 1e-6))
-        factor = self.schedule(step)
-        config = self.config
-        rates = {"embedding": config.embedding_lr, "unembedding": config.unembedding_lr, "other": config.other_lr}
-        for names in self.stacks.values():
-            self._muon([n for n in names if n in grads], grads, clip, factor * config.matrix_lr)
-        for name, grad in grads.items():
-            if self.kind[name] != "matrix":
-                self._adamw(name, grad, clip, factor * rates[self.kind[name]])
+        config, factor = self.config, self.schedule(step)
+        clip = min(1.0, config.max_grad_norm / (norm + 1e-6))
+        rates = {
+            "embedding": config.embedding_lr,
+            "unembedding": config.unembedding_lr,
+            "other": config.other_lr,
+            "matrix": config.matrix_lr if config.matrix == "muon" else config.adamw_lr,
+        }
+        grads = self.grads()
+        for names in self._stacks([name for name in grads if name in self.turned]):
+            self._muon(names, grads, clip, factor * config.matrix_lr)
+        for name in list(grads):
+            self.parameters[name].grad = None
+            self._adamw(name, grads.pop(name), clip, factor * rates[self.kind[name]])
 
     def _muon(self, names: list[str], grads: dict[str, Tensor], clip: float, rate: float) -> None:
-        if not names:
-            return
         updates = []
         for name in names:
-            update = momentum_update(grads[name], self.first[name], clip, self.config.momentum)
+            self.parameters[name].grad = None
+            update = momentum_update(grads.pop(name), self.first[name], clip, self.config.momentum)
             update = self.parallel.join_matrices(name, update)
             updates.append(update if update.ndim == 3 else update[None])
         stacked, sizes = torch.cat(updates), [len(update) for update in updates]
@@ -154,52 +148,68 @@ class Optimizer:
         scale = max(1.0, columns / rows) ** 0.5
         keep = 1 - rate * self.config.weight_decay
         for name, update in zip(names, orthogonalise(stacked).split(sizes), strict=True):
-            update = self.parallel.take_matrices(name, update if self.master[name].ndim == 3 else update[0])
-            descend(local(self.parameters[name]), self.master[name], update, keep, rate * scale)
+            update = self.parallel.take_matrices(name, update if self.first[name].ndim == 3 else update[0])
+            descend(self.weight(name), self.rest.get(name), update, keep, rate * scale)
 
     def _adamw(self, name: str, grad: Tensor, clip: float, rate: float) -> None:
         beta1, beta2 = self.config.betas
         made = int(self.num_updates)  # not the step: outliers are left out
-        adamw(
-            local(self.parameters[name]),
-            self.master[name],
-            self.first[name],
-            self.second[name],
-            grad,
+        rule = AdamW(
             clip=clip,
             betas=self.config.betas,
             keep=1 - rate * self.config.weight_decay,
             rate=rate / (1 - beta1**made),
             unbias=1 / (1 - beta2**made),
         )
+        seed = seed_of(0, name, made) & 0xFFFFFFFF
+        state = self.first[name], self.second[name], self.scales.get(name)
+        adamw(grad, self.weight(name), self.rest.get(name), *state, rule, seed)
+
+    def _stacks(self, names: list[str]) -> Iterator[list[str]]:
+        """Matrices of one shape step together, at most STACK numbers: many small products become one batched one."""
+        alike: dict[tuple[object, ...], list[str]] = defaultdict(list)
+        for name in names:
+            shape = self.parallel.shape(name, self.first[name])
+            alike[(*shape[-2:], name.endswith(("EDF", "EFD")))].append(name)
+        for group in alike.values():
+            at_a_time = max(1, STACK // prod(self.parallel.shape(group[0], self.first[group[0]])))
+            yield from (group[i : i + at_a_time] for i in range(0, len(group), at_a_time))
 
     @torch.no_grad()
     def add(self, name: str, whole: Tensor) -> None:
         """Change a parameter, and its master, by a tensor of its whole shape."""
-        self.master[name] += self.parallel.take(name, whole)
-        local(self.parameters[name]).copy_(self.master[name])
+        weight, rest = self.weight(name), self.rest.get(name)
+        keep_master(weight, rest, master_of(weight, rest) + self.parallel.take(name, whole))
 
     @torch.no_grad()
     def scale(self, name: str, factor: Tensor) -> None:
         """Multiply a parameter, and its master, by what broadcasts to its whole shape."""
-        self.master[name] *= self.parallel.take(name, factor.expand(self.parallel.shape(name, self.master[name])))
-        local(self.parameters[name]).copy_(self.master[name])
+        weight, rest = self.weight(name), self.rest.get(name)
+        part = self.parallel.take(name, factor.expand(self.parallel.shape(name, weight)))
+        keep_master(weight, rest, master_of(weight, rest) * part)
 
     def state_dict(self) -> dict[str, Any]:
-        """Masters and moments by parameter name, told as parts of whole tensors where ranks share them out; and how
-        many updates were made."""
-        parts = {part: self._described(part) for part in ("master", "first", "second")}
-        return {**parts, "num_updates": self.num_updates}
+        """Weights, the masters' rests and moments, by part and parameter name, told as parts of whole tensors where
+        ranks share them out; and how many updates were made. They are the tensors in use."""
+        parts = {
+            "weight": {name: self.weight(name) for name in self.parameters},
+            "rest": self.rest,
+            "first": self.first,
+            "second": self.second,
+        }
+        told: dict[str, Any] = {
+            part: {name: self.parallel.described(name, tensor) for name, tensor in tensors.items()}
+            for part, tensors in parts.items()
+            if tensors
+        }
+        return told | ({"scales": self.scales} if self.scales else {}) | {"num_updates": self.num_updates}
 
-    def _described(self, part: str) -> dict[str, Tensor]:
-        return {name: self.parallel.described(name, tensor) for name, tensor in getattr(self, part).items()}
-
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take masters and moments from a checkpoint, and set the model's parameters from the masters."""
-        with torch.no_grad():
-            self.num_updates.copy_(state["num_updates"])
-            for part in ("master", "first", "second"):
-                for name, tensor in self._described(part).items():
+        """Take a checkpoint's tensors, the model's parameters among them."""
+        for part, held in self.state_dict().items():
+            if isinstance(held, Tensor):
+                held.copy_(state[part])
+            else:
+                for name, tensor in held.items():
                     tensor.copy_(state[part][name])
-            for name, parameter in self.parameters.items():
-                local(parameter).copy_(self.master[name])

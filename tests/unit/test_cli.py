@@ -351,7 +351,7 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_the_allocator_is_set_once_and_a_users_choice_is_kept(monkeypatch: pytest.MonkeyPatch):
     code = "import os, sys; from herd.cli import tune_allocator; tune_allocator(); print(os.environ, *sys.argv[1:])"
-    for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"):
+    for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES"):
         monkeypatch.delenv(name, raising=False)
     run = python(code, "two words", "--more")
     assert "'MALLOC_MMAP_MAX_': '0'" in run.stdout

@@ -12,6 +12,7 @@ from herd.model.transformer import Transformer
 from herd.train.balance import Balancer, max_violation, moved
 from herd.train.fold import constant_direction, fold
 from herd.train.optimizer import Optimizer
+from herd.train.passes import master_of
 
 SPECIAL = SpecialIds(bos=1, end_of_text=2, eom=3, eot=4, pad=5, image_start=6, image_end=7, patch=8)
 
@@ -176,7 +177,8 @@ def test_after_the_last_step_the_model_chooses_without_biases_as_it_did_with_the
     unbiased.layers[0].ffn.register_forward_pre_hook(with_a_constant)
     assert (before - choices(unbiased, Documents().batch(9))).abs().sum() > 50
     for name, parameter in optimizer.parameters.items():
-        assert torch.equal(parameter, optimizer.master[name]), name
+        master = master_of(optimizer.weight(name), optimizer.rest.get(name))
+        assert torch.equal(parameter, master.to(parameter.dtype)), name
 
 
 def test_the_scale_of_an_experts_first_matrix_makes_up_for_a_gate_that_changes_alike_for_all_its_tokens() -> None:

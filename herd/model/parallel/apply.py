@@ -106,13 +106,10 @@ class Parallel:
                 for grad, part in zip(run, flat.split([grad.numel() for grad in run]), strict=True):
                     grad.copy_(part.view_as(grad))
 
-    def norm(self, grads: Mapping[str, Tensor]) -> float:
-        """The norm over all gradients of all ranks, each element counted once."""
-        squares = [
-            torch.linalg.vector_norm(local(grad), dtype=torch.float32).double().square() / self.copies(name)
-            for name, grad in grads.items()
-        ]
-        return float(self.mesh.sum(torch.stack(squares).sum(), tuple(self.mesh.sizes)).sqrt())
+    def norm(self, squares: Mapping[str, Tensor]) -> float:
+        """The norm over all gradients of all ranks, each element counted once, from the sum of squares of each."""
+        parts = [square.double() / self.copies(name) for name, square in squares.items()]
+        return float(self.mesh.sum(torch.stack(parts).sum(), tuple(self.mesh.sizes)).sqrt())
 
     def shape(self, name: str, shard: Tensor) -> tuple[int, ...]:
         """Of the whole parameter."""

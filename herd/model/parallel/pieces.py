@@ -76,6 +76,23 @@ def share(batch: Batch, mesh: Mesh, chunk_size: int) -> Batch:
         edges, place = bounds(len(learnt), mesh.sizes["tensor"]), mesh.place["tensor"]
         mine = learnt[edges[place] : edges[place + 1]]
         weights_N = torch.zeros_like(weights_N).index_copy(0, mine, weights_N[mine])
+    return taken(batch, rows, starts, weights_N)
+
+
+def split(batch: Batch, count: int) -> list[Batch]:
+    """A batch as `count` of about as many tokens, whole documents each; their losses and gradients sum to its own. Some
+    may be empty."""
+    starts = batch.starts_S.tolist()
+    parts = []
+    for begin, end in pairwise(document_cuts(starts, count)):
+        inner = [start - begin for start in starts if begin <= start <= end]
+        rows = torch.arange(begin, end)
+        parts.append(taken(batch, rows, inner, batch.weights_N[rows]))
+    return parts
+
+
+def taken(batch: Batch, rows: Tensor, starts: list[int], weights_N: Tensor) -> Batch:
+    """The tokens at `rows`, their documents beginning at `starts`."""
     return replace(
         batch,
         tokens_N=batch.tokens_N[rows],

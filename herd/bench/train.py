@@ -1,0 +1,267 @@
+"""`herd bench train`: a step of training beside transformers' Llama 4 and beside a lean trial in plain PyTorch.
+
+Random weights and tokens, bf16 products, AdamW for all parameters, forward to update. Each contender trains in a
+process of its own, so that its peak of memory is its own, and they take turns, `rounds` times. The machine's peak,
+against which useful FLOPs are held, is that of a bf16 product of PyTorch, measured in the same processes after the
+steps. transformers' rate is that of its faster form; a row of memory holds ours against the leanest peer.
+
+Useful FLOPs of a token: 6 for each weight that it meets in a product, and 6 * heads * width for each pair of positions
+of which one sees the other, a layer. Nothing is counted twice that is computed twice.
+"""
+
+# N tokens
+
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from importlib import import_module
+from multiprocessing import get_context
+from statistics import median
+
+import torch
+
+from herd.bench.table import Row, show
+from herd.config import ModelConfig, MoEConfig, OptimizerConfig, SpecialIds
+from herd.core.batch import Batch
+from herd.core.errors import HerdError, unknown
+from herd.model.init import initialise
+from herd.model.transformer import Transformer
+from herd.plan.counts import count
+from herd.train.losses import language_loss
+from herd.train.optimizer import Optimizer
+
+S = ModelConfig(
+    vocab_size=16_384,
+    special=SpecialIds(bos=1, end_of_text=2, eom=3, eot=4, pad=5),
+    dim=384,
+    num_layers=8,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=64,
+    dense_ffn_dim=1536,
+    moe=MoEConfig(num_experts=8, ffn_dim=768, every=2),
+    vision=None,
+)
+M = replace(
+    S,
+    dim=1024,
+    num_layers=12,
+    num_heads=16,
+    num_kv_heads=4,
+    dense_ffn_dim=4096,
+    moe=MoEConfig(num_experts=8, ffn_dim=2048, every=2),
+)
+LOCAL = replace(S, nope_every=S.num_layers + 1)
+"""S without global layers: what is left of the cost of long documents when these are taken out."""
+
+
+def dense(config: ModelConfig) -> ModelConfig:
+    """The same active parameters (the routers' aside) without experts."""
+    never = config.num_layers + 1
+    return replace(config, moe=replace(config.moe, every=never), dense_ffn_dim=2 * config.moe.ffn_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What all contenders of some rows train."""
+
+    config: ModelConfig
+    documents: int
+    length: int
+    """Tokens of a document."""
+    recompute: bool = False
+    """Ours alone: keep each layer's input only."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.documents * self.length
+
+
+OURS, EAGER, COMPILED, LEAN = "herd", "transformers", "transformers, compiled", "lean trial"
+MAKERS = {
+    OURS: "herd.bench.train:make_ours",
+    EAGER: "herd.bench.train_peers:make_eager",
+    COMPILED: "herd.bench.train_peers:make_compiled",
+    LEAN: "herd.bench.train_peers:make_lean",
+}
+Step = Callable[[], object]
+"""One step of training, forward to update."""
+
+CASES = {
+    "S": Case(config=S, documents=8, length=512),
+    "M": Case(config=M, documents=2, length=512),
+    "S16": Case(config=replace(S, moe=MoEConfig(num_experts=16, ffn_dim=768)), documents=8, length=512),
+    "S128": Case(config=replace(S, moe=replace(S.moe, num_experts=128)), documents=8, length=512),
+}
+LONG = "S, 65,536 tokens a step in documents of "
+LENGTHS = (512, 8192, 65_536)
+CHOICES = (*CASES, "dense", "lengths")
+"""What `--cases` may name: shapes beside the peers, S and M beside their dense twins, documents of several lengths."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Of one contender in one process."""
+
+    seconds: float
+    """Of a step, the median."""
+    peak_bytes: int
+    matrix_flops: float
+    """A second, of a bf16 product."""
+
+
+def useful_flops(case: Case) -> int:
+    """Of one step; see above."""
+    config, length = case.config, case.length
+    counts = count(config)
+    a_token = 6 * (counts.active - config.vocab_size * config.dim - (2 * config.num_layers + 1) * config.dim)
+    pairs = 0
+    for layer in range(config.num_layers):
+        whole, rest = divmod(length, length if config.is_global(layer) else min(length, config.chunk_size))
+        run = length if config.is_global(layer) else min(length, config.chunk_size)
+        pairs += whole * run * (run + 1) // 2 + rest * (rest + 1) // 2
+    return case.num_tokens * a_token + case.documents * pairs * 12 * config.num_heads * config.head_dim
+
+
+def random_tokens(case: Case) -> torch.Tensor:
+    """int64 [documents, length]; the same for all contenders."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(10, case.config.vocab_size, (case.documents, case.length), generator=generator)
+
+
+def make_ours(case: Case) -> Step:
+    model = Transformer(case.config).to(torch.bfloat16)
+    initialise(model, torch.Generator().manual_seed(0))
+    model.train()
+    model.recompute = case.recompute
+    optimizer = Optimizer(model, OptimizerConfig(matrix="adamw", moments="8bit"), num_steps=1000)
+    tokens_N, num_tokens = random_tokens(case).flatten(), case.num_tokens
+    batch = Batch(
+        tokens_N=tokens_N,
+        targets_N=tokens_N.roll(-1),
+        weights_N=torch.full((num_tokens,), 1 / num_tokens),
+        positions_N=torch.arange(case.length).repeat(case.documents),
+        starts_S=torch.arange(0, num_tokens + 1, case.length, dtype=torch.int32),
+        images=None,
+        kinds_N=torch.zeros(num_tokens, dtype=torch.int8),
+    )
+    loss_fn, done = language_loss(0.0), 0
+
+    def step() -> None:
+        nonlocal done
+        loss, _ = loss_fn(model, batch)
+        loss.backward()
+        optimizer.step(done, optimizer.grad_norm())
+        optimizer.clear()
+        done += 1
+
+    return step
+
+
+def measure(name: str, case: Case, num_steps: int) -> Measured:
+    """Build a contender in this process and time its steps, after two to warm up."""
+    module, function = MAKERS[name].split(":")
+    torch.manual_seed(0)
+    step = getattr(import_module(module), function)(case)
+    seconds = [timed(step) for _ in range(num_steps + 2)][2:]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    del step
+    a, b, c = (torch.randn(2048, 2048).bfloat16() for _ in range(3))
+    best = median([timed(lambda: torch.mm(a, b, out=c)) for _ in range(12)][2:])
+    return Measured(seconds=median(seconds), peak_bytes=peak, matrix_flops=2 * 2048**3 / best)
+
+
+def timed(function: Step) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def take_turns(names: list[str], case: Case, rounds: int, num_steps: int) -> dict[str, Measured]:
+    """The medians over the rounds of each contender; the largest peaks of memory."""
+    took: dict[str, list[Measured]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                try:
+                    took[name].append(process.submit(measure, name, case, num_steps).result())
+                except BrokenProcessPool as error:
+                    raise HerdError(
+                        f"{name} was ended, most likely for want of memory: close other programs"
+                    ) from error
+    return {
+        name: Measured(
+            seconds=median(one.seconds for one in all_),
+            peak_bytes=max(one.peak_bytes for one in all_),
+            matrix_flops=median(one.matrix_flops for one in all_),
+        )
+        for name, all_ in took.items()
+    }
+
+
+def rate(name: str, case: Case, ours: Measured, peer: Measured, peer_name: str) -> Row:
+    a_second = [round(case.num_tokens / measured.seconds, 1) for measured in (ours, peer)]
+    return Row(case=name, unit="tokens/s", ours=a_second[0], peer=a_second[1], peer_name=peer_name, more_is_better=True)
+
+
+def beside_peers(name: str, rounds: int, num_steps: int) -> list[Row]:
+    """Rates, use of the machine and memory of one shape."""
+    case = CASES[name]
+    took = take_turns([OURS, EAGER, COMPILED, LEAN], case, rounds, num_steps)
+    ours, best = took[OURS], min((EAGER, COMPILED), key=lambda peer: took[peer].seconds)
+    matrix = median(measured.matrix_flops for measured in took.values())
+    share = {peer: 100 * useful_flops(case) / measured.seconds / matrix for peer, measured in took.items()}
+    leanest = min((EAGER, COMPILED, LEAN), key=lambda peer: took[peer].peak_bytes)
+    used = f"% of {matrix / 1e9:.0f} GFLOP/s useful"
+    return [
+        *(rate(name, case, ours, took[peer], peer) for peer in (best, LEAN)),
+        Row(case=name, unit=used, ours=share[OURS], peer=share[LEAN], peer_name=LEAN, more_is_better=True),
+        Row(
+            case=name,
+            unit="MiB at the peak",
+            ours=ours.peak_bytes / 2**20,
+            peer=took[leanest].peak_bytes / 2**20,
+            peer_name=leanest,
+        ),
+    ]
+
+
+def beside_dense(name: str, rounds: int, num_steps: int) -> Row:
+    """The price of the mixture: alternating by hand, as the two are not one case."""
+    case = CASES[name]
+    twin = replace(case, config=dense(case.config))
+    turns = [(take_turns([OURS], each, 1, num_steps)[OURS]) for _ in range(rounds) for each in (case, twin)]
+    ours, theirs = (min(turns[which::2], key=lambda one: one.seconds) for which in (0, 1))
+    return rate(f"{name}, dense twin", case, ours, theirs, "herd without experts")
+
+
+def by_length(num_steps: int) -> list[Row]:
+    """S, and S without its global layers, at the first of LENGTHS and at each."""
+    rows = []
+    for title, config in (("", S), (", local layers alone", LOCAL)):
+        first = None
+        for length in LENGTHS:
+            case = Case(config=config, documents=LENGTHS[-1] // length, length=length, recompute=True)
+            took = take_turns([OURS], case, 1, num_steps)[OURS]
+            first = first or took
+            rows.append(rate(f"{LONG}{length:,}{title}", case, took, first, f"herd, documents of {LENGTHS[0]}"))
+    return rows
+
+
+def train(*, cases: tuple[str, ...], rounds: int, steps: int, as_json: bool) -> None:
+    """Measure the cases and print their rows."""
+    for name in cases:
+        if name not in CHOICES:
+            raise unknown("case", name, CHOICES)
+    rows: list[Row] = []
+    for name in cases:
+        if name == "dense":
+            rows += [beside_dense(shape, rounds, steps) for shape in ("S", "M")]
+        elif name == "lengths":
+            rows += by_length(steps)
+        else:
+            rows += beside_peers(name, rounds, steps)
+    show(rows, as_json=as_json)

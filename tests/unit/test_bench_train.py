@@ -1,0 +1,59 @@
+"""`herd bench train` on a small shape, its contenders in this process."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from herd.bench import train as bench
+from herd.bench.lean import Lean
+from herd.cli import main
+from herd.config import MoEConfig
+
+SMALL = replace(
+    bench.S, vocab_size=128, dim=32, num_layers=4, num_heads=2, num_kv_heads=1, head_dim=16, dense_ffn_dim=64,
+    moe=MoEConfig(num_experts=4, ffn_dim=32, every=2), chunk_size=64,
+)  # fmt: skip
+CASE = bench.Case(config=SMALL, documents=2, length=128)
+
+
+def test_useful_flops_are_those_that_pytorch_counts_for_the_products() -> None:
+    # A dense model: the counter does not know grouped_mm, nor SDPA on a CPU.
+    case = replace(CASE, config=bench.dense(replace(SMALL, nope_every=1)))
+    model, tokens = Lean(case.config), bench.random_tokens(case)
+    with FlopCounterMode(display=False) as counter:
+        model(tokens, tokens).backward()
+    # A pair of positions: two products of a head's width forward, four backward, each a multiplication and an addition.
+    pairs = case.documents * SMALL.num_layers * sum(range(case.length + 1))
+    assert bench.useful_flops(case) == counter.get_total_flops() + pairs * 6 * 2 * SMALL.num_heads * SMALL.head_dim
+
+
+def test_the_bench_prints_its_contract(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def inline(names: list[str], case: bench.Case, rounds: int, num_steps: int) -> dict[str, bench.Measured]:
+        # transformers and a compiler take longer than this test may.
+        return {
+            name: bench.measure(bench.OURS if name == bench.OURS else bench.LEAN, case, num_steps) for name in names
+        }
+
+    monkeypatch.setattr(bench, "CASES", {"S": CASE, "M": CASE})
+    monkeypatch.setattr(bench, "take_turns", inline)
+    assert main(["bench", "train", "--cases", "S", "dense", "--rounds", "1", "--steps", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["machine"]["cores"]
+    units = [row["unit"].split(" of ")[0] for row in told["rows"]]
+    assert units == ["tokens/s", "tokens/s", "%", "MiB at the peak", "tokens/s", "tokens/s"]
+    assert all(row.keys() == {"case", "unit", "ours", "peer", "peer_name", "ratio"} for row in told["rows"])
+    rate, memory = told["rows"][0], told["rows"][3]
+    assert rate["ratio"] == pytest.approx(rate["ours"] / rate["peer"])
+    assert memory["ratio"] == pytest.approx(memory["peer"] / memory["ours"])
+
+
+def test_the_lean_trial_is_the_same_function_of_chunks_and_of_documents_that_stand_alone() -> None:
+    torch.manual_seed(0)
+    local = Lean(replace(SMALL, nope_every=SMALL.num_layers + 1, qk_norm=False))
+    tokens = torch.randint(10, 128, (2, 64))
+    whole = local(tokens.view(1, 128), tokens.view(1, 128))
+    # Angles differ by whole turns of no meaning: RoPE sees distances, and none reaches across a chunk.
+    assert torch.allclose(whole, local(tokens, tokens), atol=1e-5)
