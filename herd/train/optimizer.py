@@ -181,13 +181,6 @@ class Optimizer:
         weight, rest = self.weight(name), self.rest.get(name)
         keep_master(weight, rest, master_of(weight, rest) + self.parallel.take(name, whole))
 
-    @torch.no_grad()
-    def scale(self, name: str, factor: Tensor) -> None:
-        """Multiply a parameter, and its master, by what broadcasts to its whole shape."""
-        weight, rest = self.weight(name), self.rest.get(name)
-        part = self.parallel.take(name, factor.expand(self.parallel.shape(name, weight)))
-        keep_master(weight, rest, master_of(weight, rest) * part)
-
     def state_dict(self) -> dict[str, Any]:
         """Weights, the masters' rests and moments, by part and parameter name, told as parts of whole tensors where
         ranks share them out; and how many updates were made. They are the tensors in use."""

@@ -10,7 +10,7 @@ from herd.model.init import initialise
 from herd.model.moe import MoE
 from herd.model.transformer import Transformer
 from herd.train.balance import Balancer, max_violation, moved
-from herd.train.fold import constant_direction, fold
+from herd.train.fold import constant_direction
 from herd.train.optimizer import Optimizer
 from herd.train.passes import master_of
 
@@ -169,7 +169,7 @@ def test_after_the_last_step_the_model_chooses_without_biases_as_it_did_with_the
     before = choices(model, Documents().batch(9))
     read(model, Documents().batch(9))
     metrics = balancer.after_step(9, optimizer, updated=False)
-    assert min(metrics["fold"]["fit"]) > 0.98 and min(metrics["fold"]["same_choice"]) > 0.97  # type: ignore[index]
+    assert min(metrics["fold"]["fit"]) > 0.98  # type: ignore[index]
     assert not balancer.bias_LE.any()
     after = choices(model, Documents().batch(9))
     assert (before - after).abs().sum() <= 16
@@ -179,26 +179,3 @@ def test_after_the_last_step_the_model_chooses_without_biases_as_it_did_with_the
     for name, parameter in optimizer.parameters.items():
         master = master_of(optimizer.weight(name), optimizer.rest.get(name))
         assert torch.equal(parameter, master.to(parameter.dtype)), name
-
-
-def test_the_scale_of_an_experts_first_matrix_makes_up_for_a_gate_that_changes_alike_for_all_its_tokens() -> None:
-    """Inputs of one kind: the gate before and after differ by one factor, so the layer's output is the same."""
-    model = small_model()
-    moe = model.layers[0].ffn
-    assert isinstance(moe, MoE)
-    for parameter in moe.parameters():
-        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(5))
-    x_ND = torch.randn(1, 192, generator=torch.Generator().manual_seed(6)).expand(64, -1).contiguous()
-    optimizer = stepper(model)
-    bias_LE = torch.randn(4, 8, generator=torch.Generator().manual_seed(7))
-    moe.bias_E = bias_LE[0]
-
-    def forwards() -> None:
-        for layer in model.layers:
-            layer.ffn(x_ND)
-
-    with torch.no_grad():
-        before_ND = moe(x_ND)
-        fold(model, bias_LE, optimizer, forwards)
-        moe.bias_E = None
-        assert torch.allclose(moe(x_ND), before_ND, atol=1e-2 * float(before_ND.abs().max()))
