@@ -122,13 +122,16 @@ def data_fetch() -> None:
     print(f"{len(fetched.packs)} packages, {size / 1e6:,.0f} MB, are in {folder}")
 
 
-def report(run: Path, /, *, out: Path | None = None) -> None:
+def report(run: Path, /, *, out: Path | None = None, against: Path | None = None, samples: bool = False) -> None:
     """
     Args:
-        run: Folder of a run.
-        out: Folder to write, RUN/report if not given.
+        run: Folder of a run or of one stage, finished or in work.
+        out: Folder to write; RUN/report if not given, beside a single stage STAGE-report.
+        against: An earlier run or stage to compare with.
+        samples: Have the last model continue held-out texts, where no evaluation did.
     """
-    print(f"wrote {named('herd.evaluate.report:report')(run, out or run / 'report')}")
+    written = named("herd.evaluate.report:report")(run, out, against=against, samples=samples)
+    print(f"wrote {written / 'report.html'}")
 
 
 def adopt(

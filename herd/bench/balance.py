@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from herd.bench.table import Row, show
 from herd.config import ModelConfig, MoEConfig, PretrainConfig, preset
@@ -23,6 +22,7 @@ from herd.core.tracker import read_metrics
 from herd.data.loader import read_rows
 from herd.data.pack import Sample, pack, steps_of
 from herd.data.tokenizer import Tokenizer
+from herd.evaluate.load import load_facts, load_of, violation
 from herd.model.formats import huggingface
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
@@ -31,8 +31,6 @@ from herd.train.balance import mixtures
 from herd.train.losses import language_loss
 
 BATCH_TOKENS, CONTEXT = 4096, 512
-WARMUP = 0.1
-"""Share of the steps left out of the sum."""
 FFN_DIM = {16: 128, 128: 32}
 """Hidden width of an expert, by their number."""
 HELDOUT_STEPS = 24
@@ -57,26 +55,6 @@ def new_model(experts: int, data: Path, out: Path) -> Path:
     huggingface.save_processor(model.config, out)
     tokenizer.save(out)
     return out
-
-
-def violation(count_TLE: NDArray[np.int64]) -> tuple[float, int]:
-    """MaxVio of the worst layer over all steps together, and how many experts got nothing."""
-    sum_LE = count_TLE.sum(0)
-    mean_L1 = sum_LE.mean(-1, keepdims=True)
-    return float((sum_LE / mean_L1).max() - 1), int((sum_LE == 0).sum())
-
-
-def chance(count_TLE: NDArray[np.int64]) -> tuple[float, float]:
-    """MaxVio over all steps, and the mean of single steps', if each token drew its expert from an even lottery."""
-    random = stream(0, "lottery")
-    tokens_TL = count_TLE.sum(-1)
-    drawn_TLE = random.multinomial(tokens_TL, np.full(count_TLE.shape[-1], 1 / count_TLE.shape[-1]))
-    return violation(drawn_TLE)[0], single_steps(drawn_TLE)
-
-
-def single_steps(count_TLE: NDArray[np.int64]) -> float:
-    """Mean over the steps of the worst layer's MaxVio."""
-    return float((count_TLE / count_TLE.mean(-1, keepdims=True)).max((-1, -2)).mean() - 1)
 
 
 def heldout_batches(data: Path, tokenizer: Tokenizer) -> list[Batch]:
@@ -106,8 +84,8 @@ def measure(folder: Path, batches: list[Batch]) -> dict[str, float]:
         losses.append(loss_fn(model, batch)[1]["loss"])
         weights.append(int((batch.weights_N > 0).sum()))
     counts = [moe.count_E.tolist() for moe in mixtures(model) if moe.count_E is not None]
-    vio, dead = violation(np.array([counts]))
-    return {"loss": float(np.average(np.array(losses, dtype=float), weights=weights)), "vio": vio, "dead": dead}
+    loss = np.average(np.array(losses, dtype=float), weights=weights)
+    return {"held_loss": float(loss), "held_vio": violation(np.array([counts], dtype=float))}
 
 
 def trained(experts: int, mode: str, data: Path, out: Path, *, num_steps: int) -> dict[str, float]:
@@ -119,15 +97,9 @@ def trained(experts: int, mode: str, data: Path, out: Path, *, num_steps: int) -
             num_tokens=BATCH_TOKENS * num_steps, batch_tokens=BATCH_TOKENS, context=CONTEXT, picture_share=0.0
         )
         pretrain(replace(config, **MODES[mode]), model, data, folder)  # type: ignore[arg-type]
-    lines = read_metrics(folder / "metrics.jsonl")
-    count_TLE = np.array([line["expert_load"] for line in lines])[round(WARMUP * len(lines)) :]
-    vio, dead = violation(count_TLE)
-    lottery, lottery_step = chance(count_TLE)
+    _, count_TLE = load_of(read_metrics(folder / "metrics.jsonl"))
     held = measure(folder, heldout_batches(data, Tokenizer.load(data / "tokenizer")))
-    return {
-        "vio": vio, "dead": dead, "step": single_steps(count_TLE), "chance": lottery, "chance_step": lottery_step,
-        "held_loss": held["loss"], "held_vio": held["vio"], "held_dead": held["dead"],
-    }  # fmt: skip
+    return load_facts(count_TLE) | held
 
 
 def balance(data: Path, out: Path, *, experts: Sequence[int], num_steps: int, as_json: bool) -> None:
@@ -135,7 +107,7 @@ def balance(data: Path, out: Path, *, experts: Sequence[int], num_steps: int, as
     rows = []
     for number in experts:
         ours, peer = (trained(number, mode, data, out, num_steps=num_steps) for mode in MODES)
-        lottery = {"vio": ours["chance"], "step": ours["chance_step"]}
+        lottery = {"vio": ours["vio_lottery"], "step": ours["step_lottery"]}
         for case, unit, key in (
             ("MaxVio over all steps", "share", "vio"),
             ("MaxVio of a step", "share", "step"),

@@ -6,6 +6,7 @@ Colours are the classes c1 … c5, `axis`, `grid`, defined in report.css.
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,10 +79,12 @@ class _Frame:
             height = self.at(self.x[0], value).split(",")[1]
             parts.append(f'<path class="grid" d="M{LEFT},{height}H{self.width - RIGHT}"/>')
             parts.append(label(LEFT - 6, float(height) + 4, short(value)))
-        floor = self.height - BOTTOM + 16
-        for value in ticks(*self.x):
-            place = self.at(value, self.y[0]).split(",")[0]
-            parts.append(label(place, floor, short(value), anchor="middle"))
+        return "".join(parts) + self.steps(x_label)
+
+    def steps(self, x_label: str) -> str:
+        """The axis below."""
+        places = [(self.at(value, self.y[0]).split(",")[0], value) for value in ticks(*self.x)]
+        parts = [label(x, self.height - BOTTOM + 16, short(value), anchor="middle") for x, value in places]
         parts.append(label(self.width - RIGHT, self.height - 2, x_label))
         return "".join(parts)
 
@@ -122,19 +125,38 @@ def line_chart(title: str, series: dict[str, Points], *, x_label: str = "step", 
     return figure(title, "".join(drawing), legend=list(series) if len(series) > 1 else ())
 
 
-def share_chart(title: str, steps: Sequence[float], share_TE: NDArray[np.float64]) -> str:
-    """Shares that sum to one over time, stacked: even bands are an even load."""
-    bins = min(len(steps), 60)
-    times = [float(part.mean()) for part in np.array_split(np.array(steps), bins)]
-    share_TE = np.array([part.mean(0) for part in np.array_split(share_TE, bins)])
-    edge_TE = np.concatenate([np.zeros((bins, 1)), np.cumsum(share_TE, axis=1)], axis=1)
-    frame = _Frame((times[0], times[-1]), (0.0, 1.0))
-    bands = []
-    for expert in range(share_TE.shape[1]):
-        upper = [frame.at(x, y) for x, y in zip(times, edge_TE[:, expert + 1], strict=True)]
-        lower = [frame.at(x, y) for x, y in zip(times, edge_TE[:, expert], strict=True)]
-        bands.append(f'<polygon class="band b{expert % 2}" points="{" ".join(upper + lower[::-1])}"/>')
-    return figure(title, frame.axes("step") + "".join(bands))
+SHADES = 4
+"""Steps of a load map's colours either way of even; one is a factor of the square root of 2."""
+
+
+def load_map(title: str, steps: Sequence[float], share_TE: NDArray[np.float64]) -> str:
+    """Experts from top to bottom, steps from left to right: even is blank, the busier and the idler the darker.
+
+    Cells of one shade are one path, runs of them along a row one box: 128 experts stay a few tens of kilobytes.
+    """
+    bins, experts = min(len(steps), 60), share_TE.shape[1]
+    edges = np.linspace(0, len(steps), bins + 1).round().astype(int)
+    ratio_BE = np.array([share_TE[a:b].mean(0) for a, b in pairwise(edges)]) * experts
+    shade_BE = np.clip(np.round(2 * np.log2(np.maximum(ratio_BE, 1e-9))), -SHADES, SHADES).astype(int)
+    frame = _Frame((float(steps[0]), float(steps[-1])), (0.0, 1.0))
+    wide, tall = (WIDTH - LEFT - RIGHT) / bins, (HEIGHT - TOP - BOTTOM) / experts
+    paths: dict[int, list[str]] = {}
+    for expert in range(experts):
+        row_B = shade_BE[:, expert]
+        starts = [0, *(np.flatnonzero(np.diff(row_B)) + 1).tolist(), bins]
+        for begin, end in pairwise(starts):
+            if shade := int(row_B[begin]):
+                box = f"M{LEFT + begin * wide:.1f},{TOP + expert * tall:.1f}h{(end - begin) * wide:.1f}v{tall:.2f}H"
+                paths.setdefault(shade, []).append(f"{box}{LEFT + begin * wide:.1f}z")
+    drawing = []
+    for shade, boxes in sorted(paths.items()):
+        kind, opacity = "over" if shade > 0 else "under", abs(shade) / SHADES
+        drawing.append(f'<path class="{kind}" fill-opacity="{opacity:.2f}" d="{"".join(boxes)}"/>')
+    outline = f"M{LEFT},{TOP}H{WIDTH - RIGHT}V{HEIGHT - BOTTOM}H{LEFT}z"
+    drawing.append(f'<path class="grid" d="{outline}"/>{frame.steps("step")}')
+    named = {1, experts, *(number for number in ticks(1, experts, count=4) if number < 0.93 * experts)}
+    drawing += [label(LEFT - 6, TOP + (number - 0.5) * tall + 4, f"{number:.0f}") for number in sorted(named)]
+    return figure(title, "".join(drawing), legend=["idler than even", "busier"])
 
 
 def heat_map(title: str, rows: Mapping[str, Sequence[float]], *, note: str) -> str:

@@ -4,10 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from herd.evaluate.charts import Points, heat_map, line_chart, share_chart
+from herd.evaluate.charts import Points, heat_map, line_chart, load_map
+from herd.evaluate.load import WINDOW, load_of, over_windows
 
 Lines = Sequence[Mapping[str, Any]]
+
+MOST_CELLS = 32
+"""Experts that the picture of the last load has room for; the maps over time have room for any number."""
 
 
 def curve(lines: Lines, key: str) -> Points:
@@ -26,7 +31,7 @@ def training_charts(lines: Lines) -> list[str]:
         line_chart("Learning rate, share of its peak", {"lr": curve(lines, "lr")}, from_zero=True),
         line_chart("Gradient norm", {"norm": curve(lines, "grad_norm")}, from_zero=True),
         *(line_chart(_speed_title(speed), {speed: curve(lines, speed)}, from_zero=True) for speed in speeds),
-        line_chart("MaxVio: busiest expert / even load − 1", {"max": curve(lines, "max_vio")}, from_zero=True),
+        line_chart("MaxVio", violations(lines), from_zero=True),
     ]
     return [chart for chart in charts if chart]
 
@@ -36,23 +41,36 @@ def _speed_title(key: str) -> str:
     return f"{key.removesuffix('_per_s').capitalize()} per second"
 
 
-def load_charts(lines: Lines) -> list[str]:
-    """Expert load: over time for each layer, and at the end for all."""
-    measured = [line for line in lines if line.get("expert_load")]
-    if not measured:
-        return []
-    steps = [float(line["step"]) for line in measured]
-    share_TLE = np.array([line["expert_load"] for line in measured], dtype=np.float64)
-    share_TLE /= np.maximum(share_TLE.sum(-1, keepdims=True), 1e-9)
-    num_experts = share_TLE.shape[-1]
-    last_LE = share_TLE[-max(1, len(measured) // 10) :].mean(0) * num_experts
+def violations(lines: Lines) -> dict[str, Points]:
+    """MaxVio of each step and of the last steps together, of the worst layer."""
+    steps, count_TLE = load_of(lines)
+    windows = list(zip(steps, over_windows(count_TLE).tolist(), strict=True)) if steps else []
+    return {"a step": curve(lines, "max_vio"), f"{WINDOW} steps": windows}
+
+
+def shares(lines: Lines) -> tuple[list[float], NDArray[np.float64]]:
+    """The steps that were measured, and each expert's share of its mixture in them [T, L, E]."""
+    steps, count_TLE = load_of(lines)
+    return steps, count_TLE / np.maximum(count_TLE.sum(-1, keepdims=True), 1e-9) if steps else count_TLE
+
+
+def load_at_the_end(lines: Lines) -> str:
+    """Expert load of all layers in numbers; nothing where there are too many to read."""
+    steps, share_TLE = shares(lines)
+    if not steps or share_TLE.shape[-1] > MOST_CELLS:
+        return ""
+    last_LE = share_TLE[-max(1, len(steps) // 10) :].mean(0) * share_TLE.shape[-1]
     rows = {f"mixture {layer}": [float(value) for value in loads] for layer, loads in enumerate(last_LE, 1)}
-    charts = [
-        heat_map("Load of each expert at the end, 1 = even", rows, note="experts; mean of the last tenth of the steps")
+    note = "experts; mean of the last tenth of the steps"
+    return heat_map("Load of each expert at the end, 1 = even", rows, note=note)
+
+
+def load_charts(lines: Lines) -> list[str]:
+    """Expert load over time, a picture for each layer."""
+    steps, share_TLE = shares(lines)
+    if len(steps) < 2:
+        return []
+    return [
+        load_map(f"Mixture {layer + 1}: load of each expert", steps, share_TLE[:, layer])
+        for layer in range(share_TLE.shape[1])
     ]
-    if len(measured) > 1:
-        charts += [
-            share_chart(f"Mixture {layer + 1}: share of each expert", steps, share_TLE[:, layer])
-            for layer in range(share_TLE.shape[1])
-        ]
-    return charts

@@ -1,7 +1,7 @@
 """`herd report`: one run as one HTML page that needs nothing else.
 
-Works for any part of a run: a stage that is missing is missing on the page, and named as such. Template and style
-stand beside this file; charts are inline SVG, pictures data URIs.
+Works for any part of a run and for a single stage, also while it runs: a stage that is missing is missing on the page,
+and named as such. Template and style stand beside this file; charts are inline SVG, pictures data URIs.
 """
 
 import time
@@ -15,9 +15,12 @@ from markupsafe import Markup
 
 from herd.core.files import read_json, write_atomic, write_json
 from herd.core.lineage import Stage, commit_id
+from herd.evaluate.against import Pair, compare
 from herd.evaluate.charts import dot_plot
-from herd.evaluate.curves import load_charts, training_charts
-from herd.evaluate.run_folder import StageFolder, machine, model_facts, read_stages, unfinished
+from herd.evaluate.curves import load_at_the_end, load_charts, training_charts
+from herd.evaluate.load import load_facts, load_of
+from herd.evaluate.run_folder import PARTIAL, StageFolder, machine, model_facts, read_stages, unfinished
+from herd.evaluate.samples import stage_samples
 from herd.evaluate.verdicts import COMPETITOR_NAMES, Verdict, read_reasons, recipe_verdicts
 
 LANGUAGE_NAMES = {
@@ -27,33 +30,53 @@ LANGUAGE_NAMES = {
 }  # fmt: skip
 
 
-def report(run: Path, out: Path) -> Path:
-    """Write `out/report.html` and `out/verdicts.json` about the run's finished stages."""
+def report(run: Path, out: Path | None = None, *, against: Path | None = None, samples: bool = False) -> Path:
+    """Write `report.html` and `verdicts.json` about a run, or one stage of it, finished or in work.
+
+    `against` is another run or stage to compare with. `samples` has the last finished model of language continue
+    held-out texts, where no evaluation did so. `out` is RUN/report, or beside a single stage STAGE-report.
+    """
     stages = read_stages(run)
-    stage = Stage("report", out, config={}, parents={one.name: one.path for one in stages})
-    page, verdicts = render(run, stages)
+    alone = len(stages) == 1 and run.name.removesuffix(PARTIAL) == stages[0].name
+    if out is None:
+        out = run.with_name(f"{stages[0].name}-report") if alone else run / "report"
+    earlier = read_stages(against) if against else []
+    stage = Stage("report", out, config={}, parents={one.name: one.path for one in stages if one.finished})
+    said = stage_samples(stages) if samples else None
+    pairs = compare(stages, earlier, (f"{run.name}, this run", f"{against.name}, earlier")) if against else []
+    page, verdicts = render(run, stages, pairs, against=against, said=said, alone=alone)
     write_atomic(stage.work / "report.html", page)
     write_json(stage.work / "verdicts.json", [asdict(verdict) for verdict in verdicts])
     return stage.finish()
 
 
-def render(run: Path, stages: Sequence[StageFolder]) -> tuple[str, list[Verdict]]:
-    """The page, and the verdicts at its top."""
+def render(
+    run: Path,
+    every: Sequence[StageFolder],
+    pairs: Sequence[Pair] = (),
+    *,
+    against: Path | None = None,
+    said: Mapping[str, Any] | None = None,
+    alone: bool = False,
+) -> tuple[str, list[Verdict]]:
+    """The page, and the verdicts at its top. A single stage is not judged by the bars of a whole recipe."""
     here = Path(__file__).parent
+    stages = [one for one in every if one.finished]
     evaluation = next((one for one in reversed(stages) if one.lineage.get("stage") == "evaluate"), None)
     results = read_json(evaluation.path / "results.json") if evaluation else None
     reasons = read_reasons(evaluation.lineage["config"].get("reasons", [])) if evaluation else {}
     verdicts = [Verdict(**verdict) for verdict in results["verdicts"]] if results else []
-    verdicts += [verdict.because(reasons) for verdict in recipe_verdicts([one.lineage for one in stages])]
+    if not alone:
+        verdicts += [verdict.because(reasons) for verdict in recipe_verdicts([one.lineage for one in stages])]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(here), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters.update(
-        number=number, percent=percent, size=size, duration=duration, language=language_name, figure=Markup
+        number=number, percent=percent, size=size, duration=duration, language=language_name, figure=Markup, brief=brief
     )
     page = environment.get_template("report.html.j2").render(
-        title=run.resolve().name,
+        title=run.resolve().name.removesuffix(PARTIAL),
         style=Markup((here / "report.css").read_text(encoding="utf-8")),
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         commit=commit_id(),
@@ -62,11 +85,15 @@ def render(run: Path, stages: Sequence[StageFolder]) -> tuple[str, list[Verdict]
         verdicts=verdicts,
         unfinished=unfinished(run),
         results=results,
+        said=results["samples"] if results else said,
         bits_chart=_bits_chart(results),
         competitors={"model": "this model", **COMPETITOR_NAMES},
-        training=_training(stages),
+        training=_training(every),
+        against=against,
+        pairs=pairs,
         card=next((one.lineage["card"] for one in stages if "card" in one.lineage), None),
         stages=stages,
+        every=every,
         matches=_parents_match(stages),
         facts=facts,
     )
@@ -83,10 +110,20 @@ def _bits_chart(results: Mapping[str, Any] | None) -> str:
 
 def _training(stages: Sequence[StageFolder]) -> list[dict[str, Any]]:
     """Charts of each stage that was measured."""
-    found = [
-        {"name": one.name, "charts": training_charts(one.metrics), "load": load_charts(one.metrics)} for one in stages
-    ]
+    found = []
+    for one in stages:
+        _, count_TLE = load_of(one.metrics)
+        even = load_facts(count_TLE) if len(count_TLE) else None
+        charts = {"charts": training_charts(one.metrics), "load": load_charts(one.metrics)}
+        last = {"load_at_the_end": load_at_the_end(one.metrics), "now": None if one.finished else _now(one)}
+        found.append({"name": one.name, "even": even, **last, **charts})
     return [one for one in found if one["charts"] or one["load"]]
+
+
+def _now(stage: StageFolder) -> dict[str, Any]:
+    """Where a stage in work stands."""
+    last = stage.metrics[-1]
+    return {"steps": last["step"] + 1, "loss": last.get("loss"), "seconds": last.get("seconds")}
 
 
 def _parents_match(stages: Sequence[StageFolder]) -> dict[str, bool]:
@@ -104,6 +141,13 @@ def _parents_match(stages: Sequence[StageFolder]) -> dict[str, bool]:
 def number(value: float | None, places: int = 0) -> str:
     """1,234 or 1.23; a dash for nothing."""
     return "–" if value is None else f"{value:,.{places}f}"
+
+
+def brief(value: Any) -> str:
+    """A setting or a figure in a table: few digits, a dash for nothing."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return "–" if value is None else str(value)
 
 
 def percent(value: float | None, places: int = 1) -> str:

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from herd.core.errors import HerdError
-from herd.core.files import read_json
+from herd.core.files import partial, read_json
 from herd.core.lineage import read_lineage
 from herd.core.tracker import read_metrics
+
+PARTIAL = ".partial"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageFolder:
-    """One finished stage."""
+    """A stage, finished or in work. Of one in work the lineage has the config and the hashes of its parents only."""
 
     path: Path
     lineage: dict[str, Any]
@@ -21,30 +23,45 @@ class StageFolder:
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return self.path.name.removesuffix(PARTIAL)
+
+    @property
+    def finished(self) -> bool:
+        return self.path.suffix != PARTIAL
 
 
 def read_stages(run: Path) -> list[StageFolder]:
-    """The finished stages of a run in the order in which they ended, reports aside."""
+    """The stages of a run, or the one stage that `run` is: those finished in the order in which they ended, then those
+    in work. Reports aside."""
+    if not run.is_dir() and partial(run).is_dir():
+        run = partial(run)
     if not run.is_dir():
         raise HerdError(f"{run} is not a folder: give the folder of a run, such as runs/tiny")
-    folders = [folder for folder in [run, *sorted(run.iterdir())] if (folder / "herd.json").is_file()]
-    stages = []
-    for folder in folders:
-        lineage = read_lineage(folder)
-        if folder.suffix != ".partial" and lineage.get("stage") != "report":
-            metrics = folder / "metrics.jsonl"
-            stages.append(
-                StageFolder(path=folder, lineage=lineage, metrics=read_metrics(metrics) if metrics.exists() else [])
-            )
-    if not stages:
-        raise HerdError(f"{run} has no finished stage: give the folder of a run, such as runs/tiny")
-    return sorted(stages, key=lambda stage: (stage.lineage.get("finished", ""), stage.name))
+    found = [stage for folder in [run, *sorted(run.iterdir())] if (stage := _read(folder)) is not None]
+    if not found:
+        raise HerdError(f"{run} has no stage, finished or in work: give the folder of a run, such as runs/tiny")
+    return sorted(found, key=lambda stage: (not stage.finished, stage.lineage.get("finished", ""), stage.name))
+
+
+def _read(folder: Path) -> StageFolder | None:
+    metrics = folder / "metrics.jsonl"
+    lines = read_metrics(metrics) if metrics.is_file() else []
+    if folder.suffix == PARTIAL:
+        request = folder / ".request.json"
+        begun = read_json(request) if request.is_file() else {}
+        if not lines:
+            return None
+        parents = {role: {"path": "", "hash": digest} for role, digest in begun.get("parents", {}).items()}
+        lineage = {"stage": folder.stem, "config": begun.get("config", {}), "parents": parents}
+        return StageFolder(path=folder, lineage=lineage, metrics=lines)
+    if not (folder / "herd.json").is_file() or (lineage := read_lineage(folder)).get("stage") == "report":
+        return None
+    return StageFolder(path=folder, lineage=lineage, metrics=lines)
 
 
 def unfinished(run: Path) -> list[str]:
     """Stages that were begun and not ended."""
-    return sorted(path.stem for path in run.glob("*.partial") if path.stem != "report")
+    return sorted(path.stem for path in run.glob(f"*{PARTIAL}") if path.stem != "report")
 
 
 def model_facts(stage: StageFolder) -> dict[str, int] | None:

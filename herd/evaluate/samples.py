@@ -6,15 +6,20 @@ Nothing is picked by hand: the first by document id or by a hash of the id.
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from herd.evaluate.inputs import Chat
+from herd.core.errors import HerdError
+from herd.evaluate.inputs import Chat, read_chats, read_texts
 from herd.evaluate.naming import Asked
 from herd.evaluate.questions import Asker, Done, question_of, text_of
+from herd.evaluate.run_folder import StageFolder
 
 PROMPT_BYTES = 160
 PICTURE_SIDE = 160  # pixels of a picture in the report
 SAMPLING = {"temperature": 0.7, "top_p": 0.95}
+SAMPLE_TOKENS = 48
+"""Longest answer when no evaluation said how long."""
 SAMPLE_RULE = (
     "Texts: the beginning of the first held-out document of each language by id, continued at temperature 0.7, top-p "
     "0.95. Chats: the first held-out chats by a hash of the id, answered greedily. Pictures: the first of both splits "
@@ -93,3 +98,27 @@ def thumbnail(png: bytes) -> str:
     out = io.BytesIO()
     picture.save(out, "WEBP", quality=80)
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def stage_samples(stages: Sequence[StageFolder]) -> dict[str, Any]:
+    """What the last finished stage of a run with a model of language and its data at hand says."""
+    from herd.engine.load import load
+
+    models = [one for one in stages if one.finished and (one.path / "config.json").is_file()]
+    found = [one for one in models if one.lineage["stage"] != "vision" and "data" in one.lineage["parents"]]
+    if not found:
+        raise HerdError("no stage here has a model of language: leave --samples out")
+    data = Path(found[-1].lineage["parents"]["data"]["path"])
+    if not data.is_dir():
+        raise HerdError(f"the data folder {data} of {found[-1].path} is not there: leave --samples out")
+    model = load(found[-1].path)
+    engine = model.engine(num_slots=16, capacity=min(model.config.max_positions, 512))
+    try:
+        held = read_texts(data).get("heldout", {})
+        asker = Asker(model, engine, {}, {})
+        texts = continuations(asker, held, max_tokens=SAMPLE_TOKENS, seed=0, done=lambda _: None)
+        chats = select_chats(read_chats(data), each=1) if found[-1].lineage["stage"] == "sft" else []
+        answers = chat_samples(asker, chats, max_tokens=SAMPLE_TOKENS, done=lambda _: None)
+    finally:
+        engine.close()
+    return {"rule": SAMPLE_RULE, "continuations": texts, "chats": answers}

@@ -13,9 +13,10 @@ import pytest
 
 from herd.core.errors import HerdError
 from herd.core.files import write_json
-from herd.evaluate.charts import heat_map, line_chart, ticks
+from herd.evaluate.charts import heat_map, line_chart, load_map, ticks
 from herd.evaluate.curves import curve
 from herd.evaluate.harness import evaluate
+from herd.evaluate.load import load_facts, over_windows, single_steps
 from herd.evaluate.report import report
 
 VOID = {"meta", "link", "img", "br"}
@@ -48,13 +49,13 @@ def checked(page: str) -> Checker:
     return checker
 
 
-def train_stage(run: Path, name: str, *, steps: int = 40, **facts: Any) -> None:
+def train_stage(run: Path, name: str, *, steps: int = 40, experts: int = 8, **facts: Any) -> None:
     folder = run / name
-    folder.mkdir()
+    folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     with (folder / "metrics.jsonl").open("w") as file:
         for step in range(steps):
-            load = random.dirichlet(np.full(8, 30), size=4)
+            load = random.multinomial(4096, np.full(experts, 1 / experts), size=4)
             line = {
                 "step": step, "loss": 9 / (1 + step), "text_loss": 8 / (1 + step), "lr": 0.01, "grad_norm": 1.0,
                 "tokens_per_s": 9000.0, "expert_load": load.tolist(), "max_vio": 0.2,
@@ -154,7 +155,7 @@ def test_a_stage_in_work_is_named(run: Path) -> None:
 
 
 def test_a_folder_without_stages_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(HerdError, match="no finished stage"):
+    with pytest.raises(HerdError, match="no stage, finished or in work"):
         report(tmp_path, tmp_path / "report")
     with pytest.raises(HerdError, match="not a folder"):
         report(tmp_path / "nowhere", tmp_path / "report")
@@ -187,3 +188,76 @@ def test_a_chart_of_nothing_is_left_out() -> None:
 def test_a_heat_map_shows_every_cell() -> None:
     drawing = heat_map("load", {"a": [1.0] * 16, "b": [0.5] * 16}, note="n")
     assert drawing.count("<rect") == 32
+
+
+def in_work(run: Path, name: str, **config: Any) -> Path:
+    """A stage that has just begun."""
+    folder = run / f"{name}.partial"
+    train_stage(run, folder.name)
+    (folder / "herd.json").unlink()
+    write_json(folder / ".request.json", {"config": config, "parents": {"data": "data-hash"}})
+    return folder
+
+
+def test_a_stage_in_work_is_told_of_by_either_of_its_names(tmp_path: Path) -> None:
+    folder = in_work(tmp_path, "pretrain", seed=7)
+    for given in (folder, tmp_path / "pretrain"):
+        written = report(given)
+        assert written == tmp_path / "pretrain-report"
+        page = (written / "report.html").read_text(encoding="utf-8")
+        checked(page)
+        assert "in work: 40 steps" in page and "data-hash"[:12] in page and '"seed": 7' in page
+        assert "Verdicts" not in page  # the bars are those of a whole recipe
+
+
+def test_a_run_is_told_of_with_the_stage_in_work(run: Path) -> None:
+    in_work(run, "dpo")
+    page = page_of(run)
+    checked(page)
+    assert "in work: 40 steps" in page and "Verdicts" in page
+
+
+def test_two_runs_are_set_side_by_side(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "earlier"
+    settings = {"seed": 1, "optimizer": {"decay": 0.5, "warmup": 0.1}}
+    train_stage(other, "pretrain", steps=20, config=settings, time_s=9.0)
+    write_json(
+        run / "pretrain" / "herd.json", world.lineage("pretrain", config={"optimizer": {"decay": 0.9, "warmup": 0.1}})
+    )
+    page = (report(run, run / "report", against=other) / "report.html").read_text(encoding="utf-8")
+    checked(page)
+    told = page[page.index("Beside ") : page.index("<h2>Verdicts")]
+    assert re.findall(r"<td><code>(.*?)</code></td><td>(.*?)</td><td>(.*?)</td>", told) == [
+        ("optimizer.decay", "0.9", "0.5"),
+        ("seed", "–", "1"),
+    ]
+    cell = r'<td class="n">([\d.]+)</td>'
+    figures = {
+        name: (float(ours), float(theirs)) for name, ours, theirs in re.findall(f"<td>(.*?)</td>{cell}{cell}", told)
+    }
+    assert figures["steps"] == (40, 20) and figures["seconds"] == (12.5, 9)
+    assert figures["loss, at the end"] == pytest.approx(((9 / 39 + 9 / 40) / 2, 9 / 20), rel=1e-3)
+    assert told.count("<figure>") == 6 and "sft" not in told  # loss, loss on text, rate, norm, speed, MaxVio
+
+
+def test_an_even_map_is_blank_and_an_idle_expert_is_a_dark_row() -> None:
+    even_TE = np.full((50, 128), 1 / 128)
+    assert "over" not in load_map("load", range(50), even_TE) and "under" not in load_map("load", range(50), even_TE)
+    even_TE[:, 5] = 0
+    drawing = load_map("load", range(50), even_TE)
+    assert re.findall(r'class="under" fill-opacity="1.00" d="(.*?)"', drawing)[0].count("M") == 1
+    noise_TE = np.random.default_rng(0).dirichlet(np.ones(128), size=1000)
+    assert len(load_map("load", range(1000), noise_TE)) < 250_000
+
+
+def test_maxvio_over_all_steps_forgives_what_single_steps_may_not() -> None:
+    """Two experts take all in turn: each step is as uneven as can be, all steps together are even."""
+    count_TLE = np.zeros((200, 1, 2))
+    count_TLE[::2, 0, 0] = count_TLE[1::2, 0, 1] = 100
+    facts = load_facts(count_TLE)
+    assert facts["vio"] == 0 and facts["step"] == 1 and facts["dead"] == 0
+    assert facts["vio_lottery"] < 0.05 < facts["step_lottery"] < 0.2
+    assert over_windows(count_TLE)[0] == 1 and over_windows(count_TLE)[-1] == 0
+    assert (single_steps(count_TLE) == 1).all()
+    count_TLE[:, 0, 1] = 0
+    assert load_facts(count_TLE)["dead"] == 1
