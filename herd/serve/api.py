@@ -48,15 +48,17 @@ PAGE_POLICY = (
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
-def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Serve the model in `folder` until Ctrl-C. Port 0 takes a free one."""
+def serve(
+    folder: Path, *, host: str = "127.0.0.1", port: int = 8000, guess: int = 0, draft: Path | None = None
+) -> None:
+    """Serve the model in `folder` until Ctrl-C. Port 0 takes a free one. `guess` and `draft` as in EngineConfig."""
     from herd.engine.load import load
 
     listener = listen(host, port)
     with listener:
         name = folder.resolve().name
         model = load(folder)
-        engine = model.engine()
+        engine = model.engine(guess_tokens=guess, draft=load(draft) if draft else None)
         app = create_app(
             model,
             engine,
