@@ -404,8 +404,8 @@ def bench_needle(
 def bench_train(*, cases: tuple[str, ...] = ("S", "M"), rounds: int = 2, steps: int = 5, json: bool = False) -> None:
     """
     Args:
-        cases: Any of S, M, S16, S128 (shapes beside the peers), dense (S and M beside their dense twins) and lengths
-            (documents of 512 to 65,536 tokens).
+        cases: Any of S, M, S16, S128 (shapes beside the peers), dense (S and M beside their dense twins), lengths
+            (documents of 512 to 65,536 tokens) and local (the same without global layers).
         rounds: How often the contenders take turns.
         steps: Steps that are timed in each turn, after two to warm up.
         json: Print one JSON object, for scripts.

@@ -487,7 +487,7 @@ class PretrainConfig:
     micro_batches: int = 1
     """Parts into which a step's batch is cut between documents, computed one after the other: less memory."""
     recompute: bool = False
-    """Keep each layer's input alone and compute the layer again in the backward: far less memory, a third more time."""
+    """Keep each layer's input alone and compute the layer again in the backward: far less memory, one more forward."""
     balance_rate: float = 0.05
     """How far a step moves the bias by which an expert is chosen, in logits, where it got nothing; 0: no bias."""
     balance_coefficient: float = 0.0

@@ -96,10 +96,10 @@ CASES = {
     "S16": Case(config=replace(S, moe=MoEConfig(num_experts=16, ffn_dim=768)), documents=8, length=512),
     "S128": Case(config=replace(S, moe=replace(S.moe, num_experts=128)), documents=8, length=512),
 }
-LONG = "S, 65,536 tokens a step in documents of "
 LENGTHS = (512, 8192, 65_536)
-CHOICES = (*CASES, "dense", "lengths")
-"""What `--cases` may name: shapes beside the peers, S and M beside their dense twins, documents of several lengths."""
+CHOICES = (*CASES, "dense", "lengths", "local")
+"""What `--cases` may name: shapes beside the peers, S and M beside their dense twins, documents of several lengths, and
+these without global layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,12 +161,12 @@ def make_ours(case: Case) -> Step:
     return step
 
 
-def measure(name: str, case: Case, num_steps: int) -> Measured:
-    """Build a contender in this process and time its steps, after two to warm up."""
+def measure(name: str, case: Case, num_steps: int, warm_up: int) -> Measured:
+    """Build a contender in this process and time its steps, after some to warm up."""
     module, function = MAKERS[name].split(":")
     torch.manual_seed(0)
     step = getattr(import_module(module), function)(case)
-    seconds = [timed(step) for _ in range(num_steps + 2)][2:]
+    seconds = [timed(step) for _ in range(warm_up + num_steps)][warm_up:]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     del step
     a, b, c = (torch.randn(2048, 2048).bfloat16() for _ in range(3))
@@ -180,14 +180,14 @@ def timed(function: Step) -> float:
     return time.perf_counter() - began
 
 
-def take_turns(names: list[str], case: Case, rounds: int, num_steps: int) -> dict[str, Measured]:
+def take_turns(names: list[str], case: Case, rounds: int, num_steps: int, warm_up: int = 2) -> dict[str, Measured]:
     """The medians over the rounds of each contender; the largest peaks of memory."""
     took: dict[str, list[Measured]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 try:
-                    took[name].append(process.submit(measure, name, case, num_steps).result())
+                    took[name].append(process.submit(measure, name, case, num_steps, warm_up).result())
                 except BrokenProcessPool as error:
                     raise HerdError(
                         f"{name} was ended, most likely for want of memory: close other programs"
@@ -238,16 +238,16 @@ def beside_dense(name: str, rounds: int, num_steps: int) -> Row:
     return rate(f"{name}, dense twin", case, ours, theirs, "herd without experts")
 
 
-def by_length(num_steps: int) -> list[Row]:
-    """S, and S without its global layers, at the first of LENGTHS and at each."""
-    rows = []
-    for title, config in (("", S), (", local layers alone", LOCAL)):
-        first = None
-        for length in LENGTHS:
-            case = Case(config=config, documents=LENGTHS[-1] // length, length=length, recompute=True)
-            took = take_turns([OURS], case, 1, num_steps)[OURS]
-            first = first or took
-            rows.append(rate(f"{LONG}{length:,}{title}", case, took, first, f"herd, documents of {LENGTHS[0]}"))
+def by_length(config: ModelConfig, title: str) -> list[Row]:
+    """One step each on documents of LENGTHS, beside the first of these; at least 8,192 tokens a step."""
+    rows, first = [], None
+    for length in LENGTHS:
+        case = Case(config=config, documents=max(1, 8192 // length), length=length, recompute=True)
+        # A step of so many tokens that it takes minutes warms itself up.
+        took = take_turns([OURS], case, 1, 1, warm_up=int(length < LENGTHS[-1]))[OURS]
+        first = first or (case, took)
+        peer = replace(took, seconds=first[1].seconds * case.num_tokens / first[0].num_tokens)
+        rows.append(rate(f"{title}, documents of {length:,}", case, took, peer, f"herd, documents of {LENGTHS[0]}"))
     return rows
 
 
@@ -261,7 +261,9 @@ def train(*, cases: tuple[str, ...], rounds: int, steps: int, as_json: bool) -> 
         if name == "dense":
             rows += [beside_dense(shape, rounds, steps) for shape in ("S", "M")]
         elif name == "lengths":
-            rows += by_length(steps)
+            rows += by_length(S, "S")
+        elif name == "local":
+            rows += by_length(LOCAL, "S without global layers")
         else:
             rows += beside_peers(name, rounds, steps)
     show(rows, as_json=as_json)

@@ -85,7 +85,7 @@ void product(const bf16* a, const bf16* w, bf16* c, const i64* ends, i64 groups,
 
 // out[group][k, n] = sum over the group's rows m of x[m, k] * g[m, n].
 void outer(const bf16* x, const bf16* g, bf16* out, const i64* ends, i64 groups, i64 k, i64 n) {
-  constexpr i64 depth = 256, enough = 16;
+  constexpr i64 depth = 1024, enough = 16;
   // Each part of a side packs the other one again: few parts, but enough of them for the threads.
   i64 part_k = 64 * ROWS, part_n = 16 * PANEL;
   const auto cuts = [](i64 size, i64 part) { return (size + part - 1) / part; };
@@ -105,25 +105,28 @@ void outer(const bf16* x, const bf16* g, bf16* out, const i64* ends, i64 groups,
       for (i64 r0 = 0; r0 < width; r0 += ROWS) tile_of_columns(x + m * k + k0 + r0, k, rows, width - r0, left + r0 * pairs);
       for (i64 p = 0; p < panels; ++p)
         panel_of_rows(g + m * n + n0 + p * PANEL, n, rows, columns - p * PANEL, right + p * depth / 2 * PANEL);
-      for (i64 r0 = 0; r0 < width; r0 += ROWS)
-        for (i64 p = 0; p < panels; ++p)
-          with_rows(width - r0, [&](auto count) {
-            __m512 acc[count][4];
-            float* at = sum + (p * width + r0) * PANEL;
-            if (m == begin)
-              zero<count>(acc);
-            else
-              for (int r = 0; r < count; ++r)
-                for (int j = 0; j < 4; ++j) acc[r][j] = _mm512_load_ps(at + r * PANEL + 16 * j);
-            multiply<count>(left + r0 * pairs, 1, ROWS, right + p * depth / 2 * PANEL, pairs, acc);
-            bf16* to = out + (group * k + k0 + r0) * n + n0 + p * PANEL;
+      // Few rows: all panels stay near, and the output is written along its rows. Many: one panel stays.
+      const i64 tiles = (width + ROWS - 1) / ROWS, shallow = pairs * panels <= 2048;
+      for (i64 i = 0; i < tiles * panels; ++i) {
+        const i64 r0 = (shallow ? i / panels : i % tiles) * ROWS, p = shallow ? i % panels : i / tiles;
+        with_rows(width - r0, [&](auto count) {
+          __m512 acc[count][4];
+          float* at = sum + (p * width + r0) * PANEL;
+          if (m == begin)
+            zero<count>(acc);
+          else
             for (int r = 0; r < count; ++r)
-              for (int j = 0; j < 4; ++j)
-                if (m + depth >= end)
-                  store(to + r * n + 16 * j, acc[r][j], first(columns - p * PANEL - 16 * j));
-                else
-                  _mm512_store_ps(at + r * PANEL + 16 * j, acc[r][j]);
-          });
+              for (int j = 0; j < 4; ++j) acc[r][j] = _mm512_load_ps(at + r * PANEL + 16 * j);
+          multiply<count>(left + r0 * pairs, 1, ROWS, right + p * depth / 2 * PANEL, pairs, acc);
+          bf16* to = out + (group * k + k0 + r0) * n + n0 + p * PANEL;
+          for (int r = 0; r < count; ++r)
+            for (int j = 0; j < 4; ++j)
+              if (m + depth >= end)
+                store(to + r * n + 16 * j, acc[r][j], first(columns - p * PANEL - 16 * j));
+              else
+                _mm512_store_ps(at + r * PANEL + 16 * j, acc[r][j]);
+        });
+      }
     }
   }
 }

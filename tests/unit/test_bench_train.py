@@ -31,10 +31,13 @@ def test_useful_flops_are_those_that_pytorch_counts_for_the_products() -> None:
 
 
 def test_the_bench_prints_its_contract(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def inline(names: list[str], case: bench.Case, rounds: int, num_steps: int) -> dict[str, bench.Measured]:
+    def inline(
+        names: list[str], case: bench.Case, rounds: int, num_steps: int, warm_up: int = 2
+    ) -> dict[str, bench.Measured]:
         # transformers and a compiler take longer than this test may.
         return {
-            name: bench.measure(bench.OURS if name == bench.OURS else bench.LEAN, case, num_steps) for name in names
+            name: bench.measure(bench.OURS if name == bench.OURS else bench.LEAN, case, num_steps, warm_up)
+            for name in names
         }
 
     monkeypatch.setattr(bench, "CASES", {"S": CASE, "M": CASE})

@@ -80,7 +80,7 @@ def test_grouped_products_of_any_shape_have_the_values_and_gradients_of_matmul(
 
 
 @needs_kernels
-@pytest.mark.parametrize(("rows", "width", "columns"), [(1, 2, 1), (97, 192, 70), (700, 33, 129), (300, 130, 64)])
+@pytest.mark.parametrize(("rows", "width", "columns"), [(1, 2, 1), (97, 192, 70), (2100, 33, 129), (300, 130, 1100)])
 def test_linear_has_the_values_and_gradients_of_matmul(rows: int, width: int, columns: int) -> None:
     check(
         lambda x, w: native.linear(x, w) if native.serves(x) else F.linear(x, w),
