@@ -338,6 +338,20 @@ def plan(
     )
 
 
+def bench_soak(
+    folder: Path, /, *, minutes: float = 30.0, seed: int = 0, out: Path | None = None, json: bool = False
+) -> None:
+    """
+    Args:
+        folder: Folder of a model.
+        minutes: How long.
+        seed: Of the requests.
+        out: Picture of the memory to write, an SVG.
+        json: Print one JSON object, for scripts.
+    """
+    named("herd.bench.soak:soak")(folder, minutes=minutes, seed=seed, out=out, as_json=json)
+
+
 def bench_parity(*, json: bool = False) -> None:
     """
     Args:
@@ -558,6 +572,12 @@ COMMANDS = {
         summary="Read up to ten million tokens and ask for needles in them",
         example="herd bench needle runs/needle/midtrain --data runs/needle/data --context 10M",
         does=bench_needle,
+    ),
+    "bench soak": Command(
+        summary="Run the engine under random requests, cancellations and new weights, and watch its memory",
+        example="herd bench soak runs/tiny/sft --minutes 30 --out soak.svg",
+        does=bench_soak,
+        computes=True,
     ),
     "bench parity": Command(
         summary="Compare the logits with transformers' and with Meta's own",

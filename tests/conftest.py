@@ -8,7 +8,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from hypothesis import settings
 from jaxtyping import install_import_hook
+
+# A busy machine is no failure.
+settings.register_profile("herd", deadline=None)
+settings.load_profile("herd")
 
 # Where signatures tell shapes, every call that a test makes is checked against them; never at run time.
 CHECKED = ["herd.data.image", "herd.engine.sampler", "herd.model", "herd.train.balance", "herd.train.losses"]

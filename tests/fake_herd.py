@@ -27,13 +27,15 @@ class FakeEngine:
         self.delay_s = delay_s
         self.capacity = CONTEXT
         self.seen: list[tuple[Prompt, SamplingParams]] = []
+        self.callers: list[str] = []
         self.running = 0
         self.most_running = 0
         self.num_cancelled = 0
         self.closed = False
 
-    async def generate(self, prompt: Prompt, params: SamplingParams) -> AsyncIterator[Piece]:
+    async def generate(self, prompt: Prompt, params: SamplingParams, *, caller: str = "") -> AsyncIterator[Piece]:
         self.seen.append((prompt, params))
+        self.callers.append(caller)
         self.running += 1
         self.most_running = max(self.running, self.most_running)
         ended = False

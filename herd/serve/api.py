@@ -149,7 +149,8 @@ def create_app(
                 raise ApiError(f"{field}: {error}", param=field) from None
             sampling = dataclasses.replace(sampling, structure=structure)
         names = [tool["function"]["name"] for tool in tools]
-        answers = [answer(engine, prompt, one, names) for one in choices(sampling, body.num_drawn)]
+        caller = body.user or (request.client.host if request.client else "")
+        answers = [answer(engine, prompt, one, names, caller=caller) for one in choices(sampling, body.num_drawn)]
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
         num_prompt, tokenizer = len(prompt.token_ids), model.tokenizer if body.logprobs else None
         if body.stream:

@@ -44,11 +44,11 @@ class Said:
 
 
 async def answer(
-    engine: Engine, prompt: "Prompt", params: SamplingParams, names: Collection[str] = ()
+    engine: Engine, prompt: "Prompt", params: SamplingParams, names: Collection[str] = (), *, caller: str = ""
 ) -> AsyncGenerator[Said, None]:
     """The engine's pieces, calls of the tools `names` read. The last has a reason."""
     words = CallFilter(names)
-    async with answering(engine, prompt, params) as pieces:
+    async with answering(engine, prompt, params, caller=caller) as pieces:
         async for piece in pieces:
             text, calls, reason = words.push(piece.text), tuple[Call, ...](), piece.finish_reason
             if reason is not None:

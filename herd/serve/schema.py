@@ -25,7 +25,6 @@ IGNORED = frozenset(
         "prompt_cache_retention",
         "safety_identifier",
         "store",
-        "user",
     }
 )
 """Bookkeeping of the hosted service: accepted and without effect."""
@@ -296,6 +295,8 @@ class ChatRequest(_Object):
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+    """Who asks, for a fair share of the engine."""
 
     @model_validator(mode="before")
     @classmethod

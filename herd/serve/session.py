@@ -54,7 +54,7 @@ def choices(params: SamplingParams, count: int) -> list[SamplingParams]:
 
 
 def answering(
-    engine: Engine, prompt: "Prompt", params: SamplingParams
+    engine: Engine, prompt: "Prompt", params: SamplingParams, *, caller: str = ""
 ) -> AbstractAsyncContextManager[AsyncIterator[Piece]]:
     """The pieces of an answer, for `async with`: leaving the block cancels the generation."""
-    return aclosing(engine.generate(prompt, params))
+    return aclosing(engine.generate(prompt, params, caller=caller))

@@ -98,6 +98,12 @@ def test_a_plain_answer_has_text_reason_and_usage(server):
     assert answer.usage.total_tokens == len(prompt.token_ids) + 4
 
 
+def test_who_asks_is_told_to_the_engine_by_name_or_by_address(server):
+    server.ask("a", user="Ann")
+    server.ask("a")
+    assert server.model.last_engine.callers[-2:] == ["Ann", "127.0.0.1"]
+
+
 def test_a_stream_says_the_role_first_the_reason_last_and_joins_to_the_plain_answer(server):
     chunks = list(server.ask("eins zwei drei — ёж 🦔", stream=True))
     assert chunks[0].choices[0].delta.role == "assistant"

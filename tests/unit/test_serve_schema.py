@@ -101,7 +101,7 @@ def test_values_that_ask_for_nothing_pass():
 
 
 def test_bookkeeping_fields_change_nothing():
-    assert parse(user="u", store=True, metadata={"a": "b"}, safety_identifier="x") == parse()
+    assert parse(store=True, metadata={"a": "b"}, safety_identifier="x") == parse()
 
 
 def test_an_unknown_field_is_refused_with_the_nearest_name():
