@@ -162,10 +162,13 @@ class Tokenizer:
         return dict(self._backend.get_vocab(with_added_tokens=True))
 
     def token_bytes(self, index: int) -> bytes:
-        """What one token stands for; the name of a special one. Of a tokenizer that is not of bytes, its text alone."""
+        """What one token stands for; the name of a special one. Of a tokenizer that is not of bytes, its text alone.
+
+        A row that an embedding has to spare stands for nothing.
+        """
         token = self._backend.id_to_token(index)
         if token is None:
-            raise HerdError(f"there is no token {index}: the tokenizer has {self.vocab_size}")
+            return b""
         if index in self.special_ids:
             return token.encode()
         if not self.is_byte_level:

@@ -29,7 +29,7 @@ def logits_behind(tokens: Sequence[int]) -> Tensor:
     digest = hashlib.blake2b(repr(list(tokens)).encode(), digest_size=7).digest()
     logits = torch.randn(SIZE, generator=torch.Generator().manual_seed(int.from_bytes(digest, "little"))) * 2
     logits[list(END)] += 1.5  # that answers end of themselves too
-    logits[TOKENIZER.vocab_size :] = -100
+    logits[TOKENIZER.vocab_size :] += 2  # and rows to spare are met
     return logits
 
 
@@ -132,6 +132,14 @@ def test_a_stop_string_is_left_out_wherever_tokens_divide_it(stop: str, letter_b
 def test_what_might_begin_a_stop_string_waits_and_comes_when_it_does_not() -> None:
     _, pieces = says("sa sat", SamplingParams(stop=("sats",)))
     assert [piece.text for piece in pieces] == ["", "", "sa ", "", "", "", "sat"]
+
+
+def test_a_row_to_spare_is_no_text() -> None:
+    answer = begin(SamplingParams(max_tokens=3))
+    sure = torch.zeros(1, SIZE)
+    sure[0, SIZE - 1] = 50
+    assert [take([answer], sure)[0].text for _ in range(3)] == ["", "", ""]
+    assert answer.finish_reason == "length"
 
 
 def test_a_character_that_lies_over_two_tokens_comes_whole() -> None:
