@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from herd import __version__
 from herd.commands import COMMANDS, STEPS
+from herd.core.boards import VARIABLE, asked_for
 from herd.core.console import exit_code, traceback_log
 from herd.core.errors import HerdError, Misunderstood, unknown
 from herd.core.ranks import rank, world
@@ -84,6 +85,8 @@ def call(name: str, args: list[str]) -> None:
     out: Path = usage.out
     if out.exists():
         raise HerdError(f"{out} is there already: give another --out, or remove it first")
+    os.environ[VARIABLE] = usage.track
+    asked_for()  # a mistake in it is told before anything is written
     out.parent.mkdir(parents=True, exist_ok=True)
     traceback_log.set(out.with_name(out.name + ".log"))
     run_step(command.does, usage.config, {role: getattr(usage, role) for role in command.does.parents}, out)
@@ -106,6 +109,8 @@ def stage_usage(stage: Step, args: list[str]) -> Any:
     fields.append(("out", Annotated[Path, arg(help="Folder to write.")]))
     about = "Recipe whose table gives the defaults below."
     fields.append(("recipe", Annotated[str, arg(help=about, metavar="RECIPE")], recipe))
+    about = "Show metrics elsewhere too: tensorboard, trackio, or both with a comma."
+    fields.append(("track", Annotated[str, arg(help=about, metavar="BOARDS")], os.environ.get(VARIABLE, "")))
     fields.append(("config", Annotated[type(config), arg(name="")], config))
     return dataclasses.make_dataclass("Usage", fields, kw_only=True)
 

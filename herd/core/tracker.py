@@ -1,10 +1,14 @@
-"""Metrics of a stage as JSON lines: one object a line, always written, readable while the stage runs."""
+"""Metrics of a stage as JSON lines: one object a line, always written, readable while the stage runs.
+
+They go to boards too where that is asked for: see herd.core.boards.
+"""
 
 import json
 import math
 from pathlib import Path
 from typing import Any
 
+from herd.core.boards import Board, boards
 from herd.core.files import write_atomic
 
 
@@ -15,11 +19,12 @@ class Tracker:
     """
 
     def __init__(self, path: Path | None, *, start_step: int = 0) -> None:
-        self._file = None
+        self._file, self._boards = None, list[Board]()
         if path is None:
             return
         kept = [line for line in read_metrics(path) if line["step"] < start_step] if path.exists() else []
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._boards = boards(path, start_step)
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, **metrics: Any) -> None:
@@ -27,10 +32,16 @@ class Tracker:
         if self._file is not None:
             self._file.write(json.dumps({"step": step, **_finite(metrics)}, allow_nan=False) + "\n")
             self._file.flush()
+        if self._boards:
+            told = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+            for board in self._boards:
+                board.log(step, {name: value for name, value in told.items() if math.isfinite(value)})
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+        for board in self._boards:
+            board.close()
 
     def __enter__(self) -> "Tracker":
         return self

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from herd.core import boards
+from herd.core.errors import HerdError
 from herd.core.tracker import Tracker, read_metrics
 
 
@@ -67,3 +70,77 @@ tracker.Tracker(Path("metrics.jsonl"), start_step=8)
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == -signal.SIGKILL
     assert len(read_metrics(path)) == 10
+
+
+class Shown:
+    """A board that keeps what it is told."""
+
+    def __init__(self, run: Path, stage: str, start_step: int):
+        self.told: list[object] = [run.name, stage, start_step]
+        made.append(self)
+
+    def log(self, step: int, numbers: dict[str, float]):
+        self.told.append((step, numbers))
+
+    def close(self):
+        self.told.append("closed")
+
+
+made: list[Shown] = []
+
+
+def test_boards_are_told_the_numbers_of_each_step_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(boards.BOARDS, "tensorboard", Shown)
+    monkeypatch.setenv("HERD_TRACK", "tensorboard")
+    work = tmp_path / "run" / "sft.partial"
+    work.mkdir(parents=True)
+    with Tracker(work / "metrics.jsonl", start_step=3) as tracker:
+        tracker.log(3, loss=1.5, max_vio=float("nan"), expert_load=[[1, 2]], skipped="loss")
+    assert made[-1].told == ["run", "sft", 3, (3, {"loss": 1.5}), "closed"]
+
+
+def test_an_unknown_board_and_one_that_is_not_installed_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HERD_TRACK", "tensorbord")
+    with pytest.raises(HerdError, match="did you mean 'tensorboard'"):
+        Tracker(tmp_path / "metrics.jsonl")
+    monkeypatch.setenv("HERD_TRACK", "trackio")
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(HerdError, match="pip install trackio"):
+        Tracker(tmp_path / "metrics.jsonl")
+
+
+def test_tensorboard_reads_what_a_resumed_run_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("HERD_TRACK", "tensorboard")
+    work = tmp_path / "run" / "pretrain.partial"
+    work.mkdir(parents=True)
+    for start, end in ((0, 4), (2, 6)):
+        with Tracker(work / "metrics.jsonl", start_step=start) as tracker:
+            for step in range(start, end):
+                tracker.log(step, loss=float(start * 10 + step))
+    found = reader.EventAccumulator(str(tmp_path / "run" / "tensorboard" / "pretrain"))
+    found.Reload()
+    assert [(one.step, one.value) for one in found.Scalars("loss")] == [
+        (step, step if step < 2 else 20.0 + step) for step in range(6)
+    ]
+
+
+def test_trackio_keeps_what_it_is_told_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("trackio")
+    code = """
+import sys
+from pathlib import Path
+from herd.core.tracker import Tracker
+with Tracker(Path(sys.argv[1])) as tracker:
+    for step in range(3):
+        tracker.log(step, loss=float(step), expert_load=[[1]])
+"""
+    work = tmp_path / "run" / "pretrain.partial"
+    work.mkdir(parents=True)
+    monkeypatch.setenv("HERD_TRACK", "trackio")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
+    subprocess.run([sys.executable, "-c", code, str(work / "metrics.jsonl")], capture_output=True, check=True)
+    rows = sqlite3.connect(tmp_path / "store" / "run.db").execute("select run_name, step, metrics from metrics")
+    assert [(run, step, json.loads(told)) for run, step, told in rows] == [
+        ("pretrain", step, {"loss": float(step)}) for step in range(3)
+    ]
