@@ -252,27 +252,30 @@ def prune(root: Path, config: CheckpointConfig) -> None:
         remove(path)
 
 
+INDEX_CLASSES = {
+    "torch.distributed.checkpoint.metadata": {
+        "Metadata",
+        "TensorStorageMetadata",
+        "BytesStorageMetadata",
+        "TensorProperties",
+        "ChunkStorageMetadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "pathlib": {"PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"},
+    "torch": {"Size"} | {name for name, value in vars(torch).items() if isinstance(value, torch.dtype)},
+}
+"""By module, what `.metadata` is made of; none of it does anything when it is made."""
+
+
 class _IndexUnpickler(pickle.Unpickler):
-    """Knows what `.metadata` is made of, and nothing else."""
+    """Knows INDEX_CLASSES, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        classes = {
-            "torch.distributed.checkpoint.metadata": {
-                "Metadata",
-                "TensorStorageMetadata",
-                "BytesStorageMetadata",
-                "TensorProperties",
-                "ChunkStorageMetadata",
-                "MetadataIndex",
-                "StorageMeta",
-                "_MEM_FORMAT_ENCODING",
-            },
-            "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-            "torch.serialization": {"_get_layout"},
-            "pathlib": {"PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"},
-            "torch": {"Size"} | {key for key, value in vars(torch).items() if isinstance(value, torch.dtype)},
-        }
-        if name not in classes.get(module, set()):
+        if name not in INDEX_CLASSES.get(module, set()):
             raise pickle.UnpicklingError(f"{module}.{name} has no place in the index of a checkpoint")
         return super().find_class(module, name)
 

@@ -25,7 +25,7 @@ from herd.train.losses import language_loss
 
 SPECIAL = SpecialIds(bos=1, end_of_text=2, eom=3, eot=4, pad=5)
 POISONED = 40
-"""Every so-many-th batch is no number, so that what the guard knows goes through the kills too."""
+"""Every so-many-th batch weighs a thousand times too much: what the guard knows goes through the kills too."""
 
 
 class Batches:
@@ -41,7 +41,7 @@ class Batches:
         os.write(handle, f"{step}\n".encode())
         os.close(handle)
         tokens = torch.randint(10, 64, (32,), generator=torch.Generator().manual_seed(step))
-        weight = float("nan") if step % POISONED == POISONED - 1 else 1 / 32
+        weight = (1000 if step % POISONED == POISONED - 1 else 1) / 32
         return Batch(
             tokens_N=tokens,
             targets_N=tokens.roll(-1),
@@ -143,4 +143,4 @@ def test_a_run_killed_six_times_ends_with_the_bits_of_one_left_in_peace(tmp_path
 
 @pytest.mark.slow
 def test_a_run_killed_a_hundred_times_ends_with_the_bits_of_one_left_in_peace(tmp_path: Path) -> None:
-    assert check(tmp_path, num_steps=2500, num_kills=100, seed=1).torn >= 10
+    assert check(tmp_path, num_steps=1500, num_kills=100, seed=1).torn >= 10

@@ -88,23 +88,23 @@ class Batches:
 def test_one_percent_of_poison_changes_the_final_loss_by_less_than_a_thousandth(tmp_path: Path) -> None:
     learnt_T, held_T = text("herd/**/*.py", "tests/**/*.py"), text("docs/*.md")
     apart = []
-    for seed in range(4):
+    for seed in range(3):
         final = {}
-        for num_bad in (0, 10):
+        for num_bad in (0, 6):
             model = Transformer(SHAPE)
             initialise(model, torch.Generator().manual_seed(seed))
-            batches = Batches(learnt_T, seed, 1000, num_bad)
+            batches = Batches(learnt_T, seed, 600, num_bad)
             config = PretrainConfig(seed=seed, checkpoint=CheckpointConfig(every_s=1e6), optimizer=RATES)
             out = tmp_path / f"{seed}-{num_bad}"
             train(model, batches, language_loss(0.01), config, Stage("test", out, config={}, parents={}))
             lines = read_metrics(out.with_name(f"{out.name}.partial") / "metrics.jsonl")
             skipped = {line["step"] for line in lines if "skipped" in line}
             assert skipped >= {step for step in batches.bad if step >= FIRST}
-            assert len(skipped - set(batches.bad)) <= 3  # of a thousand, 6 sigma are rare
+            assert len(skipped - set(batches.bad)) <= 2  # 6 sigma are rare
             with torch.no_grad():
                 loss_fn = language_loss(0.0)
                 losses = [float(loss_fn(model, cut(held_T, stream(7, "held", i)))[0]) for i in range(60)]
             final[num_bad] = mean(losses)
-        apart.append(final[10] / final[0] - 1)
-        print(f"seed {seed}: {final[0]:.5f} without, {final[10]:.5f} with, apart by {100 * apart[-1]:+.3f} %")
+        apart.append(final[6] / final[0] - 1)
+        print(f"seed {seed}: {final[0]:.5f} without, {final[6]:.5f} with, apart by {100 * apart[-1]:+.3f} %")
     assert abs(mean(apart)) < 0.001, apart
