@@ -38,9 +38,9 @@ SHAPE = ModelConfig(
     moe=MoEConfig(num_experts=8, ffn_dim=768, every=2),
     vision=None,
 )
-STEPS = 2
+STEPS = 8
 """Steps of a stretch: longer than a save takes to be written."""
-ROUNDS = 5
+ROUNDS = 3
 
 
 def random_batch(seed: int, num_documents: int = 8, length: int = 512) -> Batch:
@@ -72,13 +72,13 @@ def measure(folder: Path) -> list[Row]:
     every_s = CheckpointConfig().every_s
     made = 0
 
-    def stretch(save: Callable[[int], None]) -> tuple[float, float]:
+    def stretch(save: Callable[[int], None], num_steps: int) -> tuple[float, float]:
         """Seconds of a stretch, and of these until its save lets the training go on."""
         nonlocal made
         began = time.monotonic()
         save(made + 1)
         stood = time.monotonic() - began
-        for _ in range(STEPS):
+        for _ in range(num_steps):
             loss_fn(model, random_batch(made))[0].backward()
             optimizer.step(made, optimizer.grad_norm())
             optimizer.clear()
@@ -95,12 +95,12 @@ def measure(folder: Path) -> list[Row]:
     taken: dict[str, list[tuple[float, float]]] = {"none": [], "ours": [], "peer": []}
     with Checkpoints(stage, CheckpointConfig(), {"optimizer": optimizer}) as checkpoints:
         ways = {"none": lambda _: None, "ours": checkpoints.save, "peer": save_as_peer}
-        for _ in range(1 + ROUNDS):  # the first, in which memory is taken, is not counted
+        for counted in [False] + ROUNDS * [True]:  # at first memory is taken
             for name, save in ways.items():
-                taken[name].append(stretch(save))
+                taken[name] += [stretch(save, STEPS if counted else 1)][: int(counted)]
                 shutil.rmtree(folder / "peer", ignore_errors=True)
-    whole = {name: median(seconds for seconds, _ in pairs[1:]) for name, pairs in taken.items()}
-    stood = {name: 1000 * median(seconds for _, seconds in pairs[1:]) for name, pairs in taken.items()}
+    whole = {name: median(seconds for seconds, _ in pairs) for name, pairs in taken.items()}
+    stood = {name: 1000 * median(seconds for _, seconds in pairs) for name, pairs in taken.items()}
     lost = {name: 100 * (whole[name] - whole["none"]) / every_s for name in whole}
     peer_name = f"dcp.save of torch {torch.__version__}, waited for"
     cases = {

@@ -73,6 +73,12 @@ def test_a_run_killed_in_training_goes_on_to_the_same_bits(tiny_data: Path, tmp_
     before = read_metrics(work / "metrics.jsonl")[:resumed]
     assert not (run / "pretrain").exists()
 
+    vanished = (run / "data" / "text.parquet").rename(tmp_path / "text.parquet")
+    code, told, err = go(recipe, run)
+    assert (code, told) == (1, ["data reused", "vision reused"])
+    assert f"{run}/data/text.parquet is missing" in err and len(err.splitlines()) == 1
+    vanished.rename(run / "data" / "text.parquet")
+
     code, told, err = go(recipe, run)
     assert (code, err) == (0, "")
     assert told == ["data reused", "vision reused", "pretrain done", "report done"]
