@@ -1,9 +1,10 @@
 """Checkpoints of a running stage with torch.distributed.checkpoint: copied, written meanwhile, committed in two phases.
 
 A checkpoint is the folder `state/step-N` of the stage's work folder. At a save the state is copied (its memory is had
-twice from then on: 8 bytes a parameter that Muon trains, 12 of AdamW's) and the training goes on while a thread writes
-the copy to `step-N.writing`, each file forced to the disk. Then `commit.json` with the size and the checksum of every
-file is written there, and the folder renamed: under its final name it is whole. What a kill tore is never read.
+twice from then on: 8 bytes a parameter that Muon trains, 12 of AdamW's, less with 8-bit moments) and the training goes
+on while a thread writes the copy to `step-N.writing`, each file forced to the disk. Then `commit.json` with sizes and
+checksums of all files is written there, and the folder renamed: under its final name it is whole. What a kill tore is
+never read.
 
 The newest checkpoint whose files are what its `commit.json` says is resumed from, by any number of ranks. The library
 keeps its index as a pickle, `.metadata`: it is read by an unpickler that knows only the index's own classes, and the
