@@ -421,7 +421,7 @@ class ParallelConfig:
 class CheckpointConfig:
     """When the state of a training is saved, and what is kept of it."""
 
-    every_s: float = 30.0
+    every_s: float = 60.0
     """Seconds from one save to the next; one that is still being written is waited for."""
     keep: int = 2
     """The newest so many are kept: should one be damaged, the one before serves."""
