@@ -427,6 +427,15 @@ def bench_train(*, cases: tuple[str, ...] = ("S", "M"), rounds: int = 2, steps: 
     named("herd.bench.train:train")(cases=cases, rounds=rounds, steps=steps, as_json=json)
 
 
+def bench_scaling(*, steps: int = 50, json: bool = False) -> None:
+    """
+    Args:
+        steps: Training steps of each case.
+        json: Print one JSON object, for scripts.
+    """
+    named("herd.bench.scaling:scaling")(steps=steps, as_json=json)
+
+
 def convert(
     source: Path,
     out: Path,
@@ -606,6 +615,11 @@ COMMANDS = {
         example="herd bench train --cases S M --json",
         does=bench_train,
         computes=True,
+    ),
+    "bench scaling": Command(
+        summary="Train on 1 to 4 ranks along every axis: losses, tokens/s and bytes beside one rank's",
+        example="herd bench scaling --json",
+        does=bench_scaling,
     ),
     "convert": Command(
         summary="Write a model in another format: Hugging Face, Meta, GGUF, or packed to 8 or 4 bits",

@@ -17,6 +17,7 @@ from herd.model.parallel import Parallel, local
 from herd.model.parallel.mesh import Mesh, bounds
 from herd.model.transformer import Transformer
 from herd.train.losses import cross_entropy
+from herd.train.passes import square_sum
 
 SHAPE = replace(SCOUT_LIKE, dim=32, num_layers=4, head_dim=16, moe=MoEConfig(num_experts=4, ffn_dim=32, every=2))
 
@@ -71,7 +72,9 @@ def gradients(parallel: ParallelConfig, batches: RandomBatches, config: ModelCon
     parameters = dict(model.named_parameters())
     ranks.sum_gradients(parameters)
     found = {"loss": ranks.mesh.sum(loss.detach().double(), tuple(ranks.mesh.sizes))}
-    found["norm"] = torch.tensor(ranks.norm({n: p.grad for n, p in parameters.items() if p.grad is not None}))
+    found["norm"] = torch.tensor(
+        ranks.norm({n: square_sum(local(p.grad)) for n, p in parameters.items() if p.grad is not None})
+    )
     for name, parameter in parameters.items():
         if parameter.grad is not None:
             grad = local(parameter.grad)

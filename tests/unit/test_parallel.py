@@ -1,5 +1,6 @@
 """Any mesh makes the training of one rank: the parts without processes here, and real gloo ranks."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,11 @@ from parallel_world import (
     saved,
     small_model,
 )
-from ranks import on_ranks
 from torch import Tensor
 
 from herd import native
+from herd.bench.ranks import on_ranks
+from herd.bench.scaling import BOUND, MESHES, scaling
 from herd.config import MoEConfig, ParallelConfig
 from herd.core.errors import HerdError
 from herd.model.formats.weights import skeleton
@@ -202,3 +204,11 @@ def test_a_fused_matrix_is_split_part_by_part() -> None:
     assert split.take(rows, one).tolist() == [0, 1, 4, 6] and split.take(rows, other).tolist() == [2, 3, 5, 7]
     layout = Layout(mesh=other, shape=(8,), splits=(split,), partial=())
     assert [box for box, _ in layout.boxes()] == [((2, 4),), ((5, 6),), ((7, 8),)]
+
+
+@pytest.mark.slow
+def test_fifty_steps_on_any_mesh_have_the_losses_of_one_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    scaling(steps=50, as_json=True)
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    apart = [row["ours"] for row in rows if row["case"].endswith("adamw")]
+    assert len(apart) == len(MESHES) and max(apart) <= BOUND

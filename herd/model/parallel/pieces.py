@@ -82,6 +82,8 @@ def share(batch: Batch, mesh: Mesh, chunk_size: int) -> Batch:
 def split(batch: Batch, count: int) -> list[Batch]:
     """A batch as `count` of about as many tokens, whole documents each; their losses and gradients sum to its own. Some
     may be empty."""
+    if count == 1:  # also of a context rank, whose starts are not its own alone
+        return [batch]
     starts = batch.starts_S.tolist()
     parts = []
     for begin, end in pairwise(document_cuts(starts, count)):

@@ -1,4 +1,4 @@
-"""Functions on several gloo ranks, each a process of its own."""
+"""Functions on several gloo ranks, each a process of its own: for benches and tests."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ Case = tuple[int, Callable[..., Any], tuple[Any, ...]]
 
 def on_ranks(*cases: Case) -> list[list[Any]]:
     """What each case gives on each of its ranks. The cases run one after the other in the same processes: to start one
-    takes longer than most cases."""
+    takes longer than many a case."""
     count = max(ranks for ranks, _, _ in cases)
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_rank, (folder, cases), nprocs=count, join=True)

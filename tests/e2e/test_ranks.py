@@ -1,0 +1,76 @@
+"""The command under torchrun: stopped on two ranks and finished on one, it is the training of one."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import herd
+from herd.core.files import partial, write_json
+from herd.core.lineage import read_lineage
+from herd.core.tracker import read_metrics
+
+SETTINGS = ["--num-tokens", "12000", "--batch-tokens", "1000", "--context", "128", "--optimizer.matrix-lr", "0.002"]
+
+
+def herd_command(*words: str | Path) -> list[str]:
+    return [sys.executable, "-m", "herd", *map(str, words)]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+@pytest.mark.slow
+def test_a_run_stopped_on_two_ranks_is_finished_on_one(tiny_folder: Path, tiny_data: Path, tmp_path: Path) -> None:
+    model, out, alone = tmp_path / "model", tmp_path / "out", tmp_path / "alone"
+    shutil.copytree(tiny_folder, model)
+    write_json(model / "herd.json", {"stage": "random", "hash": "0"})
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    words = ["pretrain", model, "--data", tiny_data, *SETTINGS]
+
+    # What torchrun, Slurm and Ray tell their processes; torchrun itself would end them 30 s after a SIGTERM.
+    world = env | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = herd_command(*words, "--out", out, "--parallel.expert", "2")
+    ranks = [
+        subprocess.Popen(command, env=world | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    lines = partial(out) / "metrics.jsonl"
+    while all(rank.poll() is None for rank in ranks) and not (lines.exists() and len(read_metrics(lines)) >= 3):
+        time.sleep(0.1)
+    ranks[1].send_signal(signal.SIGTERM)  # one is asked, and all stop after the same step
+    told = [rank.communicate(timeout=500)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [75, 75], told
+    assert all("stopped as asked" in words for words in told) and not out.exists()
+    made = len(read_metrics(lines))
+    subprocess.run(herd_command(*words, "--out", out), env=env, check=True, timeout=600)
+    subprocess.run(herd_command(*words, "--out", alone), env=env, check=True, timeout=600)
+
+    ours, theirs = read_metrics(out / "metrics.jsonl"), read_metrics(alone / "metrics.jsonl")
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs] and 3 <= made < len(ours)
+    for line, other in zip(ours, theirs, strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], abs=0.02)
+        assert sum(map(sum, line["expert_load"])) == sum(map(sum, other["expert_load"]))
+    found, wanted = herd.load(out, dtype=torch.float32), herd.load(alone, dtype=torch.float32)
+    assert read_lineage(out)["parameters"] == read_lineage(alone)["parameters"]
+    for (name, one), other in zip(found.transformer.named_parameters(), wanted.transformer.parameters(), strict=True):
+        assert (one - other).abs().max() < 0.1, name
+
+
+def test_a_wrong_product_is_told_in_one_line(tmp_path: Path) -> None:
+    words = ["pretrain", tmp_path, "--data", tmp_path, "--out", tmp_path / "out", "--parallel.tensor", "3"]
+    (tmp_path / "herd.json").write_text('{"hash": "0"}')
+    run = subprocess.run(herd_command(*words), capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "tensor 3 = 3 ranks, but one process was started" in run.stderr and run.stderr.count("\n") == 1
