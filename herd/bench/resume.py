@@ -38,7 +38,7 @@ SHAPE = ModelConfig(
     moe=MoEConfig(num_experts=8, ffn_dim=768, every=2),
     vision=None,
 )
-STEPS = 8
+STEPS = 5
 """Steps of a stretch: longer than a save takes to be written."""
 ROUNDS = 3
 
