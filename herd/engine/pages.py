@@ -270,9 +270,7 @@ class Pages:
             length -= length % self.size
         if table.partial is not None and length < table.entered * self.size + len(table.partial.content):
             self._forget_partial(table)
-        if chunk != table.chunk:
-            self._drop_local(table)
-            table.chunk = chunk
+        table.chunk = chunk
         self._cut(table, -(-length // self.size), -(-(length - chunk * self.chunk_size) // self.size))
         while table.entered * self.size > length:
             table.entered -= 1

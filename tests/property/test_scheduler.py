@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from herd.engine.pages import Pages
+from herd.engine.pages import Pages, Table
 from herd.engine.scheduler import Request, Scheduler, Step
 
 Cell = tuple[str, int, int]  # salt, weights, token
@@ -263,3 +263,26 @@ def test_who_has_priority_takes_the_place_of_one_that_then_ends_all_the_same() -
     while not world.scheduler.idle:
         world.step()
     assert all(len(request.content) == request.limit for request in [*lesser, urgent])
+
+
+def test_tokens_are_taken_back_over_a_chunk_s_edge_and_into_a_shared_page() -> None:
+    pages = Pages(page_tokens=4, chunk_size=16, num_global=12, num_local=8)
+    table, content = Table(), list(range(100, 140))
+    assert pages.begin(table, "", content, 39) == []
+    for end in (16, 19):
+        pages.extend(table, end)
+    # The local pages of the first chunk are gone: what stands before position 14 in it is computed again.
+    pages.truncate(table, 14)
+    assert (table.length, table.chunk, len(table.pages), len(table.local)) == (0, 0, 0, 0)
+    assert (pages.whole.free, pages.chunk.free) == (12, 8)
+    # To the edge itself nothing needs them.
+    for end in (16, 19):
+        pages.extend(table, end)
+    pages.truncate(table, 16)
+    assert (table.length, table.chunk, len(table.pages), len(table.local)) == (16, 1, 4, 0)
+    # Page 5 is shared from 24 tokens on; others read it, so it is not written again.
+    pages.extend(table, 26)
+    pages.enter(table, content, 26)
+    pages.truncate(table, 22)
+    assert (table.length, table.entered, len(table.pages), len(table.local)) == (20, 5, 5, 1)
+    assert pages.whole.idle == 1
