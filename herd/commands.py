@@ -405,7 +405,7 @@ def bench_needle(
 ) -> None:
     """
     Args:
-        folder: Folder of a model whose last layer is its only global one, such as runs/needle/midtrain.
+        folder: Folder of a model whose last layer is its only global one, such as one of shape tiny-long.
         data: Data folder that it was trained on: its documents and keys are not asked about.
         context: Tokens to read, such as 128K or 10M.
         seeds: Questions at each of the ten depths.
@@ -579,7 +579,7 @@ COMMANDS = {
     ),
     "bench needle": Command(
         summary="Read up to ten million tokens and ask for needles in them",
-        example="herd bench needle runs/needle/midtrain --data runs/needle/data --context 10M",
+        example="herd bench needle runs/mine/midtrain --data runs/tiny/data --context 1M",
         does=bench_needle,
     ),
     "bench soak": Command(

@@ -162,6 +162,25 @@ class Reader:
                 break
         return given
 
+    @torch.inference_mode()
+    def follow(self, question: Sequence[int], answer: Sequence[int], *, at: int) -> list[int]:
+        """The likeliest token at each place of `answer`, given what of it stands before: all are those of `answer`
+        just where `answer` is the greedy continuation. One pass over the cache instead of one for each token."""
+        assert at % self.chunk == 0 and at <= self.length
+        assert len(question) + len(answer) <= self.chunk
+        tokens, asked = torch.tensor([*question, *answer]), len(question) - 1
+        if asked:
+            self._read_piece(tokens[:asked], at)
+        rest = tokens[asked:-1].to(self.device)
+        begin = at + asked
+        self._changed.append((begin, begin + len(rest)))
+        positions_N = torch.arange(begin, begin + len(rest), device=self.device)
+        starts_S = torch.tensor([0, len(rest)], dtype=torch.int32, device=self.device)
+        view = self.cache.at([self._until(begin + len(rest))], [self._local(0)], positions_N, starts_S)
+        hidden_ND = self.model.transformer(rest, positions_N=positions_N, starts_S=starts_S, cache=view)
+        likeliest: list[int] = self.model.transformer.unembed(hidden_ND).argmax(-1).tolist()
+        return likeliest
+
     def _logits(self, token: int, position: int, epsilon: float | None = None) -> Tensor:
         """Logits after one more token."""
         if position >= self.context:

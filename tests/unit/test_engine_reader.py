@@ -61,6 +61,17 @@ def test_an_answer_after_a_long_text_is_that_of_whole_forwards(num_layers: int, 
     assert answer == by_whole_forwards(model, text.tolist() + question, 40)
 
 
+def test_following_an_answer_tells_whether_it_is_the_greedy_one() -> None:
+    model = model_of(shape())
+    text, question = tokens(5 * CHUNK), tokens(7, seed=1).tolist()
+    reader = Reader(model, context=7 * CHUNK)
+    reader.read(text)
+    answer = reader.answer(question, at=len(text), max_tokens=9)
+    assert reader.follow(question, answer, at=len(text)) == answer
+    other = [*answer[:4], (answer[4] + 1) % 64, *answer[5:]]
+    assert reader.follow(question, other, at=len(text))[:5] == answer[:5]
+
+
 def test_a_question_in_the_midst_sees_nothing_of_what_follows() -> None:
     model = model_of(shape())
     text, question = tokens(9 * CHUNK), tokens(5, seed=1).tolist()

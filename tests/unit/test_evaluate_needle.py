@@ -26,20 +26,22 @@ def test_a_planted_fact_is_answered_as_in_a_text_read_from_the_start() -> None:
     quiz = planted.needle(np.random.default_rng(0), KEYS, "en", decoys=1)
     before = [pool.clone() for pool in (*reader.cache.keys, *reader.cache.values)]
     seen = []
-    reader_answer = reader.answer
+    follow = reader.follow
 
-    def answer(question: list[int], *, at: int, max_tokens: int) -> list[int]:
-        seen.append(reader_answer(question, at=at, max_tokens=max_tokens))
-        return seen[-1]
+    def followed(question: list[int], answer: list[int], *, at: int) -> list[int]:
+        seen.append((answer, follow(question, answer, at=at)))
+        return seen[-1][1]
 
-    reader.answer = answer  # type: ignore[method-assign]
+    reader.follow = followed  # type: ignore[method-assign]
     hay.ask(quiz, length=length, depth=0.4, rng=np.random.default_rng(1))
     facts = [planter.encode(f" {fact}") for fact in quiz.facts]
     text = ids[:length].copy()
     for place, fact in zip(hay._places(facts, length, 0.4, np.random.default_rng(1)), facts, strict=True):
         text[place : place + len(fact)] = fact
     assert all(fact in TOKENIZER.decode(text.tolist()) for fact in quiz.facts)
-    assert seen[0] == by_whole_forwards(model, [*text.tolist(), *planter.encode(quiz.question)], len(seen[0]))
+    ((wanted, given),) = seen
+    before_it = [*text.tolist(), *planter.encode(quiz.question)]
+    assert given == [by_whole_forwards(model, [*before_it, *wanted[:i]], 1)[0] for i in range(len(wanted))]
     after = [*reader.cache.keys, *reader.cache.values]
     is_global = [layer == 3 for layer in range(4)] * 2
     assert all(torch.equal(a, b) for a, b, kept in zip(before, after, is_global, strict=True) if kept)
