@@ -1,5 +1,7 @@
 """`herd bench engine` without its peers: what it measures against, and its files."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,14 @@ def test_the_files_hold_the_same_weights(tmp_path: Path, monkeypatch: pytest.Mon
     theirs = torch.from_numpy(package("quants").dequantize(stored.data, stored.tensor_type))
     ours = model.unembedding.weight.float() * model.unembedding.scale.float()
     assert (theirs - ours).abs().max() < 0.03 * ours.abs().max()
+
+
+def test_opening_a_model_does_not_bring_in_pytorchs_compiler() -> None:
+    script = (
+        "import sys\n"
+        "from herd.bench.engine import SHAPES\n"
+        "from herd.model.formats.weights import skeleton\n"
+        "assert skeleton(SHAPES['S']).embedding.weight.is_meta\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from herd.config import ModelConfig
 from herd.core.errors import HerdError
@@ -35,9 +36,20 @@ class Weights:
         return Weights(config=model.config, dtype=dtype, read=lambda name: parameters[name].detach().cpu())
 
 
+class Undrawn(TorchFunctionMode):
+    """Leaves parameters as they are made: to draw values without memory, PyTorch imports its compiler, 78 MB of it."""
+
+    def __torch_function__(  # type: ignore[no-untyped-def]
+        self, function, types, args=(), kwargs=None
+    ):
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
 def skeleton(config: ModelConfig) -> Transformer:
     """The model without memory for its parameters."""
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         return Transformer(config)
 
 
