@@ -1,4 +1,4 @@
-"""The command line: parsed before torch is imported; herd/commands.py has the table of commands.
+"""The command line: parsed before torch is imported; herd/commands/ has the table of commands.
 
 Whatever goes wrong is told in one line on stderr. The traceback goes to a file: `run.log` in a run's folder, `OUT.log`
 beside the folder that a single stage writes, else `logs/herd.log` in the cache.
@@ -25,7 +25,7 @@ from herd.stages.recipe import Step, load_recipe, run_step
 def entry() -> None:
     """The program `herd`."""
     args = sys.argv[1:]
-    if args and args[0] in COMMANDS and COMMANDS[args[0]].computes:
+    if any(name in COMMANDS and COMMANDS[name].computes for name in (" ".join(args[:2]), " ".join(args[:1]))):
         tune_allocator()
     # Of several ranks the first tells results; what goes wrong is told by whom it befalls.
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
@@ -51,7 +51,7 @@ def do_command(args: Sequence[str]) -> None:
 
 
 def overview(names: Iterable[str]) -> str:
-    lines = [f"  {name:<12} {COMMANDS[name].summary}" for name in names]
+    lines = [f"  {name:<14} {COMMANDS[name].summary}" for name in names]
     last = "herd COMMAND --help tells more, with an example."
     return "\n".join(["usage: herd COMMAND [OPTIONS]", "", *lines, "", last])
 

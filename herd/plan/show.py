@@ -1,9 +1,11 @@
 """Prints what `herd plan` reckons, as text or as one JSON object."""
 
 import json
+from dataclasses import asdict
 
-from herd.config import ModelConfig
+from herd.config import ModelConfig, OptimizerConfig
 from herd.plan.counts import INT4_GROUP, Precision, amount, plan
+from herd.plan.here import Machine, step_here
 from herd.plan.training import TrainingPlan, training_json, training_lines
 
 
@@ -13,14 +15,17 @@ def show(
     *,
     context: int | None,
     quantize: Precision | None,
-    training: TrainingPlan | None,
+    training: TrainingPlan | None = None,
+    here: tuple[int, int, Machine] | None = None,
     as_json: bool,
 ) -> None:
-    """Print the plan of the model called `name`, and of training it."""
+    """Print the plan of the model called `name`; of training it too, on a cluster or `here` (step, document)."""
+    step = None if here is None else step_here(config, OptimizerConfig(), *here)
     lines = [] if training is None else training_lines(config, training)
     told = plan(config, context=context, quantize=quantize)
     if as_json:
         more = {} if training is None else {"training": training_json(config, training)}
+        more |= {} if step is None else {"here": asdict(step)}
         print(json.dumps({"model": name, **told, **more}, indent=1))
         return
     figures, weights, fits = told["parameters"], told["bytes"], told["context_on_one_card"]
@@ -42,3 +47,8 @@ def show(
     print(f"together in {told['precision']}: {amount(told['serving_bytes'])}B")
     for line in lines:
         print(line)
+    if step is not None:
+        print(
+            f"a step of training here: {step.seconds:.2f} s, {step.tokens_per_s:,.0f} tokens/s, "
+            f"{step.share_of_peak:.0%} of the product rate, {amount(int(step.peak_bytes))}B at the peak"
+        )

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,12 +12,15 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from herd.bench.oracles import random_model
+from herd.bench.plan import fit
 from herd.cli import main
-from herd.config import ModelConfig, MoEConfig, SpecialIds, preset
+from herd.config import ModelConfig, MoEConfig, OptimizerConfig, SpecialIds, preset
 from herd.core.numbers import tokens
 from herd.plan.cluster import GPUS, Layout, Run, best, layouts, memory_by_part, outcome
+from herd.plan.here import Machine, Step, muon_flops, step_here
 from herd.plan.published import published, table
 from herd.plan.work import attention_flops, mean_keys, work_of
+from herd.train.optimizer import Optimizer
 
 SMALL = ModelConfig(
     vocab_size=96,
@@ -141,3 +145,33 @@ def test_what_cannot_be_planned_is_said_in_one_line(
 @pytest.mark.parametrize(("text", "number"), [("8192", 8192), ("8K", 8192), ("10m", 10_485_760), ("1,000", 1000)])
 def test_a_context_may_be_written_short(text: str, number: int) -> None:
     assert tokens(text) == number
+
+
+def test_muons_flops_are_those_that_torch_counts() -> None:
+    for config in SHAPES.values():
+        model = random_model(config, seed=0).train().requires_grad_(True).bfloat16()
+        optimizer = Optimizer(model, OptimizerConfig(), 10)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        with FlopCounterMode(display=False) as counter:
+            optimizer.step(0, 1.0)
+        assert counter.get_total_flops() == muon_flops(config)
+
+
+def test_more_work_takes_longer_and_more_memory_here() -> None:
+    machine = Machine(product_flops=4e11, bandwidth=4e10, base_bytes=3e8)
+
+    def step(config: ModelConfig = SMALL, tokens: int = 4096, length: int = 64) -> Step:
+        return step_here(config, OptimizerConfig(), tokens, length, machine)
+
+    assert step(tokens=8192).seconds > step().seconds and step(tokens=8192).peak_bytes > step().peak_bytes
+    assert step(length=1024).seconds > step().seconds
+    wider = step(replace(SMALL, dim=96))
+    assert wider.seconds > step().seconds and wider.peak_bytes > step().peak_bytes
+
+
+def test_factors_are_found_again_and_none_is_below_zero() -> None:
+    floors = np.random.default_rng(0).random((12, 4)) + 0.1
+    factors = [1.5, 0.0, 3.0, 1.0]
+    assert fit(floors.tolist(), (floors @ factors).tolist()) == pytest.approx(factors, abs=1e-9)
+    assert min(fit(floors.tolist(), (floors @ [1.5, -0.2, 3.0, 1.0]).tolist())) >= 0

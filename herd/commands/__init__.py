@@ -7,13 +7,14 @@ others are options. The commands of the stages come from `STEPS`, the table that
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from herd import __version__
+from herd.commands.bench import BENCHES
+from herd.commands.command import Command, named
 from herd.config import PRESETS, preset
 from herd.core.child import run_in_child
 from herd.core.console import exit_code, logged_to, traceback_log
@@ -23,12 +24,6 @@ from herd.plan.counts import Precision
 from herd.stages.recipe import Step, load_recipe, run_recipe, run_step
 
 TALKER = Path("runs/tiny/sft")
-
-
-def named(place: str) -> Any:
-    """The object at `module:name`, imported now and not before."""
-    module, name = place.split(":")
-    return getattr(import_module(module), name)
 
 
 def call_at(place: str, *args: Any) -> Any:
@@ -301,6 +296,7 @@ def plan(
     batch_tokens: str = "16M",
     tokens: float = 30e12,
     pipelined: bool = False,
+    here: bool = False,
     json: bool = False,
 ) -> None:
     """
@@ -314,6 +310,7 @@ def plan(
         batch_tokens: Tokens of an optimizer step, over all GPUs.
         tokens: Tokens of the whole run.
         pipelined: Try layouts with a pipeline too, which Herd's trainer has not.
+        here: Foretell a step of training on this machine, of --batch-tokens tokens in documents of --length.
         json: Print one JSON object, for scripts.
     """
     is_folder = model not in PRESETS and Path(model).is_dir()
@@ -328,112 +325,16 @@ def plan(
             tokens=tokens,
             pipelined=pipelined,
         )
+    machine = named("herd.bench.plan:this_machine")() if here else None
     named("herd.plan.show:show")(
         model,
         shape,
         context=None if context is None else count_tokens(context),
         quantize=quantize,
         training=training,
+        here=None if machine is None else (count_tokens(batch_tokens), count_tokens(length), machine),
         as_json=json,
     )
-
-
-def bench_soak(
-    folder: Path, /, *, minutes: float = 30.0, seed: int = 0, out: Path | None = None, json: bool = False
-) -> None:
-    """
-    Args:
-        folder: Folder of a model.
-        minutes: How long.
-        seed: Of the requests.
-        out: Picture of the memory to write, an SVG.
-        json: Print one JSON object, for scripts.
-    """
-    named("herd.bench.soak:soak")(folder, minutes=minutes, seed=seed, out=out, as_json=json)
-
-
-def bench_parity(*, json: bool = False) -> None:
-    """
-    Args:
-        json: Print one JSON object, for scripts.
-    """
-    named("herd.bench.parity:parity")(as_json=json)
-
-
-def bench_resume(*, json: bool = False) -> None:
-    """
-    Args:
-        json: Print one JSON object, for scripts.
-    """
-    named("herd.bench.resume:resume")(as_json=json)
-
-
-def bench_balance(
-    *, data: Path, out: Path, experts: tuple[int, ...] = (16, 128), num_steps: int = 1000, json: bool = False
-) -> None:
-    """
-    Args:
-        data: Data folder that is trained on.
-        out: Folder of the runs; what is there goes on or is read.
-        experts: Experts of each model.
-        num_steps: Steps of each run, of about 4,096 tokens.
-        json: Print one JSON object, for scripts.
-    """
-    named("herd.bench.balance:balance")(data, out, experts=experts, num_steps=num_steps, as_json=json)
-
-
-def bench_engine(
-    *,
-    shapes: tuple[str, ...] = ("S", "M"),
-    precisions: tuple[str, ...] = ("bf16", "int8", "int4"),
-    cases: tuple[str, ...] = (),
-    json: bool = False,
-) -> None:
-    """
-    Args:
-        shapes: Of random models: S, M, S16 (Scout's experts), S128 (Maverick's).
-        precisions: bf16, int8, int4.
-        cases: Such as "prefill 4096" or "decode 8 after 64"; a few of each if none is given.
-        json: Print one JSON object, for scripts.
-    """
-    run = named("herd.bench.engine:engine")
-    run(shapes=shapes, precisions=precisions, cases=cases, as_json=json)
-
-
-def bench_needle(
-    folder: Path, /, *, data: Path, context: str = "10M", seeds: int = 10, budget_gb: float = 16.0, json: bool = False
-) -> None:
-    """
-    Args:
-        folder: Folder of a model whose last layer is its only global one, such as one of shape tiny-long.
-        data: Data folder that it was trained on: its documents and keys are not asked about.
-        context: Tokens to read, such as 128K or 10M.
-        seeds: Questions at each of the ten depths.
-        budget_gb: Most memory for the cache; a context that needs more is refused before it is read.
-        json: Print one JSON object, for scripts.
-    """
-    named("herd.bench.needle:needle")(folder, data, context=context, seeds=seeds, budget_gb=budget_gb, as_json=json)
-
-
-def bench_train(*, cases: tuple[str, ...] = ("S", "M"), rounds: int = 2, steps: int = 5, json: bool = False) -> None:
-    """
-    Args:
-        cases: Any of S, M, S16, S128 (shapes beside the peers), dense (S and M beside their dense twins), lengths
-            (documents of 512 to 65,536 tokens) and local (the same without global layers).
-        rounds: How often the contenders take turns.
-        steps: Steps that are timed in each turn, after two to warm up.
-        json: Print one JSON object, for scripts.
-    """
-    named("herd.bench.train:train")(cases=cases, rounds=rounds, steps=steps, as_json=json)
-
-
-def bench_scaling(*, steps: int = 50, json: bool = False) -> None:
-    """
-    Args:
-        steps: Training steps of each case.
-        json: Print one JSON object, for scripts.
-    """
-    named("herd.bench.scaling:scaling")(steps=steps, as_json=json)
 
 
 def convert(
@@ -491,18 +392,6 @@ def doctor(*, json: bool = False) -> None:
         json: Print one JSON object, for scripts.
     """
     sys.exit(named("herd.doctor:doctor")(as_json=json))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Command:
-    """A line of `herd --help`."""
-
-    summary: str
-    example: str
-    does: Callable[..., None] | Step
-    """A function whose signature is the usage; or a stage, whose config's fields are."""
-    computes: bool = False
-    """Whether it works on large tensors for minutes, so that memory is worth tuning."""
 
 
 STEP = {step.name: step for step in STEPS}
@@ -577,50 +466,7 @@ COMMANDS = {
         example="herd plan behemoth --gpus 32768 --gpu h100",
         does=plan,
     ),
-    "bench needle": Command(
-        summary="Read up to ten million tokens and ask for needles in them",
-        example="herd bench needle runs/mine/midtrain --data runs/tiny/data --context 1M",
-        does=bench_needle,
-    ),
-    "bench soak": Command(
-        summary="Run the engine under random requests, cancellations and new weights, and watch its memory",
-        example="herd bench soak runs/tiny/sft --minutes 30 --out soak.svg",
-        does=bench_soak,
-        computes=True,
-    ),
-    "bench parity": Command(
-        summary="Compare the logits with transformers' and with Meta's own",
-        example="herd bench parity --json",
-        does=bench_parity,
-    ),
-    "bench resume": Command(
-        summary="Measure what saving costs a training, beside a save that is waited for",
-        example="herd bench resume --json",
-        does=bench_resume,
-        computes=True,
-    ),
-    "bench balance": Command(
-        summary="Measure how even the experts' load is over a run, by biases and by an auxiliary loss",
-        example="herd bench balance --data runs/tiny/data --out runs/balance",
-        does=bench_balance,
-        computes=True,
-    ),
-    "bench engine": Command(
-        summary="Compare the speed of prompts and answers with llama.cpp and transformers on the same weights",
-        example='herd bench engine --shapes S --precisions bf16 --cases "prefill 512" "decode 1 after 512"',
-        does=bench_engine,
-    ),
-    "bench train": Command(
-        summary="Time a step of training beside transformers' and a lean trial's",
-        example="herd bench train --cases S M --json",
-        does=bench_train,
-        computes=True,
-    ),
-    "bench scaling": Command(
-        summary="Train on 1 to 4 ranks along every axis: losses, tokens/s and bytes beside one rank's",
-        example="herd bench scaling --json",
-        does=bench_scaling,
-    ),
+    **BENCHES,
     "convert": Command(
         summary="Write a model in another format: Hugging Face, Meta, GGUF, or packed to 8 or 4 bits",
         example="herd convert runs/tiny/sft runs/tiny/int8 --quantize int8 --data runs/tiny/data",

@@ -1,0 +1,26 @@
+"""What a line of `herd --help` is, and how it finds its code without importing it before it is called."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from herd.stages.recipe import Step
+
+
+def named(place: str) -> Any:
+    """The object at `module:name`, imported now and not before."""
+    module, name = place.split(":")
+    return getattr(import_module(module), name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A line of `herd --help`."""
+
+    summary: str
+    example: str
+    does: Callable[..., None] | Step
+    """A function whose signature is the usage; or a stage, whose config's fields are."""
+    computes: bool = False
+    """Whether it works on large tensors for minutes, so that memory is worth tuning."""

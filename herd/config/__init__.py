@@ -1,0 +1,66 @@
+"""Shapes of models and settings of stages: frozen dataclasses, no torch.
+
+Presets: `tiny` is what `herd run tiny` raises in minutes on two cores. `scout` and `maverick` are the published shapes,
+`behemoth` one of our own with the published counts; `tiny-scout`, `tiny-maverick` and `tiny-behemoth` are their kin,
+with the same kinds of layers in a few megabytes. `herd plan PRESET` counts any of them.
+"""
+
+from herd.config.model import PAGE_TOKENS, ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
+from herd.config.presets import (
+    PRESETS,
+    RELEASED_IDS,
+    RELEASED_VISION,
+    RELEASED_VOCAB,
+    behemoth,
+    maverick,
+    preset,
+    scout,
+    tiny,
+    tiny_behemoth,
+    tiny_long,
+    tiny_maverick,
+    tiny_scout,
+)
+from herd.config.stages import LANGUAGES, DataConfig, MidtrainConfig, PretrainConfig, SftConfig, VisionStageConfig
+from herd.config.training import (
+    HOW_IT_RUNS,
+    PARALLEL_AXES,
+    CheckpointConfig,
+    GuardConfig,
+    OptimizerConfig,
+    ParallelConfig,
+)
+
+__all__ = [
+    "HOW_IT_RUNS",
+    "LANGUAGES",
+    "PAGE_TOKENS",
+    "PARALLEL_AXES",
+    "PRESETS",
+    "RELEASED_IDS",
+    "RELEASED_VISION",
+    "RELEASED_VOCAB",
+    "CheckpointConfig",
+    "DataConfig",
+    "GuardConfig",
+    "MidtrainConfig",
+    "MoEConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "PretrainConfig",
+    "RopeScaling",
+    "SftConfig",
+    "SpecialIds",
+    "VisionConfig",
+    "VisionStageConfig",
+    "behemoth",
+    "maverick",
+    "preset",
+    "scout",
+    "tiny",
+    "tiny_behemoth",
+    "tiny_long",
+    "tiny_maverick",
+    "tiny_scout",
+]
