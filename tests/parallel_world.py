@@ -10,13 +10,15 @@ from torch.utils._pytree import tree_map
 
 from herd.bench.oracles import random_model
 from herd.bench.parity import SCOUT_LIKE
-from herd.config import ModelConfig, MoEConfig, ParallelConfig
+from herd.config import ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
 from herd.core.batch import Batch, Images
 from herd.model.moe import MoE
 from herd.model.parallel import Parallel, local
 from herd.model.parallel.mesh import Mesh, bounds
 from herd.model.transformer import Transformer
+from herd.train.balance import Balancer
 from herd.train.losses import cross_entropy
+from herd.train.optimizer import Optimizer
 from herd.train.passes import square_sum
 
 SHAPE = replace(SCOUT_LIKE, dim=32, num_layers=4, head_dim=16, moe=MoEConfig(num_experts=4, ffn_dim=32, every=2))
@@ -132,3 +134,20 @@ def resharded(parallel: ParallelConfig, folder: Path) -> dict[str, Tensor]:
     dcp.load(described(ranks, model), checkpoint_id=folder)
     weights = ranks.weights(model)
     return {name: weights.read(name) for name, _ in model.named_parameters()}
+
+
+def folded(parallel: ParallelConfig) -> dict[str, Tensor]:
+    """The routers and the biases, whole, after a step whose end folds biases."""
+    ranks, model = Parallel(Mesh(parallel)), small_model()
+    ranks.apply(model)
+    batches = ranks.share(RandomBatches(), SHAPE.chunk_size)
+    optimizer = Optimizer(model, OptimizerConfig(), batches.num_steps, ranks)
+    balancer = Balancer(model, 0.05, batches, loss_of, reduce=ranks.sum_counts)
+    last = batches.num_steps - 1
+    with torch.no_grad():
+        loss_of(model, batches.batch(last))
+    balancer.bias_LE += torch.tensor([[-0.3, 0.1, 0.4, -0.2]])
+    told = balancer.after_step(last, optimizer, updated=True)
+    weights = ranks.weights(model)
+    routers = {name: weights.read(name) for name, _ in model.named_parameters() if "router" in name}
+    return routers | {"bias": torch.tensor(told["fold"]["largest_bias"]), "drift": balancer.drift_LE}  # type: ignore[index]

@@ -3,9 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from parallel_world import folded
+from parallel_world import small_model as whole_model
 from torch import Tensor
 
-from herd.config import MoEConfig, OptimizerConfig, SpecialIds, preset
+from herd.bench.ranks import on_ranks
+from herd.config import MoEConfig, OptimizerConfig, ParallelConfig, SpecialIds, preset
 from herd.model.init import initialise
 from herd.model.moe import MoE
 from herd.model.transformer import Transformer
@@ -179,3 +182,14 @@ def test_after_the_last_step_the_model_chooses_without_biases_as_it_did_with_the
     for name, parameter in optimizer.parameters.items():
         master = master_of(optimizer.weight(name), optimizer.rest.get(name))
         assert torch.equal(parameter, master.to(parameter.dtype)), name
+
+
+def test_ranks_fold_the_same_biases_into_the_same_routers() -> None:
+    meshes = [ParallelConfig(**{axis: 2}) for axis in ("replicate", "shard", "expert", "context", "tensor")]
+    wanted = folded(ParallelConfig())
+    for name, parameter in whole_model().named_parameters():
+        assert "router" not in name or (wanted[name] - parameter).abs().max() > 1e-3
+    for ranks in on_ranks(*[(2, folded, (mesh,)) for mesh in meshes]):
+        for rank in ranks:
+            for name, value in wanted.items():
+                assert torch.allclose(rank[name], value, atol=1e-5), name
