@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fresh_cache import fresh_cache
 from PIL import Image
 
 FAKE = Path(__file__).parents[1] / "fake_herd.py"
@@ -85,7 +86,7 @@ def _heed_ctrl_c() -> None:
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    cache = tmp_path_factory.mktemp("cache")
+    cache = fresh_cache(tmp_path_factory.mktemp("home") / "cache")
     env = {**os.environ, "HERD_CACHE": str(cache), "NO_COLOR": "1", "TERM": "dumb"}
     env.pop("PYTHONUNBUFFERED", None)  # a pipe is buffered for users, too
     return env

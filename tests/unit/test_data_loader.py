@@ -41,7 +41,8 @@ def test_a_batch_is_a_function_of_its_step(
     one, other = (kind(tiny_data, config, tokenizer, processor) for _ in range(2))
     assert one.num_steps == other.num_steps > 3
     one.batch(0)
-    for (step, ran), direct in zip(ahead(one, 2), map(other.batch, range(2, other.num_steps)), strict=True):
+    for (step, coming), direct in zip(ahead(one, 2), map(other.batch, range(2, other.num_steps)), strict=True):
+        ran = coming.result()
         assert torch.equal(ran.tokens_N, direct.tokens_N), step
         if ran.images is not None:
             assert torch.equal(ran.images.tiles, direct.images.tiles), step
