@@ -8,7 +8,7 @@ not among them.
 import json
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -19,10 +19,10 @@ from herd.bench.table import Row, show
 from herd.bench.train import S
 from herd.config import (
     CheckpointConfig,
-    GuardConfig,
     ModelConfig,
     MoEConfig,
     OptimizerConfig,
+    PretrainConfig,
     SpecialIds,
     preset,
 )
@@ -103,16 +103,6 @@ HELD_OUT = cases(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What the loop reads of a stage's config."""
-
-    optimizer: OptimizerConfig
-    seed: int = 0
-    checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every_s=1e9))
-    guard: GuardConfig = field(default_factory=GuardConfig)
-
-
 class RandomTokens:
     """Batches of documents of one length."""
 
@@ -141,9 +131,10 @@ def run(case: Case, told: Path) -> int:
     """In a child: train, and write seconds a step and the peak of memory to `told`."""
     with tempfile.TemporaryDirectory(dir=told.parent) as folder:
         stage = Stage("bench", Path(folder) / "out", config=None, parents={})
+        config = PretrainConfig(checkpoint=CheckpointConfig(every_s=1e9), optimizer=case.optimizer)
         model = Transformer(case.config)
         initialise(model, torch.Generator().manual_seed(0))
-        train(model.bfloat16(), RandomTokens(case), language_loss(0.0), Settings(optimizer=case.optimizer), stage)
+        train(model.bfloat16(), RandomTokens(case), language_loss(0.0), config, stage)
         lines = read_metrics(stage.work / "metrics.jsonl")[FIRST:]
     seconds = median(case.batch_tokens / line["tokens_per_s"] for line in lines)
     told.write_text(json.dumps({"seconds": seconds, "peak_bytes": peak_memory_bytes()}))

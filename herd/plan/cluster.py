@@ -120,10 +120,8 @@ class Run:
 def parameters_of_rank(run: Run) -> float:
     """Parameters that a rank works with, before sharding over data."""
     work, layout = run.work, run.layout
-    head = 2 * work.head_parameters / (1 if layout.pipeline == 1 else layout.pipeline)
-    return (work.dense_parameters / layout.pipeline + head) / layout.tensor + work.routed_parameters / (
-        layout.expert * layout.pipeline
-    )
+    dense = (work.dense_parameters + 2 * work.head_parameters) / layout.tensor
+    return (dense + work.routed_parameters / layout.expert) / layout.pipeline
 
 
 def memory_by_part(run: Run) -> dict[str, float]:
@@ -134,8 +132,7 @@ def memory_by_part(run: Run) -> dict[str, float]:
     work, layout = run.work, run.layout
     held = parameters_of_rank(run)
     total = work.total_parameters
-    everywhere = layout.ranks
-    sharded = total / everywhere if layout.sharded else held
+    sharded = total / layout.ranks if layout.sharded else held
     # With FSDP one layer's weights are whole at a time, the next one's on their way.
     passing = 2 * held / (work.num_layers / layout.pipeline) if layout.sharded else 0.0
     under_way = min(run.micro_batches, layout.pipeline) * (
@@ -146,7 +143,7 @@ def memory_by_part(run: Run) -> dict[str, float]:
     return {
         "weights": 2 * (sharded + passing),
         "gradients": 2 * (sharded + passing / 2),
-        "optimizer": STATE_BYTES * total / everywhere,
+        "optimizer": STATE_BYTES * total / layout.ranks,
         "activations": 2 * inputs * run.tokens * under_way / (layout.tensor * layout.pipeline),
         "logits": 1024 * work.head_parameters / work.dim * 4 / layout.tensor,
     }
@@ -210,11 +207,11 @@ def data_seconds(run: Run, busy: float) -> float:
     if copies == 1:
         return 0.0
     link = gpu.network if layout.ranks > gpu.a_machine else gpu.link
-    held = parameters_of_rank(run)
-    if layout.sharded:  # gathered for the forward and again for the backward, scattered after it, each micro-batch
-        moving = 6 * held * (1 - 1 / copies) / (link * LINK_SHARE)
+    # Sharded: bf16 weights in for the forward and the backward, gradients out after it, each micro-batch; else fp32
+    # gradients out and bf16 weights in once a step. Six bytes both ways.
+    moving = 6 * parameters_of_rank(run) * (1 - 1 / copies) / (link * LINK_SHARE)
+    if layout.sharded:
         return run.micro_batches * max(0.0, moving - busy) + moving / run.work.num_layers
-    moving = 6 * held * (1 - 1 / copies) / (link * LINK_SHARE)  # fp32 gradients out, bf16 weights in, once a step
     return max(moving / run.work.num_layers, moving - busy * min(1.0, run.micro_batches))
 
 
