@@ -61,6 +61,8 @@ class VisionStageConfig:
 
     preset: str = "tiny"
     seed: int = 0
+    likeness: float = 0.0
+    """How far the first queries of global layers are their keys (0 to 1): finding in a long text begins sooner."""
     num_views: int = 100_000
     """Views of pictures in all."""
     batch_pictures: int = 256
@@ -127,6 +129,8 @@ class MidtrainConfig:
     """Share of the long documents that are text alone; …"""
     quote_share: float = 0.2
     """… whose last part quotes the first; the others have facts planted in them, and questions at the end."""
+    needle_share: float = 0.0
+    """Share of the documents with planted facts that have single needles alone, as those of the first length do."""
     most_questions: int = 32
     """Quotes or questions of one document."""
     answer_weight: float = 4.0
@@ -146,6 +150,8 @@ class MidtrainConfig:
         for name in ("short_share", "picture_share", "plain_share", "quote_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise HerdError(f"{name}={getattr(self, name)} is not a share from 0 to below 1")
+        if not 0 <= self.needle_share <= 1:
+            raise HerdError(f"needle_share={self.needle_share} is not a share from 0 to 1")
         if self.plain_share + self.quote_share > 1:
             raise HerdError(f"plain_share={self.plain_share} and quote_share={self.quote_share} are more than all")
 

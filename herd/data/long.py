@@ -21,8 +21,10 @@ from herd.data.pack import Sample, pack
 from herd.data.planted import Keys, Planter, Quiz
 from herd.data.tokenizer import Tokenizer
 
-LANGUAGE_SHARE = 0.4
+LANGUAGE_SHARE = 0.2
 """Share of the needles that are told in another language than English."""
+FEW_WORDS_SHARE = 0.5
+"""Share of the documents of needles alone whose keys are made of few words, so that each has many that share one."""
 PLANTED_SHARE = 0.8
 """Most of a document that facts and questions take."""
 QUOTED = (16, 48)
@@ -67,10 +69,14 @@ class LongText:
         return filler, int(rng.integers(0, max(1, len(filler.ids) - length)))
 
 
+def draw_language(rng: np.random.Generator) -> str:
+    """The language of a needle."""
+    return LANGUAGES[int(rng.integers(len(LANGUAGES)))] if rng.random() < LANGUAGE_SHARE else "en"
+
+
 def draw_quiz(rng: np.random.Generator, keys: Keys) -> list[Quiz]:
     """A quiz of any kind; some come several at a time."""
-    kind = rng.random()
-    spoken = LANGUAGES[int(rng.integers(len(LANGUAGES)))] if rng.random() < LANGUAGE_SHARE else "en"
+    kind, spoken = rng.random(), draw_language(rng)
     if kind < 0.3:
         return [planted.needle(rng, keys, spoken)]
     if kind < 0.7:
@@ -143,7 +149,12 @@ class LongBatches:
         if kind < config.plain_share + config.quote_share:
             ids, learnt = self._quoting(filler.ids[begin : begin + length - 1], rng)
         else:
-            quizzes = self._quizzes(length, rng, simple=self.is_first(step))
+            if self.is_first(step):
+                quizzes = self._needles(length, rng, first=True)
+            elif rng.random() < config.needle_share:
+                quizzes = self._needles(length, rng)
+            else:
+                quizzes = self._quizzes(length, rng)
             document = self.text.planter.plant(quizzes, filler, length, rng, begin=begin)
             ids, learnt = document.ids, document.learnt
         return Sample(ids=ids, learnt=learnt, kind="planted", weight=config.answer_weight)
@@ -161,13 +172,31 @@ class LongBatches:
             learnt += [np.zeros(len(line) + FIRST_QUOTED), np.ones(size - FIRST_QUOTED)]
         return np.concatenate(parts).astype(np.int32), np.concatenate(learnt)
 
-    def _quizzes(self, length: int, rng: np.random.Generator, *, simple: bool) -> list[Quiz]:
+    def _needles(self, length: int, rng: np.random.Generator, *, first: bool = False) -> list[Quiz]:
+        """Single needles, each asked for; at `first` as many as fit, and all in English."""
+        most = min(self.config.most_questions, length // 32)
+        wanted = most if first else int(rng.integers(1, max(2, most + 1)))
+        keys = self.keys
+        if not first and rng.random() < FEW_WORDS_SHARE:
+            few = min(len(keys.words), max(8, int(3 * (length / 40) ** 0.5)))  # ten times the keys that fit
+            keys = Keys([keys.words[int(i)] for i in rng.choice(len(keys.words), few, replace=False)], evaluation=False)
+        asked: dict[str, Quiz] = {}
+        room = PLANTED_SHARE * length
+        while len(asked) < wanted:
+            quiz = planted.needle(rng, keys, "en" if first else draw_language(rng))
+            room -= self.text.planter.size(quiz)
+            if room < 0 and asked:
+                break
+            asked[quiz.question] = quiz  # two answers to one question would be no question
+        return list(asked.values())
+
+    def _quizzes(self, length: int, rng: np.random.Generator) -> list[Quiz]:
         """As many quizzes as are drawn and fit."""
         wanted = int(rng.integers(1, max(2, min(self.config.most_questions, length // 32) + 1)))
         quizzes: list[Quiz] = []
         room = PLANTED_SHARE * length
         while len(quizzes) < wanted:
-            more = [planted.needle(rng, self.keys)] if simple else draw_quiz(rng, self.keys)
+            more = draw_quiz(rng, self.keys)
             room -= sum(self.text.planter.size(quiz) for quiz in more)
             if room < 0 and quizzes:
                 break

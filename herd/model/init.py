@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from herd.model.transformer import Layer, Transformer
+
 
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
     """Fill all parameters in place, in the order of their names' definition."""
@@ -24,3 +26,18 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
             else:
                 fan_in = parameter.shape[-2] if name.endswith("EDF") else parameter.shape[-1]
                 parameter.normal_(0, fan_in**-0.5, generator=generator)
+
+
+@torch.no_grad()
+def liken(model: Transformer, share: float) -> None:
+    """Let the queries of global layers begin near the keys of their group: correlated by `share`, each head in its own
+    way. A token then attends to what is like it, and finding what follows the same words is a small step from there.
+    """
+    config = model.config
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    for layer in model.layers:
+        assert isinstance(layer, Layer)
+        if layer.attention.is_global:
+            weight_HCD = layer.attention.qkv.weight.unflatten(0, (-1, config.head_dim))
+            key_HCD = weight_HCD[heads : heads + kv_heads].repeat_interleave(heads // kv_heads, 0)
+            weight_HCD[:heads] = share * key_HCD + (1 - share**2) ** 0.5 * weight_HCD[:heads]

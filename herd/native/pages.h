@@ -12,6 +12,7 @@ namespace pages {
 
 constexpr i64 KEYS = PANEL;          // of a block
 constexpr i64 PIECE = 32;            // blocks whose sums are kept apart and then joined, so that threads can share a span
+constexpr i64 NEAR = 512 * 1024;     // bytes of pages that are read ahead: half of a core's second cache
 constexpr float LOG2_E = 1.44269504f;
 constexpr float SLACK = 8.f;         // a maximum moves when a score is 2^8 above it
 
@@ -104,6 +105,14 @@ inline void zip(__m512i a, __m512i b, uint32_t* to) {
 
 // A panel [row][PANEL] of values, from rows that lie apart; those past `rows` are zero.
 inline void panel_of(const bf16*, const char* const* from, i64 at, i64 rows, i64 columns, uint32_t* to) {
+  if (rows >= KEYS && columns >= PANEL) {
+    for (i64 i = 0; i < KEYS; i += 2, to += PANEL) {
+      const char *a = from[i] + at, *b = from[i + 1] + at;
+      zip(_mm512_loadu_si512(a), _mm512_loadu_si512(b), to);
+      zip(_mm512_loadu_si512(a + 64), _mm512_loadu_si512(b + 64), to + 32);
+    }
+    return;
+  }
   const __mmask32 left = columns >= 32 ? ~0u : (1u << columns) - 1;
   const __mmask32 right = columns >= 64 ? ~0u : columns <= 32 ? 0 : (1u << (columns - 32)) - 1;
   for (i64 i = 0; i < KEYS; i += 2, to += PANEL) {
@@ -129,6 +138,25 @@ struct Pages {
   // Bytes from the start of `keys` or `values` to what a key head has at a place of a sequence's span.
   i64 place(i64 sequence, i64 head, i64 spot, i64 size) const {
     return (((i64)table[sequence * blocks + spot / tokens] * kv + head) * tokens + spot % tokens) * c * size;
+  }
+
+  // Asks for what a key head has from `spot` on, in one page.
+  void prefetch(i64 sequence, i64 head, i64 spot, i64 size) const {
+    const i64 next = place(sequence, head, spot, size);
+    for (i64 i = 0; i < std::min(KEYS, tokens) * c * size; i += 64) {
+      _mm_prefetch((const char*)keys + next + i, _MM_HINT_T1);
+      _mm_prefetch((const char*)values + next + i, _MM_HINT_T1);
+    }
+  }
+
+  // Reads what all key heads have in blocks [begin, end) of the span, so that it is near when it is used. Long runs of
+  // loads: the processor runs ahead of them by itself, and moves thrice what prefetches line by line do.
+  void touch(i64 sequence, i64 begin, i64 end, i64 size) const {
+    for (const void* pool : {keys, values})
+      for (i64 at = begin * KEYS; at < std::min(end * KEYS, blocks * tokens); at += tokens) {
+        const char* page = (const char*)pool + place(sequence, 0, at, size);
+        for (i64 i = 0; i + 64 <= kv * tokens * c * size; i += 64) asm volatile("" ::"v"(_mm512_loadu_si512(page + i)));
+      }
   }
 };
 
@@ -170,99 +198,92 @@ struct Queries {
   i64 rows;
 };
 
-// Adds blocks [begin, end) of the span to the sums.
+// Adds a block of the span to the sums.
 template <class T>
-void attend(const Pages& p, i64 sequence, i64 head, const Queries<T>& q, i64 begin, i64 end, Sums& sums) {
+void attend(const Pages& p, i64 sequence, i64 head, const Queries<T>& q, i64 block, Sums& sums) {
   using Value = typename T::Value;
   const i64 size = sizeof(Value), words = (p.c + T::PER_WORD - 1) / T::PER_WORD, panels = (p.c + PANEL - 1) / PANEL;
   const i64 wide = panels * PANEL, key_words = KEYS / T::PER_WORD, longest = *std::max_element(q.last, q.last + q.rows);
   uint32_t* keys = scratch<uint32_t>(8, words * PANEL);
   uint32_t* values = scratch<uint32_t>(9, panels * key_words * PANEL);
   const float scale = LOG2_E / std::sqrt((float)p.c);
-  for (i64 block = begin; block < end; ++block) {
-    const i64 start = block * KEYS, count = std::min(KEYS, longest + 1 - start);
-    const char *k[KEYS], *v[KEYS];
-    for (i64 i = 0; i < count; ++i) {
-      const i64 place = i && (start + i) % p.tokens ? k[i - 1] + p.c * size - (const char*)p.keys
-                                                     : p.place(sequence, head, start + i, size);
+  const i64 start = block * KEYS, count = std::min(KEYS, longest + 1 - start);
+  const char *k[KEYS], *v[KEYS];
+  for (i64 i = 0; i < count;) {
+    i64 place = p.place(sequence, head, start + i, size);
+    for (i64 end = std::min(count, i + p.tokens - (start + i) % p.tokens); i < end; ++i, place += p.c * size) {
       k[i] = (const char*)p.keys + place;
       v[i] = (const char*)p.values + place;
     }
-    if (start + KEYS <= longest) {  // what comes next may lie in another page
-      const i64 next = p.place(sequence, head, start + KEYS, size);
-      for (i64 i = 0; i < std::min(KEYS, p.tokens) * p.c * size; i += 64) {
-        _mm_prefetch((const char*)p.keys + next + i, _MM_HINT_T1);
-        _mm_prefetch((const char*)p.values + next + i, _MM_HINT_T1);
-      }
-    }
-    for (i64 i = 0; i < KEYS; i += 16)
-      for (i64 w = 0; w < words; w += 16)
-        turn(k + i, w * 4, count - i, words - w, keys + w * PANEL + i, PANEL);
-    for (i64 c = 0; c < panels; ++c)
-      panel_of((const Value*)nullptr, v, c * PANEL * size, count, p.c - c * PANEL, values + c * key_words * PANEL);
-    for (i64 r0 = 0; r0 < q.rows; r0 += ROWS)
-      with_rows(q.rows - r0, [&](auto tile) {
-        constexpr int rows = decltype(tile)::value;
-        if (*std::max_element(q.last + r0, q.last + r0 + rows) < start) return;
-        __m512 acc[rows][4];
-        zero<rows>(acc);
-        multiply<T, rows>((const uint32_t*)(q.values + r0 * p.c), words, keys, words, acc);
-        alignas(64) Value weight[rows * KEYS];
-        float shrink[rows];
-        bool moved = false;
-#pragma GCC unroll 6
-        for (int r = 0; r < rows; ++r) {
-          const i64 seen = q.last[r0 + r] + 1 - start;
-          const __m512 lowest = _mm512_set1_ps(-INFINITY);
-          __m512 top = lowest;
-#pragma GCC unroll 4
-          for (int j = 0; j < 4; ++j) {
-            acc[r][j] = _mm512_mul_ps(acc[r][j], _mm512_set1_ps(scale));
-            if (seen < KEYS) acc[r][j] = _mm512_mask_mov_ps(lowest, first(seen - 16 * j), acc[r][j]);
-            top = _mm512_max_ps(top, acc[r][j]);
-          }
-          float most = sums.most[r0 + r];
-          shrink[r] = 1.f;
-          if (_mm512_cmp_ps_mask(top, _mm512_set1_ps(most + SLACK), _CMP_GT_OQ)) {
-            const float now = _mm512_reduce_max_ps(top);
-            shrink[r] = power(most - now);
-            sums.most[r0 + r] = most = now;
-            moved = true;
-          }
-          float* total = sums.total + (r0 + r) * 16;
-          __m512 sum = _mm512_mul_ps(_mm512_load_ps(total), _mm512_set1_ps(shrink[r]));
-#pragma GCC unroll 4
-          for (int j = 0; j < 4; ++j) {
-            __m512 e = power(_mm512_sub_ps(acc[r][j], _mm512_set1_ps(most)));
-            if (seen < KEYS) e = _mm512_maskz_mov_ps(first(seen - 16 * j), e);
-            sum = _mm512_add_ps(sum, e);
-            T::put(weight + r * KEYS + 16 * j, e);
-          }
-          _mm512_store_ps(total, sum);
-        }
-        for (i64 c = 0; c < panels; ++c) {
-          float* at = sums.values + r0 * wide + c * PANEL;
-#pragma GCC unroll 6
-          for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) {
-              acc[r][j] = _mm512_load_ps(at + r * wide + 16 * j);
-              if (moved) acc[r][j] = _mm512_mul_ps(acc[r][j], _mm512_set1_ps(shrink[r]));
-            }
-          multiply<T, rows>((const uint32_t*)weight, key_words, values + c * key_words * PANEL, key_words, acc);
-#pragma GCC unroll 6
-          for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) _mm512_store_ps(at + r * wide + 16 * j, acc[r][j]);
-        }
-      });
   }
+  for (i64 i = 0; i < KEYS; i += 16)
+    for (i64 w = 0; w < words; w += 16)
+      turn(k + i, w * 4, count - i, words - w, keys + w * PANEL + i, PANEL);
+  for (i64 c = 0; c < panels; ++c)
+    panel_of((const Value*)nullptr, v, c * PANEL * size, count, p.c - c * PANEL, values + c * key_words * PANEL);
+  for (i64 r0 = 0; r0 < q.rows; r0 += ROWS)
+    with_rows(q.rows - r0, [&](auto tile) {
+      constexpr int rows = decltype(tile)::value;
+      if (*std::max_element(q.last + r0, q.last + r0 + rows) < start) return;
+      __m512 acc[rows][4];
+      zero<rows>(acc);
+      multiply<T, rows>((const uint32_t*)(q.values + r0 * p.c), words, keys, words, acc);
+      alignas(64) Value weight[rows * KEYS];
+      float shrink[rows];
+      bool moved = false;
+#pragma GCC unroll 6
+      for (int r = 0; r < rows; ++r) {
+        const i64 seen = q.last[r0 + r] + 1 - start;
+        const __m512 lowest = _mm512_set1_ps(-INFINITY);
+        __m512 top = lowest;
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          acc[r][j] = _mm512_mul_ps(acc[r][j], _mm512_set1_ps(scale));
+          if (seen < KEYS) acc[r][j] = _mm512_mask_mov_ps(lowest, first(seen - 16 * j), acc[r][j]);
+          top = _mm512_max_ps(top, acc[r][j]);
+        }
+        float most = sums.most[r0 + r];
+        shrink[r] = 1.f;
+        if (_mm512_cmp_ps_mask(top, _mm512_set1_ps(most + SLACK), _CMP_GT_OQ)) {
+          const float now = _mm512_reduce_max_ps(top);
+          shrink[r] = power(most - now);
+          sums.most[r0 + r] = most = now;
+          moved = true;
+        }
+        float* total = sums.total + (r0 + r) * 16;
+        __m512 sum = _mm512_mul_ps(_mm512_load_ps(total), _mm512_set1_ps(shrink[r]));
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          __m512 e = power(_mm512_sub_ps(acc[r][j], _mm512_set1_ps(most)));
+          if (seen < KEYS) e = _mm512_maskz_mov_ps(first(seen - 16 * j), e);
+          sum = _mm512_add_ps(sum, e);
+          T::put(weight + r * KEYS + 16 * j, e);
+        }
+        _mm512_store_ps(total, sum);
+      }
+      for (i64 c = 0; c < panels; ++c) {
+        float* at = sums.values + r0 * wide + c * PANEL;
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+          for (int j = 0; j < 4; ++j) {
+            acc[r][j] = _mm512_load_ps(at + r * wide + 16 * j);
+            if (moved) acc[r][j] = _mm512_mul_ps(acc[r][j], _mm512_set1_ps(shrink[r]));
+          }
+        multiply<T, rows>((const uint32_t*)weight, key_words, values + c * key_words * PANEL, key_words, acc);
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+          for (int j = 0; j < 4; ++j) _mm512_store_ps(at + r * wide + 16 * j, acc[r][j]);
+      }
+    });
 }
 
-// Part of the work of one forward: query tokens [begin, end) of a sequence and one key head, and of their span piece
-// `piece`, or all of it if -1.
+// Part of the work of one forward: query tokens [begin, end) of a sequence with all of their span and one key head, or
+// with `piece` of the span and all key heads, which lie side by side in memory. Then the sums of head h go to slot
+// `slot` + h `stride`.
 struct Task {
-  i64 sequence, head, begin, end, piece, slot;
+  i64 sequence, head, begin, end, piece, slot, stride;
 };
 
 // All tasks of one call. Few tokens with long spans are cut along the span too, into pieces that `finish` joins; the
@@ -277,22 +298,26 @@ struct Plan {
 
   // Sequence s has tokens starts[s] .. starts[s + 1], token n sees places 0 .. last[n] of its span.
   Plan(const i64* last, const int32_t* starts, i64 sequences, i64 heads, i64 kv, i64 c, i64 threads)
-      : tile(std::max<i64>(1, 96 / (heads / kv))), ratio(heads / kv), heads(heads), c(c) {
-    i64 whole = 0;
+      : ratio(heads / kv), heads(heads), c(c) {
+    i64 longest = 1, whole = 0;
+    for (i64 s = 0; s < sequences; ++s) longest = std::max<i64>(longest, starts[s + 1] - starts[s]);
+    tile = std::clamp<i64>(96 / ratio, 1, longest);
     for (i64 s = 0; s < sequences; ++s) whole += kv * ((starts[s + 1] - starts[s] + tile - 1) / tile);
-    const bool cut = whole < 2 * threads;
+    const bool cut = whole <= 2 * threads;
     for (i64 s = 0; s < sequences; ++s)
-      for (i64 end = starts[s + 1]; end > starts[s]; end -= std::min(tile, end - starts[s]))
-        for (i64 head = 0; head < kv; ++head) {
-          const i64 begin = std::max<i64>(starts[s], end - tile);
-          const i64 pieces = last[end - 1] / (KEYS * PIECE) + 1;  // the last token sees most
-          if (!cut || pieces == 1) {
-            tasks.push_back({s, head, begin, end, -1, -1});
-            continue;
-          }
-          joins.push_back({s, head, begin, end, pieces, slots});
-          for (i64 i = 0; i < pieces; ++i) tasks.push_back({s, head, begin, end, i, slots++});
-        }
+      for (i64 end = starts[s + 1]; end > starts[s]; end -= std::min(tile, end - starts[s])) {
+        const i64 begin = std::max<i64>(starts[s], end - tile);
+        const i64 pieces = last[end - 1] / (KEYS * PIECE) + 1;  // the last token sees most
+        const bool joined = cut && pieces > 1;
+        for (i64 head = 0; head < kv; ++head)
+          if (joined)
+            joins.push_back({s, head, begin, end, pieces, slots + head * pieces, pieces});
+          else
+            tasks.push_back({s, head, begin, end, -1, -1, 0});
+        if (!joined) continue;
+        for (i64 i = 0; i < pieces; ++i) tasks.push_back({s, 0, begin, end, i, slots + i, pieces});
+        slots += kv * pieces;
+      }
     // Longest first, so that threads end together.
     std::stable_sort(tasks.begin(), tasks.end(), [&](const Task& a, const Task& b) {
       return (a.end - a.begin) * (a.piece < 0 ? last[a.end - 1] : KEYS * PIECE) >
@@ -304,29 +329,42 @@ struct Plan {
   template <class T, class Out>
   void run(const Task& t, const Pages& p, const typename T::Value* q, const i64* last, float* slots_memory, Out* out) const {
     using Value = typename T::Value;
-    const i64 rows = (t.end - t.begin) * ratio, floats = slot_floats();
-    Value* own = scratch<Value>(10, tile * ratio * c + 32);
-    i64* seen = scratch<i64>(11, tile * ratio);
-    for (i64 n = t.begin; n < t.end; ++n) {
-      memcpy(own + (n - t.begin) * ratio * c, q + (n * heads + t.head * ratio) * c, ratio * c * sizeof(Value));
-      std::fill(seen + (n - t.begin) * ratio, seen + (n - t.begin + 1) * ratio, last[n]);
+    const i64 tokens = t.end - t.begin, rows = tokens * ratio, floats = slot_floats(), size = sizeof(Value);
+    const i64 count = t.piece < 0 ? 1 : heads / ratio;  // key heads
+    Value* own = scratch<Value>(10, count * rows * c + 32);
+    i64* seen = scratch<i64>(11, rows);
+    for (i64 n = 0; n < tokens; ++n) {
+      for (i64 h = 0; h < count; ++h)
+        memcpy(own + (h * tokens + n) * ratio * c, q + ((t.begin + n) * heads + (t.head + h) * ratio) * c, ratio * c * size);
+      std::fill(seen + n * ratio, seen + (n + 1) * ratio, last[t.begin + n]);
     }
-    const Queries<T> queries{own, seen, rows};
+    const auto queries = [&](i64 h) { return Queries<T>{own + h * rows * c, seen, rows}; };
     const i64 blocks = last[t.end - 1] / KEYS + 1;
     if (t.piece >= 0) {
-      Sums sums(slots_memory + t.slot * floats, tile * ratio);
-      sums.clear(rows, wide());
-      attend<T>(p, t.sequence, t.head, queries, t.piece * PIECE, std::min(blocks, (t.piece + 1) * PIECE), sums);
+      const auto sums = [&](i64 h) { return Sums(slots_memory + (t.slot + h * t.stride) * floats, tile * ratio); };
+      for (i64 h = 0; h < count; ++h) sums(h).clear(rows, wide());
+      const i64 begin = t.piece * PIECE, end = std::min(blocks, begin + PIECE);
+      const i64 step = std::max<i64>(1, NEAR / (2 * count * KEYS * c * size));
+      for (i64 block = begin; block < end; ++block) {
+        if ((block - begin) % step == 0) p.touch(t.sequence, block, std::min(end, block + step), size);
+        for (i64 h = 0; h < count; ++h) {
+          Sums of_head = sums(h);
+          attend<T>(p, t.sequence, h, queries(h), block, of_head);
+        }
+      }
       return;
     }
     float* memory = scratch<float>(12, 2 * floats);
     Sums all(memory, tile * ratio), part(memory + floats, tile * ratio);
     all.clear(rows, wide());
-    for (i64 block = 0; block < blocks; block += PIECE) {
-      Sums& sums = block ? part : all;
-      if (block) part.clear(rows, wide());
-      attend<T>(p, t.sequence, t.head, queries, block, std::min(blocks, block + PIECE), sums);
-      if (block) join(all, part, rows, wide());
+    for (i64 begin = 0; begin < blocks; begin += PIECE) {
+      Sums& sums = begin ? part : all;
+      if (begin) part.clear(rows, wide());
+      for (i64 block = begin; block < std::min(blocks, begin + PIECE); ++block) {
+        if (block + 1 < blocks) p.prefetch(t.sequence, t.head, (block + 1) * KEYS, size);
+        attend<T>(p, t.sequence, t.head, queries(0), block, sums);
+      }
+      if (begin) join(all, part, rows, wide());
     }
     finish(t, all, out);
   }

@@ -30,6 +30,8 @@ def paged(
 
 SPANS = {
     "Scout's heads, one long span in pieces": (5, 1, 128, 64, [1, 7], [4000, 6]),
+    "several key heads, one long span in pieces": (4, 2, 64, 64, [1], [6000]),
+    "several tokens and key heads, a long span of small pages": (6, 3, 32, 16, [3], [5000]),
     "S's heads, prompts beside single tokens": (6, 2, 64, 64, [1, 130, 5], [0, 70, 63]),
     "pages smaller than a block of keys, an odd width": (4, 4, 10, 4, [3, 1], [5, 70]),
 }

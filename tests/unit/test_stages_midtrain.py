@@ -63,6 +63,24 @@ def test_a_quote_repeats_what_stands_before_it(batches: LongBatches) -> None:
         assert text.count(" ".join(map(str, ids[start - 4 : end]))) >= 2
 
 
+def test_documents_of_needles_alone_never_ask_twice_and_often_share_words(batches: LongBatches) -> None:
+    rng, shared = np.random.default_rng(0), []
+    for _ in range(20):
+        needles = batches._needles(2048, rng)
+        assert {quiz.kind for quiz in needles} == {"single"}
+        assert len({quiz.question for quiz in needles}) == len(needles)
+        assert sum(map(batches.text.planter.size, needles)) <= 0.8 * 2048
+        words = [word for quiz in needles for word in quiz.question.split() if word in batches.keys.words]
+        shared.append(len(words) / len(set(words)))
+    assert min(shared) < 1.3 and max(shared) > 2
+
+
+def test_the_share_of_needles_alone_is_as_asked(batches: LongBatches, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "config", replace(CONFIG, needle_share=1.0, plain_share=0.0, quote_share=0.0))
+    monkeypatch.setattr(batches, "_quizzes", None)
+    assert all(batches.document(5, index).kind == "planted" for index in range(20))
+
+
 def test_midtraining_writes_a_model_that_has_learnt(tiny_folder: Path, tiny_data: Path, tmp_path: Path) -> None:
     out = midtrain(replace(CONFIG, num_tokens=6000, lengths=(512,)), tiny_folder, tiny_data, tmp_path / "out")
     lineage = read_lineage(out)
