@@ -20,7 +20,7 @@ from torch import Tensor
 from herd.core.errors import HerdError
 from herd.engine.load import Model
 from herd.model.cache import KVCache, chunk_pieces
-from herd.model.certified import Certificate, Summary, attend
+from herd.model.certified import Arranged, Certificate, attend
 from herd.plan.counts import amount, cache_bytes
 
 CHUNKS_AT_ONCE = 4
@@ -57,8 +57,7 @@ class Reader:
         """Tokens that stand in the cache from position 0 on."""
         self.certificates: list[Certificate] = []
         """Of each token that was decoded with an `epsilon`, in each global layer."""
-        self._summaries: dict[int, Summary] = {}
-        self._changed: list[tuple[int, int]] = []
+        self._arranged: dict[int, Arranged] = {}
 
     @property
     def is_linear(self) -> bool:
@@ -88,20 +87,16 @@ class Reader:
             self._read_piece(tokens[whole:], begin + whole)
         self.length = max(self.length, begin + len(tokens))
 
-    def summarise(self) -> None:
-        """Look at all pages of the global layers, so that answers may leave some unread."""
+    def arrange(self) -> None:
+        """Copy the global layers' keys and values, like beside like, so that answers may leave some unread. It holds
+        until text is read in place of what stands now."""
         for layer in range(self.model.config.num_layers):
             if self.model.config.is_global(layer):
-                self._summaries[layer] = Summary(self.cache.keys[layer], self.cache.values[layer])
-        self._changed = [(0, self.length)]
-        self._look_again()
+                self._arranged[layer] = Arranged(self.cache.keys[layer], self.cache.values[layer], self.length)
 
-    def _look_again(self) -> None:
-        size = self.model.config.page_tokens
-        for begin, end in self._changed:
-            for summary in self._summaries.values():
-                summary.update(begin // size, min(-(-end // size), len(self._pages)))
-        self._changed = []
+    def _changes(self, begin: int) -> None:
+        if any(begin < arranged.length for arranged in self._arranged.values()):
+            self._arranged.clear()
 
     def _until(self, length: int) -> np.ndarray:
         """The pages of the first `length` positions."""
@@ -115,7 +110,7 @@ class Reader:
     def _read_chunks(self, tokens: Tensor, begin: int) -> None:
         """Whole chunks, each a sequence of its own."""
         count = len(tokens) // self.chunk
-        self._changed.append((begin, begin + len(tokens)))
+        self._changes(begin)
         positions_N = torch.arange(begin, begin + len(tokens), device=self.device)
         starts_S = torch.arange(0, len(tokens) + 1, self.chunk, device=self.device, dtype=torch.int32)
         local = [self._local(i + 1) for i in range(count)]
@@ -125,7 +120,7 @@ class Reader:
     @torch.inference_mode()
     def _read_piece(self, tokens: Tensor, begin: int) -> None:
         """A piece of one chunk, whose past is in the first local pages."""
-        self._changed.append((begin, begin + len(tokens)))
+        self._changes(begin)
         positions_N = torch.arange(begin, begin + len(tokens), device=self.device)
         starts_S = torch.tensor([0, len(tokens)], dtype=torch.int32, device=self.device)
         view = self.cache.at([self._until(begin + len(tokens))], [self._local(0)], positions_N, starts_S)
@@ -144,8 +139,8 @@ class Reader:
         """Greedy continuation of what stands before position `at`, a chunk's edge, and of `question` after it.
 
         Text that stood there before is covered over: `kept` puts it back. With an `epsilon`, global layers leave pages
-        unread that provably have no more than this share of a head's mass (herd.model.certified); call `summarise`
-        once before.
+        unread that provably have no more than this share of a head's mass (herd.model.certified); call `arrange` once
+        before.
         """
         assert at % self.chunk == 0 and at <= self.length
         tokens, length = torch.tensor(question), at
@@ -173,7 +168,7 @@ class Reader:
             self._read_piece(tokens[:asked], at)
         rest = tokens[asked:-1].to(self.device)
         begin = at + asked
-        self._changed.append((begin, begin + len(rest)))
+        self._changes(begin)
         positions_N = torch.arange(begin, begin + len(rest), device=self.device)
         starts_S = torch.tensor([0, len(rest)], dtype=torch.int32, device=self.device)
         view = self.cache.at([self._until(begin + len(rest))], [self._local(0)], positions_N, starts_S)
@@ -185,15 +180,16 @@ class Reader:
         """Logits after one more token."""
         if position >= self.context:
             raise HerdError(f"the context of {self.context:,} tokens is full")
+        self._changes(position)
         positions_N = torch.tensor([position], device=self.device)
         starts_S = torch.tensor([0, 1], dtype=torch.int32, device=self.device)
         view = self.cache.at([self._until(position + 1)], [self._local(0)], positions_N, starts_S)
-        self._changed.append((position, position + 1))
         if epsilon is not None:
+            if not self._arranged:
+                raise HerdError("the text was not arranged, or has changed since: call `arrange` before an epsilon")
 
             def some(layer: int, q_HC: Tensor) -> Tensor:
-                self._look_again()  # the new token's key is in its page by now
-                out_HC, certificate = attend(q_HC, self._summaries[layer], position + 1, epsilon)
+                out_HC, certificate = attend(q_HC, self._arranged[layer], position + 1, epsilon)
                 self.certificates.append(certificate)
                 return out_HC
 
@@ -224,4 +220,4 @@ class Reader:
             for pool, pages in zip(pools, before, strict=True):
                 pool[index] = pages
             self.length = length
-            self._changed += [(chunk * self.chunk, (chunk + 1) * self.chunk) for chunk in chunks]
+            self._changes(chunks[0] * self.chunk if chunks else length)

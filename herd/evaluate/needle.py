@@ -61,15 +61,7 @@ class Haystack:
         places = self._places(facts, length, depth, rng)
         if not planted:
             facts, places = facts[1:], places[1:]
-        chunk = self.reader.chunk
-        text = self.ids
-        touched: dict[int, np.ndarray] = {}
-        for place, fact in zip(places, facts, strict=True):
-            for number in range(place // chunk, (place + len(fact) - 1) // chunk + 1):
-                begin = number * chunk
-                tokens = touched.setdefault(number, text[begin : begin + chunk].copy())
-                low, high = max(place, begin), min(place + len(fact), begin + chunk)
-                tokens[low - begin : high - begin] = fact[low - place : high - place]
+        chunk, touched = self.reader.chunk, self.with_facts(facts, places)
         wanted = self.planter.encode(quiz.answer)
         question = self.planter.encode(quiz.question)
         after = range(length // chunk, (length + len(question) + len(wanted)) // chunk + 1)
@@ -84,6 +76,17 @@ class Haystack:
         size = len(self.planter.encode(f" {first}"))
         cut = planted and places[0] // chunk != (places[0] + size - 1) // chunk
         return Asked(right=is_right(quiz, text_given), given=text_given, wanted=quiz.answer, cut=cut)
+
+    def with_facts(self, facts: Sequence[list[int]], places: Sequence[int]) -> dict[int, np.ndarray]:
+        """The chunks that these facts lie in, by number, with the facts in place of as many tokens."""
+        chunk, touched = self.reader.chunk, dict[int, np.ndarray]()
+        for place, fact in zip(places, facts, strict=True):
+            for number in range(place // chunk, (place + len(fact) - 1) // chunk + 1):
+                begin = number * chunk
+                tokens = touched.setdefault(number, self.ids[begin : begin + chunk].copy())
+                low, high = max(place, begin), min(place + len(fact), begin + chunk)
+                tokens[low - begin : high - begin] = fact[low - place : high - place]
+        return touched
 
     def _places(self, facts: Sequence[list[int]], length: int, depth: float, rng: np.random.Generator) -> list[int]:
         """Ends of sentences for the facts, none over another, all before `length`; in order after the first."""

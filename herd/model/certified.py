@@ -1,15 +1,18 @@
 """Sparse attention of one new token that says how wrong it can be.
 
-Of every page of keys the least and the greatest value of each channel are kept. No key of the page can score more with
-a query q than b = sum_c max(q_c low_c, q_c high_c). Pages are read in the order of that bound until the others'
-mass, at most sum_p L exp(b_p), is provably no more than the share epsilon of all. With d the share that is left unread,
-o what was read and v the values, |exact - o| <= d (|o| + max |v|): the answer comes with this number. Where bounds are
-loose everything is read, and the answer is exact.
+A global layer has no positions, so its keys can lie in any order: `Arranged` is a copy of them in which the keys of a
+page are alike. It halves the keys at the median of the channel in which they differ most, and the halves again, down to
+pages of `LEAF` keys, and keeps the least and the greatest value of each channel of a page. No key of the page can score
+more with a query q than b = sum_c max(q_c low_c, q_c high_c). Pages are read in the order of that bound until the
+others' mass, at most sum_p L exp(b_p), is provably no more than the share epsilon of all. With d the share that is left
+unread, o what was read and v the values, |exact - o| <= d (|o| + max |v|): the answer comes with this number. Key heads
+choose for themselves. Where bounds are loose everything is read, and the answer is exact.
 
 Bounds: Quest (Tang et al., arXiv 2406.10774) ranks pages by them and reads a fixed number; here they are a proof.
 """
 
-# H query heads, C head width, P pages, K key heads, L tokens of a page, B pages that are read
+# H query heads, C head width, P pages, K key heads, L tokens of a page, B pages that are read, N keys, R query heads
+# that share a key head
 
 import math
 from dataclasses import dataclass
@@ -20,48 +23,84 @@ from torch import Tensor
 
 from herd import native
 
+LEAF = 32
+"""Keys of an arranged page."""
 FIRST_PAGES = 16
 """Pages of each head that are read to learn the mass that the unread is compared with."""
 ROUNDING = 1e-5
 """What a bound is raised by for sums in fp32, as a share of the sum of absolute products: C * 2^-24, and to spare."""
-BATCH_PAGES = 4096
-"""Pages that are summarised at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
-    """What is known of one head's answer."""
+    """What is known of one token's answer."""
 
     share: float
-    """Of the pages, how many were read, by any head."""
+    """Of the keys, how many were read, on average over the key heads."""
     unread: float
     """Greatest share of a head's mass that may lie in unread pages."""
     error: float
     """Greatest distance of a head's output from the exact one."""
 
 
-class Summary:
-    """Least and greatest keys, and the longest value, of each page of a layer."""
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What one key head has, arranged."""
 
-    def __init__(self, keys_PKLC: Tensor, values_PKLC: Tensor) -> None:
-        self.keys, self.values = keys_PKLC, values_PKLC
-        pages, kv_heads, _, width = keys_PKLC.shape
-        self.low_PKC, self.high_PKC = (keys_PKLC.new_empty(pages, kv_heads, width) for _ in range(2))
-        self.longest_PK = torch.empty(pages, kv_heads, device=keys_PKLC.device)
+    keys_PKLC: Tensor
+    """K is 1 in all of these, as the kernels want it."""
+    values_PKLC: Tensor
+    low_PKC: Tensor
+    high_PKC: Tensor
+    widest_C: Tensor
+    """The greatest absolute value of each channel of the keys."""
+    longest_P: Tensor
+    """The greatest norm of a page's values."""
 
-    def update(self, begin: int, end: int) -> None:
-        """Look at the pages [begin, end) again; all of them must be full."""
-        for at in range(begin, end, BATCH_PAGES):
-            rows = slice(at, min(at + BATCH_PAGES, end))
-            self.low_PKC[rows], self.high_PKC[rows] = torch.aminmax(self.keys[rows], dim=2)
-            self.longest_PK[rows] = torch.linalg.vector_norm(self.values[rows].float(), dim=-1).amax(-1)
+
+class Arranged:
+    """A copy of a layer's keys and values, of the first `length` as far as they fill pages, like beside like."""
+
+    def __init__(self, keys_PKLC: Tensor, values_PKLC: Tensor, length: int) -> None:
+        unit = math.lcm(keys_PKLC.shape[2], LEAF)
+        self.keys, self.values, self.length = keys_PKLC, values_PKLC, length // unit * unit
+        self.heads: list[Head] = []
+        for head in range(keys_PKLC.shape[1]):
+            keys_NC = keys_PKLC[:, head].flatten(0, 1)[: self.length]
+            order_N = arrange(keys_NC)
+            keys = keys_NC[order_N].unflatten(0, (-1, 1, LEAF))
+            values = values_PKLC[:, head].flatten(0, 1)[: self.length][order_N].unflatten(0, (-1, 1, LEAF))
+            low, high = torch.aminmax(keys, dim=2)
+            self.heads.append(
+                Head(
+                    keys_PKLC=keys, values_PKLC=values, low_PKC=low, high_PKC=high,
+                    widest_C=torch.maximum(low.abs().amax((0, 1)), high.abs().amax((0, 1))).float(),
+                    longest_P=torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32).amax((1, 2)),
+                )
+            )  # fmt: skip
+
+
+def arrange(keys_NC: Float[Tensor, "n c"]) -> Int[Tensor, "n"]:
+    """An order in which every LEAF keys are alike."""
+    if native.reads_some(keys_NC):
+        return native.arrange(keys_NC.contiguous(), LEAF)
+
+    def halved(rows_N: Tensor) -> list[Tensor]:
+        if len(rows_N) <= LEAF:
+            return [rows_N]
+        part_NC = keys_NC[rows_N].float()
+        order_N = part_NC[:, int(part_NC.var(0).argmax())].argsort(stable=True)
+        half = (len(rows_N) // LEAF + 1) // 2 * LEAF
+        return [*halved(rows_N[order_N[:half]]), *halved(rows_N[order_N[half:]])]
+
+    return torch.cat(halved(torch.arange(len(keys_NC))))
 
 
 def page_bounds(
     q_HC: Float[Tensor, "h c"], low_PKC: Float[Tensor, "p k c"], high_PKC: Float[Tensor, "p k c"]
 ) -> Float[Tensor, "h p"]:
     """The most that a key of each page can score, before rounding."""
-    if native.reads_some(low_PKC[:, :, None]):
+    if native.reads_some(low_PKC):
         return native.page_bounds(q_HC, low_PKC, high_PKC)
     q_KRC = q_HC.unflatten(0, (low_PKC.shape[1], -1))
     up, down = q_KRC.clamp(min=0), q_KRC.clamp(max=0)
@@ -86,51 +125,64 @@ def attend_some(
     return (torch.softmax(score, -1) @ v[:, :count]).flatten(0, 1), torch.logsumexp(score, -1).flatten()
 
 
+def needed(bound_P: Float[Tensor, "p"], allowed: float) -> Tensor:
+    """Which pages must be read so that log of the most mass that the others have is no more than `allowed`."""
+    worth_P = bound_P.double() + math.log(LEAF)
+    chosen_P = worth_P > allowed - math.log(len(worth_P))  # all the others together do not come to `allowed`
+    rows_B = torch.nonzero(chosen_P)[:, 0]
+    sorted_B, order_B = worth_P[rows_B].sort()
+    rest = torch.logsumexp(torch.where(chosen_P, -math.inf, worth_P), 0)
+    unread_B = torch.logaddexp(torch.logcumsumexp(sorted_B, 0), rest)
+    chosen_P[rows_B[order_B[: int(torch.searchsorted(unread_B, allowed, right=True))]]] = False
+    return chosen_P
+
+
+def joined(out_HC: Tensor, mass_H: Tensor, more_HC: Tensor, more_H: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over two sets of keys from that over each."""
+    all_H = torch.logaddexp(mass_H, more_H)
+    return out_HC * (mass_H - all_H).exp()[:, None] + more_HC * (more_H - all_H).exp()[:, None], all_H
+
+
 def attend(
-    q_HC: Float[Tensor, "h c"], summary: Summary, length: int, epsilon: float
+    q_HC: Float[Tensor, "h c"], arranged: Arranged, length: int, epsilon: float
 ) -> tuple[Float[Tensor, "h c"], Certificate]:
     """Attention of one token to the first `length` keys, of whose mass at most `epsilon` is left out.
 
-    `q_HC` carries its temperature; it is scaled by 1 / sqrt(C) here. fp32 out.
+    Those past the arranged ones are all read. `q_HC` carries its temperature; it is scaled by 1 / sqrt(C) here.
+    fp32 out.
     """
-    size, width = summary.keys.shape[2], q_HC.shape[-1]
+    size, width = arranged.keys.shape[2], q_HC.shape[-1]
     q_HC = q_HC.float() * width**-0.5
-    full = length // size
-    tail = torch.arange(full, -(-length // size))  # the page that is not yet full is always read
-    if full <= 2 * FIRST_PAGES:
-        everything = torch.arange(-(-length // size))
-        out_HC, _ = attend_some(q_HC, summary.keys, summary.values, everything, length - (len(everything) - 1) * size)
-        return out_HC, Certificate(share=1.0, unread=0.0, error=0.0)
-    low_PKC, high_PKC = summary.low_PKC[:full], summary.high_PKC[:full]
-    widest_KC = torch.maximum(low_PKC.abs().amax(0), high_PKC.abs().amax(0)).float()
-    slack_H = ROUNDING * (q_HC.abs() * widest_KC.repeat_interleave(len(q_HC) // len(widest_KC), 0)).sum(-1)
-    bound_HP = page_bounds(q_HC, low_PKC, high_PKC) + slack_H[:, None]
+    recent = torch.arange(arranged.length // size, -(-length // size))
+    recent_HC, recent_H = torch.zeros_like(q_HC), q_HC.new_full((len(q_HC),), -math.inf)
+    if len(recent):
+        recent_HC, recent_H = attend_some(q_HC, arranged.keys, arranged.values, recent, (length - 1) % size + 1)
+    ratio, outs, num_read, unread, error = len(q_HC) // len(arranged.heads), [], 0, 0.0, 0.0
+    for index, head in enumerate(arranged.heads):
+        rows = slice(index * ratio, (index + 1) * ratio)
+        q_RC, late = q_HC[rows], (recent_HC[rows], recent_H[rows])
+        slack_R = ROUNDING * (q_RC.abs() * head.widest_C).sum(-1)
+        bound_RP = page_bounds(q_RC, head.low_PKC, head.high_PKC) + slack_R[:, None]
+        pages = bound_RP.shape[1]
+        chosen_P = torch.zeros(pages, dtype=torch.bool)
+        chosen_P[torch.topk(bound_RP, min(FIRST_PAGES, pages)).indices.flatten()] = True
 
-    def read(pages_B: Tensor) -> tuple[Tensor, Tensor]:
-        last = length - full * size if len(tail) else size
-        return attend_some(q_HC, summary.keys, summary.values, torch.cat([pages_B, tail]), last)
+        def read(chosen_P: Tensor, q_RC: Tensor = q_RC, head: Head = head) -> tuple[Tensor, Tensor]:
+            pages_B = torch.nonzero(chosen_P)[:, 0]
+            return attend_some(q_RC, head.keys_PKLC, head.values_PKLC, pages_B, LEAF)
 
-    first = torch.zeros(full, dtype=torch.bool)
-    first[bound_HP.topk(FIRST_PAGES, dim=-1).indices.flatten()] = True
-    _, mass_H = read(torch.nonzero(first)[:, 0])
-    # Unread U beside read Z: U / (Z + U) <= epsilon where U <= epsilon Z / (1 - epsilon). Z only grows from here.
-    allowed_H = mass_H.double() + math.log(epsilon / (1 - epsilon))
-    sorted_HP, order_HP = bound_HP.double().sort(dim=-1)
-    unread_HP = torch.logcumsumexp(sorted_HP + math.log(size), dim=-1)  # of the pages of least bound
-    chosen = first
-    for unread_P, order_P, allowed in zip(unread_HP, order_HP, allowed_H, strict=True):
-        chosen[order_P[int(torch.searchsorted(unread_P, allowed, right=True)) :]] = True
-    pages_B = torch.nonzero(chosen)[:, 0]
-    out_HC, mass_H = read(pages_B)
-    left = ~chosen
-    if not left.any():
-        return out_HC, Certificate(share=1.0, unread=0.0, error=0.0)
-    left_H = torch.logsumexp(bound_HP[:, left].double() + math.log(size), -1)
-    share_H = torch.sigmoid(left_H - mass_H.double())
-    longest_K = summary.longest_PK[:full][left].amax(0)
-    longest_H = longest_K.repeat_interleave(len(q_HC) // len(longest_K))
-    error_H = share_H * (torch.linalg.vector_norm(out_HC, dim=-1) + longest_H)
-    certificate = Certificate(
-        share=(len(pages_B) + len(tail)) / (full + len(tail)), unread=float(share_H.max()), error=float(error_H.max())
-    )
-    return out_HC, certificate
+        # Unread U beside read Z: U / (Z + U) <= epsilon where U <= epsilon Z / (1 - epsilon). Z only grows from here.
+        allowed_R = torch.logaddexp(read(chosen_P)[1], late[1]).double() + math.log(epsilon / (1 - epsilon))
+        for bound_P, allowed in zip(bound_RP, allowed_R.tolist(), strict=True):
+            chosen_P |= needed(bound_P, allowed)
+        out_RC, mass_R = joined(*read(chosen_P), *late)
+        outs.append(out_RC)
+        num_read += int(chosen_P.sum())
+        if not chosen_P.all():
+            left_R = torch.logsumexp(bound_RP[:, ~chosen_P].double() + math.log(LEAF), -1)
+            share_R = torch.sigmoid(left_R - mass_R.double())
+            most_R = torch.linalg.vector_norm(out_RC, dim=-1) + head.longest_P[~chosen_P].amax()
+            unread, error = max(unread, float(share_R.max())), max(error, float((share_R * most_R).max()))
+    late_keys = length - arranged.length
+    share = (num_read * LEAF / len(arranged.heads) + late_keys) / length
+    return torch.cat(outs), Certificate(share=share, unread=unread, error=error)

@@ -21,11 +21,12 @@ from herd.native.library import find
 from herd.native.lowbit import lowbit_product, multiplies_lowbit
 from herd.native.optimizer import adamw, adamw_8bit, descend, momentum_update, square_sum
 from herd.native.paged import attend_pages, attends
-from herd.native.sparse import attend_some, page_bounds, reads_some
+from herd.native.sparse import arrange, attend_some, page_bounds, reads_some
 
 __all__ = [
     "adamw",
     "adamw_8bit",
+    "arrange",
     "attend_pages",
     "attend_some",
     "attends",

@@ -3,11 +3,65 @@
 
 #include <omp.h>
 
+#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "common.h"
 
+namespace {
+
+constexpr i64 SEEN = 256;         // keys by which it is told in which channel the keys of a part differ most
+constexpr i64 TOGETHER = 65'536;  // keys of a part that is not worth a task of its own
+
+float value(bf16 x) {
+  const uint32_t word = (uint32_t)x << 16;
+  float out;
+  memcpy(&out, &word, 4);
+  return out;
+}
+
+// Orders the rows so that every `leaf` of them are alike: halves at the median of the channel of most variance, and again.
+void halve(const bf16* keys, i64 c, i64 leaf, i64* rows, i64 count, std::pair<float, i64>* pairs) {
+  if (count <= leaf) return;
+  const i64 seen = std::min(count, SEEN);
+  std::vector<float> sum(c, 0.f), square(c, 0.f);
+  for (i64 s = 0; s < seen; ++s) {
+    const bf16* key = keys + rows[s * count / seen] * c;
+    for (i64 i = 0; i < c; ++i) {
+      const float x = value(key[i]);
+      sum[i] += x;
+      square[i] += x * x;
+    }
+  }
+  i64 widest = 0;
+  float most = -1.f;
+  for (i64 i = 0; i < c; ++i) {
+    const float variance = square[i] - sum[i] * sum[i] / seen;
+    if (variance > most) most = variance, widest = i;
+  }
+  for (i64 i = 0; i < count; ++i) pairs[i] = {value(keys[rows[i] * c + widest]), rows[i]};
+  const i64 half = (count / leaf + 1) / 2 * leaf;
+  std::nth_element(pairs, pairs + half, pairs + count);
+  for (i64 i = 0; i < count; ++i) rows[i] = pairs[i].second;
+#pragma omp task if (count > TOGETHER)
+  halve(keys, c, leaf, rows, half, pairs);
+#pragma omp task if (count > TOGETHER)
+  halve(keys, c, leaf, rows + half, count - half, pairs + half);
+}
+
+}  // namespace
+
 extern "C" {
+
+// order: the rows of keys [count, c] such that every `leaf` of them are alike; `leaf` divides the count.
+void arrange(const bf16* keys, i64 count, i64 c, i64 leaf, i64* order) {
+  std::vector<std::pair<float, i64>> pairs(count);
+  std::iota(order, order + count, (i64)0);
+#pragma omp parallel
+#pragma omp single
+  halve(keys, c, leaf, order, count, pairs.data());
+}
 
 // out[h, p] = sum over channels of max(q low, q high): no key of page p scores more. q [heads, c] fp32, low and high
 // [pages, kv, c] bf16, c a multiple of 16.

@@ -1,6 +1,6 @@
 """Bounds of pages, and attention over some of them: calls of the kernels, whose twins are in herd.model.certified."""
 
-# H query heads, C head width, P pages, K key heads, L tokens of a page, B pages that are read
+# H query heads, C head width, P pages, K key heads, L tokens of a page, B pages that are read, N keys
 
 import torch
 from jaxtyping import Float, Int
@@ -9,10 +9,17 @@ from torch import Tensor
 from herd.native.library import call, find
 
 
-def reads_some(keys_PKLC: Tensor) -> bool:
-    """Whether the kernels take these pages: bf16 of a width in sixteens, on a CPU that they were built for."""
-    known = keys_PKLC.dtype == torch.bfloat16 and keys_PKLC.shape[-1] % 16 == 0
-    return known and keys_PKLC.device.type == "cpu" and find().library is not None
+def reads_some(keys: Tensor) -> bool:
+    """Whether the kernels take these keys: bf16 of a width in sixteens, on a CPU that they were built for."""
+    known = keys.dtype == torch.bfloat16 and keys.shape[-1] % 16 == 0
+    return known and keys.device.type == "cpu" and find().library is not None
+
+
+def arrange(keys_NC: Float[Tensor, "n c"], leaf: int) -> Int[Tensor, "n"]:
+    """An order in which every `leaf` keys are alike; `leaf` divides their number."""
+    order_N = torch.empty(len(keys_NC), dtype=torch.int64)
+    call("arrange", keys_NC, *keys_NC.shape, leaf, order_N)
+    return order_N
 
 
 def page_bounds(

@@ -128,16 +128,30 @@ def test_reading_stops_when_it_is_told_to() -> None:
 
 
 def test_answers_that_leave_pages_unread_are_the_exact_ones_where_little_may_be_left() -> None:
-    """Over the edge of a page, whose summary must know of the newest token."""
+    """Over the edge of a page: the newest tokens stand outside of what was arranged."""
     model = model_of(shape())
     text, question = tokens(40 * CHUNK), tokens(5, seed=1).tolist()
     reader = Reader(model, context=44 * CHUNK)
     reader.read(text)
-    reader.summarise()
+    reader.arrange()
     exact = reader.answer(question, at=len(text), max_tokens=2 * CHUNK)
     assert reader.answer(question, at=len(text), max_tokens=2 * CHUNK, epsilon=1e-9) == exact
     assert len(reader.certificates) == 2 * CHUNK
     assert all(certificate.unread <= 1e-9 for certificate in reader.certificates)
+
+
+def test_what_was_arranged_is_not_used_for_a_text_that_has_changed() -> None:
+    reader = Reader(model_of(shape()), context=44 * CHUNK)
+    reader.read(tokens(40 * CHUNK))
+    with pytest.raises(HerdError, match="call `arrange` before an epsilon"):
+        reader.answer([1, 2], at=40 * CHUNK, max_tokens=1, epsilon=1e-3)
+    reader.arrange()
+    with reader.kept([40]):
+        reader.answer([1, 2], at=40 * CHUNK, max_tokens=1, epsilon=1e-3)
+    reader.answer([1, 2], at=40 * CHUNK, max_tokens=1, epsilon=1e-3)
+    reader.read(tokens(CHUNK, seed=1), begin=3 * CHUNK)
+    with pytest.raises(HerdError, match="call `arrange` before an epsilon"):
+        reader.answer([1, 2], at=40 * CHUNK, max_tokens=1, epsilon=1e-3)
 
 
 @pytest.mark.slow

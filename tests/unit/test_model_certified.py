@@ -8,7 +8,7 @@ from torch import Tensor
 
 from herd import native
 from herd.model import certified
-from herd.model.certified import Summary, attend
+from herd.model.certified import LEAF, Arranged, attend, needed
 
 KV, SIZE, WIDTH, HEADS = 2, 64, 32, 4
 
@@ -43,52 +43,75 @@ def dense(q_HC: Tensor, keys: Tensor, values: Tensor, length: int) -> tuple[Tens
 @settings(max_examples=30, deadline=None)
 @given(
     kind=st.sampled_from(["needles", "one like the other", "loose", "noise"]), seed=st.integers(0, 999),
-    num_pages=st.integers(1, 150), short=st.integers(0, SIZE - 1), epsilon=st.sampled_from([1e-1, 1e-3, 1e-6]),
+    num_pages=st.integers(1, 150), late=st.integers(0, 3 * SIZE), epsilon=st.sampled_from([1e-1, 1e-3, 1e-6]),
 )  # fmt: skip
 def test_the_error_is_never_more_than_the_certificate_says(
-    kind: str, seed: int, num_pages: int, short: int, epsilon: float
+    kind: str, seed: int, num_pages: int, late: int, epsilon: float
 ) -> None:
-    q, keys, values = pages_of(kind, num_pages, seed)
-    length = num_pages * SIZE - short
-    summary = Summary(keys, values)
-    summary.update(0, length // SIZE)
-    out, certificate = attend(q, summary, length, epsilon)
+    q, keys, values = pages_of(kind, num_pages + 3, seed)
+    length = num_pages * SIZE + late
+    out, certificate = attend(q, Arranged(keys, values, num_pages * SIZE), length, epsilon)
     exact, _ = dense(q, keys, values, length)
     assert certificate.unread <= epsilon
     assert float((out - exact).norm(dim=-1).max()) <= certificate.error + 1e-4  # rounding of sums in fp32
-    if kind == "one like the other":
-        assert certificate.share == 1
+
+
+def test_keys_that_are_all_the_same_are_all_read() -> None:
+    q, keys, values = pages_of("noise", 100, seed=0)
+    keys = keys[:1, :, :1].expand_as(keys).contiguous()
+    _, certificate = attend(q, Arranged(keys, values, 100 * SIZE), 100 * SIZE, 1e-3)
+    assert certificate.share > 0.99  # a thousandth of the mass is a thousandth of the keys
 
 
 def test_where_one_key_has_the_weight_few_pages_are_read() -> None:
     q, keys, values = pages_of("needles", 2000, seed=0)
-    summary = Summary(keys, values)
-    summary.update(0, 2000)
-    out, certificate = attend(q, summary, 2000 * SIZE, 1e-3)
+    out, certificate = attend(q, Arranged(keys, values, 2000 * SIZE), 2000 * SIZE, 1e-3)
     assert certificate.share < 0.1
     assert float((out - dense(q, keys, values, 2000 * SIZE)[0]).norm(dim=-1).max()) <= certificate.error + 1e-4
 
 
-def test_a_page_that_has_changed_counts_once_it_was_looked_at_again() -> None:
-    q, keys, values = pages_of("needles", 300, seed=1)
-    summary = Summary(keys, values)
-    summary.update(0, 300)
-    keys[123, :, 5] = 20 * q[::2].bfloat16() / q[::2].norm(dim=-1, keepdim=True)
-    summary.update(123, 124)
-    out, certificate = attend(q, summary, 300 * SIZE, 1e-4)
-    assert float((out - dense(q, keys, values, 300 * SIZE)[0]).norm(dim=-1).max()) <= certificate.error + 1e-4
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_arranged_pages_hold_each_key_once_with_its_value_and_are_narrow(
+    by_kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by_kernel and native.find().library is None:
+        pytest.skip("the kernels are not there")
+    if not by_kernel:
+        monkeypatch.setattr(native, "reads_some", lambda _: False)
+    draw = torch.Generator().manual_seed(0)
+    keys = torch.randn(301, KV, SIZE, 16, generator=draw) * torch.tensor([8.0, 4, 2] + [0.01] * 13)
+    keys, values = keys.bfloat16(), torch.arange(301 * KV * SIZE).view(301, KV, SIZE, 1).expand(-1, -1, -1, 16).float()
+    arranged = Arranged(keys, values, 301 * SIZE)
+    for index, head in enumerate(arranged.heads):
+        own, place = keys[:, index].flatten(0, 1), values[:, index, :, 0].flatten()
+        order = torch.searchsorted(place, head.values_PKLC[..., 0].flatten().contiguous())
+        assert torch.equal(order.sort().values, torch.arange(301 * SIZE))
+        assert torch.equal(own[order], head.keys_PKLC.flatten(0, 2))
+        for bound, extreme in ((head.low_PKC, "amin"), (head.high_PKC, "amax")):
+            assert torch.equal(bound, getattr(head.keys_PKLC, extreme)(2))
+        wide = (head.high_PKC - head.low_PKC).float()[:, 0, :3]
+        assert (wide.median(0).values < torch.tensor([8.0, 4, 2])).all()  # unsorted, four to five deviations
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 999), spread=st.sampled_from([0.0, 1.0, 20.0]), allowed=st.floats(-30, 30))
+def test_the_pages_left_are_as_many_as_may_be(seed: int, spread: float, allowed: float) -> None:
+    bound = spread * torch.randn(200, generator=torch.Generator().manual_seed(seed))
+    chosen = needed(bound, allowed)
+    mass = LEAF * bound.double().exp()
+    assert float(mass[~chosen].sum().log()) <= allowed + 1e-9
+    if chosen.any():  # one more would be too many
+        assert float((mass[~chosen].sum() + mass[chosen].min()).log()) > allowed - 1e-9
 
 
 @pytest.mark.skipif(native.find().library is None, reason="the kernels are not there")
 def test_the_kernels_give_what_their_twins_give(monkeypatch: pytest.MonkeyPatch) -> None:
     q, keys, values = pages_of("noise", 40, seed=2)
-    summary = Summary(keys, values)
-    summary.update(0, 40)
+    low, high = torch.aminmax(keys, dim=2)
     pages = torch.tensor([3, 4, 17, 39])
 
     def both() -> list[Tensor]:
-        bounds = certified.page_bounds(q, summary.low_PKC, summary.high_PKC)
-        return [bounds, *certified.attend_some(q, keys, values, pages, 11)]
+        return [certified.page_bounds(q, low, high), *certified.attend_some(q, keys, values, pages, 11)]
 
     assert native.reads_some(keys)
     by_kernel = both()
@@ -98,9 +121,7 @@ def test_the_kernels_give_what_their_twins_give(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_no_key_scores_more_than_its_page_is_bounded_by() -> None:
-    q, keys, values = pages_of("noise", 50, seed=3)
-    summary = Summary(keys, values)
-    summary.update(0, 50)
-    bound_HP = certified.page_bounds(q, summary.low_PKC, summary.high_PKC)
+    q, keys, _ = pages_of("noise", 50, seed=3)
+    bound_HP = certified.page_bounds(q, *torch.aminmax(keys, dim=2))
     score = torch.einsum("krc,pklc->krpl", q.unflatten(0, (KV, -1)), keys.float()).flatten(0, 1)
     assert (score.amax(-1) <= bound_HP + 1e-4).all()
