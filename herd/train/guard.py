@@ -4,9 +4,11 @@ A loss or gradient norm that is not a number always is one. Else it is one if it
 the trend of the last `window` updates leads; a norm by its logarithm, as it varies by factors. The window holds only
 updates that were made, so a spike does not make the next one usual.
 
-The trend is a line: its slope the median of the slopes over half a window, its height the median. Sigma is taken from
-the 90th percentile of the distances to it: so strays that came in before the window knew better do not widen it,
-while tails heavier than a normal distribution's do. With several ranks, judge what is summed over all of them.
+The trend is a line: its slope the median of the slopes over half a window, its height the median. A loss that fell fast
+and now levels off lies above its line, so nothing below the median of the last few updates is expected. Sigma is taken
+from the 90th percentile of the differences of neighbours, which a bend of the trend does not widen, nor do strays that
+came in before the window knew better; tails heavier than a normal distribution's do. With several ranks, judge what is
+summed over all of them.
 """
 
 import math
@@ -19,6 +21,8 @@ from herd.train.checkpoint import State
 
 FIRST = 16
 """Updates that are made before any is measured by them."""
+LAST = 4
+"""Updates below whose median nothing is expected."""
 NORMAL_90 = 1.645
 """The 90th percentile of |x|, x standard normal."""
 FLOOR = {"loss": 0.005, "gradient norm": 0.05}
@@ -90,6 +94,6 @@ def expected(values: list[float], name: str) -> tuple[float, float]:
     x = np.arange(len(values), dtype=np.float64)
     slope = float(np.median((y[half:] - y[: len(y) - half]) / half))
     height = float(np.median(y - slope * x))
-    trend = height + slope * len(values)
-    sigma = float(np.quantile(np.abs(y - slope * x - height), 0.9)) / NORMAL_90
+    trend = max(height + slope * len(values), float(np.median(y[-LAST:])))
+    sigma = float(np.quantile(np.abs(np.diff(y) - slope), 0.9)) / NORMAL_90 / math.sqrt(2)
     return trend, max(sigma, FLOOR[name] * (abs(trend) if name == "loss" else 1.0), 1e-12)
