@@ -69,7 +69,8 @@ def model_facts(stage: StageFolder) -> dict[str, int] | None:
     path = stage.path / "config.json"
     if "parameters" not in stage.lineage or not path.is_file():
         return None
-    config = read_json(path)["text_config"]
+    config = read_json(path)
+    config = config.get("text_config", config)  # a model of text alone has its fields at the top
     return {
         **stage.lineage["parameters"],
         "layers": config["num_hidden_layers"],

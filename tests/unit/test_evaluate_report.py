@@ -161,12 +161,13 @@ def test_a_folder_without_stages_is_refused(tmp_path: Path) -> None:
         report(tmp_path / "nowhere", tmp_path / "report")
 
 
-def test_the_page_names_the_size_of_the_last_model(run: Path) -> None:
+@pytest.mark.parametrize("text_alone", [False, True])
+def test_the_page_names_the_size_of_the_last_model(run: Path, text_alone: bool) -> None:
     parameters = {"total": 12_345_678, "vision": 1_234, "active": 5_432}
     later = world.lineage("sft", parameters=parameters, finished="2026-01-02T00:00:00Z")
     write_json(run / "sft" / "herd.json", later)
     shape = {"num_local_experts": 8, "num_hidden_layers": 4, "hidden_size": 256, "vocab_size": 8192}
-    write_json(run / "sft" / "config.json", {"text_config": shape})
+    write_json(run / "sft" / "config.json", shape if text_alone else {"text_config": shape})
     assert "12,345,678 parameters" in page_of(run)
 
 
