@@ -9,6 +9,7 @@ groups of 32 and Q4_0. transformers runs in bf16 alone.
 at the start of the run. vLLM's CPU build is not installed here: its figures come from elsewhere, if at all.
 """
 
+import os
 import shutil
 import statistics
 import subprocess
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from herd.bench.engines import Child
+from herd.bench.engines import LLAMA_CPP, Child
 from herd.bench.table import Row, show
 from herd.config import ModelConfig, MoEConfig, SpecialIds
 from herd.core.errors import HerdError, unknown
@@ -102,14 +103,21 @@ class Speed(Row):
         return self.ours / max(self.peer, 1e-12)
 
 
-def engine(*, shapes: Sequence[str], precisions: Sequence[str], cases: Sequence[str], as_json: bool) -> None:
-    """Measure and print."""
+def engine(
+    *, shapes: Sequence[str], precisions: Sequence[str], cases: Sequence[str], llama_cpp: Path | None, as_json: bool
+) -> None:
+    """Measure and print. `llama_cpp`: the folder of its programs, instead of the wheel's library."""
     known = {case.name: case for case in CASES}
     for what, given, all_ in (("shape", shapes, SHAPES), ("precision", precisions, SCHEMES), ("case", cases, known)):
         for name in given:
             if name not in all_:
                 raise unknown(what, name, list(all_))
     cases = cases or DEFAULT
+    if llama_cpp is not None:
+        for program in ("llama-bench", "llama-batched-bench"):
+            if not (llama_cpp / program).is_file():
+                raise HerdError(f"{llama_cpp} has no {program}: name the folder of llama.cpp's built programs")
+        os.environ[LLAMA_CPP] = str(llama_cpp.resolve())
     for package in ("xllamacpp", "transformers"):
         if not installed(package):
             raise HerdError(f"{package} is missing: pip install 'herd-lm[oracle]'")

@@ -2,12 +2,17 @@
 
 A process opens one model and answers questions through a pipe: how long does a prompt of N tokens take, how long a step
 of B sequences after a past of P tokens, how much memory is resident. Between questions it sleeps. All take the
-likeliest token. llama.cpp tells its times itself: the timings of its server, without HTTP.
+likeliest token. llama.cpp tells its times itself: those of its server, without HTTP, in the build of the `xllamacpp`
+wheel; or where LLAMA_CPP names a folder of programs built for this processor, those of llama-bench and
+llama-batched-bench, which are started anew for each measurement.
 """
 
 # N tokens, B sequences
 
+import json
 import os
+import resource
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,6 +24,8 @@ from typing import Any, Protocol
 
 PIECE = 512
 """Tokens of a prompt that are read at one time; llama.cpp's default too."""
+LLAMA_CPP = "HERD_LLAMA_CPP"
+"""The environment variable that names the folder of llama.cpp's own programs."""
 WARM = 4
 """Steps before those that are timed."""
 
@@ -152,6 +159,34 @@ class LlamaCpp:
         return min(one["predicted_ms"] / one["predicted_n"] for one in told) / 1e3
 
 
+class LlamaCppPrograms:
+    """The GGUF of the same weights in llama.cpp's own benchmarks, of a build that is at hand."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._folder = path, Path(os.environ[LLAMA_CPP])
+
+    def _run(self, program: str, *arguments: object) -> dict[str, float]:
+        command = [self._folder / program, "-m", self._path, "-t", os.cpu_count() or 1, *arguments]
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
+        [told] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        return dict(told)
+
+    def prefill(self, count: int) -> float:
+        return count / self._run("llama-bench", "-p", count, "-n", 0, "-r", 1, "-o", "jsonl")["avg_ts"]
+
+    def decode(self, sequences: int, past: int, steps: int) -> float:
+        room = sequences * (past + steps)
+        told = self._run(
+            "llama-batched-bench", "-c", -(-room // 256) * 256, "-npp", past, "-ntg", steps, "-npl", sequences,
+            "--output-format", "jsonl",
+        )  # fmt: skip
+        return told["t_tg"] / steps
+
+    def resident(self) -> int:
+        """The most that one of them held."""
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+
+
 class Transformers:
     """The same folder in transformers, with its sdpa attention."""
 
@@ -204,11 +239,13 @@ def resident() -> int:
 def serve(pipe: Connection, name: str, path: Path) -> None:
     """The child: open, then answer (method, arguments) with (value, resident bytes) until None comes."""
     try:
-        engine = ENGINES[name](path)
-        pipe.send((None, resident()))
+        programs = name == "llama.cpp" and LLAMA_CPP in os.environ
+        engine = LlamaCppPrograms(path) if programs else ENGINES[name](path)
+        held = getattr(engine, "resident", resident)
+        pipe.send((None, held()))
         while (asked := pipe.recv()) is not None:
             method, arguments = asked
-            pipe.send((getattr(engine, method)(*arguments), resident()))
+            pipe.send((getattr(engine, method)(*arguments), held()))
     except Exception as error:  # told to the parent, which ends the bench
         pipe.send((f"{type(error).__name__}: {error}", 0))
 

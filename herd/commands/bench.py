@@ -66,6 +66,7 @@ def bench_engine(
     shapes: tuple[str, ...] = ("S", "M"),
     precisions: tuple[str, ...] = ("bf16", "int8", "int4"),
     cases: tuple[str, ...] = (),
+    llama_cpp: Path | None = None,
     json: bool = False,
 ) -> None:
     """
@@ -73,10 +74,11 @@ def bench_engine(
         shapes: Of random models: S, M, S16 (Scout's experts), S128 (Maverick's).
         precisions: bf16, int8, int4.
         cases: Such as "prefill 4096" or "decode 8 after 64"; a few of each if none is given.
+        llama_cpp: The folder of llama.cpp's programs, built for this processor; else the library of its wheel.
         json: Print one JSON object, for scripts.
     """
     run = named("herd.bench.engine:engine")
-    run(shapes=shapes, precisions=precisions, cases=cases, as_json=json)
+    run(shapes=shapes, precisions=precisions, cases=cases, llama_cpp=llama_cpp, as_json=json)
 
 
 def bench_needle(

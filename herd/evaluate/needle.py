@@ -21,6 +21,10 @@ from herd.engine.reader import Reader
 DEPTHS = tuple((place + 0.5) / 10 for place in range(10))
 """Where the first fact stands, as a share of the length."""
 
+SPREAD = 0.02
+"""A fact stands within this share of the length about its depth. At the depth alone it would lie on an edge of a chunk
+far too often, as lengths and chunks are powers of two, and all seeds would have the same place."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
@@ -53,7 +57,7 @@ class Haystack:
         rng: np.random.Generator,
         planted: bool = True,
     ) -> Asked:
-        """Plant the facts, the first at `depth`, the others anywhere; ask after `length` tokens; take them out again.
+        """Plant the facts, the first about `depth`, the others anywhere; ask after `length` tokens; take them out.
 
         With `planted` False the fact that the answer rests on is left out.
         """
@@ -91,7 +95,7 @@ class Haystack:
     def _places(self, facts: Sequence[list[int]], length: int, depth: float, rng: np.random.Generator) -> list[int]:
         """Ends of sentences for the facts, none over another, all before `length`; in order after the first."""
         taken: list[tuple[int, int]] = []
-        depths = [depth, *np.sort(rng.random(len(facts) - 1))]
+        depths = [depth + SPREAD * (rng.random() - 0.5), *np.sort(rng.random(len(facts) - 1))]
         for share, fact in zip(depths, facts, strict=True):
             index = int(np.searchsorted(self.ends, share * (length - len(fact))))
             index = min(index, len(self.ends) - 1)

@@ -37,7 +37,12 @@ def test_speeds_are_better_where_they_are_higher() -> None:
 
 def test_an_unknown_case_is_refused_with_the_known_ones() -> None:
     with pytest.raises(HerdError, match="prefill 512"):
-        engine.engine(shapes=("S",), precisions=("bf16",), cases=("prefil 512",), as_json=False)
+        engine.engine(shapes=("S",), precisions=("bf16",), cases=("prefil 512",), llama_cpp=None, as_json=False)
+
+
+def test_a_folder_without_llama_cpps_programs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HerdError, match="has no llama-bench"):
+        engine.engine(shapes=("S",), precisions=("bf16",), cases=(), llama_cpp=tmp_path, as_json=False)
 
 
 def test_the_files_hold_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

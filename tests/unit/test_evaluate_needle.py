@@ -9,7 +9,7 @@ from herd.config import LANGUAGES
 from herd.data import planted
 from herd.data.planted import Keys, Planter
 from herd.engine.reader import Reader
-from herd.evaluate.needle import Haystack, is_right
+from herd.evaluate.needle import DEPTHS, Haystack, is_right
 
 TOKENIZER = random_tokenizer()
 TEXT = "The cat sat on the mat. A dog came in and sat beside it.\n" * 40
@@ -45,6 +45,19 @@ def test_a_planted_fact_is_answered_as_in_a_text_read_from_the_start() -> None:
     after = [*reader.cache.keys, *reader.cache.values]
     is_global = [layer == 3 for layer in range(4)] * 2
     assert all(torch.equal(a, b) for a, b, kept in zip(before, after, is_global, strict=True) if kept)
+
+
+def test_facts_lie_on_edges_of_chunks_no_more_often_than_by_chance() -> None:
+    model = model_of(shape(vocab_size=TOKENIZER.vocab_size))
+    length, fact = 2**16, [1] * (CHUNK // 4)
+    hay = Haystack(Reader(model, context=4 * CHUNK), Planter(TOKENIZER), np.zeros(length, dtype=np.int64))
+    hay.ends = np.arange(3, length, 5)
+    places = [
+        hay._places([fact], length, depth, np.random.default_rng(seed))[0] for depth in DEPTHS for seed in range(40)
+    ]
+    cut = np.mean([place // CHUNK != (place + len(fact) - 1) // CHUNK for place in places])
+    assert len(set(places)) > 300 and 0.15 < cut < 0.35  # by chance 0.25
+    assert all(abs(place / length - depth) < 0.02 for place, depth in zip(places, np.repeat(DEPTHS, 40), strict=True))
 
 
 def test_an_answer_is_right_by_its_beginning_or_by_all_its_parts() -> None:
