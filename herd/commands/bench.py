@@ -61,6 +61,30 @@ def bench_balance(
     named("herd.bench.balance:balance")(data, out, experts=experts, num_steps=num_steps, as_json=json)
 
 
+def bench_ablation(
+    *,
+    data: Path,
+    out: Path,
+    variants: tuple[str, ...] = (),
+    seeds: int = 3,
+    num_tokens: int = 2_400_000,
+    longest: int = 1_048_576,
+    json: bool = False,
+) -> None:
+    """
+    Args:
+        data: Data folder that is trained on.
+        out: Folder of the runs; what is there goes on or is read.
+        variants: Such as "RoPE in all layers" or "temperature off"; all if none is given.
+        seeds: Runs of each variant.
+        num_tokens: Tokens of each run.
+        longest: Tokens of the longest text that is asked about.
+        json: Print one JSON object, for scripts.
+    """
+    run = named("herd.bench.ablation:ablation")
+    run(data, out, variants=variants, seeds=seeds, num_tokens=num_tokens, longest=longest, as_json=json)
+
+
 def bench_engine(
     *,
     shapes: tuple[str, ...] = ("S", "M"),
@@ -149,6 +173,12 @@ BENCHES = {
         summary="Measure how even the experts' load is over a run, by biases and by an auxiliary loss",
         example="herd bench balance --data runs/tiny/data --out runs/balance",
         does=bench_balance,
+        computes=True,
+    ),
+    "bench ablation": Command(
+        summary="Train small models without one part of iRoPE each, and ask all for needles far beyond their training",
+        example="herd bench ablation --data runs/needle/data --out runs/ablation",
+        does=bench_ablation,
         computes=True,
     ),
     "bench engine": Command(

@@ -214,6 +214,8 @@ class Attention(nn.Module):
         super().__init__()
         self.config, self.layer = config, layer
         self.is_global = config.is_global(layer)
+        self.turns = not self.is_global
+        """Whether positions turn queries and keys; `herd bench ablation` lets global layers do so too."""
         heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
         self.qkv = Linear(config.dim, (heads + 2 * kv_heads) * width)
         self.out = Linear(heads * width, config.dim)
@@ -227,7 +229,7 @@ class Attention(nn.Module):
                 qkv_NHC,
                 spans.begins_S,
                 num_kv_heads=config.num_kv_heads,
-                turn_NC=None if self.is_global else shared.turn_NC,
+                turn_NC=shared.turn_NC if self.turns else None,
                 temperature_N=shared.temperature_N if self.is_global else None,
                 norm_eps=config.norm_eps if config.qk_norm else None,
             )
@@ -250,7 +252,7 @@ class Attention(nn.Module):
         config, dtype = self.config, qkv_NHC.dtype
         heads, kv_heads = config.num_heads, config.num_kv_heads
         qk_NHC, v_NKC = qkv_NHC.split([heads + kv_heads, kv_heads], dim=1)
-        if not self.is_global:
+        if self.turns:
             qk_NHC = rotate(qk_NHC, shared.turn_NC).to(dtype)
             if config.qk_norm:
                 qk_NHC = F.rms_norm(qk_NHC.float(), (config.head_dim,), eps=config.norm_eps).to(dtype)
