@@ -61,9 +61,9 @@ class Structures:
 
     def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, stop: tuple[int, ...]) -> None:
         self._tokenizer, self._stop, self._size = tokenizer, list(stop), vocab_size
-        self._ordinary = torch.zeros(vocab_size, dtype=torch.bool)
-        self._ordinary[: tokenizer.vocab_size] = True
-        self._ordinary[[*tokenizer.special.values(), *stop]] = False
+        self._ordinary = torch.ones(vocab_size, dtype=torch.bool)
+        # Grammars may name tokens by their numbers.
+        self._ordinary[list(tokenizer.special.values())] = False
         self._backend: LLTokenizer | None = None
         self._compiled: OrderedDict[Structure, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()

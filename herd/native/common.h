@@ -45,6 +45,14 @@ inline __m512 exponential(__m512 x) {
   return _mm512_scalef_ps(sum, whole);
 }
 
+// (even, odd) channels times (cos, sin); with `back`, times (cos, -sin).
+template <bool back>
+inline __m512 turned(__m512 x, __m512 turn) {
+  const __m512 other = _mm512_mul_ps(_mm512_permute_ps(x, 0xB1), _mm512_movehdup_ps(turn));
+  const __m512 real = _mm512_moveldup_ps(turn);
+  return back ? _mm512_fmsubadd_ps(x, real, other) : _mm512_fmaddsub_ps(x, real, other);
+}
+
 // Memory of the calling thread, kept from call to call; each `slot` is a block of its own.
 template <class T>
 T* scratch(int slot, i64 count) {

@@ -48,11 +48,6 @@ inline __m512 any(const void* p, i64 narrow, i64 at, __mmask16 mask = 0xffff) {
   return narrow ? load((const bf16*)p + at, mask) : _mm512_maskz_loadu_ps(mask, (const float*)p + at);
 }
 
-inline __m512 turned(__m512 x, __m512 turn) {
-  const __m512 other = _mm512_mul_ps(_mm512_permute_ps(x, 0xB1), _mm512_movehdup_ps(turn));
-  return _mm512_fmaddsub_ps(x, _mm512_moveldup_ps(turn), other);
-}
-
 inline float square_sum(const float* x, i64 count) {
   __m512 sum = _mm512_setzero_ps();
   for (i64 j = 0; j < count; j += 16) {
@@ -266,7 +261,7 @@ struct Forward {
     for (i64 j = 0; j < m.c; j += 16) {
       const __mmask16 mask = first(m.c - j);
       __m512 a = _mm512_maskz_loadu_ps(mask, from + j);
-      if (turn) a = turned(a, _mm512_maskz_loadu_ps(mask, turns + i * m.c + j));
+      if (turn) a = turned<false>(a, _mm512_maskz_loadu_ps(mask, turns + i * m.c + j));
       T::put(to + j, _mm512_mul_ps(a, _mm512_set1_ps(scale)), mask);
     }
   }

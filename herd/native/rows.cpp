@@ -12,14 +12,6 @@ inline __m512 sigmoid(__m512 x) {
   return _mm512_div_ps(one, _mm512_add_ps(one, exponential(_mm512_sub_ps(_mm512_setzero_ps(), x))));
 }
 
-// (even, odd) channels times (cos, sin); with `back`, times (cos, -sin).
-template <bool back>
-inline __m512 turned(__m512 x, __m512 turn) {
-  const __m512 other = _mm512_mul_ps(_mm512_permute_ps(x, 0xB1), _mm512_movehdup_ps(turn));
-  const __m512 real = _mm512_moveldup_ps(turn);
-  return back ? _mm512_fmsubadd_ps(x, real, other) : _mm512_fmaddsub_ps(x, real, other);
-}
-
 }  // namespace
 
 extern "C" {

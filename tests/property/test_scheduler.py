@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from herd.engine.pages import Pages, Table
-from herd.engine.scheduler import Request, Scheduler, Step
+from herd.engine.scheduler import HEAD_START, Request, Scheduler, Step
 
 Cell = tuple[str, int, int]  # salt, weights, token
 
@@ -263,6 +263,46 @@ def test_who_has_priority_takes_the_place_of_one_that_then_ends_all_the_same() -
     while not world.scheduler.idle:
         world.step()
     assert all(len(request.content) == request.limit for request in [*lesser, urgent])
+
+
+@pytest.mark.parametrize("priority", [1, 2])
+@pytest.mark.parametrize("over", [-1, 0])
+def test_priority_lets_a_caller_be_so_far_ahead_of_another_and_no_further(priority: int, over: int) -> None:
+    """One token short of its head start it takes the other's place; with all of it had, it waits."""
+    world = World(rng=random.Random(0), num_slots=1)
+    lesser = world.ask(strangers(world, 10), 30, caller="batch", priority=-1)
+    world.step()
+    steps_of_priority = priority - lesser.priority
+    urgent = world.ask(strangers(world, 10), 5, caller="chat", priority=priority)
+    world.scheduler.served["chat"] = world.scheduler.served["batch"] + steps_of_priority * HEAD_START + over
+    # A step gives who runs one token more before places are given.
+    world.scheduler.served["chat"] += 1
+    step = world.step()
+    assert (urgent in step.works) == (over < 0)
+    assert world.scheduler.num_preempted == (over < 0)
+
+
+@pytest.mark.parametrize("priority", [0, 1])
+def test_only_more_priority_takes_a_place_whatever_the_callers_have_had(priority: int) -> None:
+    world = World(rng=random.Random(0), num_slots=1)
+    running = world.ask(strangers(world, 10), 30, caller="batch", priority=1)
+    world.step()
+    world.scheduler.served["batch"] += 10 * HEAD_START
+    world.ask(strangers(world, 10), 5, caller="chat", priority=priority)
+    step = world.step()
+    assert list(step.works) == [running] and world.scheduler.num_preempted == 0
+
+
+@pytest.mark.parametrize("later", [HEAD_START - 1, HEAD_START])
+def test_among_one_caller_s_requests_priority_outweighs_so_many_tokens_of_waiting(later: int) -> None:
+    world = World(rng=random.Random(0), num_slots=1)
+    world.ask(strangers(world, 10), 30)
+    world.scheduler.clock += later
+    urgent = world.ask(strangers(world, 10), 5, priority=1)
+    world.scheduler.clock -= later
+    world.scheduler.waiting[""].sort(key=lambda request: request is urgent)  # the other one is admitted first
+    world.step()
+    assert (urgent in world.step().works) == (later < HEAD_START)
 
 
 def test_tokens_are_taken_back_over_a_chunk_s_edge_and_into_a_shared_page() -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 import time
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import pytest
@@ -110,9 +110,11 @@ def test_an_answer_may_end_exactly_where_the_form_is_complete() -> None:
     assert progress.allowed()[list(END)].all()
 
 
-def test_no_special_token_and_no_spare_row_is_allowed_inside() -> None:
-    progress = STRUCTURES.start(Structure(kind="regex", source="(.|\n)*"))
-    allowed = set(torch.nonzero(progress.allowed())[:, 0].tolist())
+@pytest.mark.parametrize(
+    ("kind", "source"), [("regex", "(.|\n)*"), ("grammar", "start: <[*]>*"), ("grammar", "start: <[^1]>*")]
+)
+def test_no_special_token_and_no_spare_row_is_allowed_inside(kind: Literal["regex", "grammar"], source: str) -> None:
+    allowed = set(torch.nonzero(STRUCTURES.start(Structure(kind=kind, source=source)).allowed())[:, 0].tolist())
     assert allowed - set(END) and not (allowed - set(END)) & TOKENIZER.special_ids
     assert max(allowed) < TOKENIZER.vocab_size
 
