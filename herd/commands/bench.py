@@ -67,7 +67,7 @@ def bench_ablation(
     out: Path,
     variants: tuple[str, ...] = (),
     seeds: int = 3,
-    num_tokens: int = 2_400_000,
+    num_tokens: int = 4_000_000,
     longest: int = 1_048_576,
     json: bool = False,
 ) -> None:
