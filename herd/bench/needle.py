@@ -125,7 +125,8 @@ def sparse(hay: Haystack, keys: Keys, length: int, exact_s: float) -> list[Row]:
     reader, planter = hay.reader, hay.planter
     quizzes = [planted.needle(stream(seed, "sparse"), keys) for seed in range(CERTIFIED)]
     facts = [planter.encode(f" {quiz.facts[0]}") for quiz in quizzes]
-    ends = np.searchsorted(hay.ends, [(seed + 0.5) / CERTIFIED * (length - 100) for seed in range(CERTIFIED)])
+    depths = [(seed + stream(seed, "depth").random()) / CERTIFIED for seed in range(CERTIFIED)]
+    ends = np.searchsorted(hay.ends, np.array(depths) * (length - 100))
     chunks = hay.with_facts(facts, hay.ends[ends].tolist())
     with reader.kept(chunks):
         for number, tokens in chunks.items():

@@ -12,6 +12,7 @@ together, as padded groups.
 
 # N tokens, D width, H query heads, K key heads, C head width, G runs in a group, L length of a group
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -169,8 +170,12 @@ def rope_frequencies(config: ModelConfig, *, scaled: bool = True) -> Float[Tenso
 
 
 def rope_angles(positions_N: Int[Tensor, "n"], config: ModelConfig) -> Tensor:
-    """Rotations of the local layers as complex numbers, [N, C / 2], fp32."""
-    angle_NC = positions_N[:, None].float() * rope_frequencies(config).to(positions_N.device)
+    """Rotations of the local layers as complex numbers, [N, C / 2], fp32.
+
+    Whole turns are taken off in fp64: after ten million positions an angle in fp32 is off by a quarter of a radian.
+    """
+    angle_NC = positions_N[:, None].double() * rope_frequencies(config).double().to(positions_N.device)
+    angle_NC = torch.remainder(angle_NC, 2 * math.pi).float()
     return torch.polar(torch.ones_like(angle_NC), angle_NC)
 
 

@@ -27,6 +27,8 @@ LEAF = 32
 """Keys of an arranged page."""
 FIRST_PAGES = 16
 """Pages of each head that are read to learn the mass that the unread is compared with."""
+AT_ONCE = 8192
+"""Pages whose values are in fp32 at a time."""
 ROUNDING = 1e-5
 """What a bound is raised by for sums in fp32, as a share of the sum of absolute products: C * 2^-24, and to spare."""
 
@@ -66,16 +68,17 @@ class Arranged:
         self.keys, self.values, self.length = keys_PKLC, values_PKLC, length // unit * unit
         self.heads: list[Head] = []
         for head in range(keys_PKLC.shape[1]):
-            keys_NC = keys_PKLC[:, head].flatten(0, 1)[: self.length]
+            keys_NC, values_NC = (pool[:, head].flatten(0, 1)[: self.length] for pool in (keys_PKLC, values_PKLC))
             order_N = arrange(keys_NC)
-            keys = keys_NC[order_N].unflatten(0, (-1, 1, LEAF))
-            values = values_PKLC[:, head].flatten(0, 1)[: self.length][order_N].unflatten(0, (-1, 1, LEAF))
+            keys, values = (pool[order_N].unflatten(0, (-1, 1, LEAF)) for pool in (keys_NC, values_NC))
+            del keys_NC, values_NC  # two of these beside two arranged ones are much at ten million keys
             low, high = torch.aminmax(keys, dim=2)
+            norms = [torch.linalg.vector_norm(part.float(), dim=-1).amax((1, 2)) for part in values.split(AT_ONCE)]
             self.heads.append(
                 Head(
                     keys_PKLC=keys, values_PKLC=values, low_PKC=low, high_PKC=high,
                     widest_C=torch.maximum(low.abs().amax((0, 1)), high.abs().amax((0, 1))).float(),
-                    longest_P=torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32).amax((1, 2)),
+                    longest_P=torch.cat(norms),
                 )
             )  # fmt: skip
 

@@ -226,7 +226,8 @@ struct Forward {
       _mm512_mask_storeu_ps(x + i * m.dim + j, mask, any(table, m.narrow, from * m.dim + j, mask));
     }
     for (i64 j = 0; j < m.c / 2; ++j) {
-      const float angle = (float)b.positions[i] * m.frequencies[j];
+      const double turned = (double)b.positions[i] * m.frequencies[j], whole = 2 * M_PI;
+      const float angle = (float)(turned - whole * std::floor(turned / whole));
       turns[i * m.c + 2 * j] = std::cos(angle), turns[i * m.c + 2 * j + 1] = std::sin(angle);
     }
   }

@@ -27,6 +27,13 @@ def frequencies(config: ModelConfig) -> list[float]:
     return rope_angles(torch.tensor([1]), config).angle()[0].tolist()
 
 
+def test_neighbours_turn_by_the_same_angle_wherever_they_stand() -> None:
+    step = rope_angles(torch.tensor([1]), SCOUT)
+    for position in (100, 8192, 10_485_759, 2**31):
+        here, next_ = rope_angles(torch.tensor([position, position + 1]), SCOUT)
+        torch.testing.assert_close(next_ / here, step[0], rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (1.0, 4.0), (2.0, 2.0)])
 def test_scaled_frequencies_follow_the_wavelength(low: float, high: float) -> None:
     scaling = RopeScaling(factor=16.0, low_freq_factor=low, high_freq_factor=high, original_max_positions=8192)
