@@ -59,12 +59,16 @@ def test_the_files_hold_the_same_weights(tmp_path: Path, monkeypatch: pytest.Mon
     assert (theirs - ours).abs().max() < 0.03 * ours.abs().max()
 
 
-def test_opening_a_model_does_not_bring_in_pytorchs_compiler() -> None:
+def test_opening_a_model_does_not_bring_in_pytorchs_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = engine.replace(SHAPES["S"], vocab_size=512, dim=64, num_layers=2, dense_ffn_dim=64)
+    monkeypatch.setitem(SHAPES, "small", small)
+    engine_files.write("small", "int8", tmp_path)
     script = (
         "import sys\n"
-        "from herd.bench.engine import SHAPES\n"
-        "from herd.model.formats.weights import skeleton\n"
-        "assert skeleton(SHAPES['S']).embedding.weight.is_meta\n"
+        "from pathlib import Path\n"
+        "from herd.model.formats import compressed, huggingface\n"
+        "huggingface.load(Path(sys.argv[1]) / 'bf16')\n"
+        "compressed.load(Path(sys.argv[1]) / 'int8')\n"
         "assert 'torch._dynamo' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)

@@ -22,7 +22,7 @@ from herd.config import ModelConfig
 from herd.core.errors import HerdError
 from herd.core.files import read_json, write_json
 from herd.model.formats import huggingface
-from herd.model.formats.weights import refuse, wrong_names
+from herd.model.formats.weights import refuse, skeleton, wrong_names
 from herd.model.quantize import Packed, Scheme, quantize, replace, replaceable
 from herd.model.transformer import Transformer
 
@@ -225,8 +225,7 @@ def load(folder: Path, *, dtype: torch.dtype | None = None, device: torch.device
     """Open a quantised folder; `dtype` is that of the matrices left out, and of the activations."""
     config = huggingface.config_from_json(folder)
     scheme = scheme_from_json(read_json(folder / "config.json"), folder / "config.json")
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = skeleton(config)
     shards = Shards(folder)
     names, wanted = shards.weight_map.keys(), set()
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
