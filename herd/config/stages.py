@@ -131,6 +131,9 @@ class MidtrainConfig:
     """… whose last part quotes the first; the others have facts planted in them, and questions at the end."""
     needle_share: float = 0.0
     """Share of the documents with planted facts that have single needles alone, as those of the first length do."""
+    book_share: float = 0.0
+    """Share of the long documents, of any kind, whose text is a stretch of one book, manual or code tree in its own
+    order; that of the others are documents of one language in a row."""
     most_questions: int = 32
     """Quotes or questions of one document."""
     answer_weight: float = 4.0
@@ -150,8 +153,9 @@ class MidtrainConfig:
         for name in ("short_share", "picture_share", "plain_share", "quote_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise HerdError(f"{name}={getattr(self, name)} is not a share from 0 to below 1")
-        if not 0 <= self.needle_share <= 1:
-            raise HerdError(f"needle_share={self.needle_share} is not a share from 0 to 1")
+        for name in ("needle_share", "book_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise HerdError(f"{name}={getattr(self, name)} is not a share from 0 to 1")
         if self.plain_share + self.quote_share > 1:
             raise HerdError(f"plain_share={self.plain_share} and quote_share={self.quote_share} are more than all")
 

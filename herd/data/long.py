@@ -1,8 +1,9 @@
 """Mid-training batches: short pieces as before, and long documents whose length grows by stages.
 
-A long sample is one document of the stage's length: real text in its own order, the same with passages of it quoted
-again at its end, or with quizzes planted in it (see herd.data.planted), of which only the answers are learnt. Nothing
-is packed across documents: each keeps its own positions from 0, and no attention crosses its ends.
+A long sample is one document of the stage's length: text of one language in a row or a stretch of one book, the same
+with passages of it quoted again at its end, or with quizzes planted in it (see herd.data.planted), of which only the
+answers are learnt. Nothing is packed across documents: each keeps its own positions from 0, and no attention crosses
+its ends.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,24 @@ class LongText:
         sizes = np.array([len(filler.ids) for filler in self.fillers.values()], dtype=np.float64)
         self._shares = sizes / sizes.sum()
         self.longest = int(sizes.max(initial=0))
+        self.books: list[planted.Filler] = []
+
+    def read_books(self, folder: Path, tokenizer: Tokenizer, longest: int) -> None:
+        """Have `book` give stretches of up to `longest` tokens of the folder's books."""
+        texts = [row["text"] for row in read_rows(folder, "books", ["text"])]
+        all_ids = [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_batch(texts)]
+        self.books = [self.planter.filler(ids) for ids in all_ids if len(ids) > longest]
+        if not self.books:
+            most = max(map(len, all_ids), default=0)
+            raise HerdError(
+                f"{folder} has no book of {longest} tokens, {most} at most: shorten lengths or set book_share=0"
+            )
+
+    def book(self, length: int, rng: np.random.Generator) -> tuple[planted.Filler, int]:
+        """A book, by its share of all, and where in it a stretch of `length` tokens begins."""
+        sizes = np.array([len(filler.ids) for filler in self.books], dtype=np.float64)
+        filler = self.books[int(rng.choice(len(sizes), p=sizes / sizes.sum()))]
+        return filler, int(rng.integers(0, len(filler.ids) - length))
 
     def window(self, length: int, rng: np.random.Generator) -> tuple[planted.Filler, int]:
         """Text of one language, by its share of all, and where in it a stretch of `length` tokens may begin."""
@@ -109,6 +128,8 @@ class LongBatches:
                 f"{folder} has {self.text.longest} tokens of one language at most, lengths={config.lengths} ask for "
                 "more: make a larger data folder"
             )
+        if config.book_share:
+            self.text.read_books(folder, tokenizer, max(config.lengths))
         self.keys = Keys(self.text.words, evaluation=False)
         self.num_steps = max(1, config.num_tokens // config.batch_tokens)
         short = int(config.batch_tokens * config.short_share)
@@ -141,7 +162,8 @@ class LongBatches:
         """Long document `index` of step `step`."""
         config, length = self.config, self.length(step)
         rng = stream(config.seed, "long", step, index)
-        filler, begin = self.text.window(length, rng)
+        of_book = config.book_share > 0 and rng.random() < config.book_share  # no draw where there are none
+        filler, begin = (self.text.book if of_book else self.text.window)(length, rng)
         kind = 1.0 if self.is_first(step) else rng.random()
         if kind < config.plain_share:
             ids = np.concatenate([[self.tokenizer.ids.bos], filler.ids[begin : begin + length - 1]])

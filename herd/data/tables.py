@@ -13,6 +13,7 @@ from herd.core.files import naming_full_disk
 _STRING, _BINARY = pyarrow.string(), pyarrow.binary()
 
 TEXT = pyarrow.schema([(name, _STRING) for name in ("id", "split", "language", "source", "text")])
+BOOKS = pyarrow.schema([(name, _STRING) for name in ("source", "language", "text")])
 PICTURES = pyarrow.schema(
     [
         *((name, _STRING) for name in ("id", "split", "source", "subject")),

@@ -1,4 +1,4 @@
-"""Packages to a data folder: text, pictures, clips, chats and the tokenizer, with a card that says what they are.
+"""Packages to a data folder: text, books, pictures, clips, chats and the tokenizer, and a card that says what they are.
 
 The work is done in steps; each leaves its file and, after it, a small note with its figures. A run that was killed goes
 on after the last step whose note was made under the same config and from the same packages.
@@ -22,6 +22,7 @@ from herd.core.errors import HerdError
 from herd.core.files import partial, write_json
 from herd.core.lineage import Stage
 from herd.data import tables
+from herd.data.books import books
 from herd.data.dedup import deduplicate
 from herd.data.dialogues import Caps, Chat, all_chats
 from herd.data.fetch import Fetched, fetch
@@ -125,6 +126,14 @@ def _text(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
     return {"documents": counts, "dropped": dict(sorted(dropped.items()))}
 
 
+def _books(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
+    rows = tables.read(work / "text.parquet", ["split", "text"])
+    held = {line for row in rows if row["split"] == "heldout" for line in row["text"].split("\n") if line.strip()}
+    found = books(fetched.packs, held)
+    tables.write(work / "books.parquet", [asdict(book) for book in found], tables.BOOKS)
+    return {"books": {book.source: {"bytes": len(book.text.encode())} for book in found}}
+
+
 def _pictures(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
     pictures = all_pictures(
         fetched.packs, longest_px=cfg.picture_px, heldout=cfg.heldout_subjects, heldout_pairs=cfg.heldout_pairs
@@ -223,6 +232,7 @@ def _balanced(texts: dict[str, list[str]]) -> Iterator[str]:
 
 _STEPS: dict[str, Step] = {
     "text": _text,
+    "books": _books,
     "pictures": _pictures,
     "clips": _clips,
     "chats": _chats,

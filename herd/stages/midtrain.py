@@ -1,21 +1,32 @@
 """`herd midtrain`: the training length grows by stages, on real text with questions planted in it.
 
-As much short data as the config says stays in every step, so that what pre-training taught is kept. After Llama 4's
+As much short data as the config says stays in every step, so that what pre-training taught is kept; herd.json tells
+whether it was (`short_text`). After Llama 4's
 mid-training as far as it is public (new recipes, long-context data); the tasks follow RULER. See docs/midtrain.md.
 """
 
+import math
 from pathlib import Path
 
 import torch
 
 from herd.config import MidtrainConfig
+from herd.core.errors import HerdError
 from herd.core.lineage import Stage
 from herd.data.image import ImageProcessor
+from herd.data.loader import read_rows
 from herd.data.long import LongBatches
 from herd.data.tokenizer import Tokenizer
+from herd.engine.load import load
+from herd.engine.score import token_losses
 from herd.model.formats import huggingface
 from herd.model.parallel import Parallel, start
 from herd.stages.pretrain import save_model, train_language
+
+SHORT = 512
+"""Tokens of a window, in which held-out text is read before and after."""
+DOCUMENTS, CHARACTERS = 8, 2000
+"""Held-out documents of each language, and what is read of one."""
 
 
 def midtrain(config: MidtrainConfig, model: Path, data: Path, out: Path) -> Path:
@@ -29,4 +40,25 @@ def midtrain(config: MidtrainConfig, model: Path, data: Path, out: Path) -> Path
     parallel.apply(network)
     batches = LongBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
     train_language(network, batches, config, stage, parallel)
-    return save_model(network, tokenizer, stage, parallel)
+    return save_model(
+        network, tokenizer, stage, parallel, told=lambda written: {"short_text": short_text(model, written, data)}
+    )
+
+
+def short_text(before: Path, after: Path, data: Path) -> dict[str, float]:
+    """Bits per byte of the data folder's held-out documents, read in windows of SHORT tokens, by the model that
+    mid-training began with and the one that it wrote: whether short-context quality stayed."""
+    held: dict[str, list[str]] = {}
+    for row in read_rows(data, "text", ["split", "language", "text"]):
+        if row["split"] == "heldout":
+            held.setdefault(row["language"], []).append(row["text"])
+    texts = [text[:CHARACTERS] for of_language in held.values() for text in of_language[:DOCUMENTS]]
+    num_bytes = sum(len(text.encode()) for text in texts)
+    if not num_bytes:
+        raise HerdError(f"{data} holds no text out: give a data folder whose heldout_bytes is above 0")
+    bits = {}
+    for name, folder in (("before", before), ("after", after)):
+        opened = load(folder)
+        losses = token_losses(opened, opened.tokenizer.encode_batch(texts), context=SHORT)
+        bits[name] = round(sum(float(loss.sum()) for loss in losses) / math.log(2) / num_bytes, 4)
+    return {**bits, "bytes": num_bytes}

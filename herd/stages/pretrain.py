@@ -1,7 +1,9 @@
 """`herd pretrain`: text and pictures fused from the first step, the whole model learning at once."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,9 +59,16 @@ def train_language(
     train(model, shared, loss_fn, config, stage, hooks=[balancer], parallel=parallel, split=cut)
 
 
-def save_model(model: Transformer, tokenizer: Tokenizer, stage: Stage, parallel: Parallel = ALONE) -> Path:
+def save_model(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    stage: Stage,
+    parallel: Parallel = ALONE,
+    *,
+    told: Callable[[Path], dict[str, Any]] = lambda _: {},
+) -> Path:
     """Write the model, tokenizer and processor of a finished stage and commit its folder. The first rank does, and
-    every rank gives its parts, one parameter after the other."""
+    every rank gives its parts, one parameter after the other. herd.json also has what `told` says of the folder."""
     weights = parallel.weights(model)
     if not parallel.first:
         for name in huggingface.rules(model.config):
@@ -69,7 +78,7 @@ def save_model(model: Transformer, tokenizer: Tokenizer, stage: Stage, parallel:
     huggingface.save_processor(model.config, stage.work)
     tokenizer.save(stage.work)
     stage.drop("state")
-    return stage.finish(parameters=count_parameters(skeleton(model.config)))
+    return stage.finish(parameters=count_parameters(skeleton(model.config)), **told(stage.work))
 
 
 def count_parameters(model: Transformer) -> dict[str, int]:

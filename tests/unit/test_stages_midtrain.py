@@ -1,4 +1,4 @@
-"""Mid-training: lengths grow by stages, the shares of the tokens are as asked, resuming needs no state."""
+"""Mid-training: lengths grow by stages, the shares of the tokens are as asked, ranks make the losses of one."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,14 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from herd.config import MidtrainConfig
+from herd.bench.ranks import on_ranks
+from herd.config import MidtrainConfig, ParallelConfig
 from herd.core.errors import HerdError
-from herd.core.lineage import read_lineage
+from herd.core.lineage import Stage, read_lineage
+from herd.core.tracker import read_metrics
+from herd.data import tables
 from herd.data.image import ImageProcessor
 from herd.data.long import LongBatches
 from herd.data.tokenizer import Tokenizer
 from herd.engine.load import load
+from herd.model.formats import huggingface
+from herd.model.parallel import Parallel
+from herd.model.parallel.mesh import Mesh
 from herd.stages.midtrain import midtrain
+from herd.stages.pretrain import train_language
 
 CONFIG = MidtrainConfig(
     num_tokens=12_000, batch_tokens=1500, lengths=(512, 1024, 2048), plain_share=0.1, short_share=0.4, context=128
@@ -87,6 +94,65 @@ def test_midtraining_writes_a_model_that_has_learnt(tiny_folder: Path, tiny_data
     assert lineage["stage"] == "midtrain"
     before, after = load(tiny_folder).transformer, load(out).transformer
     assert not torch.equal(before.layers[3].attention.qkv.weight.float(), after.layers[3].attention.qkv.weight.float())
+    short = lineage["short_text"]
+    assert short["bytes"] > 1000 and 0 < short["after"] < short["before"]  # a random model learns from anything
+
+
+def losses(config: MidtrainConfig, model: Path, data: Path, out: Path) -> list[float]:
+    """Of each step, as `midtrain` trains but in fp32."""
+    ranks = Parallel(Mesh(config.parallel))
+    network = huggingface.load(model, dtype=torch.float32).requires_grad_(True)
+    assert network.vision is not None
+    network.vision.requires_grad_(False)
+    ranks.apply(network)
+    batches = LongBatches(data, config, Tokenizer.load(model), ImageProcessor(network.config.vision))
+    stage = Stage("midtrain", out, config=config, parents={})
+    train_language(network, batches, config, stage, ranks)
+    return [line["loss"] for line in read_metrics(stage.work / "metrics.jsonl")]
+
+
+@pytest.mark.slow
+def test_documents_cut_over_two_context_ranks_have_the_losses_of_one(
+    tiny_folder: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, num_tokens=3000, lengths=(512, 1024))
+    two = replace(config, parallel=ParallelConfig(context=2))
+    [[one], [other, _]] = on_ranks(
+        (1, losses, (config, tiny_folder, tiny_data, tmp_path / "one")),
+        (2, losses, (two, tiny_folder, tiny_data, tmp_path / "two")),
+    )
+    assert len(one) == 2 and other == pytest.approx(one, abs=1e-4)
+
+
+@pytest.fixture
+def with_books(tiny_data: Path, tmp_path: Path) -> Path:
+    """The data folder with two books, one of them too short for the lengths."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for path in tiny_data.iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / "books.parquet").unlink()
+    texts = ["\n".join(f"Line {index} of a book." for index in range(2000)), "A leaf."]
+    rows = [{"source": "book", "language": "en", "text": text} for text in texts]
+    tables.write(folder / "books.parquet", rows, tables.BOOKS)
+    return folder
+
+
+def test_a_stretch_of_a_book_keeps_its_order_and_never_leaves_it(with_books: Path) -> None:
+    tokenizer = Tokenizer.load(with_books / "tokenizer")
+    config = replace(CONFIG, lengths=(512,), plain_share=0.99, quote_share=0.0, book_share=1.0)
+    batches = LongBatches(with_books, config, tokenizer, ImageProcessor(None))
+    samples = [batches.document(0, index) for index in range(8)]
+    book = tokenizer.decode(batches.text.books[0].ids.tolist())
+    assert len(batches.text.books) == 1
+    texts = {tokenizer.decode(sample.ids[1:].tolist()) for sample in samples if sample.kind == "text"}
+    assert len(texts) > 4 and all(text in book for text in texts)
+
+
+def test_a_folder_without_a_book_of_that_length_is_refused(tiny_data: Path) -> None:
+    tokenizer = Tokenizer.load(tiny_data / "tokenizer")
+    with pytest.raises(HerdError, match="shorten lengths or set book_share=0"):
+        LongBatches(tiny_data, replace(CONFIG, book_share=0.5), tokenizer, ImageProcessor(None))
 
 
 def test_lengths_that_the_data_cannot_fill_are_refused(tiny_data: Path) -> None:
