@@ -28,6 +28,8 @@ SHAPES = {
     "top 2, dense layers": replace(MAVERICK, moe=replace(TOP_2, every=2)),
     "no temperature, pages that straddle": replace(SCOUT, temperature=False, chunk_size=24),
 }
+WIDE = replace(SCOUT, num_layers=2, moe=replace(SCOUT.moe, ffn_dim=1072))
+"""Rows of an expert's weights that are longer than a page of memory: read several panels at a time."""
 LENGTHS = [37, 5, 60, 1, 20]
 """Of five sequences, read in pieces that end at chunk edges."""
 
@@ -90,6 +92,16 @@ def test_one_call_gives_the_transformers_logits(shape: str) -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("sizes", [[64], [1], [3, 1, 2]])
+def test_wide_experts_in_bf16_are_as_near_to_the_model_as_the_twin(sizes: list[int]) -> None:
+    model = random_model(WIDE, seed=1)
+    plan = steps(WIDE, sizes)
+    truth, packed = torch.cat(logits(model, plan, fused=False)), copy.deepcopy(model).bfloat16()
+    ours, twin = (float((torch.cat(logits(packed, plan, fused=f)) - truth).norm()) for f in (True, False))
+    assert ours <= 1.1 * twin + 2e-3 * float(truth.norm())
+
+
+@needs_kernels
 @pytest.mark.parametrize("scheme", [None, Scheme(name="int8"), Scheme(name="int4", group=32), Scheme(name="fp8")])
 def test_in_fewer_bits_it_is_as_near_to_the_model_as_the_twin(scheme: Scheme | None) -> None:
     model = random_model(MAVERICK, seed=1)
@@ -116,8 +128,9 @@ def test_logits_in_fp32_do_not_depend_on_pieces_or_neighbours() -> None:
 
 
 @needs_kernels
-def test_few_rows_in_bf16_do_not_depend_on_their_neighbours() -> None:
-    model = random_model(SCOUT, seed=2).bfloat16()
+@pytest.mark.parametrize("shape", [SCOUT, WIDE], ids=["Scout-like", "wide"])
+def test_few_rows_in_bf16_do_not_depend_on_their_neighbours(shape: ModelConfig) -> None:
+    model = random_model(shape, seed=2).bfloat16()
     few = logits(model, steps(model.config, [3, 1, 2]), fused=True)
     singly = [[piece] for step in steps(model.config, [1]) for piece in step]
     for some, others in zip(few, logits(model, singly, fused=True), strict=True):
