@@ -1,8 +1,8 @@
 """`herd midtrain`: the training length grows by stages, on real text with questions planted in it.
 
 As much short data as the config says stays in every step, so that what pre-training taught is kept; herd.json tells
-whether it was (`short_text`). After Llama 4's
-mid-training as far as it is public (new recipes, long-context data); the tasks follow RULER. See docs/midtrain.md.
+whether it was (`short_text`). After Llama 4's mid-training as far as it is public (new recipes, long-context data); the
+tasks follow RULER. See docs/midtrain.md.
 """
 
 import math
@@ -38,25 +38,30 @@ def midtrain(config: MidtrainConfig, model: Path, data: Path, out: Path) -> Path
     if network.vision is not None:
         network.vision.requires_grad_(False)  # as in pre-training
     parallel.apply(network)
+    texts = heldout_texts(data)  # said before the training, if there are none
     batches = LongBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
     train_language(network, batches, config, stage, parallel)
     return save_model(
-        network, tokenizer, stage, parallel, told=lambda written: {"short_text": short_text(model, written, data)}
+        network, tokenizer, stage, parallel, told=lambda written: {"short_text": short_text(texts, model, written)}
     )
 
 
-def short_text(before: Path, after: Path, data: Path) -> dict[str, float]:
-    """Bits per byte of the data folder's held-out documents, read in windows of SHORT tokens, by the model that
-    mid-training began with and the one that it wrote: whether short-context quality stayed."""
+def heldout_texts(data: Path) -> list[str]:
+    """The beginnings of some of the data folder's held-out documents, of each language."""
     held: dict[str, list[str]] = {}
     for row in read_rows(data, "text", ["split", "language", "text"]):
         if row["split"] == "heldout":
             held.setdefault(row["language"], []).append(row["text"])
     texts = [text[:CHARACTERS] for of_language in held.values() for text in of_language[:DOCUMENTS]]
-    num_bytes = sum(len(text.encode()) for text in texts)
-    if not num_bytes:
+    if not any(texts):
         raise HerdError(f"{data} holds no text out: give a data folder whose heldout_bytes is above 0")
-    bits = {}
+    return texts
+
+
+def short_text(texts: list[str], before: Path, after: Path) -> dict[str, float]:
+    """Bits per byte of `texts`, read in windows of SHORT tokens, by the model that mid-training began with and the one
+    that it wrote: whether short-context quality stayed."""
+    num_bytes, bits = sum(len(text.encode()) for text in texts), {}
     for name, folder in (("before", before), ("after", after)):
         opened = load(folder)
         losses = token_losses(opened, opened.tokenizer.encode_batch(texts), context=SHORT)

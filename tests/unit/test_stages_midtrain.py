@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from herd.model.formats import huggingface
 from herd.model.parallel import Parallel
 from herd.model.parallel.mesh import Mesh
 from herd.stages.midtrain import midtrain
-from herd.stages.pretrain import train_language
+from herd.stages.pretrain import save_model, train_language
 
 CONFIG = MidtrainConfig(
     num_tokens=12_000, batch_tokens=1500, lengths=(512, 1024, 2048), plain_share=0.1, short_share=0.4, context=128
@@ -73,7 +74,7 @@ def test_a_quote_repeats_what_stands_before_it(batches: LongBatches) -> None:
 def test_documents_of_needles_alone_never_ask_twice_and_often_share_words(batches: LongBatches) -> None:
     rng, shared = np.random.default_rng(0), []
     for _ in range(20):
-        needles = batches._needles(2048, rng)
+        needles = batches._needles(2048, rng, first=False)
         assert {quiz.kind for quiz in needles} == {"single"}
         assert len({quiz.question for quiz in needles}) == len(needles)
         assert sum(map(batches.text.planter.size, needles)) <= 0.8 * 2048
@@ -96,6 +97,28 @@ def test_midtraining_writes_a_model_that_has_learnt(tiny_folder: Path, tiny_data
     assert not torch.equal(before.layers[3].attention.qkv.weight.float(), after.layers[3].attention.qkv.weight.float())
     short = lineage["short_text"]
     assert short["bytes"] > 1000 and 0 < short["after"] < short["before"]  # a random model learns from anything
+
+
+def test_a_data_folder_that_holds_no_text_out_is_refused_before_the_training(
+    tiny_folder: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "herd.stages.midtrain.read_rows", lambda *_: [{"split": "train", "language": "en", "text": "a"}]
+    )
+    monkeypatch.setattr("herd.stages.midtrain.train_language", None)
+    with pytest.raises(HerdError, match="holds no text out"):
+        midtrain(CONFIG, tiny_folder, tiny_data, tmp_path / "out")
+
+
+def test_the_checkpoint_stays_until_all_is_told_of_a_folder(tiny_folder: Path, tmp_path: Path) -> None:
+    def fails(_: Path) -> dict[str, Any]:
+        raise HerdError("no")
+
+    stage = Stage("midtrain", tmp_path / "out", config=CONFIG, parents={})
+    (stage.work / "state").mkdir(parents=True)
+    with pytest.raises(HerdError):
+        save_model(huggingface.load(tiny_folder), Tokenizer.load(tiny_folder), stage, told=fails)
+    assert (stage.work / "state").is_dir()
 
 
 def losses(config: MidtrainConfig, model: Path, data: Path, out: Path) -> list[float]:
