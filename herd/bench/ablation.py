@@ -3,8 +3,8 @@
 Small models of the shape `tiny-long` are trained from scratch on needles in short documents by the loop of
 mid-training, all on the same tokens, each with one part changed: positions in the global layer too, the queries'
 temperature, QK norm, the chunk. Then all read the same text, and are asked for needles within the training length and
-up to 500 times as far.
-A run is a folder under `out`: one that was stopped goes on from its checkpoint, one that is done is read.
+up to 500 times as far. A run is a folder under `out`: one that was stopped goes on from its checkpoint, one that is
+done is read.
 """
 
 import statistics
@@ -20,18 +20,17 @@ from herd.config import CheckpointConfig, GuardConfig, MidtrainConfig, ModelConf
 from herd.core.errors import unknown
 from herd.core.files import read_json, write_json
 from herd.core.lineage import Stage
-from herd.core.streams import seed_of
 from herd.data import planted
 from herd.data.haystack import haystack
 from herd.data.image import ImageProcessor
-from herd.data.long import LongBatches, training_texts, words_of
-from herd.data.planted import Keys, Planter
+from herd.data.long import LongBatches, evaluation_keys
+from herd.data.planted import Planter
 from herd.data.tokenizer import Tokenizer
 from herd.engine.load import Model
 from herd.engine.reader import Reader
 from herd.evaluate.long import ask_all, share_right
 from herd.evaluate.needle import Haystack
-from herd.model.init import initialise, liken
+from herd.model.init import first_weights
 from herd.model.parallel import ALONE
 from herd.model.transformer import Layer, Transformer
 from herd.stages.pretrain import train_language
@@ -69,9 +68,7 @@ VARIANTS = {
 
 def model_of(variant: Variant, shape: ModelConfig, seed: int) -> Transformer:
     """First weights, the same for all variants of a seed."""
-    model = Transformer(replace(shape, **variant.changes)).to(torch.bfloat16)
-    initialise(model, torch.Generator().manual_seed(seed_of(seed, "weights")))
-    liken(model, LIKENESS)
+    model = first_weights(replace(shape, **variant.changes), seed, likeness=LIKENESS)
     for layer in model.layers:
         assert isinstance(layer, Layer)
         layer.attention.turns |= variant.turns
@@ -89,7 +86,7 @@ def recall(model: Transformer, tokenizer: Tokenizer, data: Path, lengths: Sequen
     )
     reader, ids = Reader(opened, context=lengths[-1] + chunk), haystack(data, tokenizer, lengths[-1])
     reader.read(torch.from_numpy(ids))
-    hay, keys = Haystack(reader, Planter(tokenizer), ids), Keys(words_of(training_texts(data)), evaluation=True)
+    hay, keys = Haystack(reader, Planter(tokenizer), ids), evaluation_keys(data)
     return {
         str(length): share_right(ask_all(hay, "single", planted.needle, keys, length, SEEDS_OF_A_DEPTH))
         for length in lengths

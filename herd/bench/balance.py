@@ -17,15 +17,14 @@ import torch
 from herd.bench.table import Row, show
 from herd.config import ModelConfig, MoEConfig, PretrainConfig, preset
 from herd.core.batch import Batch
-from herd.core.streams import seed_of, stream
+from herd.core.streams import stream
 from herd.core.tracker import read_metrics
 from herd.data.loader import read_rows
 from herd.data.pack import Sample, pack, steps_of
 from herd.data.tokenizer import Tokenizer
 from herd.evaluate.load import load_facts, load_of, violation
 from herd.model.formats import huggingface
-from herd.model.init import initialise
-from herd.model.transformer import Transformer
+from herd.model.init import first_weights
 from herd.stages.pretrain import pretrain
 from herd.train.balance import mixtures
 from herd.train.losses import language_loss
@@ -48,8 +47,7 @@ def shape_of(experts: int, tokenizer: Tokenizer) -> ModelConfig:
 def new_model(experts: int, data: Path, out: Path) -> Path:
     """A model folder with first weights."""
     tokenizer = Tokenizer.load(data / "tokenizer")
-    model = Transformer(shape_of(experts, tokenizer)).to(torch.bfloat16)
-    initialise(model, torch.Generator().manual_seed(seed_of(0, "weights")))
+    model = first_weights(shape_of(experts, tokenizer), seed=0)
     out.mkdir(parents=True, exist_ok=True)
     huggingface.save(model, out)
     huggingface.save_processor(model.config, out)

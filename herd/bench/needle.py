@@ -19,7 +19,7 @@ from herd.core.numbers import tokens as number_of
 from herd.core.streams import stream
 from herd.data import planted
 from herd.data.haystack import haystack
-from herd.data.long import training_texts, words_of
+from herd.data.long import evaluation_keys
 from herd.data.planted import Keys, Planter
 from herd.engine.load import load
 from herd.engine.reader import Reader
@@ -59,7 +59,7 @@ def needle(folder: Path, data: Path, *, context: str, seeds: int, budget_gb: flo
     reader = Reader(model, context=length + chunk, budget_bytes=int(budget_gb * 1e9))
     told("text")
     ids = haystack(data, model.tokenizer, length)
-    keys = Keys(words_of(training_texts(data)), evaluation=True)
+    keys = evaluation_keys(data)
     begin, done = time.perf_counter(), [0]
 
     def heard(count: int) -> bool:

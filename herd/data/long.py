@@ -44,6 +44,11 @@ def words_of(rows: Sequence[Mapping[str, str]]) -> list[str]:
     return planted.frequent_words([row["text"] for row in rows if row["language"] == "en"])
 
 
+def evaluation_keys(folder: Path) -> Keys:
+    """Keys that no training sample shows."""
+    return Keys(words_of(training_texts(folder)), evaluation=True)
+
+
 class LongText:
     """The training documents laid end to end by language, and windows of them."""
 
@@ -171,10 +176,9 @@ class LongBatches:
         if kind < config.plain_share + config.quote_share:
             ids, learnt = self._quoting(filler.ids[begin : begin + length - 1], rng)
         else:
-            if self.is_first(step):
-                quizzes = self._needles(length, rng, first=True)
-            elif rng.random() < config.needle_share:
-                quizzes = self._needles(length, rng)
+            first = self.is_first(step)
+            if first or rng.random() < config.needle_share:
+                quizzes = self._needles(length, rng, first=first)
             else:
                 quizzes = self._quizzes(length, rng)
             document = self.text.planter.plant(quizzes, filler, length, rng, begin=begin)
@@ -194,7 +198,7 @@ class LongBatches:
             learnt += [np.zeros(len(line) + FIRST_QUOTED), np.ones(size - FIRST_QUOTED)]
         return np.concatenate(parts).astype(np.int32), np.concatenate(learnt)
 
-    def _needles(self, length: int, rng: np.random.Generator, *, first: bool = False) -> list[Quiz]:
+    def _needles(self, length: int, rng: np.random.Generator, *, first: bool) -> list[Quiz]:
         """Single needles, each asked for; at `first` as many as fit, and all in English."""
         most = min(self.config.most_questions, length // 32)
         wanted = most if first else int(rng.integers(1, max(2, most + 1)))

@@ -24,7 +24,7 @@ from herd.core.lineage import Stage
 from herd.core.streams import stream
 from herd.data import planted
 from herd.data.haystack import haystack
-from herd.data.long import training_texts, words_of
+from herd.data.long import evaluation_keys
 from herd.data.planted import Keys, Planter, Quiz
 from herd.engine.load import Model, load
 from herd.engine.reader import Reader
@@ -117,7 +117,7 @@ def evaluate_long(cfg: LongConfig, model: Path, data: Path, out: Path) -> Path:
     ids = haystack(data, opened.tokenizer, lengths[-1])
     reader = Reader(opened, context=lengths[-1] + chunk)
     hay = Haystack(reader, Planter(opened.tokenizer), ids)
-    keys = Keys(words_of(training_texts(data)), evaluation=True)
+    keys = evaluation_keys(data)
     reader.read(torch.from_numpy(ids))
     plain = without_temperature(opened)
     single: dict[int, dict[float, list[Asked]]] = {}

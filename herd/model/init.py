@@ -3,7 +3,18 @@
 import torch
 from torch import nn
 
+from herd.config import ModelConfig
+from herd.core.streams import seed_of
 from herd.model.transformer import Layer, Transformer
+
+
+def first_weights(shape: ModelConfig, seed: int, *, likeness: float = 0.0) -> Transformer:
+    """A new model in bf16, a function of its shape, the run's seed and `likeness` (see `liken`)."""
+    model = Transformer(shape).to(torch.bfloat16)
+    initialise(model, torch.Generator().manual_seed(seed_of(seed, "weights")))
+    if likeness:
+        liken(model, likeness)
+    return model
 
 
 def initialise(model: nn.Module, generator: torch.Generator) -> None:

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from herd.config import LANGUAGES, VisionStageConfig, preset
 from herd.core.lineage import Stage
-from herd.core.streams import seed_of, stream
+from herd.core.streams import stream
 from herd.data.image import ImageProcessor, normalise
 from herd.data.loader import PictureShelf
 from herd.data.tokenizer import Tokenizer
-from herd.model.init import initialise, liken
+from herd.model.init import first_weights
 from herd.model.transformer import Transformer
 from herd.stages.pretrain import save_model
 from herd.train.loop import train
@@ -129,9 +129,7 @@ def vision(config: VisionStageConfig, data: Path, out: Path) -> Path:
     stage = Stage("vision", out, config=config, parents={"data": data})
     tokenizer = Tokenizer.load(data / "tokenizer")
     shape = preset(config.preset, vocab_size=tokenizer.vocab_size, special=tokenizer.ids)
-    model = Transformer(shape).to(torch.bfloat16)
-    initialise(model, torch.Generator().manual_seed(seed_of(config.seed, "weights")))
-    liken(model, config.likeness)
+    model = first_weights(shape, config.seed, likeness=config.likeness)
     if shape.vision is None:
         return save_model(model, tokenizer, stage)  # a model of text alone: its first weights
     # Gradients only where the losses reach.
