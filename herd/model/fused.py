@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from herd import native
-from herd.model.attention import rope_frequencies
+from herd.model.attention import Attention, rope_frequencies
 from herd.model.cache import CacheView, KVCache
 from herd.model.moe import MoE
 from herd.model.quantize import ACTIVATION_CAP, Packed
@@ -38,6 +38,9 @@ def why_not(transformer: Transformer, cache: KVCache | None = None) -> str | Non
     config = transformer.config
     if odd := [size for size in (config.dim, config.dense_ffn_dim, config.moe.ffn_dim) if size % 2]:
         return f"a width is odd: {odd[0]}"
+    attentions = [module for module in transformer.modules() if isinstance(module, Attention)]
+    if any(one.turns == one.is_global for one in attentions):
+        return "positions turn a global layer"
     if cache is not None and cache.int8:
         return "the cache holds keys in 8 bits"
     return None

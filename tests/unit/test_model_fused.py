@@ -92,6 +92,13 @@ def test_one_call_gives_the_transformers_logits(shape: str) -> None:
 
 
 @needs_kernels
+def test_a_model_whose_global_layer_turns_is_not_taken() -> None:
+    model = random_model(SCOUT, seed=1)
+    model.layers[3].attention.turns = True
+    assert why_not(model) == "positions turn a global layer"
+
+
+@needs_kernels
 @pytest.mark.parametrize("sizes", [[64], [1], [3, 1, 2]])
 def test_wide_experts_in_bf16_are_as_near_to_the_model_as_the_twin(sizes: list[int]) -> None:
     model = random_model(WIDE, seed=1)
