@@ -150,15 +150,10 @@ inline void zero(__m512 (&acc)[R][4]) {
     for (int j = 0; j < 4; ++j) acc[r][j] = _mm512_setzero_ps();
 }
 
-// Calls f with an integral constant R = min(rows, 6), so that a tile's rows are registers.
-template <class F>
+// Calls f with an integral constant R = min(rows, MOST), so that a tile's rows are registers.
+template <int MOST = ROWS, class F>
 inline void with_rows(i64 rows, F f) {
-  switch (rows) {
-    case 1: return f(std::integral_constant<int, 1>());
-    case 2: return f(std::integral_constant<int, 2>());
-    case 3: return f(std::integral_constant<int, 3>());
-    case 4: return f(std::integral_constant<int, 4>());
-    case 5: return f(std::integral_constant<int, 5>());
-    default: return f(std::integral_constant<int, 6>());
-  }
+  if constexpr (MOST > 1)
+    if (rows < MOST) return with_rows<MOST - 1>(rows, f);
+  f(std::integral_constant<int, MOST>());
 }

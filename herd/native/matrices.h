@@ -103,7 +103,7 @@ struct Job {
     step = wide ? std::clamp<i64>(share / strip(), 1, STRIPS) * strip() : panels ? strip() : std::max<i64>(16, share / 4 * 4);
     chunks = (columns() + step - 1) / step;
     // Tiles of rows that stay in the first cache while the weights pass by.
-    const i64 block = panels ? 1024 * ROWS : std::clamp<i64>(32768 / w.in / TOKENS * TOKENS, 2 * TOKENS, 24 * TOKENS);
+    const i64 block = panels ? 1024 * ROWS : w.kind == BF16 ? MANY : std::clamp<i64>(32768 / w.in / TOKENS * TOKENS, 2 * TOKENS, 24 * TOKENS);
     for (i64 g = 0, begin = 0; g < groups; begin = ends[g++])
       for (i64 r = begin; r < ends[g]; r += block) parts.push_back({g, r, std::min(r + block, ends[g])});
   }
@@ -131,8 +131,8 @@ struct Job {
   template <class S>
   void by_rows(const S& scheme, const Part& part, i64 begin, i64 end) const {
     for (i64 c = begin; c < end; c += COLUMNS)
-      for (i64 m = part.begin; m < part.end; m += TOKENS)
-        with_rows(std::min(TOKENS, part.end - m), [&](auto tile) {
+      for (i64 m = part.begin; m < part.end; m += S::TILE)
+        with_rows<S::TILE>(part.end - m, [&](auto tile) {
           constexpr int count = decltype(tile)::value;
           __m128 found[count], up[count];
           dots<count>(scheme, part.group, c, m, end - c, found);
@@ -212,7 +212,7 @@ struct Job {
     __m512 sums[STRIPS][R][4];
     const i64 deep = strips > 1 ? DEEP : in;
     for (i64 block = 0; block < in; block += deep) {
-      const bf16* next = group + (block + (strips > 1 ? DEEP : FAR)) * n + column;  // of what is fetched ahead
+      const bf16* next = group + (block + (strips > 1 ? DEEP : NEXT)) * n + column;  // of what is fetched ahead
       i64 fetched = 0;
       for (i64 s = 0; s < strips; ++s) {
         const i64 at = column + s * strip(), held = std::min(strip(), count - s * strip());
@@ -226,8 +226,8 @@ struct Job {
           const __mmask32 odd = k + 1 < in ? ~0u : 0;
 #pragma GCC unroll 2
           for (int i = 0; i < 2; ++i) {
-            _mm_prefetch((const char*)(next + fetched * strip()), _MM_HINT_T0);
-            _mm_prefetch((const char*)(next + fetched * strip() + second), _MM_HINT_T0);
+            fetch(next + fetched * strip());
+            fetch(next + fetched * strip() + second);
             if (++fetched == strips) fetched = 0, next += n;
           }
           const bf16 *even_row = group + k * n + at, *odd_row = even_row + n;
@@ -259,7 +259,7 @@ struct Job {
   }
   static constexpr i64 STRIPS = 8;  // panels that a task takes side by side
   static constexpr i64 DEEP = 32;   // rows of [in, out] of a block
-  static constexpr i64 FAR = 24;    // rows that are fetched ahead elsewhere
+  static constexpr i64 NEXT = 24;   // rows that are fetched ahead elsewhere
 
   static void keep(float* to, __m512 x, i64 count) {
     if (count >= 16)
@@ -286,9 +286,9 @@ struct Job {
     for (i64 k = 0; k < in; k += 2, panel += PANEL) {
       const bf16 *a = from + k * n, *b = a + n;
       const __mmask32 odd = k + 1 < in ? ~0u : 0;
-      for (const bf16* line : {a + FAR * n, b + FAR * n}) {
-        _mm_prefetch((const char*)(line + column), _MM_HINT_T0);
-        _mm_prefetch((const char*)(line + right), _MM_HINT_T0);
+      for (const bf16* line : {a + NEXT * n, b + NEXT * n}) {
+        fetch(line + column);
+        fetch(line + right);
       }
       pages::zip(_mm512_maskz_loadu_epi16(left_mask, a + column), _mm512_maskz_loadu_epi16(left_mask & odd, b + column), panel);
       pages::zip(_mm512_maskz_loadu_epi16(right_mask, a + right), _mm512_maskz_loadu_epi16(right_mask & odd, b + right),

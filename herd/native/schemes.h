@@ -35,11 +35,14 @@ inline __m128 four(const bf16* p, __mmask8 held = 15) {
 }
 
 // Fetches weights that come soon, in the order of memory: the rows of a tile and those of the next ones lie end to end, and
-// only what is asked for in order shows the hardware a stream. `i` is how far a tile's rows are read, in bytes.
+// only what is asked for in order shows the hardware a stream. `i` is how far a tile's rows are read, in bytes. Into the
+// second cache: the first one has so few places for lines under way that arithmetic would wait for them.
+constexpr i64 FAR = 8192;
+inline void fetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
+
 inline void ahead(const uint8_t* const (&w)[COLUMNS], i64 i) {
-  constexpr i64 FAR = 6144;
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) _mm_prefetch((const char*)w[0] + FAR + COLUMNS * i + 64 * j, _MM_HINT_T0);
+  for (int j = 0; j < 4; ++j) fetch(w[0] + FAR + COLUMNS * i + 64 * j);
 }
 
 // Largest magnitude of `count` values, a multiple of 16; NaN where there is one. As integers, NaN is above infinity.
@@ -74,6 +77,7 @@ inline void put(float* p, __m512 x) { _mm512_storeu_ps(p, x); }
 // bf16 or fp32 weights, activations rounded to the same.
 template <class W>
 struct Plain {
+  static constexpr i64 TILE = 8;  // tokens at once
   static constexpr i64 STEP = 64 / sizeof(W);
   i64 k, padded;
   W* values;
@@ -89,29 +93,31 @@ struct Plain {
 
   template <int R>
   void dots(i64 m, const uint8_t* const (&w)[COLUMNS], const bf16* const (&)[COLUMNS], __m128 (&out)[R]) const {
-    __m512 acc[R][4];
-    zero<R>(acc);
+    __m512 all[R][4];
     const i64 width = k, stride = padded;
     const W* x = values + m * stride;
-    for (i64 i = 0; i < width; i += STEP) {
-      __m512 b[4];
-      ahead(w, i * sizeof(W));
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) b[j] = vector((const W*)w[j] + i, width - i);
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        const __m512 a = _mm512_loadu_ps(x + r * stride + i);
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) acc[r][j] = multiplied((const W*)nullptr, a, b[j], acc[r][j]);
+    // One output's weights after the other's: a single stream.
+    for (int j = 0; j < 4; ++j) {
+      __m512 acc[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
+      for (i64 i = 0; i < width; i += STEP) {
+        fetch(w[j] + FAR + i * sizeof(W));
+        const __m512 b = vector((const W*)w[j] + i, width - i);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) acc[r] = multiplied((const W*)nullptr, _mm512_loadu_ps(x + r * stride + i), b, acc[r]);
       }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) all[r][j] = acc[r];
     }
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) out[r] = sums(acc[r]);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) out[r] = sums(all[r]);
   }
 };
 
 // int8: weights and activations of a row share one scale each. dpbusd wants one side unsigned: weights + 128.
 struct Int8 {
+  static constexpr i64 TILE = TOKENS;
   i64 k, padded;
   int8_t* values;
   float* scales;
@@ -174,6 +180,7 @@ struct Int8 {
 // int4: weights have a scale for each 32, 64 or 128 columns, activations (int8) one for each 128. A byte holds two
 // neighbouring columns, the low half the even one; so activations lie as 64 even, then 64 odd ones.
 struct Int4 {
+  static constexpr i64 TILE = TOKENS;
   struct Part {
     int8_t even[64], odd[64];
     int32_t base[16];  // -8 times the sum of a lane's values, as a stored weight is 8 above its meaning
@@ -249,6 +256,7 @@ struct Int4 {
 
 // fp8 (e4m3): weights by a table to bf16, which holds them exactly, as it does the activations rounded to e4m3.
 struct Fp8 {
+  static constexpr i64 TILE = TOKENS;
   i64 k, padded;
   float cap;
   bf16* values;
