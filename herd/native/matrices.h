@@ -96,11 +96,13 @@ struct Job {
   Job(const Matrix& w, char* rows, const i64* ends, i64 groups, float* out, bool gated)
       : w(&w), rows(rows), ends(ends), groups(groups), count(ends[groups - 1]), out(out), gated(gated) {
     const bool turned = w.kind >= FP32_TURNED;
+    i64 met = 0;  // groups with rows
     panels = turned || (w.kind == BF16 && count >= MANY);
+    for (i64 g = 0; g < groups; ++g) met += ends[g] > (g ? ends[g - 1] : 0);
     // Long stretches of memory for each thread, and yet several tasks for each.
-    const i64 share = columns() / (4 * omp_get_num_threads());
-    const bool wide = turned && w.out * sizeof(bf16) >= 4096;  // rows whose panels lie in pages of their own
-    step = wide ? std::clamp<i64>(share / strip(), 1, STRIPS) * strip() : panels ? strip() : std::max<i64>(16, share / 4 * 4);
+    const i64 share = columns() * (turned ? met : 1) / (4 * omp_get_num_threads());
+    const i64 side_by_side = turned && w.kind == BF16_TURNED ? std::clamp<i64>(share / strip(), 1, STRIPS) : 1;
+    step = panels ? side_by_side * strip() : std::max<i64>(16, share / 4 * 4);
     chunks = (columns() + step - 1) / step;
     // Tiles of rows that stay in the first cache while the weights pass by.
     const i64 block = panels ? 1024 * ROWS : w.kind == BF16 ? MANY : std::clamp<i64>(32768 / w.in / TOKENS * TOKENS, 2 * TOKENS, 24 * TOKENS);
@@ -116,16 +118,42 @@ struct Job {
   void run(i64 task) const {
     const Part& part = parts[task / chunks];
     const i64 begin = task % chunks * step, end = std::min(begin + step, columns());
-    if (w->kind == BF16_TURNED && part.end - part.begin <= ROWS)
-      with_rows(part.end - part.begin, [&](auto tile) { by_stream<decltype(tile)::value>(part, begin, end - begin); });
+    const i64 rows_of_part = part.end - part.begin;
+    if (w->kind == BF16_TURNED && rows_of_part <= ROWS)
+      with_rows(rows_of_part, [&](auto tile) { by_stream<decltype(tile)::value>(part, begin, end - begin); });
+    else if (w->kind == BF16_TURNED && rows_of_part <= STREAMED)
+      by_stream<0>(part, begin, end - begin);
     else if (!panels)
       w->with_scheme(count, rows, [&](const auto& scheme) { by_rows(scheme, part, begin, end); });
     else
-      for (i64 c = begin; c < end; c += strip())
+      for (i64 c = begin; c < end; c += strip()) {
+        // While a panel multiplies, the weights of the next one come; of the last one's next the threads are not sure.
+        const i64 later = task + omp_get_num_threads();
+        Coming next = c + strip() < end ? coming(part.group, c + strip())
+                      : later < tasks() ? coming(parts[later / chunks].group, later % chunks * step)
+                                        : Coming{};
         if (w->kind == FP32_TURNED)
-          by_panel<pages::Wide>(part, c, std::min(strip(), end - c));
+          by_panel<pages::Wide>(part, c, std::min(strip(), end - c), next);
         else
-          by_panel<pages::Narrow>(part, c, std::min(strip(), end - c));
+          by_panel<pages::Narrow>(part, c, std::min(strip(), end - c), next);
+      }
+  }
+
+  // The weights of a panel in bf16, two lines of the cache at a time.
+  struct Coming {
+    const char* at = nullptr;
+    i64 stride = 0, second = 0, left = 0;
+    void fetch_two() {
+      if (left <= 0) return;
+      --left;
+      fetch(at), fetch(at + second);
+      at += stride;
+    }
+  };
+  Coming coming(i64 group, i64 column) const {
+    const bf16* from = (const bf16*)w->data + group * w->in * w->out;
+    if (w->kind != BF16) return {};
+    return {(const char*)(from + column * w->in), gated ? 64 : 128, gated ? columns() * w->in * 2 : 64, w->in};
   }
 
   template <class S>
@@ -159,7 +187,7 @@ struct Job {
 
   // A panel holds `count` columns from `column` on; of gated matrices those of the gate, then those of the up half.
   template <class T>
-  void by_panel(const Part& part, i64 column, i64 count) const {
+  void by_panel(const Part& part, i64 column, i64 count, Coming& next) const {
     using Value = typename T::Value;
     const i64 words = (w->in + T::PER_WORD - 1) / T::PER_WORD, wide = columns();
     uint32_t* panel = scratch<uint32_t>(13, words * PANEL);
@@ -175,7 +203,7 @@ struct Job {
         __m512 acc[count_rows][4];
         zero<count_rows>(acc);
         const auto* from_row = (const uint32_t*)(x.values + m * x.padded);
-        pages::multiply<T, count_rows>(from_row, x.padded / T::PER_WORD, panel, words, acc);
+        pages::multiply<T, count_rows>(from_row, x.padded / T::PER_WORD, panel, words, acc, [&] { next.fetch_two(); });
         put_tile<count_rows>(acc, m, column, count);
       });
   }
@@ -195,42 +223,43 @@ struct Job {
     }
   }
 
-  // What `by_panel` computes, for a single tile of rows: the words of several panels side by side go from weights [in, out]
-  // to products at once. Memory is asked for in its order, a block of rows ahead, each row across all panels: a panel's
-  // 64 bytes of each row alone, far apart, would come at half the speed. The sums wait in the first cache meanwhile.
+  // What `by_panel` computes, for few rows of weights [in, out]: the words of several panels side by side go to products at
+  // once, for a single tile of R rows; for more tiles (R = 0) by way of the first cache, block by block. Memory is asked for
+  // in its order, a block of rows ahead, each row across all panels: a panel's 64 bytes of each row alone, far apart, would
+  // come at half the speed. The sums wait meanwhile.
   template <int R>
   void by_stream(const Part& part, i64 column, i64 count) const {
-    const i64 n = w->out, in = w->in, strips = (count + strip() - 1) / strip();
+    const i64 n = w->out, in = w->in, rows = part.end - part.begin, strips = (count + strip() - 1) / strip();
     const auto mask = [](i64 held) { return held >= 32 ? ~0u : held <= 0 ? 0u : (1u << held) - 1; };
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const __m512i low = _mm512_or_si512(lane, _mm512_slli_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(32)), 16));
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-    const Plain<bf16> x(this->count, in, rows);
+    const Plain<bf16> x(this->count, in, this->rows);
     const uint32_t* a = (const uint32_t*)(x.values + part.begin * x.padded);
+    const i64 words = x.padded / 2;
     const bf16* group = (const bf16*)w->data + part.group * in * n;
     const i64 second = gated ? columns() : 32;  // from a panel's left half to its right one
-    __m512 sums[STRIPS][R][4];
-    const i64 deep = strips > 1 ? DEEP : in;
-    for (i64 block = 0; block < in; block += deep) {
-      const bf16* next = group + (block + (strips > 1 ? DEEP : NEXT)) * n + column;  // of what is fetched ahead
+    __m512* sums = scratch<__m512>(12, strips * rows * 4);
+    uint32_t* panel = scratch<uint32_t>(13, DEEP / 2 * PANEL);
+    for (i64 block = 0; block < in; block += DEEP) {
+      const bf16* next = group + (block + DEEP) * n + column;  // of what is fetched ahead
+      const i64 begin = block / 2, end = std::min(block + DEEP, in + 1) / 2;
       i64 fetched = 0;
+      const auto fetch_two = [&] {
+        fetch(next + fetched * strip());
+        fetch(next + fetched * strip() + second);
+        if (++fetched == strips) fetched = 0, next += n;
+      };
       for (i64 s = 0; s < strips; ++s) {
+        i64 left = 2 * (end - begin);  // lines to fetch beside this panel, two at a time
         const i64 at = column + s * strip(), held = std::min(strip(), count - s * strip());
         const __mmask32 left_mask = mask(held), right_mask = mask(gated ? held : held - 32);
-        __m512 acc[R][4];
-        if (block)
-          copy<R>(sums[s], acc);
-        else
-          zero<R>(acc);
-        for (i64 k = block; k < std::min(block + deep, in); k += 2) {
-          const __mmask32 odd = k + 1 < in ? ~0u : 0;
-#pragma GCC unroll 2
-          for (int i = 0; i < 2; ++i) {
-            fetch(next + fetched * strip());
-            fetch(next + fetched * strip() + second);
-            if (++fetched == strips) fetched = 0, next += n;
-          }
-          const bf16 *even_row = group + k * n + at, *odd_row = even_row + n;
+        __m512 acc[std::max(R, 1)][4];
+        if constexpr (R > 0) waiting<R>(sums + s * rows * 4, block, acc);
+        for (i64 pair = begin; pair < end; ++pair) {
+          const __mmask32 odd = 2 * pair + 1 < in ? ~0u : 0;
+          if constexpr (R > 0) fetch_two(), fetch_two();
+          const bf16 *even_row = group + 2 * pair * n + at, *odd_row = even_row + n;
           const __m512i p = _mm512_maskz_loadu_epi16(left_mask, even_row);
           const __m512i q = _mm512_maskz_loadu_epi16(left_mask & odd, odd_row);
           const __m512i u = _mm512_maskz_loadu_epi16(right_mask, even_row + second);
@@ -240,26 +269,47 @@ struct Job {
 #pragma GCC unroll 6
           for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j)
-              acc[r][j] = pages::Narrow::add(acc[r][j], a[(r * x.padded + k) / 2], (__m512)b[j]);
+            for (int j = 0; j < 4; ++j) acc[r][j] = pages::Narrow::add(acc[r][j], a[r * words + pair], (__m512)b[j]);
+          if constexpr (R == 0)
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) _mm512_store_si512(panel + (pair - begin) * PANEL + 16 * j, b[j]);
         }
-        if (block + deep < in)
-          copy<R>(acc, sums[s]);
+        const auto finish = [&](auto& done, i64 m) {
+          constexpr int count_rows = std::extent_v<std::remove_reference_t<decltype(done)>>;
+          if (block + DEEP >= in)
+            put_tile<count_rows>(done, part.begin + m, at, held);
+          else
+#pragma GCC unroll 6
+            for (int r = 0; r < count_rows; ++r)
+#pragma GCC unroll 4
+              for (int j = 0; j < 4; ++j) sums[(s * rows + m + r) * 4 + j] = done[r][j];
+        };
+        if constexpr (R > 0)
+          finish(acc, 0);
         else
-          put_tile<R>(acc, part.begin, at, held);
+          for (i64 m = 0; m < rows; m += ROWS)
+            with_rows(rows - m, [&](auto tile) {
+              __m512 done[decltype(tile)::value][4];
+              waiting<decltype(tile)::value>(sums + (s * rows + m) * 4, block, done);
+              pages::multiply<pages::Narrow, decltype(tile)::value>(a + m * words + begin, words, panel, end - begin, done,
+                                                                      [&] { if (left-- > 0) fetch_two(); });
+              finish(done, m);
+            });
       }
     }
   }
   template <int R>
-  static void copy(const __m512 (&from)[R][4], __m512 (&to)[R][4]) {
+  static void waiting(const __m512* sums, i64 block, __m512 (&acc)[R][4]) {
+    if (!block) return zero<R>(acc);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) to[r][j] = from[r][j];
+      for (int j = 0; j < 4; ++j) acc[r][j] = sums[4 * r + j];
   }
   static constexpr i64 STRIPS = 8;  // panels that a task takes side by side
-  static constexpr i64 DEEP = 32;   // rows of [in, out] of a block
-  static constexpr i64 NEXT = 24;   // rows that are fetched ahead elsewhere
+  static constexpr i64 DEEP = 64;   // rows of [in, out] of a block
+  static constexpr i64 STREAMED = 48;  // rows up to which weights [in, out] are streamed
+  static constexpr i64 NEXT = 24;      // rows that are fetched ahead elsewhere
 
   static void keep(float* to, __m512 x, i64 count) {
     if (count >= 16)

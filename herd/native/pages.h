@@ -48,11 +48,16 @@ struct Wide {
   static void put(float* p, __m512 x, __mmask16 mask) { _mm512_mask_storeu_ps(p, mask, x); }
 };
 
-// acc[r][16 j + lane] += sum over words of a[r, word] . panel[word, 16 j + lane].
-template <class T, int R>
-inline void multiply(const uint32_t* a, i64 row, const uint32_t* panel, i64 words, __m512 (&acc)[R][4]) {
+struct Nothing {
+  void operator()() const {}
+};
+
+// acc[r][16 j + lane] += sum over words of a[r, word] . panel[word, 16 j + lane]. `beside` is called with each word.
+template <class T, int R, class F = Nothing>
+inline void multiply(const uint32_t* a, i64 row, const uint32_t* panel, i64 words, __m512 (&acc)[R][4], F beside = {}) {
   for (i64 p = 0; p < words; ++p, ++a, panel += PANEL) {
     __m512 b[4];
+    beside();
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) b[j] = _mm512_load_ps(panel + 16 * j);
 #pragma GCC unroll 6

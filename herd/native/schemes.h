@@ -96,19 +96,33 @@ struct Plain {
     __m512 all[R][4];
     const i64 width = k, stride = padded;
     const W* x = values + m * stride;
-    // One output's weights after the other's: a single stream.
-    for (int j = 0; j < 4; ++j) {
-      __m512 acc[R];
+    // One output's weights after the other's, as a single stream; two at a time beside so many tokens that these come from
+    // the second cache.
+    constexpr int J = R > 4 ? 2 : 1;
+    for (int j = 0; j < 4; j += J) {
+      __m512 acc[R][J];
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+        for (int o = 0; o < J; ++o) acc[r][o] = _mm512_setzero_ps();
       for (i64 i = 0; i < width; i += STEP) {
-        fetch(w[j] + FAR + i * sizeof(W));
-        const __m512 b = vector((const W*)w[j] + i, width - i);
+        __m512 b[J];
+#pragma GCC unroll 2
+        for (int o = 0; o < J; ++o) {
+          fetch(w[j + o] + FAR + i * sizeof(W));
+          b[o] = vector((const W*)w[j + o] + i, width - i);
+        }
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) acc[r] = multiplied((const W*)nullptr, _mm512_loadu_ps(x + r * stride + i), b, acc[r]);
+        for (int r = 0; r < R; ++r) {
+          const __m512 a = _mm512_loadu_ps(x + r * stride + i);
+#pragma GCC unroll 2
+          for (int o = 0; o < J; ++o) acc[r][o] = multiplied((const W*)nullptr, a, b[o], acc[r][o]);
+        }
       }
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) all[r][j] = acc[r];
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+        for (int o = 0; o < J; ++o) all[r][j + o] = acc[r][o];
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) out[r] = sums(all[r]);
