@@ -15,6 +15,7 @@ token's sums do not depend on what is computed beside it or on how the prompt wa
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -101,17 +102,18 @@ class KVCache:
 
         Within a forward each sequence must stay inside one chunk; `chunk_pieces` cuts a prompt so.
         """
-        begins, lengths = starts_S[:-1].long(), torch.diff(starts_S).long()
-        sequence_N = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
 
         def places(tables: Sequence[Sequence[int] | np.ndarray], span_N: Tensor) -> Places:
             table = np.zeros((len(tables), max(1, *map(len, tables)) if tables else 1), dtype=np.int32)
             for row, pages in zip(table, tables, strict=True):
                 row[: len(pages)] = pages
-            table_SB = torch.from_numpy(table).to(positions_N.device)
-            size = self.config.page_tokens
-            page_N = table_SB[sequence_N, span_N // size].long()
-            return Places(table_SB=table_SB, seen_S=span_N[begins], page_N=page_N, slot_N=span_N % size)
+            return Places(
+                table_SB=torch.from_numpy(table).to(positions_N.device),
+                seen_S=span_N[starts_S[:-1]],
+                span_N=span_N,
+                starts_S=starts_S,
+                page_tokens=self.config.page_tokens,
+            )
 
         return CacheView(
             cache=self,
@@ -129,10 +131,22 @@ class Places:
     """int32, each sequence's pages in the order of the span."""
     seen_S: Tensor
     """int64, keys of the span before this forward."""
-    page_N: Tensor
-    """int64, the page that each new token goes to, …"""
-    slot_N: Tensor
-    """… and its place there."""
+    span_N: Tensor
+    """int64, the place of each new token in its span."""
+    starts_S: Tensor
+    page_tokens: int
+
+    @cached_property
+    def page_N(self) -> Tensor:
+        """int64, the page that each new token goes to, … (the native forward finds them itself)."""
+        lengths = torch.diff(self.starts_S).long()
+        sequence_N = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        return self.table_SB[sequence_N, self.span_N // self.page_tokens].long()
+
+    @cached_property
+    def slot_N(self) -> Tensor:
+        """… and its place there."""
+        return self.span_N % self.page_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
