@@ -260,8 +260,8 @@ class Slots:
         self.cache = KVCache(
             config, num_global=num_slots * wide, num_local=num_slots * narrow, dtype=dtype, device=device
         )
-        self._global = [range(slot * wide, (slot + 1) * wide) for slot in range(num_slots)]
-        self._local = [range(slot * narrow, (slot + 1) * narrow) for slot in range(num_slots)]
+        self._global = np.arange(num_slots * wide).reshape(num_slots, wide)
+        self._local = np.arange(num_slots * narrow).reshape(num_slots, narrow)
 
     def at(self, slots: Sequence[int], positions_N: Tensor, starts_S: Tensor) -> CacheView:
         """As `KVCache.at`, by slots."""

@@ -87,6 +87,9 @@ class FusedForward:
                 dense = dense.shared
             to.gate_up, to.down = matrix(dense.gate_up), matrix(dense.down)
             to.is_global = config.is_global(index)
+        for weight in (*transformer.parameters(), *transformer.buffers()):
+            if weight.is_contiguous():
+                call.huge_pages(weight)
 
     def __call__(
         self,

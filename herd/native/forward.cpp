@@ -7,6 +7,7 @@
 // are wanted go on after their keys and values are stored.
 
 #include <omp.h>
+#include <sys/mman.h>
 
 #include <utility>
 
@@ -367,6 +368,16 @@ void run_forward(const Model& model, const Batch& batch) {
 }  // namespace
 
 extern "C" {
+
+// Asks for huge pages under weights: streams through small ones wait for the table of pages. Where the system has none to
+// give, nothing changes.
+void huge_pages(const void* data, i64 bytes) {
+  constexpr uintptr_t SIZE = 2 << 20;
+  const uintptr_t begin = ((uintptr_t)data + SIZE - 1) / SIZE * SIZE, end = ((uintptr_t)data + bytes) / SIZE * SIZE;
+  if (begin >= end) return;
+  madvise((void*)begin, end - begin, MADV_HUGEPAGE);
+  madvise((void*)begin, end - begin, 25);  // MADV_COLLAPSE, from Linux 6.1 on; glibc names it from 2.37 on
+}
 
 void forward(const Model* model, const Batch* batch) {
   if (model->narrow_pages)

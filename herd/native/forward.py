@@ -74,6 +74,11 @@ class Batch(ctypes.Structure):
     ]
 
 
+def huge_pages(weight: Tensor) -> None:
+    """Ask for huge pages under a weight: its values stay."""
+    call("huge_pages", weight, weight.nbytes)
+
+
 def forward(model: Model, batch: Batch) -> None:
     """Store the keys and values of all rows, fill the hidden states of the wanted ones."""
     library = find().library

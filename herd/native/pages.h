@@ -12,7 +12,6 @@ namespace pages {
 
 constexpr i64 KEYS = PANEL;          // of a block
 constexpr i64 PIECE = 32;            // blocks whose sums are kept apart and then joined, so that threads can share a span
-constexpr i64 NEAR = 512 * 1024;     // bytes of pages that are read ahead: half of a core's second cache
 constexpr float LOG2_E = 1.44269504f;
 constexpr float SLACK = 8.f;         // a maximum moves when a score is 2^8 above it
 
@@ -109,9 +108,11 @@ inline void zip(__m512i a, __m512i b, uint32_t* to) {
 }
 
 // A panel [row][PANEL] of values, from rows that lie apart; those past `rows` are zero.
-inline void panel_of(const bf16*, const char* const* from, i64 at, i64 rows, i64 columns, uint32_t* to) {
+template <class F>
+inline void panel_of(const bf16*, const char* const* from, i64 at, i64 rows, i64 columns, uint32_t* to, F beside) {
   if (rows >= KEYS && columns >= PANEL) {
     for (i64 i = 0; i < KEYS; i += 2, to += PANEL) {
+      beside();
       const char *a = from[i] + at, *b = from[i + 1] + at;
       zip(_mm512_loadu_si512(a), _mm512_loadu_si512(b), to);
       zip(_mm512_loadu_si512(a + 64), _mm512_loadu_si512(b + 64), to + 32);
@@ -127,8 +128,9 @@ inline void panel_of(const bf16*, const char* const* from, i64 at, i64 rows, i64
     zip(_mm512_maskz_loadu_epi16(a ? right : 0, a + 32), _mm512_maskz_loadu_epi16(b ? right : 0, b + 32), to + 32);
   }
 }
-inline void panel_of(const float*, const char* const* from, i64 at, i64 rows, i64 columns, uint32_t* to) {
-  for (i64 i = 0; i < KEYS; ++i, to += PANEL)
+template <class F>
+inline void panel_of(const float*, const char* const* from, i64 at, i64 rows, i64 columns, uint32_t* to, F beside) {
+  for (i64 i = 0; i < KEYS; ++i, to += PANEL, beside())
     for (i64 j = 0; j < 4; ++j)
       _mm512_store_ps(to + 16 * j, i < rows ? _mm512_maskz_loadu_ps(first(columns - 16 * j), (const float*)(from[i] + at) + 16 * j)
                                             : _mm512_setzero_ps());
@@ -145,23 +147,21 @@ struct Pages {
     return (((i64)table[sequence * blocks + spot / tokens] * kv + head) * tokens + spot % tokens) * c * size;
   }
 
-  // Asks for what a key head has from `spot` on, in one page.
-  void prefetch(i64 sequence, i64 head, i64 spot, i64 size) const {
-    const i64 next = place(sequence, head, spot, size);
-    for (i64 i = 0; i < std::min(KEYS, tokens) * c * size; i += 64) {
-      _mm_prefetch((const char*)keys + next + i, _MM_HINT_T1);
-      _mm_prefetch((const char*)values + next + i, _MM_HINT_T1);
+  // What a key head has from `spot` on, in one page: asked for line by line beside the arithmetic on what came before, as
+  // all at once would hold that up.
+  struct Coming {
+    const char *keys = nullptr, *values = nullptr;
+    i64 left = 0;
+    void some() {
+      if (left <= 0) return;
+      left -= 64;
+      fetch(keys), fetch(values);
+      keys += 64, values += 64;
     }
-  }
-
-  // Reads what all key heads have in blocks [begin, end) of the span, so that it is near when it is used. Long runs of
-  // loads: the processor runs ahead of them by itself, and moves thrice what prefetches line by line do.
-  void touch(i64 sequence, i64 begin, i64 end, i64 size) const {
-    for (const void* pool : {keys, values})
-      for (i64 at = begin * KEYS; at < std::min(end * KEYS, blocks * tokens); at += tokens) {
-        const char* page = (const char*)pool + place(sequence, 0, at, size);
-        for (i64 i = 0; i + 64 <= kv * tokens * c * size; i += 64) asm volatile("" ::"v"(_mm512_loadu_si512(page + i)));
-      }
+  };
+  Coming coming(i64 sequence, i64 head, i64 spot, i64 size) const {
+    const i64 next = place(sequence, head, spot, size);
+    return {(const char*)keys + next, (const char*)values + next, std::min(KEYS, tokens) * c * size};
   }
 };
 
@@ -203,9 +203,9 @@ struct Queries {
   i64 rows;
 };
 
-// Adds a block of the span to the sums.
+// Adds a block of the span to the sums, and asks for the block that comes next.
 template <class T>
-void attend(const Pages& p, i64 sequence, i64 head, const Queries<T>& q, i64 block, Sums& sums) {
+void attend(const Pages& p, i64 sequence, i64 head, const Queries<T>& q, i64 block, Pages::Coming next, Sums& sums) {
   using Value = typename T::Value;
   const i64 size = sizeof(Value), words = (p.c + T::PER_WORD - 1) / T::PER_WORD, panels = (p.c + PANEL - 1) / PANEL;
   const i64 wide = panels * PANEL, key_words = KEYS / T::PER_WORD, longest = *std::max_element(q.last, q.last + q.rows);
@@ -221,18 +221,20 @@ void attend(const Pages& p, i64 sequence, i64 head, const Queries<T>& q, i64 blo
       v[i] = (const char*)p.values + place;
     }
   }
+  const auto beside = [&] { next.some(); };  // as often as it takes, in steps that the memory keeps up with
   for (i64 i = 0; i < KEYS; i += 16)
-    for (i64 w = 0; w < words; w += 16)
+    for (i64 w = 0; w < words; w += 16, beside(), beside(), beside(), beside())
       turn(k + i, w * 4, count - i, words - w, keys + w * PANEL + i, PANEL);
   for (i64 c = 0; c < panels; ++c)
-    panel_of((const Value*)nullptr, v, c * PANEL * size, count, p.c - c * PANEL, values + c * key_words * PANEL);
+    panel_of((const Value*)nullptr, v, c * PANEL * size, count, p.c - c * PANEL, values + c * key_words * PANEL,
+             beside);
   for (i64 r0 = 0; r0 < q.rows; r0 += ROWS)
     with_rows(q.rows - r0, [&](auto tile) {
       constexpr int rows = decltype(tile)::value;
       if (*std::max_element(q.last + r0, q.last + r0 + rows) < start) return;
       __m512 acc[rows][4];
       zero<rows>(acc);
-      multiply<T, rows>((const uint32_t*)(q.values + r0 * p.c), words, keys, words, acc);
+      multiply<T, rows>((const uint32_t*)(q.values + r0 * p.c), words, keys, words, acc, beside);
       alignas(64) Value weight[rows * KEYS];
       float shrink[rows];
       bool moved = false;
@@ -275,7 +277,7 @@ void attend(const Pages& p, i64 sequence, i64 head, const Queries<T>& q, i64 blo
             acc[r][j] = _mm512_load_ps(at + r * wide + 16 * j);
             if (moved) acc[r][j] = _mm512_mul_ps(acc[r][j], _mm512_set1_ps(shrink[r]));
           }
-        multiply<T, rows>((const uint32_t*)weight, key_words, values + c * key_words * PANEL, key_words, acc);
+        multiply<T, rows>((const uint32_t*)weight, key_words, values + c * key_words * PANEL, key_words, acc, beside);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 4
@@ -345,18 +347,18 @@ struct Plan {
     }
     const auto queries = [&](i64 h) { return Queries<T>{own + h * rows * c, seen, rows}; };
     const i64 blocks = last[t.end - 1] / KEYS + 1;
+    const auto next = [&](i64 head, i64 block) {
+      return block + 1 < blocks ? p.coming(t.sequence, head, (block + 1) * KEYS, size) : Pages::Coming{};
+    };
     if (t.piece >= 0) {
       const auto sums = [&](i64 h) { return Sums(slots_memory + (t.slot + h * t.stride) * floats, tile * ratio); };
       for (i64 h = 0; h < count; ++h) sums(h).clear(rows, wide());
       const i64 begin = t.piece * PIECE, end = std::min(blocks, begin + PIECE);
-      const i64 step = std::max<i64>(1, NEAR / (2 * count * KEYS * c * size));
-      for (i64 block = begin; block < end; ++block) {
-        if ((block - begin) % step == 0) p.touch(t.sequence, block, std::min(end, block + step), size);
+      for (i64 block = begin; block < end; ++block)
         for (i64 h = 0; h < count; ++h) {
           Sums of_head = sums(h);
-          attend<T>(p, t.sequence, h, queries(h), block, of_head);
+          attend<T>(p, t.sequence, h, queries(h), block, next(h, block), of_head);
         }
-      }
       return;
     }
     float* memory = scratch<float>(12, 2 * floats);
@@ -365,10 +367,8 @@ struct Plan {
     for (i64 begin = 0; begin < blocks; begin += PIECE) {
       Sums& sums = begin ? part : all;
       if (begin) part.clear(rows, wide());
-      for (i64 block = begin; block < std::min(blocks, begin + PIECE); ++block) {
-        if (block + 1 < blocks) p.prefetch(t.sequence, t.head, (block + 1) * KEYS, size);
-        attend<T>(p, t.sequence, t.head, queries(0), block, sums);
-      }
+      for (i64 block = begin; block < std::min(blocks, begin + PIECE); ++block)
+        attend<T>(p, t.sequence, t.head, queries(0), block, next(t.head, block), sums);
       if (begin) join(all, part, rows, wide());
     }
     finish(t, all, out);

@@ -35,11 +35,8 @@ inline __m128 four(const bf16* p, __mmask8 held = 15) {
 }
 
 // Fetches weights that come soon, in the order of memory: the rows of a tile and those of the next ones lie end to end, and
-// only what is asked for in order shows the hardware a stream. `i` is how far a tile's rows are read, in bytes. Into the
-// second cache: the first one has so few places for lines under way that arithmetic would wait for them.
+// only what is asked for in order shows the hardware a stream. `i` is how far a tile's rows are read, in bytes.
 constexpr i64 FAR = 8192;
-inline void fetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
-
 inline void ahead(const uint8_t* const (&w)[COLUMNS], i64 i) {
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) fetch(w[0] + FAR + COLUMNS * i + 64 * j);
