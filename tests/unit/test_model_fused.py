@@ -19,6 +19,7 @@ from herd.model.cache import Slots
 from herd.model.fused import FusedForward, why_not
 from herd.model.quantize import Scheme, quantize_model
 from herd.model.transformer import Transformer
+from herd.native import forward
 
 needs_kernels = pytest.mark.skipif(native.find().library is None, reason="no C++ compiler or no avx512_bf16")
 SCOUT, MAVERICK = replace(SCOUT_LIKE, vision=None), replace(MAVERICK_LIKE, vision=None)
@@ -192,3 +193,11 @@ def test_it_is_the_same_on_any_number_of_threads() -> None:
         for threads in (1, 3)
     }
     assert len(sums) == 1
+
+
+@needs_kernels
+def test_huge_pages_leave_weights_as_they_are() -> None:
+    weight = torch.randn(3, 1 << 20)
+    kept = weight.clone()
+    forward.huge_pages(weight)
+    assert torch.equal(weight, kept)
