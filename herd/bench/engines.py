@@ -167,9 +167,12 @@ class LlamaCppPrograms:
 
     def _run(self, program: str, *arguments: object) -> dict[str, float]:
         command = [self._folder / program, "-m", self._path, "-t", os.cpu_count() or 1, *arguments]
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
-        [told] = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        return dict(told)
+        for _ in range(3):  # about one run in forty ends well and has told nothing
+            done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
+            told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+            if told:
+                return dict(told[0])
+        raise RuntimeError(f"{program} told nothing: {(done.stdout + done.stderr)[-2000:]}")
 
     def prefill(self, count: int) -> float:
         return count / self._run("llama-bench", "-p", count, "-n", 0, "-r", 1, "-o", "jsonl")["avg_ts"]
