@@ -143,7 +143,8 @@ class MidtrainConfig:
     balance_rate: float = 0.05
     balance_coefficient: float = 0.0
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    guard: GuardConfig = field(default_factory=GuardConfig)
+    guard: GuardConfig = field(default_factory=lambda: GuardConfig(sigmas=0.0))
+    """Norms are not judged: longer documents and questions that begin to be answered are outliers by intent."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=HOW_IT_RUNS)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 

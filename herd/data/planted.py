@@ -42,12 +42,15 @@ class Quiz:
 
     kind: str
     facts: tuple[str, ...]
-    """Planted in this order, at places drawn apart; the first is what the answer rests on."""
+    """Planted in this order, at places drawn apart; the first is what the answer rests on. None where the text itself is
+    asked about."""
     question: str
     answer: str
     """What continues the question; a correct continuation begins with it."""
     several: tuple[str, ...] = ()
     """Where any order will do: the parts that the answer must hold."""
+    options: tuple[str, ...] = ()
+    """Where an answer is chosen and not said: all that stand to choose from, `answer` among them."""
 
 
 class Keys:

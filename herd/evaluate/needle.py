@@ -68,18 +68,22 @@ class Haystack:
         chunk, touched = self.reader.chunk, self.with_facts(facts, places)
         wanted = self.planter.encode(quiz.answer)
         question = self.planter.encode(quiz.question)
-        after = range(length // chunk, (length + len(question) + len(wanted)) // chunk + 1)
+        options = [self.planter.encode(option) for option in quiz.options]
+        after = range(length // chunk, (length + len(question) + max(map(len, [wanted, *options]))) // chunk + 1)
         with self.reader.kept([*touched, *after]):
             for number, tokens in touched.items():
                 self.reader.read(torch.from_numpy(tokens), begin=number * chunk)
-            if quiz.several:
+            if options:
+                cost = [float(np.mean(self.reader.losses(question, option, at=length))) for option in options]
+                given = options[int(np.argmin(cost))]
+            elif quiz.several:
                 given = self.reader.answer(question, at=length, max_tokens=len(wanted))
             else:  # the same verdict at a fraction of the time
                 given = self.reader.follow(question, wanted, at=length)
-        text_given, first = self.planter.tokenizer.decode(given), quiz.facts[0]
-        size = len(self.planter.encode(f" {first}"))
-        cut = planted and places[0] // chunk != (places[0] + size - 1) // chunk
-        return Asked(right=is_right(quiz, text_given), given=text_given, wanted=quiz.answer, cut=cut)
+        text_given = self.planter.tokenizer.decode(given)
+        right = given == wanted if options else is_right(quiz, text_given)
+        cut = planted and bool(facts) and places[0] // chunk != (places[0] + len(facts[0]) - 1) // chunk
+        return Asked(right=right, given=text_given, wanted=quiz.answer, cut=cut)
 
     def with_facts(self, facts: Sequence[list[int]], places: Sequence[int]) -> dict[int, np.ndarray]:
         """The chunks that these facts lie in, by number, with the facts in place of as many tokens."""
@@ -95,6 +99,8 @@ class Haystack:
     def _places(self, facts: Sequence[list[int]], length: int, depth: float, rng: np.random.Generator) -> list[int]:
         """Ends of sentences for the facts, none over another, all before `length`; in order after the first."""
         taken: list[tuple[int, int]] = []
+        if not facts:
+            return []
         depths = [depth + SPREAD * (rng.random() - 0.5), *np.sort(rng.random(len(facts) - 1))]
         for share, fact in zip(depths, facts, strict=True):
             index = int(np.searchsorted(self.ends, share * (length - len(fact))))

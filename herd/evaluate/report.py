@@ -64,6 +64,7 @@ def render(
     stages = [one for one in every if one.finished]
     evaluation = next((one for one in reversed(stages) if one.lineage.get("stage") == "evaluate"), None)
     results = read_json(evaluation.path / "results.json") if evaluation else None
+    long = next((one for one in reversed(stages) if one.lineage.get("stage") == "evaluate-long"), None)
     reasons = read_reasons(evaluation.lineage["config"].get("reasons", [])) if evaluation else {}
     verdicts = [Verdict(**verdict) for verdict in results["verdicts"]] if results else []
     if not alone:
@@ -85,6 +86,8 @@ def render(
         verdicts=verdicts,
         unfinished=unfinished(run),
         results=results,
+        long=read_json(long.path / "results.json") if long else None,
+        recall_map=(long.path / "recall.svg").read_text(encoding="utf-8") if long else "",
         said=results["samples"] if results else said,
         bits_chart=_bits_chart(results),
         competitors={"model": "this model", **COMPETITOR_NAMES},

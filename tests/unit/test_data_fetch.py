@@ -302,4 +302,4 @@ def test_the_table_is_in_order() -> None:
     for entry in SOURCES:
         assert entry.client in {"pip", "npm", "apt"} and len(entry.sha256) == 64 and entry.bytes > 0
         assert entry.licence and "unchecked" not in entry.licence
-        assert entry.role in {"text", "pictures", "names", "clips", "chats"}
+        assert entry.role in {"text", "pictures", "names", "clips", "chats", "book"}

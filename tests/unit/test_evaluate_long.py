@@ -15,9 +15,11 @@ from herd.core.files import write_json
 from herd.data import planted
 from herd.data.planted import Keys
 from herd.data.tokenizer import Tokenizer
-from herd.evaluate import long
+from herd.evaluate import book, grammar, long
+from herd.evaluate.book import Chapter
 from herd.evaluate.harness import EvaluateConfig, LongConfig, evaluate
 from herd.evaluate.long import loss_by_position, without_temperature
+from herd.evaluate.report import report
 from herd.model.formats import huggingface
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
@@ -37,13 +39,26 @@ def folder(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def novel() -> list[Chapter]:
+    """Thirty short chapters, each with sentences of its own."""
+    return [
+        Chapter(
+            number=n, title=f"The tale of number {n}",
+            text=f"CHAPTER {n}. The tale of number {n}.\n\nIt began. In the year {1800 + n} there lived a man who had {n} "
+            f"dogs and one cat, and {n + 50} birds sang in his old garden every morning.\n\n",
+        )
+        for n in range(1, 31)
+    ]  # fmt: skip
+
+
 def test_the_suite_writes_shares_for_each_length_and_a_map(
     folder: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = "The cat sat on the mat. A dog came in and sat beside it.\n" * 200
+    text = "The cat sat on the mat. A dog came in and sat beside it.\n" * 400
     monkeypatch.setattr(long, "haystack", lambda _, tokenizer, length: np.array(tokenizer.encode(text))[:length])
     monkeypatch.setattr(long, "DEPTHS", (0.25, 0.75))
-    monkeypatch.setattr(long, "TASKS", {"votes": planted.aggregation})
+    monkeypatch.setattr(long, "TASKS", {"votes": planted.aggregation, long.TRANSLATION: grammar.translation})
+    monkeypatch.setattr(book, "chapters", novel)
     cfg = EvaluateConfig(suite="long", long=LongConfig(lengths=(1024, 2048), trained=512, seeds=1))
     out = evaluate(cfg, folder, tiny_data, tmp_path / "out")
     results = json.loads((out / "results.json").read_text())
@@ -53,6 +68,11 @@ def test_the_suite_writes_shares_for_each_length_and_a_map(
     )
     assert all(row["single, needle taken out"] == 0 for row in results["rows"])
     assert results["loss_by_position"][-1]["to"] == 512
+    assert all(0 <= row["translation, grammar taken out"] <= 1 for row in results["rows"])
+    assert [row["after"] for row in results["loss_after"]] == [0, 1024, 2048]
+    assert {row["kind"] for row in results["book"]["rows"]} >= {"title by number", "how a sentence goes on"}
+    page = (report(out) / "report.html").read_text()
+    assert "Long texts" in page and "title by number" in page and page.count("<rect") >= 1 + 2 * 2
     assert len(ElementTree.parse(out / "recall.svg").findall(".//{*}rect")) == 1 + 2 * 2
 
 
