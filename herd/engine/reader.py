@@ -169,7 +169,9 @@ class Reader:
     def losses(self, question: Sequence[int], answer: Sequence[int], *, at: int) -> list[float]:
         """What each token of `answer` costs after what stands before it, in nats."""
         logits_NV = self._along(question, answer, at).float()
-        losses: list[float] = F.cross_entropy(logits_NV, torch.tensor(answer).to(self.device), reduction="none").tolist()
+        losses: list[float] = F.cross_entropy(
+            logits_NV, torch.tensor(answer).to(self.device), reduction="none"
+        ).tolist()
         return losses
 
     def _along(self, question: Sequence[int], answer: Sequence[int], at: int) -> Tensor:

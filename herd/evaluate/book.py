@@ -88,7 +88,13 @@ def quizzes(read: Sequence[Chapter], rng: np.random.Generator, asks: int) -> dic
         ],
         "how a sentence goes on": quotes(read, rng, asks),
         "question of reading, of 4": [
-            Quiz(kind="book", facts=(), question=f"\n{words}", answer=f" {names[0]}", options=tuple(f" {n}" for n in names))
+            Quiz(
+                kind="book",
+                facts=(),
+                question=f"\n{words}",
+                answer=f" {names[0]}",
+                options=tuple(f" {n}" for n in names),
+            )
             for last, words, names in QUESTIONS
             if len(read) >= last
         ][:asks],

@@ -176,7 +176,9 @@ def evaluate_long(cfg: LongConfig, model: Path, data: Path, out: Path) -> Path:
         )
         if TRANSLATION in TASKS:
             found["translation, grammar taken out"] = share_right(
-                ask_all(hay, TRANSLATION, grammar.translation, keys, length, max(1, cfg.asks // len(DEPTHS)), planted=False)
+                ask_all(
+                    hay, TRANSLATION, grammar.translation, keys, length, max(1, cfg.asks // len(DEPTHS)), planted=False
+                )
             )
         with answering(hay, plain):
             found["single, temperature off"] = share_right(

@@ -15,9 +15,9 @@ from herd.evaluate.needle import Haystack
 
 TEXTS = (
     "CHAPTER 1. Loomings.\n\nIt was a cold day. Some years ago having little money in my purse I thought I would sail "
-    "about a little and see the sea.\n\n",
+    "about a little and see the sea. Now the long and the short of the whole of this old matter was told at sea.\n\n",
     "CHAPTER 2. The Inn.\n\nIt was a cold day. There stood an inn whose landlord had a lamp and a stair and a bed "
-    "of which he was very proud indeed.\n\n",
+    "of which he was very proud indeed. Now the long and the short of the whole of this old matter was lost on land.\n\n",
 )
 NOVEL = [
     Chapter(number=n, title=title, text=text)
@@ -26,11 +26,12 @@ NOVEL = [
 
 
 def test_sentences_go_on_as_in_the_novel_and_titles_are_those_of_their_chapters() -> None:
-    asked = quizzes(NOVEL, np.random.default_rng(0), asks=2)
+    asked = quizzes(NOVEL, np.random.default_rng(0), asks=12)
     whole = " ".join("".join(TEXTS).split())
     quoted = asked["how a sentence goes on"]
     assert quoted and all(whole.count(one.question.strip() + one.answer) == 1 for one in quoted)
     assert all(len(one.answer.split()) == ASKED_WORDS for one in quoted)
+    assert not any(one.question.startswith("\nNow the long") for one in quoted)  # it goes on in two ways
     assert all(f"{one.question.strip()}{one.answer}." in whole for one in asked["title by number"])
     assert {one.answer for one in asked["number by title"]} == {" 1.", " 2."}
     assert asked["question of reading, of 4"] == []  # their chapters are not read

@@ -44,8 +44,8 @@ def novel() -> list[Chapter]:
     return [
         Chapter(
             number=n, title=f"The tale of number {n}",
-            text=f"CHAPTER {n}. The tale of number {n}.\n\nIt began. In the year {1800 + n} there lived a man who had {n} "
-            f"dogs and one cat, and {n + 50} birds sang in his old garden every morning.\n\n",
+            text=f"CHAPTER {n}. The tale of number {n}.\n\nIt began. In the year {1800 + n} there lived a "
+            f"man who had {n} dogs and one cat, and {n + 50} birds sang in his old garden every morning.\n\n",
         )
         for n in range(1, 31)
     ]  # fmt: skip
