@@ -42,8 +42,8 @@ class Quiz:
 
     kind: str
     facts: tuple[str, ...]
-    """Planted in this order, at places drawn apart; the first is what the answer rests on. None where the text itself is
-    asked about."""
+    """Planted in this order, at places drawn apart; the first is what the answer rests on. None where the text itself
+    is asked about."""
     question: str
     answer: str
     """What continues the question; a correct continuation begins with it."""

@@ -1,11 +1,11 @@
 """`herd evaluate --suite long`: what a model finds in a long text, at ten depths, far beyond the lengths of training.
 
 One reading of real text serves all lengths (herd.evaluate.needle). Each kind of planted task is asked at every length;
-needles at ten depths, whose shares are the heat map. Controls on the same text: the needle or the grammar taken out, and
-the queries' temperature off. A whole novel is asked about, beside the same questions after another text. Loss by
+needles at ten depths, whose shares are the heat map. Controls on the same text: the needle or the grammar taken out,
+and the queries' temperature off. A whole novel is asked about, beside the same questions after another text. Loss by
 position is of a plain forward over a document no longer than training's; beyond it, of the same passages after longer
-and longer texts. The kinds follow RULER (arXiv 2404.06654) in purpose; wordings, keys and numbers are ours, and no key
-was ever trained on.
+and longer texts. The kinds follow RULER (arXiv 2404.06654) in purpose; wordings, keys and numbers are ours, and no
+key was ever trained on.
 """
 
 import statistics

@@ -15,9 +15,9 @@ from herd.evaluate.needle import Haystack
 
 TEXTS = (
     "CHAPTER 1. Loomings.\n\nIt was a cold day. Some years ago having little money in my purse I thought I would sail "
-    "about a little and see the sea. Now the long and the short of the whole of this old matter was told at sea.\n\n",
+    "about a little and see the sea. Now the long and the short of the whole of this matter was told at sea.\n\n",
     "CHAPTER 2. The Inn.\n\nIt was a cold day. There stood an inn whose landlord had a lamp and a stair and a bed "
-    "of which he was very proud indeed. Now the long and the short of the whole of this old matter was lost on land.\n\n",
+    "of which he was very proud indeed. Now the long and the short of the whole of this matter was lost on land.\n\n",
 )
 NOVEL = [
     Chapter(number=n, title=title, text=text)
