@@ -169,13 +169,12 @@ class Reader:
     def losses(self, question: Sequence[int], answer: Sequence[int], *, at: int) -> list[float]:
         """What each token of `answer` costs after what stands before it, in nats."""
         logits_NV = self._along(question, answer, at).float()
-        losses: list[float] = F.cross_entropy(
-            logits_NV, torch.tensor(answer).to(self.device), reduction="none"
-        ).tolist()
+        answer_N = torch.tensor(answer, device=self.device)
+        losses: list[float] = F.cross_entropy(logits_NV, answer_N, reduction="none").tolist()
         return losses
 
     def _along(self, question: Sequence[int], answer: Sequence[int], at: int) -> Tensor:
-        """Logits [N, V] from which the tokens of `answer` come, behind position `at`, a chunk's edge, and `question`."""
+        """Logits [N, V] of the tokens of `answer`, behind position `at`, a chunk's edge, and `question`."""
         assert at % self.chunk == 0 and at <= self.length
         assert len(question) + len(answer) <= self.chunk
         tokens, asked = torch.tensor([*question, *answer]), len(question) - 1

@@ -15,8 +15,12 @@ from herd.data.planted import Keys, Quiz
 NOUNS = ("dog", "child", "woman", "fish", "tree", "king", "bird", "horse")
 VERBS = ("see", "find", "carry", "follow")
 ADJECTIVES = ("big", "old", "red", "good")
-ORDERS = {"SOV": "who acts, what is acted on, what is done", "VSO": "what is done, who acts, what is acted on",
-          "OVS": "what is acted on, what is done, who acts", "OSV": "what is acted on, who acts, what is done"}  # fmt: skip
+ORDERS = {
+    "SOV": "who acts, what is acted on, what is done",
+    "VSO": "what is done, who acts, what is acted on",
+    "OVS": "what is acted on, what is done, who acts",
+    "OSV": "what is acted on, who acts, what is done",
+}
 EXAMPLES = 6
 
 
