@@ -18,7 +18,7 @@ import torch
 from herd.bench.table import Row, show
 from herd.config import CheckpointConfig, GuardConfig, MidtrainConfig, ModelConfig, preset
 from herd.core.errors import unknown
-from herd.core.files import read_json, write_json
+from herd.core.files import read_json, write_atomic, write_json
 from herd.core.lineage import Stage
 from herd.data import planted
 from herd.data.haystack import haystack
@@ -28,7 +28,8 @@ from herd.data.planted import Planter
 from herd.data.tokenizer import Tokenizer
 from herd.engine.load import Model
 from herd.engine.reader import Reader
-from herd.evaluate.long import ask_all, share_right
+from herd.evaluate.charts import recall_map
+from herd.evaluate.long import ask_all, share_right, short_length
 from herd.evaluate.needle import Haystack
 from herd.model.init import first_weights
 from herd.model.parallel import ALONE
@@ -121,7 +122,7 @@ def trained(
 def ablation(
     data: Path, out: Path, *, variants: Sequence[str], seeds: int, num_tokens: int, longest: int, as_json: bool
 ) -> None:
-    """Run and print: of each variant the mean over the seeds, beside the shape as it is."""
+    """Run, print and draw: of each variant the mean over the seeds, beside the shape as it is."""
     names = list(variants) or list(VARIANTS)
     for name in names:
         if name not in VARIANTS:
@@ -137,6 +138,8 @@ def ablation(
         for name, runs in found.items()
     }
     base = mean[next(iter(VARIANTS))]
+    shown = {name: [shares.get(str(length), 0.0) for length in lengths] for name, shares in mean.items()}
+    write_atomic(out / "recall.svg", recall_map(shown, [short_length(length) for length in lengths]))
     show(
         [
             Row(

@@ -206,7 +206,7 @@ def dot_plot(title: str, rows: dict[str, dict[str, float]], *, legend: dict[str,
 
 def recall_map(rows: Mapping[str, Sequence[float]], columns: Sequence[str]) -> str:
     """Shares of right answers, white for none, blue for all: a picture that stands alone, with colours of its own."""
-    cell, line, gap = 64, 26, 56
+    cell, line, gap = 64, 26, 16 + 7 * max(map(len, rows))
     width, height = gap + len(columns) * cell + 4, (len(rows) + 1) * line + 6
     drawing = []
     for place, (name, values) in enumerate(rows.items()):

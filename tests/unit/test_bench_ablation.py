@@ -39,5 +39,6 @@ def test_an_unknown_variant_is_refused_and_finished_runs_are_read(
     run = {"seeds": 1, "num_tokens": 1, "longest": 2048, "as_json": False}
     ablation(tmp_path, tmp_path, variants=("QK norm off",), **run)  # type: ignore[arg-type]
     assert "0.25" in capsys.readouterr().out
+    assert ">25</text>" in (tmp_path / "recall.svg").read_text()
     with pytest.raises(HerdError, match="QK norm off"):
         ablation(tmp_path, tmp_path, variants=("QK norm on",), **run)  # type: ignore[arg-type]
