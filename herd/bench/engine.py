@@ -118,7 +118,7 @@ def engine(
             if not (llama_cpp / program).is_file():
                 raise HerdError(f"{llama_cpp} has no {program}: name the folder of llama.cpp's built programs")
         os.environ[LLAMA_CPP] = str(llama_cpp.resolve())
-    for package in ("xllamacpp", "transformers"):
+    for package in ("transformers",) if llama_cpp else ("xllamacpp", "transformers"):
         if not installed(package):
             raise HerdError(f"{package} is missing: pip install 'herd-lm[oracle]'")
     limits = measured_limits()
