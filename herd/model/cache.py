@@ -273,7 +273,7 @@ class Slots:
         """Give every slot the past of slot `source`."""
         for is_global, tables in ((True, self._global), (False, self._local)):
             for table in tables:
-                for page, target in zip(tables[source], table, strict=True):
+                for page, target in zip(tables[source].tolist(), table.tolist(), strict=True):
                     self.cache.copy_page(page, target, is_global=is_global)
 
 
