@@ -90,11 +90,13 @@ class Language:
         return " ".join([*(parts[letter] for letter in order or self.order), *([self.past] if said.past else [])])
 
     def wrong(self, said: Said) -> tuple[str, str, str]:
-        """Three translations with one mistake each: the order, who acts on whom, the tense."""
+        """Three translations with one mistake each: the order, who acts on whom, what is done. They are as long as the
+        right one, so that who knows nothing of the grammar takes each as often."""
         orders = [order for order in ORDERS if order != self.order]
         turned = replace(said, actor=said.other, other=said.actor)
-        tense = replace(said, past=not said.past)
-        return self.say(said, orders[self.rng.integers(len(orders))]), self.say(turned), self.say(tense)
+        verbs = [verb for verb in VERBS if verb != said.verb]
+        done = replace(said, verb=verbs[self.rng.integers(len(verbs))])
+        return self.say(said, orders[self.rng.integers(len(orders))]), self.say(turned), self.say(done)
 
 
 def translation(rng: np.random.Generator, _: Keys) -> Quiz:

@@ -52,6 +52,7 @@ def test_a_question_of_reading_has_four_names_and_needs_a_chapter_of_the_novel()
 def test_a_translation_follows_its_grammar_and_the_others_do_not(seed: int) -> None:
     quiz = translation(np.random.default_rng(seed), None)  # type: ignore[arg-type]
     assert quiz.answer == quiz.options[0] and len(set(quiz.options)) == 4
+    assert len({len(option.split()) for option in quiz.options}) == 1
     language = Language(np.random.default_rng(seed))
     (book,) = quiz.facts
     assert all(f"{english} is {word}" in book for english, word in language.words.items())
