@@ -5,6 +5,7 @@ and named as such. Template and style stand beside this file; charts are inline 
 """
 
 import time
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -87,7 +88,7 @@ def render(
         unfinished=unfinished(run),
         results=results,
         long=read_json(long.path / "results.json") if long else None,
-        recall_map=(long.path / "recall.svg").read_text(encoding="utf-8") if long else "",
+        recall_map=b64encode((long.path / "recall.svg").read_bytes()).decode() if long else "",
         said=results["samples"] if results else said,
         bits_chart=_bits_chart(results),
         competitors={"model": "this model", **COMPETITOR_NAMES},
