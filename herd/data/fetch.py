@@ -135,6 +135,14 @@ def fetch(sources: Sequence[Source] = SOURCES, *, cache: Path | None = None, rep
     return Fetched(packs=in_order, missing=missing, notes=notes)
 
 
+def pack_of(name: str) -> Pack:
+    """One package of the table, as `fetch` brings it; HerdError where it cannot be had."""
+    packs = fetch([source for source in SOURCES if source.name == name]).packs
+    if name not in packs:
+        raise HerdError(f"{name} is not in the cache: run `herd data fetch`")
+    return packs[name]
+
+
 def _sweep(cache: Path) -> None:
     """Remove what a fetch that was killed (and not merely interrupted) left behind a day ago or earlier."""
     for folder in cache.glob(f"{WORK_PREFIX}*"):

@@ -12,9 +12,8 @@ import numpy as np
 
 from herd.core.errors import HerdError
 from herd.core.files import cache_folder
-from herd.data.fetch import fetch
+from herd.data.fetch import pack_of
 from herd.data.loader import read_rows
-from herd.data.sources import SOURCES
 from herd.data.text import read_wikipedia
 from herd.data.tokenizer import Tokenizer
 
@@ -48,9 +47,7 @@ def haystack(data: Path, tokenizer: Tokenizer, length: int) -> np.ndarray:
 
 
 def _encoded(trained: set[str], tokenizer: Tokenizer) -> np.ndarray:
-    packs = fetch([source for source in SOURCES if source.name == SOURCE]).packs
-    if SOURCE not in packs:
-        raise HerdError(f"{SOURCE} is not in the cache: run `herd data fetch`")
+    packs = {SOURCE: pack_of(SOURCE)}
     texts = [f"{title}\n{text}\n\n" for title, text in read_wikipedia(packs, "en") if text not in trained]
     parts = [
         np.array(ids, dtype=np.int32)

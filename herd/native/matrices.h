@@ -101,11 +101,13 @@ struct Job {
     for (i64 g = 0; g < groups; ++g) met += ends[g] > (g ? ends[g - 1] : 0);
     // Long stretches of memory for each thread, and yet several tasks for each.
     const i64 share = columns() * (turned ? met : 1) / (4 * omp_get_num_threads());
-    const i64 side_by_side = turned && w.kind == BF16_TURNED ? std::clamp<i64>(share / strip(), 1, STRIPS) : 1;
+    const i64 side_by_side = w.kind == BF16_TURNED ? std::clamp<i64>(share / strip(), 1, STRIPS) : 1;
     step = panels ? side_by_side * strip() : std::max<i64>(16, share / 4 * 4);
     chunks = (columns() + step - 1) / step;
     // Tiles of rows that stay in the first cache while the weights pass by.
-    const i64 block = panels ? 1024 * ROWS : w.kind == BF16 ? MANY : std::clamp<i64>(32768 / w.in / TOKENS * TOKENS, 2 * TOKENS, 24 * TOKENS);
+    const i64 block = panels           ? 1024 * ROWS
+                      : w.kind == BF16 ? MANY
+                                       : std::clamp<i64>(32768 / w.in / TOKENS * TOKENS, 2 * TOKENS, 24 * TOKENS);
     for (i64 g = 0, begin = 0; g < groups; begin = ends[g++])
       for (i64 r = begin; r < ends[g]; r += block) parts.push_back({g, r, std::min(r + block, ends[g])});
   }
