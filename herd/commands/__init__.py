@@ -14,7 +14,7 @@ from typing import Any
 
 from herd import __version__
 from herd.commands.bench import BENCHES
-from herd.commands.command import Command, named
+from herd.commands.command import Command, command, named
 from herd.config import PRESETS, preset
 from herd.core.child import run_in_child
 from herd.core.console import exit_code, logged_to, traceback_log
@@ -74,7 +74,8 @@ STEPS = (
 
 
 def run(recipe: str, /, *, out: Path | None = None) -> None:
-    """
+    """Raise a herd: all stages of a recipe; those that stand are reused.
+
     Args:
         recipe: A recipe's name, or the path of a TOML file.
         out: Folder of the run, runs/RECIPE if not given.
@@ -111,6 +112,7 @@ def stage_of_run(step: Step, config: Any, parents: Mapping[str, Path], out: Path
 
 
 def data_fetch() -> None:
+    """Bring the packages with the raw data into the cache."""
     fetched = named("herd.data.fetch:fetch")()
     size = sum(pack.path.stat().st_size for pack in fetched.packs.values())
     folder = named("herd.core.files:cache_folder")()
@@ -118,7 +120,8 @@ def data_fetch() -> None:
 
 
 def report(run: Path, /, *, out: Path | None = None, against: Path | None = None, samples: bool = False) -> None:
-    """
+    """Write a report about a run: one HTML page.
+
     Args:
         run: Folder of a run or of one stage, finished or in work.
         out: Folder to write; RUN/report if not given, beside a single stage STAGE-report.
@@ -140,7 +143,8 @@ def adopt(
     dtype: str | None = None,
     seed: int = 0,
 ) -> None:
-    """
+    """Bring a dense Llama home as a Llama 4 model of the same function.
+
     Args:
         source: Folder of a dense Llama (Hugging Face), or a GGUF file of one.
         out: Folder to write.
@@ -181,7 +185,8 @@ def chat(
     draft: Path | None = None,
     yes: bool = False,
 ) -> None:
-    """
+    """Talk to a model in the terminal, with pictures.
+
     Args:
         folder: Folder of a model; runs/tiny/sft if not given, or a small model from PyPI if that is not there.
         temperature: 0 takes the likeliest token; 1 draws as the model believes.
@@ -228,7 +233,8 @@ def generate(
     draft: Path | None = None,
     json: bool = False,
 ) -> None:
-    """
+    """Answer a file of prompts; a kill loses nothing that is written.
+
     Args:
         folder: Folder of a model.
         prompts: JSON lines: {"prompt": …, "images": [PATH, …]}, {"messages": […]}, or {"text": …} to go on with.
@@ -272,7 +278,8 @@ def serve(
     draft: Path | None = None,
     yes: bool = False,
 ) -> None:
-    """
+    """Serve a model to OpenAI clients and browsers.
+
     Args:
         folder: Folder of a model; runs/tiny/sft if not given, or a small model from PyPI if that is not there.
         host: Address to listen on; 0.0.0.0 lets other machines in.
@@ -299,7 +306,8 @@ def plan(
     here: bool = False,
     json: bool = False,
 ) -> None:
-    """
+    """Estimate what a model takes: parameters, bytes, and a training run on a cluster.
+
     Args:
         model: A preset's name, or the folder of a model.
         context: Tokens of one request, such as 8192, 128K or 10M; as many as the model claims if not given.
@@ -354,7 +362,8 @@ def convert(
     text: Path | None = None,
     max_bytes: int = 20_000,
 ) -> None:
-    """
+    """Write a model in another format: Hugging Face, Meta, GGUF, or packed to 8 or 4 bits.
+
     Args:
         source: Folder of a model: Hugging Face's layout, or Meta's.
         out: Folder to write, or a path that ends in .gguf.
@@ -387,7 +396,8 @@ def convert(
 
 
 def doctor(*, json: bool = False) -> None:
-    """
+    """Examine this machine and say what to mend.
+
     Args:
         json: Print one JSON object, for scripts.
     """
@@ -396,15 +406,8 @@ def doctor(*, json: bool = False) -> None:
 
 STEP = {step.name: step for step in STEPS}
 COMMANDS = {
-    "run": Command(
-        summary="Raise a herd: all stages of a recipe; those that stand are reused",
-        example="herd run tiny",
-        does=run,
-        computes=True,
-    ),
-    "data fetch": Command(
-        summary="Bring the packages with the raw data into the cache", example="herd data fetch", does=data_fetch
-    ),
+    "run": command(run, example="herd run tiny", computes=True),
+    "data fetch": command(data_fetch, example="herd data fetch"),
     "data build": Command(
         summary="Make a data folder: documents, pictures, chats, tokenizer",
         example="herd data build --recipe tiny --out runs/mine/data",
@@ -440,37 +443,15 @@ COMMANDS = {
         does=STEP["evaluate"],
         computes=True,
     ),
-    "report": Command(summary="Tell of a run on one HTML page", example="herd report runs/tiny", does=report),
-    "adopt": Command(
-        summary="Bring a dense Llama home as a Llama 4 model of the same function",
-        example="herd adopt SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2",
-        does=adopt,
-    ),
-    "chat": Command(
-        summary="Talk to a model in the terminal, with pictures",
-        example="herd chat runs/tiny/sft --temperature 0.7",
-        does=chat,
-    ),
-    "generate": Command(
-        summary="Answer a file of prompts; a kill loses nothing that is written",
-        example="herd generate runs/tiny/sft prompts.jsonl --out answers.jsonl",
-        does=generate,
-    ),
-    "serve": Command(
-        summary="Serve a model to OpenAI clients and browsers",
-        example="herd serve runs/tiny/sft --port 8000",
-        does=serve,
-    ),
-    "plan": Command(
-        summary="Reckon what a model takes: parameters, bytes, and a training run on a cluster",
-        example="herd plan behemoth --gpus 32768 --gpu h100",
-        does=plan,
-    ),
+    "report": command(report, example="herd report runs/tiny"),
+    "adopt": command(adopt, example="herd adopt SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2"),
+    "chat": command(chat, example="herd chat runs/tiny/sft --temperature 0.7"),
+    "generate": command(generate, example="herd generate runs/tiny/sft prompts.jsonl --out answers.jsonl"),
+    "serve": command(serve, example="herd serve runs/tiny/sft --port 8000"),
+    "plan": command(plan, example="herd plan behemoth --gpus 32768 --gpu h100"),
     **BENCHES,
-    "convert": Command(
-        summary="Write a model in another format: Hugging Face, Meta, GGUF, or packed to 8 or 4 bits",
-        example="herd convert runs/tiny/sft runs/tiny/int8 --quantize int8 --data runs/tiny/data",
-        does=convert,
+    "convert": command(
+        convert, example="herd convert runs/tiny/sft runs/tiny/int8 --quantize int8 --data runs/tiny/data"
     ),
-    "doctor": Command(summary="Examine this machine and say what to mend", example="herd doctor", does=doctor),
+    "doctor": command(doctor, example="herd doctor"),
 }

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from herd.commands.command import Command, named
+from herd.commands.command import command, named
 
 
 def bench_soak(
     folder: Path, /, *, minutes: float = 30.0, seed: int = 0, out: Path | None = None, json: bool = False
 ) -> None:
-    """
+    """Run the engine under random requests, cancellations and new weights, and watch its memory.
+
     Args:
         folder: Folder of a model.
         minutes: How long.
@@ -20,7 +21,8 @@ def bench_soak(
 
 
 def bench_parity(*, json: bool = False) -> None:
-    """
+    """Compare the logits with transformers' and with Meta's own.
+
     Args:
         json: Print one JSON object, for scripts.
     """
@@ -28,7 +30,8 @@ def bench_parity(*, json: bool = False) -> None:
 
 
 def bench_resume(*, json: bool = False) -> None:
-    """
+    """Measure what saving costs a training, beside a save that is waited for.
+
     Args:
         json: Print one JSON object, for scripts.
     """
@@ -36,7 +39,8 @@ def bench_resume(*, json: bool = False) -> None:
 
 
 def bench_plan(*, calibrate: bool = False, json: bool = False) -> None:
-    """
+    """Compare what herd plan estimates of training here with twelve runs.
+
     Args:
         calibrate: Print the plan's constants as this machine's runs ask for them.
         json: Print one JSON object, for scripts.
@@ -50,7 +54,8 @@ def bench_plan(*, calibrate: bool = False, json: bool = False) -> None:
 def bench_balance(
     *, data: Path, out: Path, experts: tuple[int, ...] = (16, 128), num_steps: int = 1000, json: bool = False
 ) -> None:
-    """
+    """Measure how even the experts' load is over a run, by biases and by an auxiliary loss.
+
     Args:
         data: Data folder that is trained on.
         out: Folder of the runs; what is there goes on or is read.
@@ -71,7 +76,8 @@ def bench_ablation(
     longest: int = 1_048_576,
     json: bool = False,
 ) -> None:
-    """
+    """Train small models without one part of iRoPE each, and ask all for needles far beyond their training.
+
     Args:
         data: Data folder that is trained on.
         out: Folder of the runs; what is there goes on or is read.
@@ -93,7 +99,8 @@ def bench_engine(
     llama_cpp: Path | None = None,
     json: bool = False,
 ) -> None:
-    """
+    """Compare the speed of prompts and answers with llama.cpp and transformers on the same weights.
+
     Args:
         shapes: Of random models: S, M, S16 (Scout's experts), S128 (Maverick's).
         precisions: bf16, int8, int4.
@@ -108,7 +115,8 @@ def bench_engine(
 def bench_needle(
     folder: Path, /, *, data: Path, context: str = "10M", seeds: int = 10, budget_gb: float = 16.0, json: bool = False
 ) -> None:
-    """
+    """Read up to ten million tokens and ask for needles in them.
+
     Args:
         folder: Folder of a model whose last layer is its only global one, such as one of shape tiny-long.
         data: Data folder that it was trained on: its documents and keys are not asked about.
@@ -121,7 +129,8 @@ def bench_needle(
 
 
 def bench_train(*, cases: tuple[str, ...] = ("S", "M"), rounds: int = 2, steps: int = 5, json: bool = False) -> None:
-    """
+    """Time a step of training beside transformers' and a lean trial's.
+
     Args:
         cases: Any of S, M, S16, S128 (shapes beside the peers), dense (S and M beside their dense twins), lengths
             (documents of 512 to 65,536 tokens) and local (the same without global layers).
@@ -133,7 +142,8 @@ def bench_train(*, cases: tuple[str, ...] = ("S", "M"), rounds: int = 2, steps: 
 
 
 def bench_scaling(*, steps: int = 50, json: bool = False) -> None:
-    """
+    """Train on 1 to 4 ranks along every axis: losses, tokens/s and bytes beside one rank's.
+
     Args:
         steps: Training steps of each case.
         json: Print one JSON object, for scripts.
@@ -142,59 +152,25 @@ def bench_scaling(*, steps: int = 50, json: bool = False) -> None:
 
 
 BENCHES = {
-    "bench needle": Command(
-        summary="Read up to ten million tokens and ask for needles in them",
-        example="herd bench needle runs/mine/midtrain --data runs/tiny/data --context 1M",
-        does=bench_needle,
+    "bench needle": command(
+        bench_needle, example="herd bench needle runs/mine/midtrain --data runs/tiny/data --context 1M"
     ),
-    "bench soak": Command(
-        summary="Run the engine under random requests, cancellations and new weights, and watch its memory",
-        example="herd bench soak runs/tiny/sft --minutes 30 --out soak.svg",
-        does=bench_soak,
-        computes=True,
+    "bench soak": command(
+        bench_soak, example="herd bench soak runs/tiny/sft --minutes 30 --out soak.svg", computes=True
     ),
-    "bench parity": Command(
-        summary="Compare the logits with transformers' and with Meta's own",
-        example="herd bench parity --json",
-        does=bench_parity,
+    "bench parity": command(bench_parity, example="herd bench parity --json"),
+    "bench resume": command(bench_resume, example="herd bench resume --json"),
+    "bench plan": command(bench_plan, example="herd bench plan --json", computes=True),
+    "bench balance": command(
+        bench_balance, example="herd bench balance --data runs/tiny/data --out runs/balance", computes=True
     ),
-    "bench resume": Command(
-        summary="Measure what saving costs a training, beside a save that is waited for",
-        example="herd bench resume --json",
-        does=bench_resume,
+    "bench ablation": command(
+        bench_ablation, example="herd bench ablation --data runs/needle/data --out runs/ablation", computes=True
     ),
-    "bench plan": Command(
-        summary="Hold what herd plan foretells of training here against twelve runs",
-        example="herd bench plan --json",
-        does=bench_plan,
-        computes=True,
-    ),
-    "bench balance": Command(
-        summary="Measure how even the experts' load is over a run, by biases and by an auxiliary loss",
-        example="herd bench balance --data runs/tiny/data --out runs/balance",
-        does=bench_balance,
-        computes=True,
-    ),
-    "bench ablation": Command(
-        summary="Train small models without one part of iRoPE each, and ask all for needles far beyond their training",
-        example="herd bench ablation --data runs/needle/data --out runs/ablation",
-        does=bench_ablation,
-        computes=True,
-    ),
-    "bench engine": Command(
-        summary="Compare the speed of prompts and answers with llama.cpp and transformers on the same weights",
+    "bench engine": command(
+        bench_engine,
         example='herd bench engine --shapes S --precisions bf16 --cases "prefill 512" "decode 1 after 512"',
-        does=bench_engine,
     ),
-    "bench train": Command(
-        summary="Time a step of training beside transformers' and a lean trial's",
-        example="herd bench train --cases S M --json",
-        does=bench_train,
-        computes=True,
-    ),
-    "bench scaling": Command(
-        summary="Train on 1 to 4 ranks along every axis: losses, tokens/s and bytes beside one rank's",
-        example="herd bench scaling --json",
-        does=bench_scaling,
-    ),
+    "bench train": command(bench_train, example="herd bench train --cases S M --json", computes=True),
+    "bench scaling": command(bench_scaling, example="herd bench scaling --json"),
 }

@@ -24,3 +24,10 @@ class Command:
     """A function whose signature is the usage; or a stage, whose config's fields are."""
     computes: bool = False
     """Whether it works on large tensors for minutes, so that memory is worth tuning."""
+
+
+def command(does: Callable[..., None], *, example: str, computes: bool = False) -> Command:
+    """The command that calls `does`; the first line of its docstring is the summary."""
+    assert does.__doc__ is not None
+    summary = does.__doc__.splitlines()[0].removesuffix(".")
+    return Command(summary=summary, example=example, does=does, computes=computes)

@@ -28,18 +28,27 @@ class DataConfig:
     heldout_pairs: float = 0.1
     """Share of country and language pairs, of problems and of dialogues kept for evaluation."""
     clips: int = 150
+    """Video clips."""
     names: int = 12_000
-    """Training questions for the name of a picture; the following count training rows likewise."""
+    """Training questions for the name of a picture."""
     captions: int = 2_000
+    """Training questions for the caption of a picture."""
     flags: int = 3_000
+    """Training questions for the country of a flag."""
     capitals: int = 3_000
+    """Training questions for the capital of a country."""
     sums: int = 2_400
+    """Training questions for a sum."""
     tasks: int = 1_600
+    """Training questions from reasoning-gym."""
     dialogues: int = 4_000
+    """Training dialogues."""
     clip_names: int = 1_200
+    """Training questions for what a clip shows."""
     vocab_size: int = 8_192
     """Tokens, the special ones included."""
     seed: int = 0
+    """Of everything random: which rows are chosen, and in what order."""
 
     def __post_init__(self) -> None:
         for name in ("heldout", "heldout_subjects", "heldout_pairs"):
@@ -60,12 +69,15 @@ class VisionStageConfig:
     """A new model, and the contrastive training of its encoder."""
 
     preset: str = "tiny"
+    """Shape of the model, as `herd plan` names them."""
     seed: int = 0
+    """Of the first weights, of the order of the views, and of how each is changed."""
     likeness: float = 0.0
     """How far the first queries of global layers are their keys (0 to 1): finding in a long text begins sooner."""
     num_views: int = 100_000
     """Views of pictures in all."""
     batch_pictures: int = 256
+    """Views of one optimizer step."""
     sharpness: float = 2.0
     """Inverse temperature of the scores."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -78,6 +90,7 @@ class PretrainConfig:
     """Text and pictures fused early."""
 
     seed: int = 0
+    """Of the order of the documents, and of everything else that is drawn."""
     num_tokens: int = 4_000_000
     """Tokens of training in all."""
     batch_tokens: int = 6144
@@ -115,20 +128,25 @@ class MidtrainConfig:
     """Longer documents by stages, beside short ones."""
 
     seed: int = 0
+    """Of the order of the documents, and of everything else that is drawn."""
     num_tokens: int = 4_000_000
+    """Tokens of training in all."""
     batch_tokens: int = 8192
+    """Tokens of one optimizer step."""
     lengths: tuple[int, ...] = (1024, 2048, 4096)
     """Tokens of the long documents: each entry has an equal part of the steps. Those of the first length have single
     needles in English only, and the kinds of documents that the shares tell come with the second."""
     short_share: float = 0.6
     """Share of the tokens that are pieces of at most `context`, as in pre-training, so that what was learnt stays."""
     context: int = 512
+    """Longest of these pieces, in tokens."""
     picture_share: float = 0.0
     """Share of the short tokens that are pictures with their names."""
     plain_share: float = 0.2
-    """Share of the long documents that are text alone; …"""
+    """Share of the long documents that are text alone."""
     quote_share: float = 0.2
-    """… whose last part quotes the first; the others have facts planted in them, and questions at the end."""
+    """Share of the long documents whose last part quotes the first. The others have facts planted in them, and
+    questions at the end."""
     needle_share: float = 0.0
     """Share of the documents with planted facts that have single needles alone, as those of the first length do."""
     book_share: float = 0.0
@@ -139,9 +157,13 @@ class MidtrainConfig:
     answer_weight: float = 4.0
     """What a token of an answer or a quote weighs beside one of text: few are learnt in a long document."""
     micro_batches: int = 1
+    """Parts into which a step's batch is cut between documents, computed one after the other: less memory."""
     recompute: bool = False
+    """Keep each layer's input alone and compute the layer again in the backward: far less memory, one more forward."""
     balance_rate: float = 0.05
+    """How far a step moves the bias by which an expert is chosen, in logits, where it got nothing; 0: no bias."""
     balance_coefficient: float = 0.0
+    """Weight of the load-balancing loss; 0: none."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guard: GuardConfig = field(default_factory=lambda: GuardConfig(sigmas=0.0))
     """Norms are not judged: longer documents and questions that begin to be answered are outliers by intent."""
@@ -166,19 +188,27 @@ class SftConfig:
     """Chats: loss on the assistant's tokens only."""
 
     seed: int = 0
+    """Of the order of the documents, and of everything else that is drawn."""
     num_tokens: int = 1_000_000
+    """Tokens of training in all."""
     batch_tokens: int = 6144
+    """Tokens of one optimizer step."""
     context: int = 512
     """Longer chats are left out."""
     tiled_share: float = 0.25
+    """How often a large picture is shown in tiles, else as one tile."""
     replay_share: float = 0.25
     """Share of the tokens that are pieces of the training documents."""
     replay_weight: float = 0.2
     """What a token of these weighs beside an assistant's: a piece has many more that are learnt."""
     micro_batches: int = 1
+    """Parts into which a step's batch is cut between documents, computed one after the other: less memory."""
     recompute: bool = False
+    """Keep each layer's input alone and compute the layer again in the backward: far less memory, one more forward."""
     balance_rate: float = 0.05
+    """How far a step moves the bias by which an expert is chosen, in logits, where it got nothing; 0: no bias."""
     balance_coefficient: float = 0.0
+    """Weight of the load-balancing loss; 0: none."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=HOW_IT_RUNS)

@@ -19,17 +19,23 @@ class OptimizerConfig:
     adamw_lr: float = 0.002
     """AdamW's step for the matrices of the layers, where it has them."""
     embedding_lr: float = 0.03
+    """AdamW's step for the embedding."""
     other_lr: float = 0.01
     """AdamW's step for norms, biases, positions and the router."""
     unembedding_lr: float = 0.008
+    """AdamW's step for the unembedding."""
     weight_decay: float = 0.01
+    """Share of a weight that a step at a learning rate of 1 would remove."""
     momentum: float = 0.95
+    """Muon's: how much of the last steps' sum is kept."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's: how much of the first and of the second moment is kept."""
     warmup: float = 0.02
     """Share of the steps with a rising rate."""
     decay: float = 0.5
     """Share of the steps with a falling rate."""
     max_grad_norm: float = 1.0
+    """The gradients of all parameters together are scaled down to this norm."""
 
 
 HOW_IT_RUNS = {"changes the result": False}

@@ -37,6 +37,7 @@ class EvaluateConfig:
     """`long`: what is found in long texts, as `long` below says, and none of the rest."""
     long: LongConfig = field(default_factory=LongConfig)
     seed: int = 0
+    """Of samples, and of the confidence intervals."""
     languages: tuple[str, ...] = ("en", "de", "fr", "es", "ru", "ja", "hi", "zh")
     """Languages in which pictures are named."""
     heldout_bytes: int = 40_000

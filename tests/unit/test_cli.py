@@ -70,6 +70,21 @@ def test_each_command_explains_itself_with_an_example_and_without_torch(name: st
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_every_option_and_gives_its_default(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", "100")  # wider, tyro sets boxes side by side
+    assert main([*name.split(), "--help"]) == 0
+    boxes = [line[2:].rstrip(" │") for line in capsys.readouterr().out.splitlines() if line[:2] in {"│ ", "  "}]
+    # An option stands at the left of its box; its text follows after two blanks, or indented on the next line.
+    entries = re.split(r"\n(?=--?[a-z]|PATH|STR|\[)", "\n".join(["", *boxes]))[1:]
+    texts = dict(re.split(r"\s{2,}", entry, maxsplit=1) for entry in entries)
+    assert texts.pop("-h, --help")
+    explained = re.compile(r"[^(].{8,}\s\((default:.*|required)\)", re.S)
+    assert [option for option, text in texts.items() if not explained.match(text)] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_each_example_is_understood(name: str, monkeypatch: pytest.MonkeyPatch):
     command, done = COMMANDS[name], []
     if isinstance(command.does, Step):
