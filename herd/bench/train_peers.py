@@ -10,7 +10,7 @@ from torch import Tensor
 
 from herd.bench.lean import Lean
 from herd.bench.train import Case, Step, random_tokens
-from herd.model.formats.huggingface import config_to_json
+from herd.model.formats.config_json import config_to_json
 
 
 def stepping(parameters: list[torch.nn.Parameter], loss: Callable[[], Tensor]) -> Step:

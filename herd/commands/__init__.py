@@ -322,7 +322,7 @@ def plan(
         json: Print one JSON object, for scripts.
     """
     is_folder = model not in PRESETS and Path(model).is_dir()
-    shape = named("herd.model.formats.huggingface:config_from_json")(Path(model)) if is_folder else preset(model)
+    shape = named("herd.model.formats.config_json:config_from_json")(Path(model)) if is_folder else preset(model)
     training = None
     if gpus is not None:
         training = named("herd.plan.training:TrainingPlan")(

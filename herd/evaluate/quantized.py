@@ -23,7 +23,8 @@ from herd.engine.load import Model, load
 from herd.engine.score import LOGIT_ROWS
 from herd.evaluate.bits import cap_documents
 from herd.evaluate.inputs import read_texts
-from herd.model.formats import compressed, huggingface
+from herd.model.formats import compressed
+from herd.model.formats.config_json import config_from_json
 from herd.model.moe import MoE
 from herd.model.quantize import Scheme, kept
 from herd.model.transformer import Transformer
@@ -76,7 +77,7 @@ def heldout(data: Path | None, text: Path | None, max_bytes: int) -> list[str]:
 
 def kept_reasons(folder: Path, scheme: Scheme) -> dict[str, str]:
     """Our names of the matrices left in bf16, layers and vision taken together, each with the reason."""
-    config = huggingface.config_from_json(folder)
+    config = config_from_json(folder)
     with torch.device("meta"):
         parameters = Transformer(config).named_parameters()
     matrices = [name for name, parameter in parameters if parameter.ndim >= 2]

@@ -11,6 +11,7 @@ import herd
 from herd.cli import main
 from herd.core.files import read_json, write_json
 from herd.model.formats import huggingface
+from herd.model.formats.config_json import config_from_json
 from herd.model.formats.gguf import read_gguf
 from herd.model.transformer import Transformer
 
@@ -19,7 +20,7 @@ from herd.model.transformer import Transformer
 def source(tiny_folder: Path, tmp_path: Path) -> Path:
     """A whole folder whose head width Meta's code can have: that of the tiny shape is its own."""
     folder = Path(shutil.copytree(tiny_folder, tmp_path / "hf"))
-    config = replace(huggingface.config_from_json(folder), head_dim=48)
+    config = replace(config_from_json(folder), head_dim=48)
     model = Transformer(config).requires_grad_(False)
     for number, parameter in enumerate(model.parameters()):
         parameter.fill_(0.01 * number)

@@ -20,6 +20,7 @@ from herd.engine.load import Prompt
 from herd.engine.sampler import SamplingParams
 from herd.evaluate.quantized import quantize_folder
 from herd.model.formats import compressed, huggingface
+from herd.model.formats.config_json import config_from_json
 from herd.model.precision import LowBit
 from herd.model.quantize import Packed, Scheme, dequantize, quantize_model, round_activations
 from herd.model.transformer import Transformer
@@ -207,9 +208,10 @@ import sys, torch
 from pathlib import Path
 from herd.core.lineage import peak_memory_bytes
 from herd.model.formats import compressed
+from herd.model.formats.config_json import config_from_json
 import herd.model.transformer, herd.engine.score
 with torch.device("meta"):  # what torch imports at first use is not the model's
-    herd.model.transformer.Transformer(compressed.huggingface.config_from_json(Path(sys.argv[1])))
+    herd.model.transformer.Transformer(config_from_json(Path(sys.argv[1])))
 before = peak_memory_bytes()
 model = compressed.load(Path(sys.argv[1]))
 tokens = torch.arange(8)
@@ -221,7 +223,7 @@ print(peak_memory_bytes() - before)
 
 
 def test_a_model_of_half_a_gigabyte_stays_packed_in_memory(tiny_folder: Path, tmp_path: Path) -> None:
-    config = huggingface.config_from_json(tiny_folder)
+    config = config_from_json(tiny_folder)
     config = replace(config, dim=1024, moe=replace(config.moe, ffn_dim=2048), num_layers=5)
     model = Transformer(config).to(torch.bfloat16)
     for parameter in model.parameters():

@@ -13,7 +13,7 @@ from herd.cli import main
 from herd.config import PRESETS, ModelConfig, MoEConfig, VisionConfig, preset
 from herd.core.errors import HerdError
 from herd.model.cache import Slots
-from herd.model.formats.huggingface import config_to_json
+from herd.model.formats.config_json import config_to_json
 from herd.model.quantize import Scheme, quantize_model
 from herd.model.transformer import Transformer
 from herd.plan.counts import PRECISIONS, Precision, cache_bytes, count, longest_context, plan, weight_bytes

@@ -22,6 +22,7 @@ from herd.config import ModelConfig
 from herd.core.errors import HerdError
 from herd.core.files import read_json, write_json
 from herd.model.formats import huggingface
+from herd.model.formats.config_json import config_from_json
 from herd.model.formats.weights import refuse, skeleton, wrong_names
 from herd.model.quantize import Packed, Scheme, quantize, replace, replaceable
 from herd.model.transformer import Transformer
@@ -105,7 +106,7 @@ def write(source: Path, target: Path, scheme: Scheme) -> dict[str, Any]:
     """
     if is_quantized(source):
         raise HerdError(f"{source} is quantised already: give the folder that it was made from")
-    config = huggingface.config_from_json(source)
+    config = config_from_json(source)
     with torch.device("meta"):
         model = Transformer(config)
     taken = replaceable(model, scheme, config)
@@ -223,7 +224,7 @@ class Shards:
 
 def load(folder: Path, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Transformer:
     """Open a quantised folder; `dtype` is that of the matrices left out, and of the activations."""
-    config = huggingface.config_from_json(folder)
+    config = config_from_json(folder)
     scheme = scheme_from_json(read_json(folder / "config.json"), folder / "config.json")
     model = skeleton(config)
     shards = Shards(folder)
