@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -39,6 +39,7 @@ from herd.core.errors import HerdError
 from herd.core.files import naming_full_disk, read_json, sha256, sync, write_json
 from herd.core.lineage import Stage
 
+T = TypeVar("T")
 MARK = "commit.json"
 State = dict[str, Any]
 """Nested dicts whose leaves are tensors, or DTensors of any placement."""
@@ -88,7 +89,7 @@ class Checkpoints:
 
     def resume(self) -> int:
         """Load the newest whole checkpoint, if there is one; returns the steps that it has behind it."""
-        [found] = self._told([newest(self.root) if _rank() == 0 else None])
+        found = on_all(self._loops, lambda: newest(self.root) if _rank() == 0 else None)[0]
         if found is not None:
             state = self._state()
             load(found, state)
@@ -101,16 +102,18 @@ class Checkpoints:
     def turn(self, step: int, *, leave: bool = False) -> bool:
         """Between two steps, `step` of them done: save if it is time to, or if any rank wants to leave.
 
-        Returns whether any rank does; the checkpoint is then committed. Raises if an earlier one could not be written.
+        Returns whether any rank does; the checkpoint is then committed. Raises on all ranks if an earlier one could not
+        be written.
         """
         idle = self._writing is None or self._writing.done()
-        if idle:
-            self.wait()
+        failed = idle and self._writing is not None and self._writing.exception() is not None
         due = idle and step > self.step and time.monotonic() - self._begun > self.config.every_s
-        flags = torch.tensor([due and _rank() == 0, leave], dtype=torch.int32)
+        flags = torch.tensor([due and _rank() == 0, leave, failed], dtype=torch.int32)
         if self._loops is not None:
             dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._loops)
-        due, leave = (bool(flag) for flag in flags)
+        due, leave, failed = (bool(flag) for flag in flags)
+        if failed:
+            self.wait()  # raises on every rank, as `write` fails on all or on none
         if step > self.step and (due or leave):
             self.save(step)
         if leave:
@@ -137,51 +140,80 @@ class Checkpoints:
     def _state(self) -> State:
         return {name: state for name, part in self.parts.items() if (state := part.state_dict())}
 
-    def _told(self, values: list[Any]) -> list[Any]:
-        if self._loops is not None:
-            dist.broadcast_object_list(values, src=0, group=self._loops)
-        return values
-
     def _write(self, state: State, mark: dict[str, Any]) -> None:
-        if _rank() == 0:
+        def before() -> None:
             self.stage.keep_time()
             if (metrics := self.stage.work / "metrics.jsonl").exists():
                 sync(metrics)  # before a commit says that its steps were made
+
+        on_first(self._writers, before)
         write(self.root / f"step-{mark['step']}", state, mark, group=self._writers)
-        if _rank() == 0:
-            prune(self.root, self.config)
+        on_first(self._writers, lambda: prune(self.root, self.config))
 
 
 def write(done: Path, state: State, mark: dict[str, Any], *, group: dist.ProcessGroup | None = None) -> None:
-    """Write the checkpoint folder `done` in two phases; `mark` says what it is, `group` who writes it together."""
+    """Write the checkpoint folder `done` in two phases; `mark` says what it is, `group` who writes it together.
+
+    Raises on every rank if any of them cannot do its part; nothing is left under `done` then.
+    """
     writing, rank = done.with_name(f"{done.name}.writing"), _rank()
-    if rank == 0:
+
+    def begin() -> None:
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
-    if group is not None:
-        dist.barrier(group)
+
+    def checksums() -> dict[str, dict[str, Any]]:
+        own = [path for path in writing.iterdir() if path.name.startswith(f"__{rank}_")]
+        own += [writing / ".metadata"] if rank == 0 else []
+        return {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in own}
+
+    def commit() -> None:
+        write_json(writing / MARK, {**mark, "files": files})
+        sync(writing)
+        remove(done)
+        writing.rename(done)
+        sync(done.parent)
+
     try:
         with naming_full_disk(done):
+            on_first(group, begin)
+            # The library passes an error of one rank on to all, as `on_all` does.
             _plainly(dcp.save, state, checkpoint_id=writing, process_group=group, no_dist=group is None)
-            own = [path for path in writing.iterdir() if path.name.startswith(f"__{rank}_")]
-            own += [writing / ".metadata"] if rank == 0 else []
-            files = [{path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in own}]
-            if group is not None:
-                gathered: list[Any] = [None] * dist.get_world_size(group)
-                dist.all_gather_object(gathered, files[0], group=group)
-                files = gathered
-            if rank == 0:
-                write_json(writing / MARK, {**mark, "files": {k: v for some in files for k, v in some.items()}})
-                sync(writing)
-                remove(done)
-                writing.rename(done)
-                sync(done.parent)
-            if group is not None:
-                dist.barrier(group)  # what one rank calls committed, is
+            files = {name: file for own in on_all(group, checksums) for name, file in own.items()}
+            on_first(group, commit)
     except Exception:
         if rank == 0:
-            shutil.rmtree(writing, ignore_errors=True)  # what it takes is wanted by the next attempt
+            shutil.rmtree(writing, ignore_errors=True)  # the next attempt needs the space
         raise
+
+
+def on_all(group: dist.ProcessGroup | None, work: Callable[[], T]) -> list[T]:
+    """Do `work` on every rank of `group`; returns the results of all, by rank.
+
+    An error on one rank raises on all of them: there as it is, elsewhere as a HerdError that names rank and error. So
+    no rank goes on to a collective that another will never join.
+    """
+    if group is None:
+        return [work()]
+    own: Exception | None = None
+    done: tuple[T | None, str | None]
+    try:
+        done = work(), None
+    except Exception as error:
+        own, done = error, (None, f"{type(error).__name__}: {error}".splitlines()[0])
+    gathered: list[tuple[T, str | None]] = [done] * dist.get_world_size(group)  # type: ignore[list-item]
+    dist.all_gather_object(gathered, done, group=group)
+    if own is not None:
+        raise own
+    for rank, (_, trouble) in enumerate(gathered):
+        if trouble is not None:
+            raise HerdError(f"rank {rank} failed: {trouble}")
+    return [result for result, _ in gathered]
+
+
+def on_first(group: dist.ProcessGroup | None, work: Callable[[], None]) -> None:
+    """Do `work` on the first rank while the others wait; its error raises on all."""
+    on_all(group, work if _rank() == 0 else lambda: None)
 
 
 def _plainly(function: Callable[..., object], state: State, **options: Any) -> None:

@@ -68,6 +68,48 @@ def test_a_run_stopped_on_two_ranks_is_finished_on_one(tiny_folder: Path, tiny_d
         assert (one - other).abs().max() < 0.1, name
 
 
+@pytest.mark.slow
+def test_the_documented_ray_lines_train_as_torchrun_does(tiny_folder: Path, tiny_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray.train.torch", reason="needs the extra `ray`")
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    write_json(model / "herd.json", {"stage": "random", "hash": "0"})
+    words = ["pretrain", str(model), "--data", str(tiny_data), *SETTINGS, "--parallel.expert", "2"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "RAY_TRAIN_V2_ENABLED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "herd"]
+    subprocess.run([*torchrun, *words, "--out", str(tmp_path / "torchrun")], env=env, check=True, timeout=600)
+
+    page = (Path(__file__).parents[2] / "docs" / "train.md").read_text(encoding="utf-8")
+    [block] = [part.partition("```")[0] for part in page.split("```python\n")[1:] if "TorchTrainer" in part]
+    asked, many = "pretrain … --parallel.shard 8", "num_workers=8, use_gpu=True"
+    assert asked in block and many in block
+    block = block.replace(asked, " ".join([*words, "--out", str(tmp_path / "ray")])).replace(many, "num_workers=2")
+    (tmp_path / "lines.py").write_text(block, encoding="utf-8")
+    subprocess.run([sys.executable, str(tmp_path / "lines.py")], env=env, check=True, timeout=600)
+    ray, torchrun_ = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("ray", "torchrun"))
+    assert len(ray) > 3 and [line["loss"] for line in ray] == [line["loss"] for line in torchrun_]
+
+    failed = subprocess.run([sys.executable, str(tmp_path / "lines.py")], env=env, capture_output=True, timeout=120)
+    assert failed.returncode  # the folder is there already
+
+
+def test_importing_herd_makes_no_mesh_no_group_and_no_thread(tmp_path: Path) -> None:
+    script = """
+import pkgutil, threading, torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+
+def made(*args, **options):
+    raise AssertionError("made at import")
+
+DeviceMesh.__init__ = dist.new_group = threading.Thread.start = made
+import herd
+for module in pkgutil.walk_packages(herd.__path__, "herd."):
+    if not module.name.endswith("__main__"):
+        __import__(module.name)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, timeout=120)
+
+
 def test_a_wrong_product_is_told_in_one_line(tmp_path: Path) -> None:
     words = ["pretrain", tmp_path, "--data", tmp_path, "--out", tmp_path / "out", "--parallel.tensor", "3"]
     (tmp_path / "herd.json").write_text('{"hash": "0"}')

@@ -4,13 +4,17 @@ import errno
 import os
 import pickle
 import shutil
+import tempfile
 import threading
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 
+from herd.bench.ranks import on_ranks
 from herd.config import CheckpointConfig
 from herd.core.errors import HerdError
 from herd.core.lineage import Stage
@@ -171,3 +175,57 @@ def test_a_checkpoint_that_the_disk_has_no_room_for_is_named_and_removed(
         save(tmp_path, 3)
     assert error.value.filename == str(root / "step-3")
     assert names(root) == {"step-2"}
+
+
+def failing_save(folder: str, what: str) -> tuple[str, str]:
+    """On two ranks: a save in which one of them fails at `what`; the error that this rank has, at the next turns."""
+    broken = {"begin": (Path, "mkdir", 0), "checksums": (checkpoint, "sha256", 1), "commit": (checkpoint, "sync", 0)}
+    owner, name, rank = broken[what]
+    if dist.get_rank() == rank:
+        before = getattr(owner, name)
+
+        def fails(*args: object, **options: object) -> None:
+            if "step-3" in str(args[0]):
+                raise OSError(errno.EIO, "Input/output error", "disk")
+            before(*args, **options)
+
+        setattr(owner, name, fails)
+    try:
+        with begin(Path(folder), Part(3), keep=9) as checkpoints:
+            checkpoints.save(2)
+            checkpoints.wait()
+            checkpoints.save(3)
+            if rank == dist.get_rank():  # sees it while the other rank may still be writing
+                wait([checkpoints._writing])
+            for step in range(4, 1000):
+                checkpoints.turn(step)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    finally:
+        if dist.get_rank() == rank:
+            setattr(owner, name, before)
+    return "", ""
+
+
+def test_one_ranks_error_while_a_checkpoint_is_written_ends_the_save_on_all() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        cases = [(2, failing_save, (f"{folder}/{what}", what)) for what in ("begin", "checksums", "commit")]
+        for (_, _, (_, what)), told in zip(cases, on_ranks(*cases), strict=True):
+            failed = 1 if what == "checksums" else 0
+            assert told[failed] == ("OSError", "[Errno 5] Input/output error: 'disk'"), (what, told)
+            other = f"rank {failed} failed: OSError: [Errno 5] Input/output error: 'disk'"
+            assert told[1 - failed] == ("HerdError", other), (what, told)
+            assert names(Path(folder) / what / "out.partial" / "state") == {"step-2"}
+
+
+def failing_resume(folder: str) -> tuple[str, str]:
+    """On two ranks, where no checkpoint is whole: the error of this rank."""
+    with pytest.raises(HerdError) as error, begin(Path(folder), Part(0)) as checkpoints:
+        checkpoints.resume()
+    return type(error.value).__name__, str(error.value)
+
+
+def test_a_damaged_state_is_refused_on_all_ranks(tmp_path: Path) -> None:
+    flip_a_bit(save(tmp_path, 3) / "step-3" / "__0_0.distcp")
+    [told] = on_ranks((2, failing_resume, (str(tmp_path),)))
+    assert all("is whole: remove that folder" in text for _, text in told)

@@ -38,7 +38,7 @@ class Mesh:
     def __init__(self, config: ParallelConfig) -> None:
         self.sizes = {axis: getattr(config, axis) for axis in AXES}
         self.devices: DeviceMesh | None = None
-        if dist.is_initialized():
+        if config.world > 1:
             kind = "cuda" if dist.get_backend() == "nccl" else "cpu"
             self.devices = init_device_mesh(kind, tuple(self.sizes.values()), mesh_dim_names=AXES)
         self.place = {axis: self.devices.get_local_rank(axis) if self.devices else 0 for axis in AXES}
