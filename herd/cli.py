@@ -11,15 +11,19 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from herd import __version__
 from herd.commands import COMMANDS, STEPS
 from herd.core.boards import VARIABLE, asked_for
 from herd.core.console import exit_code, traceback_log
 from herd.core.errors import HerdError, Misunderstood, unknown
+from herd.core.numbers import whole_number
 from herd.core.ranks import rank, world
 from herd.stages.recipe import Step, load_recipe, run_step
+
+if TYPE_CHECKING:
+    from tyro.constructors import ConstructorRegistry
 
 
 def entry() -> None:
@@ -52,7 +56,7 @@ def do_command(args: Sequence[str]) -> None:
 
 def overview(names: Iterable[str]) -> str:
     lines = [f"  {name:<14} {COMMANDS[name].summary}" for name in names]
-    last = "herd COMMAND --help tells more, with an example."
+    last = "herd COMMAND --help explains each option, with an example. Whole numbers may be written 8192, 8K or 10M."
     return "\n".join(["usage: herd COMMAND [OPTIONS]", "", *lines, "", last])
 
 
@@ -74,12 +78,13 @@ def call(name: str, args: list[str]) -> None:
     """Parse what follows the command's name, and do it."""
     import tyro
 
-    command = COMMANDS[name]
+    command, registry = COMMANDS[name], number_rules()
     about = f"{command.summary}.\n\nExample: {command.example}"
     if not isinstance(command.does, Step):
-        tyro.cli(command.does, prog=f"herd {name}", description=about, args=args)
+        tyro.cli(command.does, prog=f"herd {name}", description=about, args=args, registry=registry)
         return
-    usage = tyro.cli(stage_usage(command.does, args), prog=f"herd {name}", description=about, args=args)
+    usage = stage_usage(command.does, args)
+    usage = tyro.cli(usage, prog=f"herd {name}", description=about, args=args, registry=registry)
     if world() > 1 and "parallel" not in {field.name for field in dataclasses.fields(usage.config)}:
         raise HerdError(f"herd {name} works in one process, {world()} were started: say it without torchrun")
     out: Path = usage.out
@@ -91,6 +96,27 @@ def call(name: str, args: list[str]) -> None:
     traceback_log.set(out.with_name(out.name + ".log"))
     run_step(command.does, usage.config, {role: getattr(usage, role) for role in command.does.parents}, out)
     print(f"wrote {out}")
+
+
+def number_rules() -> "ConstructorRegistry":
+    """How every option that is a whole number is read: as `whole_number` does, 8K included."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    registry = ConstructorRegistry()
+
+    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+        if info.type is not int:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT",
+            instance_from_str=lambda words: whole_number(words[0]),
+            is_instance=lambda value: type(value) is int,
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    registry.primitive_rule(rule)
+    return registry
 
 
 def stage_usage(stage: Step, args: list[str]) -> Any:

@@ -15,7 +15,6 @@ import torch
 
 from herd.bench.table import Row, show
 from herd.core.lineage import peak_memory_bytes
-from herd.core.numbers import tokens as number_of
 from herd.core.streams import stream
 from herd.data import planted
 from herd.data.haystack import haystack
@@ -50,12 +49,11 @@ def memory_seconds(reader: Reader) -> float:
     return min(times)
 
 
-def needle(folder: Path, data: Path, *, context: str, seeds: int, budget_gb: float, as_json: bool) -> None:
+def needle(folder: Path, data: Path, *, context: int, seeds: int, budget_gb: float, as_json: bool) -> None:
     """Print the rows."""
-    length = number_of(context)
     model = load(folder)
     chunk = model.config.chunk_size
-    length = length // chunk * chunk
+    length = context // chunk * chunk
     reader = Reader(model, context=length + chunk, budget_bytes=int(budget_gb * 1e9))
     told("text")
     ids = haystack(data, model.tokenizer, length)

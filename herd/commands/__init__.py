@@ -19,7 +19,6 @@ from herd.config import PRESETS, preset
 from herd.core.child import run_in_child
 from herd.core.console import exit_code, logged_to, traceback_log
 from herd.core.errors import HerdError
-from herd.core.numbers import tokens as count_tokens
 from herd.plan.counts import Precision
 from herd.stages.recipe import Step, load_recipe, run_recipe, run_step
 
@@ -295,13 +294,13 @@ def plan(
     model: str,
     /,
     *,
-    context: str | None = None,
+    context: int | None = None,
     quantize: Precision | None = None,
     gpus: int | None = None,
     gpu: str = "h100",
-    length: str = "8K",
-    batch_tokens: str = "16M",
-    tokens: float = 30e12,
+    length: int = 8192,
+    batch_tokens: int = 2**24,
+    tokens: int = 30 * 10**12,
     pipelined: bool = False,
     here: bool = False,
     json: bool = False,
@@ -328,8 +327,8 @@ def plan(
         training = named("herd.plan.training:TrainingPlan")(
             gpus=gpus,
             gpu=gpu,
-            length=count_tokens(length),
-            batch_tokens=count_tokens(batch_tokens),
+            length=length,
+            batch_tokens=batch_tokens,
             tokens=tokens,
             pipelined=pipelined,
         )
@@ -337,10 +336,10 @@ def plan(
     named("herd.plan.show:show")(
         model,
         shape,
-        context=None if context is None else count_tokens(context),
+        context=context,
         quantize=quantize,
         training=training,
-        here=None if machine is None else (count_tokens(batch_tokens), count_tokens(length), machine),
+        here=None if machine is None else (batch_tokens, length, machine),
         as_json=json,
     )
 

@@ -113,7 +113,14 @@ def bench_engine(
 
 
 def bench_needle(
-    folder: Path, /, *, data: Path, context: str = "10M", seeds: int = 10, budget_gb: float = 16.0, json: bool = False
+    folder: Path,
+    /,
+    *,
+    data: Path,
+    context: int = 10 * 2**20,
+    seeds: int = 10,
+    budget_gb: float = 16.0,
+    json: bool = False,
 ) -> None:
     """Read up to ten million tokens and ask for needles in them.
 

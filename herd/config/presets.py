@@ -5,6 +5,24 @@ from dataclasses import replace
 from herd.config.model import ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
 from herd.core.errors import unknown
 
+TINY_VOCAB = 8192
+"""Tokens of the tokenizer that `herd data build` trains unless asked for another number."""
+
+
+def tiny_ids(vocab_size: int) -> SpecialIds:
+    """The ids that such a tokenizer gives to the special tokens: its last 21, in Llama 4's order."""
+    first = vocab_size - 21
+    return SpecialIds(
+        bos=first,
+        end_of_text=first + 1,
+        eom=first + 7,
+        eot=first + 8,
+        pad=first + 12,
+        image_start=first + 13,
+        image_end=first + 14,
+        patch=first + 18,
+    )
+
 
 def tiny(vocab_size: int, special: SpecialIds) -> ModelConfig:
     """The shape that two cores raise in minutes: iRoPE 3 + 1, 8 experts in every layer, tiles of 64 px."""
@@ -155,8 +173,14 @@ PRESETS = {
 }
 
 
-def preset(name: str, *, vocab_size: int = RELEASED_VOCAB, special: SpecialIds = RELEASED_IDS) -> ModelConfig:
-    """The model shape called `name`, for a tokenizer of `vocab_size` tokens; the released one unless told."""
+def preset(name: str, *, vocab_size: int | None = None, special: SpecialIds | None = None) -> ModelConfig:
+    """The model shape called `name`, for a tokenizer of `vocab_size` tokens with the ids `special`.
+
+    By default the tokenizer is the one that such a model is made with: the released one of 202,048 tokens, for the tiny
+    shapes that of 8,192 which the tiny recipe trains.
+    """
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
-    return PRESETS[name](vocab_size, special)
+    small = name.startswith("tiny")
+    size = vocab_size or (TINY_VOCAB if small else RELEASED_VOCAB)
+    return PRESETS[name](size, special or (tiny_ids(size) if small else RELEASED_IDS))

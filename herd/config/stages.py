@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from herd.config.presets import TINY_VOCAB
 from herd.config.training import HOW_IT_RUNS, CheckpointConfig, GuardConfig, OptimizerConfig, ParallelConfig
 from herd.core.errors import HerdError
 
@@ -45,7 +46,7 @@ class DataConfig:
     """Training dialogues."""
     clip_names: int = 1_200
     """Training questions for what a clip shows."""
-    vocab_size: int = 8_192
+    vocab_size: int = TINY_VOCAB
     """Tokens, the special ones included."""
     seed: int = 0
     """Of everything random: which rows are chosen, and in what order."""

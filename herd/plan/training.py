@@ -20,7 +20,7 @@ class TrainingPlan:
     """Tokens of a document."""
     batch_tokens: int = 2**24
     """Tokens of an optimizer step, over all GPUs."""
-    tokens: float = 30e12
+    tokens: int = 30 * 10**12
     """Tokens of the whole run."""
     pipelined: bool = False
     """Whether stages of a pipeline are tried too; Herd's trainer has none."""

@@ -22,6 +22,7 @@ from herd.config import HOW_IT_RUNS
 from herd.core.errors import HerdError, unknown
 from herd.core.files import alone_in, partial, read_json, write_json
 from herd.core.lineage import code_version, made_by, read_lineage
+from herd.core.numbers import whole_number
 from herd.core.ranks import rank
 
 
@@ -115,6 +116,11 @@ def _convert(value: Any, hint: Any, field: "dataclasses.Field[Any]", where: str)
         return tuple(_convert(item, kind, field, where) for item, kind in zip(value, kinds, strict=True))
     if hint is Path and isinstance(value, str):
         return Path(value)
+    if hint is int and isinstance(value, str) and value[-1:].lower() in {"k", "m", "g"}:
+        try:
+            return whole_number(value)
+        except HerdError as error:
+            raise HerdError(f"{where} = {error}") from None
     if hint is float and type(value) is int:
         return float(value)
     if origin is not typing.Literal and type(value) is not hint:  # exact, as a bool is an int to isinstance

@@ -37,7 +37,7 @@ def folder(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_first_weights_find_nothing_and_every_figure_is_told(
     folder: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    needle.needle(folder, tiny_data, context="4096", seeds=1, budget_gb=1.0, as_json=True)
+    needle.needle(folder, tiny_data, context=4096, seeds=1, budget_gb=1.0, as_json=True)
     rows = {row["case"]: row["ours"] for row in json.loads(capsys.readouterr().out)["rows"]}
     missed = {case: figure for case, figure in rows.items() if "missed" in case}
     assert len(missed) == 4 and set(missed.values()) == {1.0}
@@ -47,4 +47,4 @@ def test_first_weights_find_nothing_and_every_figure_is_told(
 
 def test_a_context_beyond_the_budget_is_refused_before_the_text_is_made(folder: Path, tiny_data: Path) -> None:
     with pytest.raises(HerdError, match="are given: shorten the text or give more"):
-        needle.needle(folder, tiny_data, context="10M", seeds=1, budget_gb=0.1, as_json=True)
+        needle.needle(folder, tiny_data, context=10 * 2**20, seeds=1, budget_gb=0.1, as_json=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import inspect
+import json
 import os
 import re
 import resource
@@ -173,6 +174,28 @@ def test_the_recipe_gives_the_defaults_and_options_stand_above_it(monkeypatch: p
         (0.1, 0.2),
     )
     assert (parents, out) == ({"model": Path("m"), "data": Path("d")}, Path("o"))
+
+
+def test_every_whole_number_may_be_written_short(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("COLUMNS", "200")
+    seen = []
+    monkeypatch.setattr(cli, "run_step", lambda step, config, parents, out: seen.append(config))
+    line = (
+        "midtrain m --data d --out o --num-tokens 200K --lengths 1K 2K --batch-tokens 8K --checkpoint.keep 3 --seed 0"
+    )
+    assert main(line.split()) == 0
+    [config] = seen
+    assert (config.num_tokens, config.lengths, config.batch_tokens, config.checkpoint.keep) == (
+        204_800,
+        (1024, 2048),
+        8192,
+        3,
+    )
+    capsys.readouterr()
+    assert main(["plan", "tiny", "--context", "1K", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["context"] == 1024
+    assert main(line.replace("200K", "200Q").split()) == 2
+    assert "'200Q' is not a whole number: write it as 8192" in capsys.readouterr().err
 
 
 def test_a_stage_command_never_writes_over_what_stands(capsys: pytest.CaptureFixture[str]):

@@ -10,13 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.cli import main
-from herd.config import PRESETS, ModelConfig, MoEConfig, VisionConfig, preset
+from herd.commands import STEPS
+from herd.config import PRESETS, ModelConfig, MoEConfig, VisionConfig, preset, tiny_ids
 from herd.core.errors import HerdError
+from herd.data.tokenizer import train_tokenizer
 from herd.model.cache import Slots
 from herd.model.formats.config_json import config_to_json
 from herd.model.quantize import Scheme, quantize_model
 from herd.model.transformer import Transformer
 from herd.plan.counts import PRECISIONS, Precision, cache_bytes, count, longest_context, plan, weight_bytes
+from herd.stages.recipe import load_recipe
 
 
 def on_meta(config: ModelConfig) -> Transformer:
@@ -69,6 +72,15 @@ def test_the_published_counts_to_the_digit(name: str, total: float, active: floa
     assert (round(counts.total / 1e9, 2), round(counts.active / 1e9, 2)) == (total, active)
     if name != "behemoth":
         assert round(counts.vision / 1e9, 3) == 0.872
+
+
+def test_the_plan_of_tiny_is_that_of_the_model_which_the_tiny_recipe_makes() -> None:
+    tokenizer = train_tokenizer(["a few words"], 300)
+    assert tiny_ids(tokenizer.vocab_size) == tokenizer.ids
+    recipe = load_recipe("tiny", STEPS)
+    assert recipe["vision"].preset == "tiny"
+    assert preset("tiny").vocab_size == recipe["data"].vocab_size
+    assert round(count(preset("tiny")).total / 1e6, 2) == 12.85  # the parameters in runs/tiny/sft/herd.json
 
 
 @pytest.mark.parametrize("name", ["scout", "maverick"])

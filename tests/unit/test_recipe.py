@@ -97,6 +97,11 @@ def test_values_take_the_types_of_their_fields(tmp_path: Path):
     assert type(config.share) is float
 
 
+def test_a_count_may_be_written_short(tmp_path: Path):
+    config = load_recipe(recipe(tmp_path, '[data]\nsteps = "200K"\nlimit = "1M"\n'), steps())["data"]
+    assert (config.steps, config.limit) == (204_800, 1_048_576)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -104,6 +109,7 @@ def test_values_take_the_types_of_their_fields(tmp_path: Path):
         ("[data]\nstep = 3", r"unknown key in .*own\.toml \[data\]: 'step', did you mean 'steps'"),
         ("[data.inner]\nrat = 3", r"unknown key in .*own\.toml \[data\] inner: 'rat', did you mean 'rate'"),
         ('[data]\nsteps = "3"', r"own\.toml \[data\] steps = '3' must be int, it is str"),
+        ('[data]\nsteps = "3.5K"', r"\[data\] steps = '3\.5K' is not a whole number: write it as 8192"),
         ("[data]\nsteps = true", r"\[data\] steps = True must be int, it is bool"),
         ("[data]\nsteps = 3.5", r"\[data\] steps = 3\.5 must be int, it is float"),
         ("[data]\nfast = 1", r"\[data\] fast = 1 must be bool, it is int"),
