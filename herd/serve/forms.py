@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from herd.core.errors import HerdError
-from herd.data.calls import NAME
+from herd.data.calls import around
 from herd.engine.structure import ANY_OBJECT, SPACE, Structure
 from herd.serve.schema import ApiError, ChatRequest, Function, JsonSchemaFormat
 
@@ -31,7 +31,7 @@ def form_of(request: ChatRequest) -> tuple[Structure, str] | None:
         offered = [tool for tool in offered if tool.name == name]
     words = None if request.must_call else given[0] if given else WORDS
     try:
-        source = calls_grammar(offered, words=words, several=request.parallel_tool_calls is not False)
+        source = calls_grammar(offered, words=words, several=request.may_call_several)
     except HerdError as error:
         raise ApiError(str(error), param="tools") from None
     return Structure(kind="grammar", source=source), "tools"
@@ -88,12 +88,11 @@ def _call(rule: str, tool: Function) -> list[str]:
     defs = {key: parameters[key] for key in ("$defs", "definitions") if key in parameters}
     rules = [f'{rule}: "{tool.name}(" {rule}_first0 ")"']
     for i, (name, schema) in enumerate(fields.items()):
-        if not NAME.fullmatch(name):
-            raise HerdError(f"{tool.name}: {name!r} cannot be the name of an argument: use letters, digits, _, - and .")
+        before, behind = around(name)
         for state, comma in (("first", ""), ("more", ", ")):
             skip = "" if name in needed else f" | {rule}_{state}{i + 1}"
-            written = json.dumps(f"{comma}{name}=", ensure_ascii=False)
-            rules.append(f"{rule}_{state}{i}: {written} {rule}_value{i} {rule}_more{i + 1}{skip}")
+            written, end = json.dumps(comma + before, ensure_ascii=False), f' "{behind}"' if behind else ""
+            rules.append(f"{rule}_{state}{i}: {written} {rule}_value{i}{end} {rule}_more{i + 1}{skip}")
         rules.append(f"{rule}_value{i}: %json {_spaced({**defs, **(schema if isinstance(schema, dict) else {})})}")
     return [*rules, f'{rule}_first{len(fields)}: ""', f'{rule}_more{len(fields)}: ""']
 

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from herd.core.errors import HerdError
-from herd.data.chat import call_of
+from herd.data.calls import read_arguments
 from herd.data.image import read_picture
 from herd.data.video import read_video, video_part
 from herd.serve.schema import ApiError, ChatRequest, ImagePart, Message, TextPart, VideoPart
@@ -54,13 +54,10 @@ def _message(message: Message, here: str) -> dict[str, Any]:
     role = {"developer": "system", "tool": "ipython"}.get(message.role, message.role)
     made: dict[str, Any] = {"role": role, "content": message.content or ""}
     if message.tool_calls:
-        made["tool_calls"] = [call.model_dump() for call in message.tool_calls]
-        for j, call in enumerate(made["tool_calls"]):
-            try:
-                call_of(call)
-            except HerdError as error:
-                param = f"{here}.tool_calls[{j}].function.arguments"
-                raise ApiError(f"{param}: {error}", param=param) from None
+        made["tool_calls"] = [
+            {"function": {"name": call.function.name, "arguments": read_arguments(call.function.arguments)}}
+            for call in message.tool_calls
+        ]
     if isinstance(message.content, list):
         made["content"] = [_part(part, role, f"{here}.content[{j}]") for j, part in enumerate(message.content)]
     return made

@@ -52,10 +52,11 @@ async def answer(
         async for piece in pieces:
             text, calls, reason = words.push(piece.text), tuple[Call, ...](), piece.finish_reason
             if reason is not None:
-                rest = words.finish()
+                rest = words.finish(cut=reason == "length")
                 if rest.reason:
                     log.info("what began like a call of a tool is text: %s", rest.reason)
-                text, calls, reason = text + rest.text, rest.calls, "tool_calls" if rest.calls else reason
+                text, calls = text + rest.text, rest.calls
+                reason = "tool_calls" if calls and not rest.cut else reason
             # OpenAI tells nothing of the end token.
             logprobs = piece.logprobs[: len(piece.token_ids)]
             num_tokens = len(piece.token_ids)
@@ -202,7 +203,7 @@ def tool_calls(calls: Sequence[Call]) -> list[dict[str, Any]]:
         {
             "id": f"call_{uuid.uuid4().hex}",
             "type": "function",
-            "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+            "function": {"name": call.name, "arguments": call.arguments_json},
         }
         for call in calls
     ]

@@ -161,7 +161,7 @@ Stop = Annotated[
 ]
 
 
-ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z_][a-zA-Z0-9_.-]{0,63}$")]
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
 class CalledFunction(_Object):
@@ -322,6 +322,11 @@ class ChatRequest(_Object):
     @property
     def must_call(self) -> bool:
         return self.tool_choice == "required" or self.called_name is not None
+
+    @property
+    def may_call_several(self) -> bool:
+        """A call that must be made is one, or a model that finds no end would go on to its limit."""
+        return bool(self.parallel_tool_calls) if self.must_call else self.parallel_tool_calls is not False
 
     @property
     def num_choices(self) -> int:

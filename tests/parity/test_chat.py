@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from herd.config import VisionConfig
+from herd.data.calls import parse_answer
 from herd.data.chat import render_messages
 from herd.data.image import ImageProcessor, best_canvas
 from herd.data.tiktoken import special_tokens
@@ -123,6 +124,24 @@ def test_what_meta_s_format_cannot_hold_is_the_same_in_the_template(released, in
     )
     learnt = released.decode([i for i, ok in zip(ours.ids, ours.learnt, strict=True) if ok], skip_special=False)
     assert learnt.startswith("I look.<|python_start|>") and learnt.endswith("[b()]<|eom|>") and "nothing" not in learnt
+
+
+@pytest.mark.parametrize("name", ["first name", "$filter", "größe", "9", "-a", "a-b.c", "", 'q"', "class", "<|eot|>"])
+def test_any_name_of_an_argument_is_written_the_same_in_the_template(released, in_transformers, name):
+    messages = [{"role": "user", "content": "Look"}, called("a", **{name: 1})]
+    ours = render_messages(released, PROCESSOR, messages)
+    assert ours.ids == in_template(in_transformers, messages)
+    written = released.decode(ours.ids).rsplit("\n\n", 2)[1]
+    assert parse_answer(written.removesuffix("assistant"), ["a"]).calls[0].arguments == {name: 1}
+
+
+def test_every_mark_of_ascii_in_a_name_is_written_the_same_in_the_template(released, in_transformers):
+    names = {f"a{chr(code)}": code for code in range(128)}
+    messages = [{"role": "user", "content": "Look"}, called("a", **names)]
+    ours = render_messages(released, PROCESSOR, messages)
+    assert ours.ids == in_template(in_transformers, messages)
+    written = released.decode(ours.ids).split("\n\n")[2].removesuffix("assistant")
+    assert parse_answer(written, ["a"]).calls[0].arguments == names
 
 
 @settings(max_examples=300, deadline=None)

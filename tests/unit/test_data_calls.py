@@ -1,23 +1,23 @@
 """Tool calls, read from what a model says: sound ones to structure, all else stays text."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from herd.core.errors import HerdError
-from herd.data.calls import NAME, Call, CallFilter, parse_answer, standing, write_calls
+from herd.data.calls import Call, CallFilter, parse_answer, standing, write_calls
 
-NAMES = ["weather", "get-time", "mcp.search"]
-KEYS = st.from_regex(NAME, fullmatch=True)
+NAMES = ["weather", "get-time", "mcp.search", "2fa"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
 CALLS = st.lists(
-    st.builds(Call, name=st.sampled_from(NAMES), arguments=st.dictionaries(KEYS, JSON, max_size=3)),
+    st.builds(Call, name=st.sampled_from(NAMES), arguments=st.dictionaries(st.text(), JSON, max_size=3)),
     min_size=1,
     max_size=3,
 ).map(tuple)
@@ -46,6 +46,12 @@ def test_what_is_written_is_read_back_in_both_styles(calls):
         ("[weather()]", {}),
         ('{"type": "function", "name": "weather", "parameters": {"a": "}"}}', {"a": "}"}),
         ('[{"name": "weather", "arguments": {"a": [1, 2]}}]', {"a": [1, 2]}),
+        ('{"name": "weather", "arguments": "{\\"a\\": [1, \\"b\\"]}"}', {"a": [1, "b"]}),  # JSON text inside JSON
+        ('[weather(a=1, **{"first name": "x", "$f": 2}, b=3)]', {"a": 1, "first name": "x", "$f": 2, "b": 3}),
+        ('[weather(a="\\ud83e\\udd94")]', {"a": "🦔"}),  # a surrogate pair, as JSON escapes it
+        ('[weather(a="x]", b=[1, {"c": 2}])', {"a": "x]", "b": [1, {"c": 2}]}),  # without its last bracket
+        ('{"name": "weather", "parameters": {"a": "}"}', {"a": "}"}),
+        ('[{"name": "weather", "parameters": {}}', {}),
     ],
 )
 def test_strings_brackets_and_nested_values_are_read(text, arguments):
@@ -62,7 +68,10 @@ def test_strings_brackets_and_nested_values_are_read(text, arguments):
         "[weather(a=b'x')]",
         "[weather(a={1: 2})]",
         "[weather(a={1})]",
-        "[weather(**{'a': 1})]",
+        "[weather(**{'a': 1}, a=2)]",
+        "[weather(**{'a': 1, 2: 3})]",
+        "[weather(**x)]",
+        "[weather(first name=1)]",
         "[weather('Oslo')]",
         "[weather(a=1, a=2)]",
         "[weather(a=1e999)]",
@@ -71,7 +80,6 @@ def test_strings_brackets_and_nested_values_are_read(text, arguments):
         "[weather(a=" + "[" * 5000 + "]" * 5000 + ")]",
         "[weather(a=" + "-" * 50_000 + "1)]",
         "[weather(a=1",
-        "[weather(a=1)",
         "[weather(a='1)]",
         "[weather(a=1)] is what I would call.",
         "[weather(a=1), other()]",
@@ -81,7 +89,9 @@ def test_strings_brackets_and_nested_values_are_read(text, arguments):
         '{"name": "weather"}',
         '{"name": "weather", "parameters": []}',
         '{"name": "weather", "parameters": {"a": NaN}}',
-        '{"name": "weather", "parameters": {"a": 1}',
+        '{"name": "weather", "parameters": {"a": 1',
+        '{"name": "weather", "parameters": "Oslo"}',
+        '{"name": "weather", "parameters": "[1]"}',
         '{"name": "weather", "parameters": {}, "more": 1}',
         '{"name": "weather", "parameters": ' + '{"a":' * 100_000,
         '{"name": "weather", "parameters": {}} and more',
@@ -139,4 +149,55 @@ def test_a_long_run_of_open_brackets_takes_no_square_time():
 
 def test_a_name_that_could_not_be_read_back_is_refused():
     with pytest.raises(HerdError, match="'two words'"):
-        write_calls([Call(name="weather", arguments={"two words": 1})])
+        write_calls([Call(name="two words", arguments={})])
+
+
+@given(st.text() | st.text("\n\r\t\0\x0b\x1f\u2028\"'\\n"))
+def test_any_text_is_read_as_it_stands_whether_its_line_breaks_are_escaped_or_not(text):
+    quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+    for said in (f'[weather(a="{quoted}")]', f'{{"name": "weather", "parameters": {{"a": "{quoted}"}}}}'):
+        assert parse_answer(said, NAMES).calls == (Call(name="weather", arguments={"a": text}),)
+    in_threes = text.replace("\\", "\\\\").replace("'", "\\'")
+    assert parse_answer(f"[weather(a='''{in_threes}''')]", NAMES).calls[0].arguments == {"a": text}
+
+
+@given(calls=CALLS, style=st.sampled_from([write_calls, as_json]), data=st.data())
+def test_of_calls_that_are_cut_off_comes_the_beginning_and_nothing_else(calls, style, data):
+    text = style(calls)
+    cut = text[: data.draw(st.integers(0, len(text)))]
+    answer = parse_answer(cut, NAMES, cut=True)
+    if standing(cut, NAMES)[0] != "call":
+        assert answer.text == cut
+        return
+    assert answer.text == "" and answer.calls
+    *whole, last = answer.calls
+    expected = calls[len(whole)]
+    assert tuple(whole) == calls[: len(whole)] and last.name == expected.name
+    full = json.dumps(expected.arguments, ensure_ascii=False)
+    # A number may have been cut within, and be written otherwise: 1e2 of 1e22.
+    assert full.startswith(re.sub(r"-?[0-9][0-9.e+-]*$", "", last.arguments_json))
+    assert answer.cut or answer.calls == calls
+
+
+@pytest.mark.parametrize(
+    ("said", "arguments"),
+    [
+        ("[weather(", "{"),
+        ('[weather(city="Oslo", da', '{"city": "Oslo"'),
+        ('[weather(city="Oslo", days=[1, {"a": "Mon', '{"city": "Oslo", "days": [1, {"a": "Mon'),
+        ("[weather(city='it\\", '{"city": "it'),
+        ('[weather(**{"first name": "A', '{"first name": "A'),
+        ("[weather(sunny=Tru", "{"),
+        ('{"name": "weather", "parameters": {"city": "one\ttw', '{"city": "one\\ttw'),
+        ('[{"name": "weather", "parameters": {"days": [1, 2', '{"days": [1, 2'),
+    ],
+)
+def test_a_call_that_is_cut_off_has_partial_arguments(said, arguments):
+    answer = parse_answer(said, NAMES, cut=True)
+    assert (answer.text, answer.cut, [call.arguments_json for call in answer.calls]) == ("", True, [arguments])
+    assert parse_answer(said, NAMES).text == said  # and one that ends there by itself is none
+
+
+@pytest.mark.parametrize("said", ["[weather(a=1)] is what I'd", '{"name": "weather", "parameters": {}} and "so'])
+def test_words_behind_a_call_are_not_cut_away(said):
+    assert parse_answer(said, NAMES, cut=True).text == said

@@ -403,9 +403,17 @@ def test_without_tools_or_with_tool_choice_none_nothing_is_a_call(server):
         assert server.model.last_tools == []
 
 
-def test_a_call_that_is_cut_off_is_text_of_length(server):
-    answer = server.ask("[weather(a=1, b=2, c=3)]", tools=TOOLS, max_tokens=2).choices[0]
-    assert (answer.message.content, answer.finish_reason) == ("[weather(a=1,", "length")
+@pytest.mark.parametrize("tool_choice", ["auto", "required"])
+def test_a_call_that_is_cut_off_comes_as_a_call_with_partial_arguments_and_the_reason_length(server, tool_choice):
+    options = {"tools": TOOLS, "tool_choice": tool_choice, "max_tokens": 4}
+    said = '[weather(a=1, b="x y z", c=3)]'
+    answer = server.ask(said, **options).choices[0]
+    assert (answer.message.content, answer.finish_reason) == (None, "length")
+    assert [call.function.arguments for call in answer.message.tool_calls] == ['{"a": 1, "b": "x y']
+    chunks = [chunk.choices[0] for chunk in server.ask(said, **options, stream=True)]
+    [call] = [call for choice in chunks for call in choice.delta.tool_calls or ()]
+    assert (call.function.arguments, chunks[-1].finish_reason) == ('{"a": 1, "b": "x y', "length")
+    assert not any(choice.delta.content for choice in chunks)
 
 
 def test_a_video_comes_as_its_frames_and_a_broken_one_is_named(server):
