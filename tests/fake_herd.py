@@ -28,14 +28,18 @@ class FakeEngine:
         self.capacity = CONTEXT
         self.seen: list[tuple[Prompt, SamplingParams]] = []
         self.callers: list[str] = []
+        self.salts: list[str] = []
         self.running = 0
         self.most_running = 0
         self.num_cancelled = 0
         self.closed = False
 
-    async def generate(self, prompt: Prompt, params: SamplingParams, *, caller: str = "") -> AsyncIterator[Piece]:
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams, *, caller: str = "", salt: str = ""
+    ) -> AsyncIterator[Piece]:
         self.seen.append((prompt, params))
         self.callers.append(caller)
+        self.salts.append(salt)
         self.running += 1
         self.most_running = max(self.running, self.most_running)
         ended = False

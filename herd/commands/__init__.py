@@ -273,6 +273,8 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
+    slots: int = 32,
+    max_queued_requests: int = 128,
     guess: int = 0,
     draft: Path | None = None,
     yes: bool = False,
@@ -283,11 +285,21 @@ def serve(
         folder: Folder of a model; runs/tiny/sft if not given, or a small model from PyPI if that is not there.
         host: Address to listen on; 0.0.0.0 lets other machines in.
         port: Port to listen on; 0 takes a free one.
+        slots: Answers that are made at a time.
+        max_queued_requests: Requests that wait for a slot at most; one more is refused with 429.
         guess: Tokens guessed ahead at most; changes no answer.
         draft: Folder of a smaller model of the same tokenizer, that guesses.
         yes: Fetch the small model without asking.
     """
-    named("herd.serve.api:serve")(talker(folder, yes=yes), host=host, port=port, guess=guess, draft=draft)
+    named("herd.serve.api:serve")(
+        talker(folder, yes=yes),
+        host=host,
+        port=port,
+        slots=slots,
+        max_queued_requests=max_queued_requests,
+        guess=guess,
+        draft=draft,
+    )
 
 
 def plan(

@@ -8,6 +8,7 @@ tells what is new. docs/engine.md walks one request through.
 import asyncio
 import contextlib
 import queue
+import secrets
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -20,7 +21,6 @@ from torch import Tensor
 
 from herd.config import ModelConfig
 from herd.core.errors import HerdError
-from herd.core.streams import seed_of
 from herd.engine.answer import Answer, Piece, take
 from herd.engine.load import Model, Prompt
 from herd.engine.pages import Pages
@@ -31,6 +31,9 @@ from herd.engine.speculative import Drafter, DraftModel, NGrams, drafts, num_dra
 from herd.model.cache import KVCache
 from herd.plan.counts import page_bytes
 
+MAX_CAPACITY = 8192
+"""Tokens of a request, where nothing is said."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
@@ -39,7 +42,7 @@ class EngineConfig:
     num_slots: int = 8
     """Requests that run at a time."""
     capacity: int | None = None
-    """Most tokens of a request, prompt and answer; None: what the model claims, at most 8192."""
+    """Most tokens of a request, prompt and answer; None: what the model claims, at most MAX_CAPACITY."""
     cache_bytes: int | None = None
     """For keys and values; None: room for `num_slots` requests of `capacity` tokens. Memory is taken as it is used."""
     cache_folder: Path | None = None
@@ -51,7 +54,7 @@ class EngineConfig:
     beside_tokens: int = 512
     """… and while answers are under way."""
     guess_tokens: int = 0
-    """Tokens of an answer that are guessed ahead at most, from its own past or by `draft`. Changes no answer."""
+    """Tokens of an answer that are guessed ahead at most, from its own past or by `draft`."""
     draft: Model | None = None
     """A smaller model of the same tokenizer, that guesses."""
 
@@ -93,12 +96,23 @@ def _raise_if_failed(piece: Piece) -> None:
         raise EngineFault(piece.text)
 
 
+def _joined(news: "queue.SimpleQueue[Piece]") -> str:
+    """The text of all pieces to the last."""
+    text = ""
+    while True:
+        piece = news.get()
+        _raise_if_failed(piece)
+        text += piece.text
+        if piece.finish_reason is not None:
+            return text
+
+
 class Engine:
     """Answers prompts; safe to call from any thread or event loop."""
 
     def __init__(self, model: Model, config: EngineConfig) -> None:
         self.model, self.version = model, 0
-        self.capacity = config.capacity or min(model.config.max_positions, 8192)
+        self.capacity = config.capacity or min(model.config.max_positions, MAX_CAPACITY)
         weight = model.transformer.embedding.weight  # the unembedding may be packed
         self._page_bytes = page_bytes(model.config, number_bytes=weight.itemsize, int8=config.cache_int8)
         num_global, num_local = num_pages(model.config, config, self.capacity, self._page_bytes)
@@ -134,7 +148,7 @@ class Engine:
         )
         self._num_drafted = self._num_accepted = 0
         self._news: queue.SimpleQueue[Generation | WeightUpdate | None] = queue.SimpleQueue()
-        self._count = self._most_used_bytes = 0
+        self._most_used_bytes = 0
         self._closed = False
         self._door = threading.Lock()
         """Held by who hands something in: nothing comes after the engine has closed."""
@@ -186,20 +200,17 @@ class Engine:
 
     def generate_batch(self, prompts: Sequence[Prompt], params: SamplingParams, *, caller: str = "") -> list[str]:
         """Whole answers, in the order of the prompts."""
+        if isinstance(prompts, Prompt | str):
+            raise HerdError(f"generate_batch takes a list of prompts, not one {type(prompts).__name__}: put it in [ ]")
         streams = [queue.SimpleQueue[Piece]() for _ in prompts]
-        for prompt, news in zip(prompts, streams, strict=True):
-            self._submit(prompt, params, news.put, caller=caller)
-        answers = []
-        for news in streams:
-            text = ""
-            while True:
-                piece = news.get()
-                _raise_if_failed(piece)
-                text += piece.text
-                if piece.finish_reason is not None:
-                    break
-            answers.append(text)
-        return answers
+        requests: list[Generation] = []
+        try:
+            for prompt, news in zip(prompts, streams, strict=True):
+                requests.append(self._submit(prompt, params, news.put, caller=caller))
+            return [_joined(news) for news in streams]
+        finally:  # one that is refused or fails ends the others too
+            for request in requests:
+                request.cancelled = True
 
     def update_weights(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         """Replace parameters, by their names in the transformer, between two steps; returns when that is done.
@@ -251,6 +262,8 @@ class Engine:
         salt: str = "",
         priority: int = 0,
     ) -> Generation:
+        if not isinstance(prompt, Prompt):
+            raise HerdError(f"the prompt is a {type(prompt).__name__}, not what Model.render makes of messages")
         length = len(prompt.token_ids)
         if not length:
             raise HerdError("the prompt has no tokens")
@@ -263,14 +276,13 @@ class Engine:
                 f"{self._bytes_of(limit):,} bytes, the cache has {self.cache_bytes:,}: lower max_tokens or raise "
                 "cache_bytes"
             )
-        self._count += 1
         answer = Answer(
             params,
             prompt=prompt.token_ids,
             tokenizer=self.model.tokenizer,
             end_tokens=self.model.config.special.stop,
             room=self.capacity - length,
-            seed=seed_of(0, "request", self._count),
+            seed=secrets.randbits(63),
             progress=self.model.structures.start(params.structure) if params.structure else None,
         )
         content = content_of(prompt, self.model)

@@ -8,9 +8,10 @@ import asyncio
 import dataclasses
 import logging
 import socket
+import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,20 +21,21 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Send
 
 from herd.core.errors import HerdError
-from herd.engine.engine import Engine
+from herd.engine.engine import MAX_CAPACITY, Engine
 from herd.engine.sampler import SamplingParams
+from herd.plan.counts import cache_bytes
 from herd.serve.forms import form_of
 from herd.serve.messages import chat_messages
+from herd.serve.middleware import BodyLimit, HostCheck, QueueLimit, caller_of, is_loopback, refusal, salt_of
 from herd.serve.reply import INTERNAL, all_joined, answer, best, choice, events, usage
 from herd.serve.schema import ApiError, ChatRequest, checked, validation_error
 from herd.serve.session import choices, defaults, fitted
 
 if TYPE_CHECKING:
-    from herd.engine.load import Model
+    from herd.engine.load import Model, Prompt
 
 log = logging.getLogger("herd.serve")
 T = TypeVar("T")
@@ -45,29 +47,49 @@ PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-LOOPBACK = ("127.0.0.1", "localhost")
+WHOLE_REQUESTS = 8
+"""The cache has room for so many requests of the whole context; most are shorter, and more run."""
+COMPLETIONS = "/v1/chat/completions"
 
 
 def serve(
-    folder: Path, *, host: str = "127.0.0.1", port: int = 8000, guess: int = 0, draft: Path | None = None
+    folder: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    slots: int = 32,
+    max_queued_requests: int = 128,
+    guess: int = 0,
+    draft: Path | None = None,
 ) -> None:
     """Serve the model in `folder` until Ctrl-C. Port 0 takes a free one. `guess` and `draft` as in EngineConfig."""
     from herd.engine.load import load
 
+    if max_queued_requests < 0:
+        raise HerdError(f"--max-queued-requests {max_queued_requests} must not be negative")
     listener = listen(host, port)
     with listener:
+        address, port = listener.getsockname()[:2]
         name = folder.resolve().name
         model = load(folder)
-        engine = model.engine(guess_tokens=guess, draft=load(draft) if draft else None)
+        capacity, weight = min(model.config.max_positions, MAX_CAPACITY), model.transformer.embedding.weight
+        whole = cache_bytes(model.config, capacity, number_bytes=weight.itemsize)
+        engine = model.engine(
+            num_slots=slots,
+            capacity=capacity,
+            cache_bytes=min(slots, WHOLE_REQUESTS) * whole,
+            guess_tokens=guess,
+            draft=load(draft) if draft else None,
+        )
         app = create_app(
             model,
             engine,
             name=name,
             params=defaults(folder),
-            # Without this a web page could reach the server by a name of its own that it points to 127.0.0.1.
-            hosts=LOOPBACK if host in LOOPBACK else ("*",),
+            loopback_host=host if is_loopback(address) else None,
+            max_open=slots + max_queued_requests,
         )
-        url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         print(f"Serving {folder} as {name!r}: chat at {url}, API at {url}/v1. Ctrl-C stops.", flush=True)
         with suppress(KeyboardInterrupt):  # uvicorn has then ended in good order, and passes it on
             Server(app, engine).run(sockets=[listener])
@@ -88,16 +110,39 @@ class Server(uvicorn.Server):
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket, opened before the model is loaded so that a taken port is told at once."""
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        # IPv4 first: what a browser makes of "localhost" is tried in both. The port as given: 70000 passes above.
+        family, kind, protocol, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+        # With the protocol named; without it asyncio leaves TCP_NODELAY off, and a response's second write waits 40 ms.
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind((address[0], port, *address[2:]))
+            listener.listen()
+        except BaseException:
+            listener.close()
+            raise
+        return listener
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise HerdError(f"cannot listen on {host} port {port} ({reason}): change --host or --port") from None
 
 
 def create_app(
-    model: "Model", engine: Engine, *, name: str, params: SamplingParams | None = None, hosts: Sequence[str] = ("*",)
+    model: "Model",
+    engine: Engine,
+    *,
+    name: str,
+    params: SamplingParams | None = None,
+    loopback_host: str | None = None,
+    max_open: int = 1024,
 ) -> FastAPI:
-    """The application over one loaded model and its engine; `params` are the defaults of a request that is silent."""
+    """The application over one loaded model and its engine; `params` are the defaults of a request that is silent.
+
+    At most `max_open` completions run or wait; `loopback_host` as HostCheck has it.
+    """
     created = int(time.time())
     card = {"id": name, "object": "model", "created": created, "owned_by": "herd"}
     page = PAGE.read_text(encoding="utf-8")
@@ -106,7 +151,8 @@ def create_app(
     # The interactive documentation of FastAPI loads its script from elsewhere, so it is off; /openapi.json is there.
     app = FastAPI(title="Herd", docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    app.add_middleware(QueueLimit, path=COMPLETIONS, most=max_open)
+    app.add_middleware(HostCheck, loopback_host=loopback_host)
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
@@ -130,13 +176,12 @@ def create_app(
         _must_be(name, model_id)
         return card
 
-    @app.post("/v1/chat/completions")
+    @app.post(COMPLETIONS)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         _must_be(name, body.model)
         checked(body)
-        messages = await asyncio.to_thread(chat_messages, body)
         tools = body.offered
-        prompt = await asyncio.to_thread(model.render, messages, tools=tools)
+        prompt = await unless_gone(request, rendered(model, body, tools))
         try:
             sampling = fitted(prompt, body.sampling(params), max_tokens=body.limit, context=engine.capacity)
         except HerdError as error:
@@ -149,8 +194,8 @@ def create_app(
                 raise ApiError(f"{field}: {error}", param=field) from None
             sampling = dataclasses.replace(sampling, structure=structure)
         names = [tool["function"]["name"] for tool in tools]
-        caller = body.user or (request.client.host if request.client else "")
-        answers = [answer(engine, prompt, one, names, caller=caller) for one in choices(sampling, body.num_drawn)]
+        who = {"caller": caller_of(request), "salt": salt_of(request, body.cache_salt)}
+        answers = [answer(engine, prompt, one, names, **who) for one in choices(sampling, body.num_drawn)]
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
         num_prompt, tokenizer = len(prompt.token_ids), model.tokenizer if body.logprobs else None
         if body.stream:
@@ -189,6 +234,19 @@ class EventStream(StreamingResponse):
             await super().stream_response(send)
 
 
+async def rendered(model: "Model", body: ChatRequest, tools: list[dict[str, Any]]) -> "Prompt":
+    """The prompt, made on another thread; cancelled, the decoding of pictures and videos ends with the next frame."""
+    cancelled = threading.Event()
+
+    def work() -> "Prompt":
+        return model.render(chat_messages(body, cancelled.is_set), tools=tools)
+
+    try:
+        return await asyncio.to_thread(work)
+    finally:
+        cancelled.set()
+
+
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled when the client goes away."""
     task = asyncio.create_task(work)
@@ -210,29 +268,9 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-class BodyLimit:
-    """Refuses a request whose body grows past `max_bytes` while it is read."""
-
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        num_bytes = 0
-
-        async def counted() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self.max_bytes:
-                raise HTTPException(413, f"the request has more than {self.max_bytes // 2**20} MiB: send less")
-            return message
-
-        await self.app(scope, counted, send)
-
-
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return JSONResponse(error.body, status_code=error.status)
+    return refusal(error)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -242,7 +280,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
+    message = f"{request.method} {request.scope['path']}: {error.detail}"
     return await _refused(request, ApiError(message, status=error.status_code))
 
 

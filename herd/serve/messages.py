@@ -3,6 +3,7 @@
 import base64
 import binascii
 import re
+from collections.abc import Callable
 from typing import Any
 
 from herd.core.errors import HerdError
@@ -15,8 +16,10 @@ MAX_MEDIA_BYTES = 20 * 2**20
 """Most bytes of one picture or video, after base64."""
 
 
-def chat_messages(request: ChatRequest) -> list[dict[str, Any]]:
+def chat_messages(request: ChatRequest, cancelled: Callable[[], bool] = lambda: False) -> list[dict[str, Any]]:
     """The messages as `Model.render` takes them, pictures decoded; ApiError names the part that is at fault.
+
+    Once `cancelled()`, decoding ends with the next picture or frame, and HerdError is raised.
 
     The results of calls stand in the order of the calls: the model's format gives them no names.
     """
@@ -25,7 +28,7 @@ def chat_messages(request: ChatRequest) -> list[dict[str, Any]]:
     results: dict[str, dict[str, Any]] = {}
     for i, message in enumerate(request.messages):
         here = f"messages[{i}]"
-        made = _message(message, here)
+        made = _message(message, here, cancelled)
         if message.tool_call_id is not None:
             if message.tool_call_id not in waiting or message.tool_call_id in results:
                 raise ApiError(
@@ -50,7 +53,7 @@ def chat_messages(request: ChatRequest) -> list[dict[str, Any]]:
     return messages
 
 
-def _message(message: Message, here: str) -> dict[str, Any]:
+def _message(message: Message, here: str, cancelled: Callable[[], bool]) -> dict[str, Any]:
     role = {"developer": "system", "tool": "ipython"}.get(message.role, message.role)
     made: dict[str, Any] = {"role": role, "content": message.content or ""}
     if message.tool_calls:
@@ -59,18 +62,24 @@ def _message(message: Message, here: str) -> dict[str, Any]:
             for call in message.tool_calls
         ]
     if isinstance(message.content, list):
-        made["content"] = [_part(part, role, f"{here}.content[{j}]") for j, part in enumerate(message.content)]
+        made["content"] = [
+            _part(part, role, f"{here}.content[{j}]", cancelled) for j, part in enumerate(message.content)
+        ]
     return made
 
 
-def _part(part: TextPart | ImagePart | VideoPart, role: str, here: str) -> dict[str, Any]:
+def _part(
+    part: TextPart | ImagePart | VideoPart, role: str, here: str, cancelled: Callable[[], bool]
+) -> dict[str, Any]:
+    if cancelled():
+        raise HerdError("nobody waits for this request any more")
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
     if role != "user":
         raise ApiError(f"{here}: a message of role {role!r} cannot hold a picture", param=here)
     try:
         if isinstance(part, VideoPart):
-            return video_part(read_video(data_url(part.video_url.url, "video")))
+            return video_part(read_video(data_url(part.video_url.url, "video"), cancelled=cancelled))
         return {"type": "image", "image": read_picture(data_url(part.image_url.url))}
     except HerdError as error:
         raise ApiError(f"{here}: {error}", param=f"{here}.{part.type}", code="invalid_image") from None

@@ -44,11 +44,17 @@ class Said:
 
 
 async def answer(
-    engine: Engine, prompt: "Prompt", params: SamplingParams, names: Collection[str] = (), *, caller: str = ""
+    engine: Engine,
+    prompt: "Prompt",
+    params: SamplingParams,
+    names: Collection[str] = (),
+    *,
+    caller: str = "",
+    salt: str = "",
 ) -> AsyncGenerator[Said, None]:
     """The engine's pieces, calls of the tools `names` read. The last has a reason."""
     words = CallFilter(names)
-    async with answering(engine, prompt, params, caller=caller) as pieces:
+    async with answering(engine, prompt, params, caller=caller, salt=salt) as pieces:
         async for piece in pieces:
             text, calls, reason = words.push(piece.text), tuple[Call, ...](), piece.finish_reason
             if reason is not None:

@@ -2,10 +2,11 @@
 
 Every field of a request is honoured, refused by name, or one of `IGNORED`, which could not change the answer: nothing
 is dropped in silence. Source: the types of OpenAI's Python client 3.x. `top_k`, `min_p`, `repetition_penalty`,
-`best_of`, `regex` and `grammar` are ours. Left out: audio.
+`best_of`, `cache_salt`, `regex` and `grammar` are ours. Left out: audio.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -25,6 +26,7 @@ IGNORED = frozenset(
         "prompt_cache_retention",
         "safety_identifier",
         "store",
+        "user",
     }
 )
 """Bookkeeping of the hosted service: accepted and without effect."""
@@ -57,13 +59,21 @@ UNSUPPORTED_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
 class ApiError(Exception):
     """A refusal in OpenAI's shape. `param` is the field at fault, as `messages[0].content`."""
 
-    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
-        self.message, self.status, self.param, self.code = message, status, param, code
+        self.message, self.status, self.param, self.code, self.headers = message, status, param, code, headers
 
     @property
     def body(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = "requests" if self.status == 429 else "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
@@ -295,8 +305,8 @@ class ChatRequest(_Object):
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    user: Annotated[str, Field(max_length=512)] | None = None
-    """Who asks, for a fair share of the engine."""
+    cache_salt: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """Only requests of one salt share what the engine has computed; vLLM's field."""
 
     @model_validator(mode="before")
     @classmethod

@@ -54,7 +54,7 @@ def choices(params: SamplingParams, count: int) -> list[SamplingParams]:
 
 
 def answering(
-    engine: Engine, prompt: "Prompt", params: SamplingParams, *, caller: str = ""
+    engine: Engine, prompt: "Prompt", params: SamplingParams, *, caller: str = "", salt: str = ""
 ) -> AbstractAsyncContextManager[AsyncIterator[Piece]]:
     """The pieces of an answer, for `async with`: leaving the block cancels the generation."""
-    return aclosing(engine.generate(prompt, params, caller=caller))
+    return aclosing(engine.generate(prompt, params, caller=caller, salt=salt))

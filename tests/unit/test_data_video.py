@@ -101,6 +101,18 @@ def test_what_is_no_video_is_told_in_one_line(tmp_path: Path) -> None:
         read_video(slow_clip())
 
 
+def test_a_video_that_nobody_waits_for_is_decoded_to_the_next_frame_only() -> None:
+    asked = []
+
+    def cancelled() -> bool:
+        asked.append(True)
+        return len(asked) == 3
+
+    with pytest.raises(HerdError, match="cancelled"):
+        read_video(clip(30), cancelled=cancelled)
+    assert len(asked) == 3
+
+
 def slow_clip() -> bytes:
     """Two frames, twenty minutes apart."""
     out = io.BytesIO()

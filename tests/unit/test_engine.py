@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -105,6 +106,30 @@ def test_prompts_that_do_not_fit_are_refused_with_both_lengths(model: Model, eng
         engine.generate_batch([Prompt(token_ids=[9] * 900)], SamplingParams())
     with pytest.raises(HerdError, match="patch tokens"):
         engine.generate_batch([Prompt(token_ids=[model.config.special.patch])], SamplingParams())
+
+
+def test_what_is_no_list_of_prompts_is_refused_in_one_line(model: Model, engine: Engine) -> None:
+    good = prompts(model)[0]
+    for wrong, says in (("the cat", r"list of prompts, not one str"), (good, "list of prompts, not one Prompt")):
+        with pytest.raises(HerdError, match=says):
+            engine.generate_batch(wrong, SamplingParams())
+    for wrong in ("the cat", [1, 2], None):
+        with pytest.raises(HerdError, match=rf"a {type(wrong).__name__}, .*Model\.render"):
+            engine.generate_batch([good, wrong], SamplingParams(max_tokens=600))
+    with pytest.raises(HerdError, match=r"Model\.render"):
+        next(engine.stream("the cat", SamplingParams()))
+    deadline = time.monotonic() + 5
+    while (stats := engine.stats())["running"] or stats["waiting"]:  # the good ones beside it are cancelled
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_without_a_seed_no_two_answers_and_no_two_engines_draw_alike(model: Model) -> None:
+    params, answers = SamplingParams(max_tokens=24, temperature=1.0), []
+    for _ in range(2):
+        with closing(model.engine(num_slots=3, capacity=700)) as engine:
+            answers += engine.generate_batch([prompts(model)[0]] * 3, params)
+    assert len(set(answers)) == 6
 
 
 def told(engine: Engine, asked: list[Prompt], params: SamplingParams) -> list[list[Piece]]:

@@ -122,7 +122,7 @@ def test_every_field_of_openai_is_honoured_ignored_or_refused_and_no_other():
     assert ours - OWN == set(get_type_hints(CompletionCreateParamsNonStreaming))
 
 
-OWN = {"top_k", "min_p", "repetition_penalty", "best_of", "regex", "grammar"}
+OWN = {"top_k", "min_p", "repetition_penalty", "best_of", "cache_salt", "regex", "grammar"}
 """What other servers understand too, and OpenAI does not."""
 
 

@@ -1,0 +1,120 @@
+"""Who may come in: under which names, with how much, and how many at a time.
+
+Each is refused with one line in OpenAI's form, before its body is read where that is possible.
+"""
+
+import hashlib
+import ipaddress
+import re
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from herd.serve.schema import ApiError
+
+HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s\[\]:/?#@\\]+)(:[0-9]{0,5})?", re.IGNORECASE)
+"""The Host header: a name or an address, IPv6 in brackets, and perhaps a port."""
+PREFIX_BITS = 64
+"""Of an IPv6 address: a caller has the rest to himself and could send each request from another address."""
+
+
+def refusal(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body, status_code=error.status, headers=error.headers)
+
+
+class HostCheck:
+    """Refuses a Host header that is malformed, and with a `loopback_host` every name but loopback's and this one.
+
+    Otherwise a web page could reach a server on this machine by a name of its own that it points to 127.0.0.1.
+    """
+
+    def __init__(self, app: ASGIApp, *, loopback_host: str | None) -> None:
+        self.app, self.loopback_host = app, loopback_host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), None)
+            if not self._is_allowed(host):
+                message = f"the Host header {host!r} names no address of this server"
+                await refusal(ApiError(message, code="invalid_host"))(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _is_allowed(self, host: str | None) -> bool:
+        if not host:  # HTTP/1.0 has none
+            return self.loopback_host is None
+        match = HOST.fullmatch(host)
+        if match is None or self.loopback_host is None:
+            return match is not None
+        name = match["name"].strip("[]").lower()
+        return name in {"localhost", self.loopback_host.lower()} or is_loopback(name)
+
+
+class QueueLimit:
+    """Refuses completions with 429 while `most` are running or waiting."""
+
+    def __init__(self, app: ASGIApp, *, path: str, most: int) -> None:
+        self.app, self.path, self.most = app, path, most
+        self._num_open = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != self.path:
+            await self.app(scope, receive, send)
+            return
+        if self._num_open >= self.most:
+            message = f"{self._num_open} requests are running or waiting: try again later"
+            error = ApiError(message, status=429, code="rate_limit_exceeded", headers={"Retry-After": "1"})
+            await refusal(error)(scope, receive, send)
+            return
+        self._num_open += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._num_open -= 1
+
+
+class BodyLimit:
+    """Refuses a request whose body grows past `max_bytes` while it is read."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        num_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self.max_bytes:
+                raise HTTPException(413, f"the request has more than {self.max_bytes // 2**20} MiB: send less")
+            return message
+
+        await self.app(scope, counted, send)
+
+
+def is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address.split("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def caller_of(request: Request) -> str:
+    """Whose share of the engine a request uses: the address that it comes from, as nothing else in it is proved."""
+    host = request.client.host if request.client else ""
+    try:
+        address = ipaddress.ip_address(host.split("%")[0])
+    except ValueError:  # a Unix socket, or what a proxy wrote
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return host
+    return str(address.ipv4_mapped or ipaddress.ip_network((address, PREFIX_BITS), strict=False))
+
+
+def salt_of(request: Request, cache_salt: str | None) -> str:
+    """Only requests of one salt share what the engine has computed: how fast an answer begins tells others nothing."""
+    said = repr((caller_of(request), request.headers.get("Authorization"), cache_salt))
+    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
