@@ -1,6 +1,8 @@
 """`herd bench train`: a step of training beside transformers' Llama 4 and beside a lean trial in plain PyTorch.
 
-Random weights and tokens, bf16 products, AdamW for all parameters, forward to update. Each contender trains in a
+Random weights and tokens, bf16 products, forward to update. Ours is measured twice: with the peers' optimizer, AdamW
+for all parameters (moments in 8 bits), and as recipes train by default, with Muon for the matrices of the layers and
+fp32 moments. The peers have no Muon; they run AdamW in both rows. Each contender trains in a
 process of its own, so that its peak of memory is its own, and they take turns, `rounds` times. The machine's peak,
 against which useful FLOPs are held, is that of a bf16 product of PyTorch, measured in the same processes after the
 steps. transformers' rate is that of its faster form; a row of memory holds ours against the leanest peer.
@@ -80,9 +82,10 @@ class Case:
         return self.documents * self.length
 
 
-OURS, EAGER, COMPILED, LEAN = "herd", "transformers", "transformers, compiled", "lean trial"
+OURS, RECIPE, EAGER, COMPILED, LEAN = "herd", "herd, Muon", "transformers", "transformers, compiled", "lean trial"
 MAKERS = {
-    OURS: "herd.bench.train:make_ours",
+    OURS: "herd.bench.train:make_adamw",
+    RECIPE: "herd.bench.train:make_recipe",
     EAGER: "herd.bench.train_peers:make_eager",
     COMPILED: "herd.bench.train_peers:make_compiled",
     LEAN: "herd.bench.train_peers:make_lean",
@@ -132,12 +135,20 @@ def random_tokens(case: Case) -> torch.Tensor:
     return torch.randint(10, case.config.vocab_size, (case.documents, case.length), generator=generator)
 
 
-def make_ours(case: Case) -> Step:
+def make_adamw(case: Case) -> Step:
+    return make_ours(case, OptimizerConfig(matrix="adamw", moments="8bit"))
+
+
+def make_recipe(case: Case) -> Step:
+    return make_ours(case, OptimizerConfig())
+
+
+def make_ours(case: Case, config: OptimizerConfig) -> Step:
     model = Transformer(case.config).to(torch.bfloat16)
     initialise(model, torch.Generator().manual_seed(0))
     model.train()
     model.recompute = case.recompute
-    optimizer = Optimizer(model, OptimizerConfig(matrix="adamw", moments="8bit"), num_steps=1000)
+    optimizer = Optimizer(model, config, num_steps=1000)
     tokens_N, num_tokens = random_tokens(case).flatten(), case.num_tokens
     batch = Batch(
         tokens_N=tokens_N,
@@ -208,25 +219,29 @@ def rate(name: str, case: Case, ours: Measured, peer: Measured, peer_name: str) 
 
 
 def beside_peers(name: str, rounds: int, num_steps: int) -> list[Row]:
-    """Rates, use of the machine and memory of one shape."""
+    """Rates, use of the machine and memory of one shape, with the peers' optimizer and with the recipes'."""
     case = CASES[name]
-    took = take_turns([OURS, EAGER, COMPILED, LEAN], case, rounds, num_steps)
-    ours, best = took[OURS], min((EAGER, COMPILED), key=lambda peer: took[peer].seconds)
+    took = take_turns([OURS, RECIPE, EAGER, COMPILED, LEAN], case, rounds, num_steps)
+    best = min((EAGER, COMPILED), key=lambda peer: took[peer].seconds)
     matrix = median(measured.matrix_flops for measured in took.values())
     share = {peer: 100 * useful_flops(case) / measured.seconds / matrix for peer, measured in took.items()}
     leanest = min((EAGER, COMPILED, LEAN), key=lambda peer: took[peer].peak_bytes)
     used = f"% of {matrix / 1e9:.0f} GFLOP/s useful"
-    return [
-        *(rate(name, case, ours, took[peer], peer) for peer in (best, LEAN)),
-        Row(case=name, unit=used, ours=share[OURS], peer=share[LEAN], peer_name=LEAN, more_is_better=True),
-        Row(
-            case=name,
-            unit="MiB at the peak",
-            ours=ours.peak_bytes / 2**20,
-            peer=took[leanest].peak_bytes / 2**20,
-            peer_name=leanest,
-        ),
-    ]
+    rows: list[Row] = []
+    for ours, setting in ((OURS, ""), (RECIPE, " as recipes train (Muon, fp32 moments)")):
+        title = name + setting
+        rows += [
+            *(rate(title, case, took[ours], took[peer], peer) for peer in (best, LEAN)),
+            Row(case=title, unit=used, ours=share[ours], peer=share[LEAN], peer_name=LEAN, more_is_better=True),
+            Row(
+                case=title,
+                unit="MiB at the peak",
+                ours=took[ours].peak_bytes / 2**20,
+                peer=took[leanest].peak_bytes / 2**20,
+                peer_name=leanest,
+            ),
+        ]
+    return rows
 
 
 def beside_dense(name: str, rounds: int, num_steps: int) -> Row:

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from herd.bench import train as bench
 from herd.bench.lean import Lean
 from herd.cli import main
-from herd.config import MoEConfig
+from herd.config import MoEConfig, PretrainConfig
 
 SMALL = replace(
     bench.S, vocab_size=128, dim=32, num_layers=4, num_heads=2, num_kv_heads=1, head_dim=16, dense_ffn_dim=64,
@@ -36,7 +36,7 @@ def test_the_bench_prints_its_contract(monkeypatch: pytest.MonkeyPatch, capsys: 
     ) -> dict[str, bench.Measured]:
         # transformers and a compiler take longer than this test may.
         return {
-            name: bench.measure(bench.OURS if name == bench.OURS else bench.LEAN, case, num_steps, warm_up)
+            name: bench.measure(name if name in {bench.OURS, bench.RECIPE} else bench.LEAN, case, num_steps, warm_up)
             for name in names
         }
 
@@ -46,11 +46,26 @@ def test_the_bench_prints_its_contract(monkeypatch: pytest.MonkeyPatch, capsys: 
     told = json.loads(capsys.readouterr().out)
     assert told["machine"]["cores"]
     units = [row["unit"].split(" of ")[0] for row in told["rows"]]
-    assert units == ["tokens/s", "tokens/s", "%", "MiB at the peak", "tokens/s", "tokens/s"]
+    shape = ["tokens/s", "tokens/s", "%", "MiB at the peak"]
+    assert units == [*shape, *shape, "tokens/s", "tokens/s"]
+    assert [row["case"] for row in told["rows"][::4]] == [
+        "S",
+        "S as recipes train (Muon, fp32 moments)",
+        "S, dense twin",
+    ]
     assert all(row.keys() == {"case", "unit", "ours", "peer", "peer_name", "ratio"} for row in told["rows"])
     rate, memory = told["rows"][0], told["rows"][3]
     assert rate["ratio"] == pytest.approx(rate["ours"] / rate["peer"])
     assert memory["ratio"] == pytest.approx(memory["peer"] / memory["ours"])
+
+
+def test_each_row_trains_with_the_optimizer_that_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(bench, "Optimizer", lambda model, config, num_steps: made.append(config))
+    for name in (bench.OURS, bench.RECIPE):
+        getattr(bench, bench.MAKERS[name].split(":")[1])(CASE)
+    assert [(config.matrix, config.moments) for config in made] == [("adamw", "8bit"), ("muon", "fp32")]
+    assert made[1] == PretrainConfig().optimizer  # what a recipe has that says nothing of it
 
 
 def test_the_lean_trial_is_the_same_function_of_chunks_and_of_documents_that_stand_alone() -> None:
