@@ -3,8 +3,8 @@
 llguidance turns each into an automaton over bytes and says which tokens may come next; the sampler forbids the others.
 Special tokens never stand inside, whatever the grammar says, and an end token is allowed exactly when the grammar
 accepts what was said. Compiled forms are kept, and a request works on a copy of its own.
-Left out, and refused by name: words of JSON Schema that llguidance does not know (`not`, `if`, `uniqueItems`, …);
-words that are none are annotations there and change nothing.
+What becomes of a JSON schema before that is in `json_schema`. Left out, and refused by name: words of JSON Schema that
+llguidance does not know (`not`, `if`, `uniqueItems`, …); words that are none are annotations there and change nothing.
 """
 
 import json
@@ -22,17 +22,15 @@ from torch import Tensor
 
 from herd.core.errors import HerdError
 from herd.data.tokenizer import Tokenizer
+from herd.engine.json_schema import MAX_CHARS, prepare
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 DEADLINE_S = 5.0
 """Longest compilation."""
-MAX_CHARS = 100_000
 KEPT = 64
 """Compiled forms that are remembered."""
-SPACE = r"[\x20\x0A\x0D\x09]{1,64}"
-"""White space between the parts of JSON: without a bound a model can go on with it for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +46,12 @@ class Structure:
             raise HerdError(f"the {self.kind} has {len(self.source)} characters: {MAX_CHARS} are the most")
 
     @staticmethod
-    def schema(schema: Mapping[str, Any] | bool) -> "Structure":
-        """The form of a JSON schema."""
-        return Structure(kind="json_schema", source=json.dumps(schema, sort_keys=False))
+    def schema(schema: Mapping[str, Any] | bool, *, strict: bool = False) -> "Structure":
+        """The form of a JSON schema; `strict`: as OpenAI has it, all objects closed.
+
+        Raises HerdError where it cannot be held to.
+        """
+        return Structure(kind="json_schema", source=json.dumps(prepare(schema, strict=strict)))
 
 
 ANY_OBJECT = Structure.schema({"type": "object"})
@@ -88,11 +89,14 @@ class Structures:
             from llguidance import LLMatcher
         except ImportError:
             raise HerdError("structured output needs llguidance: pip install 'herd-lm[serve]'") from None
-        made: list[LLMatcher] = []
+        made: list[LLMatcher | ValueError] = []
         tokens = self._tokens()
 
         def work() -> None:
-            made.append(LLMatcher(tokens, _grammar(structure), log_level=0))
+            try:
+                made.append(LLMatcher(tokens, _grammar(structure), log_level=0))
+            except ValueError as error:
+                made.append(error)
 
         # Of its own limits (fuel of the lexer, size of the grammar) one may yet take long; a thread cannot be ended, so
         # that it runs on to those limits, and nobody waits.
@@ -103,9 +107,14 @@ class Structures:
         if not made:
             seconds = time.monotonic() - start
             raise HerdError(f"the {structure.kind} was not compiled within {seconds:.1f} s: make it simpler")
-        if made[0].is_error():
-            raise HerdError(f"{structure.kind}: {_reason(made[0].get_error())}")
-        return made[0]
+        matcher = made[0]
+        if isinstance(matcher, ValueError):
+            raise HerdError(f"{structure.kind}: {_reason(str(matcher))}")
+        if matcher.is_error():
+            raise HerdError(f"{structure.kind}: {_reason(matcher.get_error())}")
+        # What allows nothing from the start must not fail in the answer.
+        Progress(matcher.deep_copy(), self._ordinary, self._stop).allowed()
+        return matcher
 
     def _tokens(self) -> "LLTokenizer":
         """The vocabulary for llguidance; a second's work for the released one, done once."""
@@ -146,7 +155,7 @@ def _grammar(structure: Structure) -> str:
 
     match structure.kind:
         case "json_schema":
-            return LLMatcher.grammar_from_json_schema(structure.source, overrides={"whitespace_pattern": SPACE})
+            return LLMatcher.grammar_from_json_schema(structure.source)
         case "regex":
             # \d would else be the digits of every script.
             return f"start: /{regex_to_lark(structure.source, use_ascii='d')}/"
@@ -160,7 +169,9 @@ def _reason(error: str) -> str:
         return f"{unknown[1]} is not supported: leave it out"
     if "oneOf constraints are not supported" in error:
         return '"oneOf" of forms that overlap is not supported: use anyOf'
-    return re.sub(r"\s+", " ", error).strip()[:300]
+    # Behind <state> are the parser's innards.
+    text = re.sub(r"\s+", " ", error.partition("<state>")[0]).strip()[:300]
+    return "it allows nothing more" if "NoExtension" in text else text
 
 
 class Progress:

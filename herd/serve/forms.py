@@ -12,7 +12,8 @@ from typing import Any
 
 from herd.core.errors import HerdError
 from herd.data.calls import around
-from herd.engine.structure import ANY_OBJECT, SPACE, Structure
+from herd.engine.json_schema import prepare
+from herd.engine.structure import ANY_OBJECT, Structure
 from herd.serve.schema import ApiError, ChatRequest, Function, JsonSchemaFormat
 
 
@@ -44,7 +45,11 @@ def _of_the_answer(request: ChatRequest) -> tuple[Structure, str] | None:
         return Structure(kind="grammar", source=request.grammar), "grammar"
     match request.response_format:
         case JsonSchemaFormat(json_schema=asked):
-            return Structure.schema({} if asked.schema_ is None else asked.schema_), "response_format"
+            try:
+                structure = Structure.schema(asked.schema_ or {}, strict=bool(asked.strict))
+            except HerdError as error:
+                raise ApiError(f"response_format: {error}", param="response_format") from None
+            return structure, "response_format"
         case None:
             return None
         case other:
@@ -65,7 +70,7 @@ def calls_grammar(tools: Sequence[Function], *, words: Structure | None, several
         case None:
             start = "calls"
         case Structure(kind="json_schema", source=source):
-            start = f"calls | %json {_spaced(json.loads(source))}"
+            start = f"calls | %json {source}"
         case _:
             heads = "|".join(tool.name.replace(".", r"\.") for tool in tools)
             later = rf"/(?s:.*)(\[\s*({heads})\s*\(|\{{\s*\"(type|name)\")(?s:.*)/"
@@ -85,7 +90,10 @@ def _call(rule: str, tool: Function) -> list[str]:
         raise HerdError(f"{tool.name}: {beyond[0]!r} over all arguments is not supported: say it of each property")
     if missing := [name for name in needed if name not in fields]:
         raise HerdError(f"{tool.name}: {missing[0]!r} is required and is no property")
-    defs = {key: parameters[key] for key in ("$defs", "definitions") if key in parameters}
+    try:
+        prepare(parameters, strict=bool(tool.strict))
+    except HerdError as error:
+        raise HerdError(f"{tool.name}: {error}") from None
     rules = [f'{rule}: "{tool.name}(" {rule}_first0 ")"']
     for i, (name, schema) in enumerate(fields.items()):
         before, behind = around(name)
@@ -93,10 +101,6 @@ def _call(rule: str, tool: Function) -> list[str]:
             skip = "" if name in needed else f" | {rule}_{state}{i + 1}"
             written, end = json.dumps(comma + before, ensure_ascii=False), f' "{behind}"' if behind else ""
             rules.append(f"{rule}_{state}{i}: {written} {rule}_value{i}{end} {rule}_more{i + 1}{skip}")
-        rules.append(f"{rule}_value{i}: %json {_spaced({**defs, **(schema if isinstance(schema, dict) else {})})}")
+        value = json.dumps(prepare(schema, root=parameters, strict=bool(tool.strict)))
+        rules.append(f"{rule}_value{i}: %json {value}")
     return [*rules, f'{rule}_first{len(fields)}: ""', f'{rule}_more{len(fields)}: ""']
-
-
-def _spaced(schema: Any) -> str:
-    """A schema inside a grammar, with white space bounded as elsewhere."""
-    return json.dumps({**schema, "x-guidance": {"whitespace_pattern": SPACE}} if isinstance(schema, dict) else schema)

@@ -138,6 +138,31 @@ def test_parameters_that_no_grammar_can_hold_are_refused_by_name(parameters: dic
     assert caught.value.param == "tools"
 
 
+def test_a_form_is_closed_where_it_is_strict_and_refused_where_it_cannot_be() -> None:
+    def asked(schema: dict[str, Any], strict: bool) -> dict[str, Any]:
+        made = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": strict}}
+        return {"response_format": made, "tools": None}
+
+    anything = {"type": "object"}
+    assert passes(form(**asked(anything, False)), '{"a": 1}')  # type: ignore[arg-type]
+    assert not passes(form(**asked(anything, True)), '{"a": 1}')  # type: ignore[arg-type]
+    with pytest.raises(ApiError, match="'#' contains itself") as caught:
+        form(**asked({"$ref": "#"}, False))
+    assert caught.value.param == "response_format"
+    endless = {"properties": {"a": {"$ref": "#/$defs/b"}}, "$defs": {"b": {"$ref": "#/$defs/b"}}}
+    with pytest.raises(ApiError, match=r"f: .*contains itself") as caught:
+        form(tools=[tool("f", endless)], tool_choice="required")
+    assert caught.value.param == "tools"
+
+
+def test_an_argument_may_refer_to_the_parameters_as_a_whole() -> None:
+    node = {"type": "object", "properties": {"value": {"type": "integer"}, "next": {"$ref": "#"}}}
+    structure = form(tools=[tool("f", node)], tool_choice="required")
+    assert structure
+    assert passes(structure, '[f(value=1, next={"value": 2, "next": {}})]')
+    assert not passes(structure, '[f(value=1, next={"value": "2"})]')
+
+
 def test_a_grammar_of_ones_own_leaves_no_room_for_tools() -> None:
     with pytest.raises(ApiError, match="tool_choice='none'"):
         form(grammar="start: /a/")
