@@ -56,8 +56,8 @@ def render_messages(
     add_generation_prompt: bool = True,
 ) -> Rendered:
     """Render OpenAI-style messages. Parts of a content: `{"type": "text", "text": …}`, `{"type": "image", "image":
-    PIL picture or Tiles}`, `{"type": "video", "frames": [(seconds, picture or Tiles), …]}` with, if wanted, the
-    `max_tiles` of a frame.
+    PIL picture or Tiles}`, `{"type": "video", "frames": [(seconds, picture or Tiles), …]}`, both with, if wanted, the
+    `max_tiles` of a picture or frame.
 
     An assistant's message may have `tool_calls` beside its content, each OpenAI's `{"function": {"name": …,
     "arguments": dictionary or its JSON}}`; the answer to one is a message of role `ipython`, in OpenAI's word `tool`.
@@ -93,7 +93,7 @@ def render_messages(
             if part["type"] == "text":
                 body += tokenizer.encode(part["text"])
             elif part["type"] == "image":
-                body += picture(part["image"])
+                body += picture(part["image"], part.get("max_tiles"))
             elif part["type"] == "video":
                 for seconds, frame in part["frames"]:
                     body += tokenizer.encode(f"{seconds:.1f}s") + picture(frame, part.get("max_tiles"))

@@ -54,8 +54,8 @@ def _as_text(
     """The message with its content as one text: pictures as their tokens, spelt control tokens broken."""
     spelt = re.compile(f"(?=({'|'.join(map(re.escape, tokenizer.special))}))(.)", re.DOTALL)
 
-    def picture(item: Any) -> str:
-        cut = item if isinstance(item, Tiles) else processor.tiles(item)
+    def picture(item: Any, max_tiles: int | None = None) -> str:
+        cut = item if isinstance(item, Tiles) else processor.tiles(item, max_tiles=max_tiles)
         tiles.append(cut)
         return "".join(processor.tokens(cut))
 
@@ -67,9 +67,11 @@ def _as_text(
             case "text":
                 text += spelt.sub(rf"\2{mark}", part["text"])
             case "image":
-                text += picture(part["image"])
+                text += picture(part["image"], part.get("max_tiles"))
             case "video":
-                text += "".join(f"{seconds:.1f}s{picture(frame)}" for seconds, frame in part["frames"])
+                text += "".join(
+                    f"{seconds:.1f}s{picture(frame, part.get('max_tiles'))}" for seconds, frame in part["frames"]
+                )
             case kind:
                 raise HerdError(f"content part of type {kind!r} is not one of text, image, video")
     return {"role": message["role"], "content": text}

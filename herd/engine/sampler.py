@@ -46,7 +46,7 @@ class SamplingParams:
     temperature: float = 0.0
     """0: always the likeliest token."""
     top_p: float = 1.0
-    """Draw among the likeliest tokens that together hold this share of the probability."""
+    """Draw among the likeliest tokens that together hold this share of the probability; 0: the likeliest alone."""
     top_k: int = 0
     """Draw among so many likeliest tokens; 0: all."""
     min_p: float = 0.0
@@ -74,7 +74,7 @@ class SamplingParams:
         for name, holds, wanted in (
             ("max_tokens", self.max_tokens >= 1, "be at least 1"),
             ("temperature", self.temperature >= 0, "not be negative"),
-            ("top_p", 0 < self.top_p <= 1, "lie in (0, 1]"),
+            ("top_p", 0 <= self.top_p <= 1, "lie in [0, 1]"),
             ("top_k", self.top_k >= 0, "not be negative; 0 takes all tokens"),
             ("min_p", 0 <= self.min_p <= 1, "lie in [0, 1]"),
             ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "be above 0; 1 changes nothing"),
@@ -178,7 +178,7 @@ def least_kept(sorted_K: Float[Tensor, "k"], top_p: float, whole: Tensor | None 
     share_K = (sorted_K - (sorted_K.logsumexp(0) if whole is None else whole)).exp()
     # A token stays as long as what lies before it has not filled top_p; the first always stays.
     kept = int((share_K.cumsum(0) - share_K < top_p).sum()) if top_p < 1 else len(sorted_K)
-    return sorted_K[kept - 1]
+    return sorted_K[max(1, kept) - 1]
 
 
 def luck(size: int, places: Sequence[tuple[int, int]]) -> Float[Tensor, "b v"]:

@@ -30,8 +30,9 @@ from herd.plan.counts import cache_bytes
 from herd.serve.forms import form_of
 from herd.serve.messages import chat_messages
 from herd.serve.middleware import BodyLimit, HostCheck, QueueLimit, caller_of, is_loopback, refusal, salt_of
+from herd.serve.refusal import ApiError, validation_error
 from herd.serve.reply import INTERNAL, all_joined, answer, best, choice, events, usage
-from herd.serve.schema import ApiError, ChatRequest, checked, validation_error
+from herd.serve.schema import FIELDS, ChatRequest, checked
 from herd.serve.session import choices, defaults, fitted
 
 if TYPE_CHECKING:
@@ -275,7 +276,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return await _refused(request, validation_error(list(error.errors())))
+    return await _refused(request, validation_error(list(error.errors()), FIELDS))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -14,7 +14,8 @@ from herd.core.errors import HerdError
 from herd.data.calls import around
 from herd.engine.json_schema import prepare
 from herd.engine.structure import ANY_OBJECT, Structure
-from herd.serve.schema import ApiError, ChatRequest, Function, JsonSchemaFormat
+from herd.serve.refusal import ApiError
+from herd.serve.schema import ChatRequest, Function, JsonSchemaFormat
 
 
 def form_of(request: ChatRequest) -> tuple[Structure, str] | None:

@@ -10,7 +10,9 @@ from herd.core.errors import HerdError
 from herd.data.calls import read_arguments
 from herd.data.image import read_picture
 from herd.data.video import read_video, video_part
-from herd.serve.schema import ApiError, ChatRequest, ImagePart, Message, TextPart, VideoPart
+from herd.serve.conversation import ImagePart, Message, RefusalPart, TextPart, VideoPart
+from herd.serve.refusal import ApiError
+from herd.serve.schema import ChatRequest
 
 MAX_MEDIA_BYTES = 20 * 2**20
 """Most bytes of one picture or video, after base64."""
@@ -55,13 +57,13 @@ def chat_messages(request: ChatRequest, cancelled: Callable[[], bool] = lambda: 
 
 def _message(message: Message, here: str, cancelled: Callable[[], bool]) -> dict[str, Any]:
     role = {"developer": "system", "tool": "ipython"}.get(message.role, message.role)
-    made: dict[str, Any] = {"role": role, "content": message.content or ""}
+    made: dict[str, Any] = {"role": role, "content": message.content or message.refusal or ""}
     if message.tool_calls:
         made["tool_calls"] = [
             {"function": {"name": call.function.name, "arguments": read_arguments(call.function.arguments)}}
             for call in message.tool_calls
         ]
-    if isinstance(message.content, list):
+    if isinstance(message.content, list) and message.content:
         made["content"] = [
             _part(part, role, f"{here}.content[{j}]", cancelled) for j, part in enumerate(message.content)
         ]
@@ -69,18 +71,21 @@ def _message(message: Message, here: str, cancelled: Callable[[], bool]) -> dict
 
 
 def _part(
-    part: TextPart | ImagePart | VideoPart, role: str, here: str, cancelled: Callable[[], bool]
+    part: TextPart | RefusalPart | ImagePart | VideoPart, role: str, here: str, cancelled: Callable[[], bool]
 ) -> dict[str, Any]:
     if cancelled():
         raise HerdError("nobody waits for this request any more")
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
+    if isinstance(part, RefusalPart):
+        return {"type": "text", "text": part.refusal}
     if role != "user":
         raise ApiError(f"{here}: a message of role {role!r} cannot hold a picture", param=here)
     try:
         if isinstance(part, VideoPart):
             return video_part(read_video(data_url(part.video_url.url, "video"), cancelled=cancelled))
-        return {"type": "image", "image": read_picture(data_url(part.image_url.url))}
+        picture = {"type": "image", "image": read_picture(data_url(part.image_url.url))}
+        return {**picture, "max_tiles": 1} if part.image_url.detail == "low" else picture
     except HerdError as error:
         raise ApiError(f"{here}: {error}", param=f"{here}.{part.type}", code="invalid_image") from None
 
@@ -94,11 +99,12 @@ def data_url(url: str, what: str = "picture") -> bytes:
     match = re.match(r"data:[^,]*;base64,", url, re.IGNORECASE)
     if not match:
         raise HerdError(f"{url[:30]!r} is not a base64 data: URL, like 'data:image/png;base64,iVBOR…'")
-    encoded = url[match.end() :]
+    # Some clients leave the padding out, or write the two marks as in addresses.
+    encoded = re.sub(r"\s", "", url[match.end() :]).rstrip("=").replace("-", "+").replace("_", "/")
     if len(encoded) > MAX_MEDIA_BYTES * 4 // 3 + 4:
         raise HerdError(f"the {what} has more than {MAX_MEDIA_BYTES // 2**20} MiB: make it smaller")
     try:
-        data = base64.b64decode(re.sub(r"\s", "", encoded), validate=True)
+        data = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise HerdError(f"the {what}'s base64 is broken ({error}): encode it again") from None
     if not data:

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from herd.serve.schema import ApiError
+from herd.serve.refusal import ApiError
 
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s\[\]:/?#@\\]+)(:[0-9]{0,5})?", re.IGNORECASE)
 """The Host header: a name or an address, IPv6 in brackets, and perhaps a port."""

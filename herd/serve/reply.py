@@ -15,7 +15,7 @@ from herd.data.tokenizer import Tokenizer
 from herd.engine.answer import TokenLogprob
 from herd.engine.engine import Engine
 from herd.engine.sampler import SamplingParams
-from herd.serve.schema import ApiError
+from herd.serve.refusal import ApiError
 from herd.serve.session import answering
 
 if TYPE_CHECKING:

@@ -144,6 +144,14 @@ def test_every_mark_of_ascii_in_a_name_is_written_the_same_in_the_template(relea
     assert parse_answer(written, ["a"]).calls[0].arguments == names
 
 
+def test_a_picture_of_one_tile_is_rendered_so(released):
+    def tiles(**more: int) -> int:
+        part = {"type": "image", "image": Image.new("RGB", (56, 56)), **more}
+        return len(render_messages(released, PROCESSOR, [{"role": "user", "content": [part]}]).tiles[0].pixels)
+
+    assert (tiles(), tiles(max_tiles=1)) == (5, 1)
+
+
 @settings(max_examples=300, deadline=None)
 @given(height=st.integers(1, 6000), width=st.integers(1, 6000))
 def test_the_canvas_is_the_one_that_meta_s_code_chooses(chat_format, height, width):

@@ -157,6 +157,12 @@ def test_a_row_draws_the_same_alone_as_in_company(seeds: list[int], data: st.Dat
     assert sample(logits, rows) == [sample(logits[i : i + 1], [rows[i]])[0] for i in range(len(rows))]
 
 
+def test_top_p_of_zero_draws_the_likeliest() -> None:
+    logits = torch.randn(3, 2000)
+    rows = [row(SamplingParams(temperature=2.0, top_p=0.0), seed=seed) for seed in range(3)]
+    assert sample(logits, rows) == logits.argmax(-1).tolist()
+
+
 def test_each_place_and_each_choice_has_luck_of_its_own() -> None:
     params, logits = SamplingParams(temperature=1.0), torch.zeros(1, 1000)
     places = [sample(logits, [row(params, seed=7, said=(1,) * n)])[0] for n in range(20)]
@@ -188,7 +194,7 @@ def test_log_probabilities_are_those_of_the_model_and_its_likeliest_tokens() -> 
     [
         {"max_tokens": 0},
         {"temperature": -1.0},
-        {"top_p": 0.0},
+        {"top_p": -0.1},
         {"top_p": 1.5},
         {"top_k": -3},
         {"min_p": 1.5},

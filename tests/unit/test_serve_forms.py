@@ -12,7 +12,8 @@ from test_engine_structure import STRUCTURES, TOKENIZER, said
 from herd.data.calls import parse_answer
 from herd.engine.structure import Structure
 from herd.serve.forms import form_of
-from herd.serve.schema import ApiError, ChatRequest, checked
+from herd.serve.refusal import ApiError
+from herd.serve.schema import ChatRequest, checked
 
 
 def tool(name: str, parameters: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:

@@ -1,26 +1,31 @@
 """Requests: what is honoured, what is refused by name, and that nothing falls between."""
 
 import base64
+import collections.abc
 import io
 import re
-from typing import get_type_hints
+import types
+from typing import Any, Literal, Required, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from fastapi.exceptions import RequestValidationError
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.types.chat import ChatCompletionMessage
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 from PIL import Image
 from pydantic import ValidationError
+from typing_extensions import is_typeddict
 
 from herd.core.errors import HerdError
 from herd.data.calls import Call, parse_answer, write_calls
 from herd.data.chat import call_of
 from herd.engine.sampler import SamplingParams
-from herd.serve import messages, schema
+from herd.serve import conversation, messages, schema
 from herd.serve.messages import chat_messages, data_url
+from herd.serve.refusal import ApiError, Object, validation_error
 from herd.serve.reply import tool_calls
-from herd.serve.schema import ApiError, ChatRequest, checked, validation_error
+from herd.serve.schema import FIELDS, ChatRequest, checked
 
 PLAIN = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -49,7 +54,7 @@ def refused(**fields: object) -> ApiError:
         chat_messages(parse(**fields))
     if isinstance(caught.value, ApiError):
         return caught.value
-    return validation_error(RequestValidationError(caught.value.errors()).errors())
+    return validation_error(RequestValidationError(caught.value.errors()).errors(), FIELDS)
 
 
 def user(*parts: object) -> list[dict[str, object]]:
@@ -117,13 +122,151 @@ def test_a_broken_call_of_the_past_is_told_as_well_as_it_can_be_read(arguments, 
     assert write_calls([call_of(call) for call in asked["tool_calls"]]) == told
 
 
-def test_every_field_of_openai_is_honoured_ignored_or_refused_and_no_other():
-    ours = {*ChatRequest.model_fields, *schema.IGNORED, *schema.UNSUPPORTED}
-    assert ours - OWN == set(get_type_hints(CompletionCreateParamsNonStreaming))
-
-
 OWN = {"top_k", "min_p", "repetition_penalty", "best_of", "cache_salt", "regex", "grammar"}
 """What other servers understand too, and OpenAI does not."""
+OF_CLIENTS = {"cache_control", "reasoning", "reasoning_content", "index"}
+"""What clients of other services send in messages."""
+OURS = {
+    "CompletionCreateParamsNonStreaming": ChatRequest,
+    "ChatCompletionDeveloperMessageParam": conversation.Message,
+    "ChatCompletionSystemMessageParam": conversation.Message,
+    "ChatCompletionUserMessageParam": conversation.Message,
+    "ChatCompletionAssistantMessageParam": conversation.Message,
+    "ChatCompletionToolMessageParam": conversation.Message,
+    "ChatCompletionContentPartTextParam": conversation.TextPart,
+    "ChatCompletionContentPartImageParam": conversation.ImagePart,
+    "ChatCompletionContentPartRefusalParam": conversation.RefusalPart,
+    "ImageURL": conversation.ImageUrl,
+    "ChatCompletionMessageFunctionToolCallParam": conversation.ToolCall,
+    "chat_completion_message_function_tool_call_param.Function": conversation.CalledFunction,
+    "ChatCompletionFunctionToolParam": schema.Tool,
+    "FunctionDefinition": schema.Function,
+    "ChatCompletionNamedToolChoiceParam": schema.NamedTool,
+    "chat_completion_named_tool_choice_param.Function": schema.NamedFunction,
+    "ChatCompletionStreamOptionsParam": schema.StreamOptions,
+    "ResponseFormatText": schema.TextFormat,
+    "ResponseFormatJSONObject": schema.TextFormat,
+    "ResponseFormatJSONSchema": schema.JsonSchemaFormat,
+    "JSONSchema": schema.AskedSchema,
+}
+"""OpenAI's types, and what we make of them."""
+WHOLLY_REFUSED = {
+    *("ChatCompletionContentPartInputAudioParam", "File", "ChatCompletionFunctionMessageParam"),
+    *("ChatCompletionMessageCustomToolCallParam", "ChatCompletionCustomToolParam"),
+    *("ChatCompletionNamedToolChoiceCustomParam", "ChatCompletionAllowedToolChoiceParam"),
+}
+
+
+def name_of(kind: type) -> str:
+    short = f"{kind.__module__.rsplit('.', 1)[1]}.{kind.__name__}"
+    return short if short in OURS else kind.__name__
+
+
+def kinds_of_openai() -> dict[str, type]:
+    """Every object that a request may hold, below those that are refused or ignored as a whole."""
+    found: dict[str, type] = {}
+
+    def walk(hint: Any) -> None:
+        if not is_typeddict(hint):
+            for inner in get_args(hint):
+                walk(inner)
+        elif name_of(hint) not in found:
+            found[name_of(hint)] = hint
+            ours = OURS.get(name_of(hint))
+            for name, inner in get_type_hints(hint).items():
+                if ours and name not in {*ours.ignored, *ours.unsupported}:
+                    walk(inner)
+
+    walk(CompletionCreateParamsNonStreaming)
+    return found
+
+
+def known(ours: type[Object]) -> set[str]:
+    fields = {field.alias or name for name, field in ours.model_fields.items()}
+    return {*fields, *ours.ignored, *ours.unsupported}
+
+
+def test_every_object_and_field_of_openai_is_honoured_ignored_or_refused_and_no_other():
+    kinds = kinds_of_openai()
+    assert set(kinds) == {*OURS, *WHOLLY_REFUSED}
+    theirs: dict[type, set[str]] = {}
+    for name, ours in OURS.items():
+        fields = set(get_type_hints(kinds[name]))
+        assert not fields - known(ours), name
+        theirs.setdefault(ours, set()).update(fields)
+    theirs[conversation.Message] |= set(ChatCompletionMessage.model_fields)  # an answer is sent back
+    for ours, fields in theirs.items():
+        assert fields <= known(ours) and not known(ours) - fields - OWN - OF_CLIENTS, ours
+
+
+def samples(hint: Any) -> list[Any]:
+    """A value of each kind that a type of OpenAI's client allows."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if is_typeddict(hint):
+        fields = {name: samples(one) for name, one in get_type_hints(hint).items()}
+        extras = get_type_hints(hint, include_extras=True)
+        least = {name: fields[name][0] for name, one in extras.items() if get_origin(one) is Required}
+        more = [{**least, name: value} for name, some in fields.items() for value in some]
+        return [least, *more]
+    if origin is Literal:
+        return list(inner)
+    if origin in {Union, types.UnionType}:
+        return [value for one in inner if one is not type(None) for value in samples(one)] + [None] * (
+            type(None) in inner
+        )
+    if origin in {list, collections.abc.Iterable, collections.abc.Sequence}:
+        return [[value] for value in samples(inner[0])]
+    if origin is dict:
+        return [{"5": samples(inner[1])[0]}]
+    return {str: ["f"], bool: [True, False], int: [1], float: [1.0], object: [{}]}[hint]
+
+
+SAMPLES = [
+    (name, value)
+    for name, hint in get_type_hints(CompletionCreateParamsNonStreaming).items()
+    if name not in {"messages", "model"}
+    for value in samples(hint)
+]
+
+
+def test_every_value_that_openais_types_allow_is_taken_or_refused_with_its_field():
+    """A field that is taken with some value is no longer refused with another unless it is named here."""
+    refused_fields: dict[str, set[str]] = {}
+    for name, value in SAMPLES:
+        tools = {"tools": [TOOL]} if name == "tool_choice" else {"stream": True} if name == "stream_options" else {}
+        try:
+            chat_messages(parse(**tools, **{name: value}))
+        except ApiError as error:
+            refused_fields.setdefault(name, set()).add(error.param or "")
+        except ValidationError as error:
+            told = validation_error(RequestValidationError(error.errors()).errors(), FIELDS)
+            refused_fields.setdefault(name, set()).add(told.param or "")
+    assert refused_fields == {
+        **{name: {name} for name in ChatRequest.unsupported},
+        "tools": {"tools[0].type"},  # custom tools
+        "tool_choice": {"tool_choice.type"},  # of custom and of allowed tools
+        "stream_options": {"stream_options.include_obfuscation"},
+        "top_logprobs": {"top_logprobs"},  # without logprobs
+    }
+
+
+@pytest.mark.parametrize("kind", [name for name in OURS if name.endswith("MessageParam")])
+def test_every_message_that_openais_types_allow_is_taken_or_refused_with_its_field(kind):
+    refused_at = set()
+    for value in samples(kinds_of_openai()[kind]):
+        said = [value, {"role": "tool", "content": "x", "tool_call_id": "f"}] if value.get("tool_calls") else [value]
+        if value["role"] == "tool":
+            said = [{"role": "assistant", "tool_calls": [{**CALL, "id": "f"}]}, value]
+        try:
+            parse(messages=said)
+        except ValidationError as error:
+            told = validation_error(RequestValidationError(error.errors()).errors(), FIELDS)
+            refused_at.add(re.sub(r"\[\d\]", "", told.param or "").removeprefix("messages."))
+    allowed = {
+        "ChatCompletionUserMessageParam": {"content"},  # audio and files
+        "ChatCompletionAssistantMessageParam": {"audio", "function_call", "tool_calls.type"},
+    }
+    assert refused_at == allowed.get(kind, set())
 
 
 @pytest.mark.parametrize(
@@ -142,8 +285,8 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_name(field, value):
 
 
 def test_values_that_ask_for_nothing_pass():
-    neutral = {field: values[0] for field, values in schema.UNSUPPORTED.items() if values}
-    assert parse(**neutral) == parse(**dict.fromkeys(schema.UNSUPPORTED)) == parse()
+    neutral = {field: value for field, values in ChatRequest.unsupported.items() for value in values[-1:]}
+    assert parse(**neutral) == parse(**dict.fromkeys(ChatRequest.unsupported)) == parse()
 
 
 def test_bookkeeping_fields_change_nothing():
@@ -167,7 +310,9 @@ def test_an_unknown_field_is_refused_with_the_nearest_name():
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0].tool_call_id"),
         ({"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]}, "messages[0].tool_call_id"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
-        ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "function_call": {}}]}, "messages[0].function_call"),
+        ({"messages": [{"role": "user", "content": "x", "refusal": "no"}]}, "messages[0].refusal"),
+        ({"messages": [{"role": "function", "name": "f", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "assistant", "tool_calls": [CALL]}]}, "messages"),
         ({"messages": [{"role": "assistant", "tool_calls": [CALL]}, *PLAIN["messages"]]}, "messages[1]"),
         ({"messages": [{"role": "assistant", "tool_calls": [CALL, CALL]}]}, "messages[0].tool_calls"),
@@ -181,21 +326,20 @@ def test_an_unknown_field_is_refused_with_the_nearest_name():
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": "x", "name": "Ada"}]}, "messages[0].name"),
         ({"messages": user({"type": "input_audio"})}, "messages[0].content[0]"),
         ({"messages": user({"type": "video_url"})}, "messages[0].content[0].video_url"),
         ({"messages": user({"type": "video_url", "video_url": {"url": "x"}})}, "messages[0].content[0].video_url"),
         ({"messages": user({"type": "text"})}, "messages[0].content[0].text"),
         ({"messages": user("x")}, "messages[0].content[0]"),
         ({"messages": user({"type": "text", "text": "x"}, image(""))}, "messages[0].content[1].image_url"),
-        ({"messages": user(image(url(b"x"), detail="low"))}, "messages[0].content[0].image_url.detail"),
+        ({"messages": user(image(url(b"x"), detail="tiny"))}, "messages[0].content[0].image_url.detail"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
         ({"messages": [{"role": "system", "content": [image(url(png()))]}]}, "messages[0].content[0]"),
         ({"model": 3}, "model"),
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": "0.5"}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
@@ -217,6 +361,7 @@ def test_an_unknown_field_is_refused_with_the_nearest_name():
         ({"logit_bias": {"5": 101}}, "logit_bias.5"),
         ({"logprobs": 3}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
+        ({"verbosity": "low"}, "verbosity"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"regex": "a", "grammar": "start: /a/"}, "regex"),
         ({"regex": "a", "response_format": {"type": "json_object"}}, "regex"),
@@ -286,10 +431,48 @@ def test_text_and_several_pictures_keep_their_order():
     assert (first["image"].size, text, second["image"].size) == ((3, 2), {"type": "text", "text": "between"}, (5, 4))
 
 
-def test_an_answer_sent_back_as_the_client_dumps_it_passes():
-    answer = {"role": "assistant", "content": "hi"}
-    dumped = {**answer, "refusal": None, "annotations": [], "tool_calls": None, "audio": None}
-    assert chat_messages(parse(messages=[dumped, *PLAIN["messages"]]))[0] == answer
+@pytest.mark.parametrize(
+    ("sent", "made"),
+    [
+        # As OpenAI's client dumps an answer, and as clients of other services do.
+        ({"content": "hi", "refusal": None, "annotations": [], "tool_calls": None, "audio": None}, "hi"),
+        ({"content": "hi", "name": "Ada", "reasoning_content": "hm", "reasoning": "hm"}, "hi"),
+        ({"content": "hi", "annotations": [{"type": "url_citation"}], "cache_control": {"type": "ephemeral"}}, "hi"),
+        ({"content": None}, ""),
+        ({"content": None, "tool_calls": []}, ""),
+        ({"content": None, "refusal": "I cannot"}, "I cannot"),
+        ({"content": []}, ""),
+        ({"content": [{"type": "refusal", "refusal": "no"}]}, [{"type": "text", "text": "no"}]),
+        (
+            {"content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]},
+            [{"type": "text", "text": "hi"}],
+        ),
+    ],
+)
+def test_an_answer_is_taken_back_as_clients_send_it(sent, made):
+    asked = chat_messages(parse(messages=[{"role": "assistant", **sent}, *PLAIN["messages"]]))
+    assert asked[0] == {"role": "assistant", "content": made}
+
+
+def test_a_result_of_a_tool_may_have_a_name_and_nothing_to_say():
+    call = {**CALL, "index": 0}
+    for content in ("", None, []):
+        result = {"role": "tool", "name": "f", "content": content, "tool_call_id": "1"}
+        made = chat_messages(parse(messages=[{"role": "assistant", "content": None, "tool_calls": [call]}, result]))
+        assert made[1] == {"role": "ipython", "content": ""}
+
+
+def test_a_picture_of_low_detail_is_one_tile():
+    [low, high] = chat_messages(parse(messages=user(*(image(url(png()), detail=d) for d in ("low", "high")))))[0][
+        "content"
+    ]
+    assert (low["max_tiles"], "max_tiles" in high) == (1, False)
+
+
+@given(st.binary(min_size=1, max_size=50))
+def test_base64_is_read_without_padding_and_with_the_marks_of_addresses(data):
+    for encoded in (base64.b64encode(data), base64.urlsafe_b64encode(data)):
+        assert data_url(f"data:image/png;base64,{encoded.decode().rstrip('=')}") == data
 
 
 def test_sampling_is_what_the_request_says_and_else_the_default():
@@ -319,7 +502,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-fields = st.sampled_from(sorted({*ChatRequest.model_fields, *schema.UNSUPPORTED, *schema.IGNORED}))
+fields = st.sampled_from(sorted({*ChatRequest.model_fields, *ChatRequest.unsupported, *ChatRequest.ignored}))
 
 
 part_kinds = st.sampled_from(["text", "image_url", "video_url"]) | json_values
@@ -353,7 +536,7 @@ def test_any_json_is_taken_or_refused_in_one_line(body, said):
     except ApiError as error:
         refusal = error
     except ValidationError as error:
-        refusal = validation_error(RequestValidationError(error.errors()).errors())
+        refusal = validation_error(RequestValidationError(error.errors()).errors(), FIELDS)
     else:
         return
     assert refusal.param is not None
