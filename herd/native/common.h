@@ -9,8 +9,8 @@
 #include <cstdlib>
 #include <cstring>
 
-#ifndef __AVX512BF16__
-#error "these kernels need AVX-512 with bf16 products"
+#ifndef __AVX512VNNI__
+#error "these kernels need AVX-512 with VNNI"
 #endif
 
 using bf16 = uint16_t;
@@ -26,9 +26,33 @@ inline __m512 load(const bf16* p, __mmask16 mask = 0xffff) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
 }
 
-// Rounded to nearest, ties to even. Masked stores are slow: only where the mask hides something.
+// 16 pairs of bf16, and 16 fp32 rounded to bf16 (nearest, ties to even). Without AVX512_BF16 (Cascade Lake, Ice Lake) a
+// word's halves are fp32 after a shift and a mask, and its product two multiply-adds: the same arithmetic at a third of
+// the speed, but that numbers below 2^-126 are kept, not zero.
+#ifdef __AVX512BF16__
+inline __m512 dot(__m512 sum, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+inline __m256i rounded(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+#else
+inline __m512 dot(__m512 sum, __m512i a, __m512i b) {
+  const __m512i upper = _mm512_set1_epi32(0xffff0000);
+  const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(a, upper));
+  sum = _mm512_fmadd_ps(odd, _mm512_castsi512_ps(_mm512_and_si512(b, upper)), sum);
+  const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(a, 16));
+  return _mm512_fmadd_ps(even, _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)), sum);
+}
+inline __m256i rounded(__m512 x) {
+  const __m512i word = _mm512_castps_si512(x);
+  const __m512i tie = _mm512_and_si512(_mm512_srli_epi32(word, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(_mm512_add_epi32(word, _mm512_set1_epi32(0x7fff)), tie);
+  const __m512i quiet = _mm512_or_si512(word, _mm512_set1_epi32(1 << 22));  // a NaN stays one
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(up, is_nan, quiet), 16));
+}
+#endif
+
+// Masked stores are slow: only where the mask hides something.
 inline void store(bf16* p, __m512 x, __mmask16 mask = 0xffff) {
-  const __m256i words = (__m256i)_mm512_cvtneps_pbh(x);
+  const __m256i words = rounded(x);
   if (mask == 0xffff)
     _mm256_storeu_si256((__m256i*)p, words);
   else
@@ -134,14 +158,14 @@ inline void panel_of_columns(const bf16* from, i64 stride, i64 pairs, i64 column
 template <int R>
 inline void multiply(const uint32_t* a, i64 row, i64 step, const uint32_t* panel, i64 pairs, __m512 (&acc)[R][4]) {
   for (i64 p = 0; p < pairs; ++p, a += step, panel += PANEL) {
-    __m512bh b[4];
+    __m512i b[4];
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) b[j] = (__m512bh)_mm512_load_si512(panel + 16 * j);
+    for (int j = 0; j < 4; ++j) b[j] = _mm512_load_si512(panel + 16 * j);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
-      const __m512bh x = (__m512bh)_mm512_set1_epi32(a[r * row]);
+      const __m512i x = _mm512_set1_epi32(a[r * row]);
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) acc[r][j] = _mm512_dpbf16_ps(acc[r][j], x, b[j]);
+      for (int j = 0; j < 4; ++j) acc[r][j] = dot(acc[r][j], x, b[j]);
     }
   }
 }

@@ -2,7 +2,7 @@
 
 The library is kept in the cache (`herd.core.files.cache_folder`) under a name that tells source, compiler and
 processor: whatever changes, another one is built, in a few seconds. Where there is no compiler, or the processor lacks
-AVX-512 with bf16, `library()` is None and `why_not()` the reason; PyTorch's own operators then serve.
+AVX-512 with VNNI, `library()` is None and `why_not()` the reason; PyTorch's own operators then serve.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ SOURCES = (
 )
 HEADERS = ("common.h", "matrices.h", "pages.h", "schemes.h")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-strict-aliasing", "-fno-math-errno")
-NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vnni")
+NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512_vnni")
 """What the processor must have, in the words of /proc/cpuinfo."""
 SWITCH = "HERD_NATIVE"
 """Set this variable to 0 to do without the kernels."""

@@ -54,7 +54,7 @@ void run(const S& scheme, const void* x, i64 narrow, const uint8_t* w, const bf1
             for (int r = 0; r < count; ++r) {
               const i64 at = (m + r) * n + c, size = std::min(COLUMNS, n - c);
               if (narrow) {
-                const __m128i words = (__m128i)_mm_cvtneps_pbh(found[r]);
+                const __m128i words = _mm256_castsi256_si128(rounded(_mm512_castps128_ps512(found[r])));
                 memcpy((bf16*)out + at, &words, size * 2);
               } else {
                 memcpy((float*)out + at, &found[r], size * 4);

@@ -31,9 +31,7 @@ inline float power(float x) { return _mm512_cvtss_f32(power(_mm512_set1_ps(x)));
 struct Narrow {
   using Value = bf16;
   static constexpr i64 PER_WORD = 2;
-  static __m512 add(__m512 sum, uint32_t a, __m512 b) {
-    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(a), (__m512bh)b);
-  }
+  static __m512 add(__m512 sum, uint32_t a, __m512 b) { return dot(sum, _mm512_set1_epi32(a), (__m512i)b); }
   static void put(bf16* p, __m512 x) { store(p, x); }
   static void put(bf16* p, __m512 x, __mmask16 mask) { store(p, x, mask); }
 };

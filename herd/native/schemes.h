@@ -64,9 +64,7 @@ inline __m512 vector(const bf16* p, i64 count) {
   return (__m512)(count >= 32 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16((1u << count) - 1, p));
 }
 inline __m512 vector(const float* p, i64 count) { return _mm512_maskz_loadu_ps(first(count), p); }
-inline __m512 multiplied(const bf16*, __m512 a, __m512 b, __m512 sum) {
-  return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
-}
+inline __m512 multiplied(const bf16*, __m512 a, __m512 b, __m512 sum) { return dot(sum, (__m512i)a, (__m512i)b); }
 inline __m512 multiplied(const float*, __m512 a, __m512 b, __m512 sum) { return _mm512_fmadd_ps(a, b, sum); }
 inline void put(bf16* p, __m512 x) { store(p, x); }
 inline void put(float* p, __m512 x) { _mm512_storeu_ps(p, x); }
@@ -321,10 +319,9 @@ struct Fp8 {
         const __m512i low = _mm512_permutex2var_epi16(t0, code, t1), high = _mm512_permutex2var_epi16(t2, code, t3);
         const __mmask32 upper = _mm512_test_epi16_mask(code, _mm512_set1_epi16(64));
         const __m512i sign = _mm512_and_si512(_mm512_slli_epi16(code, 8), _mm512_set1_epi16((short)0x8000));
-        const __m512bh b = (__m512bh)_mm512_or_si512(sign, _mm512_mask_mov_epi16(low, upper, high));
+        const __m512i b = _mm512_or_si512(sign, _mm512_mask_mov_epi16(low, upper, high));
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r)
-          acc[r][j] = _mm512_dpbf16_ps(acc[r][j], (__m512bh)_mm512_loadu_si512(x + r * stride + i), b);
+        for (int r = 0; r < R; ++r) acc[r][j] = dot(acc[r][j], _mm512_loadu_si512(x + r * stride + i), b);
       }
     }
     const bf16 near[4] = {*ws[0], *ws[1], *ws[2], *ws[3]};

@@ -21,7 +21,7 @@ from herd.model.quantize import Scheme, quantize_model
 from herd.model.transformer import Transformer
 from herd.native import forward
 
-needs_kernels = pytest.mark.skipif(native.find().library is None, reason="no C++ compiler or no avx512_bf16")
+needs_kernels = pytest.mark.skipif(native.find().library is None, reason="no C++ compiler or no AVX-512 with VNNI")
 SCOUT, MAVERICK = replace(SCOUT_LIKE, vision=None), replace(MAVERICK_LIKE, vision=None)
 SHAPES = {
     "Scout-like": SCOUT,
