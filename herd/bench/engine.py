@@ -3,7 +3,9 @@
 Shapes are Llama 4's: S (54.7 M parameters, 23.6 M of them active), M (480 M, 199 M), and S with experts as in Scout and
 in Maverick. A case is measured in rounds, each engine in turn, and the medians are compared; the engines' processes
 wait without a processor meanwhile. Precisions stand beside llama.cpp's of the same size: bf16, int8 and Q8_0, int4 of
-groups of 32 and Q4_0. transformers runs in bf16 alone.
+groups of 32 and Q4_0. transformers runs in bf16 alone. Prompts and steps are those of the bare forward; the served rows
+are whole requests through our engine (scheduler, sampler, text) beside llama.cpp's server in the wheel, both without
+HTTP, prompts included.
 
 `share` is what of the machine's limit ours reaches: read memory (decode) or the bf16 products (prefill), both measured
 at the start of the run. vLLM's CPU build is not installed here: its figures come from elsewhere, if at all.
@@ -20,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from herd.bench.engines import LLAMA_CPP, Child
+from herd.bench.engines import LLAMA_CPP, SERVER, Child, wheel_build
 from herd.bench.table import Row, show
 from herd.config import ModelConfig, MoEConfig, SpecialIds
 from herd.core.errors import HerdError, unknown
@@ -67,15 +69,21 @@ class Case:
     """0: a prompt is read."""
     engines: tuple[str, ...] = ("Herd", "llama.cpp", "transformers")
     rounds: int = ROUNDS
+    served: bool = False
+    """Requests of `count` tokens each through the whole engine, `sequences` at a time."""
 
     @property
     def name(self) -> str:
+        if self.served:
+            return f"served {self.sequences} after {self.count}"
         return f"decode {self.sequences} after {self.count}" if self.sequences else f"prefill {self.count}"
 
     def speed(self, child: Child) -> float:
         """Tokens a second."""
         if not self.sequences:
             return self.count / child.ask("prefill", self.count)
+        if self.served:
+            return 1 / child.ask("served", self.sequences, self.count, 64)
         steps = max(16, 96 // self.sequences)
         return self.sequences / child.ask("decode", self.sequences, self.count, steps)
 
@@ -90,8 +98,12 @@ CASES = (
     Case(count=16_384, sequences=1, engines=("Herd", "llama.cpp"), rounds=1),
     Case(count=64, sequences=8),
     Case(count=64, sequences=32, engines=("Herd", "llama.cpp")),
+    *(Case(count=64, sequences=many, served=True, engines=("Herd", SERVER)) for many in (1, 8, 32)),
 )
-DEFAULT = ("prefill 512", "prefill 4096", "decode 1 after 512", "decode 8 after 64", "decode 32 after 64")
+DEFAULT = (
+    *("prefill 512", "prefill 4096", "decode 1 after 512", "decode 8 after 64", "decode 32 after 64"),
+    *("served 1 after 64", "served 8 after 64", "served 32 after 64"),
+)
 """Cases that are measured unless others are named: a few minutes a shape."""
 
 
@@ -118,7 +130,7 @@ def engine(
             if not (llama_cpp / program).is_file():
                 raise HerdError(f"{llama_cpp} has no {program}: name the folder of llama.cpp's built programs")
         os.environ[LLAMA_CPP] = str(llama_cpp.resolve())
-    for package in ("transformers",) if llama_cpp else ("xllamacpp", "transformers"):
+    for package in ("xllamacpp", "transformers"):
         if not installed(package):
             raise HerdError(f"{package} is missing: pip install 'herd-lm[oracle]'")
     limits = measured_limits()
@@ -150,7 +162,7 @@ def write(shape: str, precision: str, home: Path) -> dict[str, Path]:
     kind = SCHEMES[precision]
     return {
         "Herd": home / precision,
-        "llama.cpp": home / f"{kind or 'BF16'}.gguf",
+        **dict.fromkeys(("llama.cpp", SERVER), home / f"{kind or 'BF16'}.gguf"),
         **({} if kind else {"transformers": home / precision}),
     }
 
@@ -160,7 +172,9 @@ def measure(
 ) -> Iterator[Row]:
     """A row for each case and peer, and one for the memory."""
     speeds: dict[tuple[str, str], list[float]] = {}
-    children = {name: Child(name, path) for name, path in where.items()}
+    asked = {name for case in cases for name in case.engines}
+    children = {name: Child(name, path) for name, path in where.items() if name in asked}
+    build = {"llama.cpp": f" ({wheel_build()})" if LLAMA_CPP not in os.environ else "", SERVER: f" ({wheel_build()})"}
     try:
         for case in cases:
             for _ in range(case.rounds):
@@ -171,16 +185,17 @@ def measure(
     finally:
         for child in children.values():
             child.close()
+    names = {name: f"{name} {SCHEMES[precision] or 'bf16'}{build.get(name, '')}" for name in children}
     for case in cases:
         ours = statistics.median(speeds[case.name, "Herd"])
         label = f"{shape} {precision} {case.name}"
         for name in children:
             if name != "Herd" and (case.name, name) in speeds:
                 peer = statistics.median(speeds[case.name, name])
-                kind = f"{name} {SCHEMES[precision] or 'bf16'}"
-                yield Speed(case=label, unit="tokens/s", ours=ours, peer=peer, peer_name=kind)
-        floor = limits.speed(SHAPES[shape], precision, case)
-        yield Speed(case=label, unit="tokens/s", ours=ours, peer=floor, peer_name="the machine's limit")
+                yield Speed(case=label, unit="tokens/s", ours=ours, peer=peer, peer_name=names[name])
+        if not case.served:  # two limits in turn, of prompts and of steps
+            floor = limits.speed(SHAPES[shape], precision, case)
+            yield Speed(case=label, unit="tokens/s", ours=ours, peer=floor, peer_name="the machine's limit")
     for name in children:
         if name != "Herd":
             yield Row(
@@ -188,7 +203,7 @@ def measure(
                 unit="MB",
                 ours=memory["Herd"] / 1e6,
                 peer=memory[name] / 1e6,
-                peer_name=f"{name} {SCHEMES[precision] or 'bf16'}",
+                peer_name=names[name],
             )
 
 

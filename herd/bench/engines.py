@@ -1,21 +1,23 @@
 """Who `herd bench engine` measures: Herd, llama.cpp and transformers, each alone in a process of its own.
 
 A process opens one model and answers questions through a pipe: how long does a prompt of N tokens take, how long a step
-of B sequences after a past of P tokens, how much memory is resident. Between questions it sleeps. All take the
-likeliest token. llama.cpp tells its times itself: those of its server, without HTTP, in the build of the `xllamacpp`
+of B sequences after a past of P tokens, how long a token of B requests that are served at a time, from prompt to text,
+how much memory is resident. Between questions it sleeps. All take the likeliest token. Of prompts and steps llama.cpp
+tells its times itself: those of its server, without HTTP, in the build of the `xllamacpp`
 wheel; or where LLAMA_CPP names a folder of programs built for this processor, those of llama-bench and
 llama-batched-bench, which are started anew for each measurement.
 """
 
 # N tokens, B sequences
 
+import asyncio
 import json
 import os
 import resource
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -46,9 +48,10 @@ def prompt(count: int, seed: int) -> list[int]:
 
 
 class Herd:
-    """Our folder, through the engine's forward; `plain` leaves the native forward out."""
+    """Our folder: prompts and steps by the engine's forward alone, requests by the whole engine."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         import torch
 
         from herd.core.errors import HerdError
@@ -106,6 +109,24 @@ class Herd:
                 tokens_N = self._call.unembed(hidden_RD).argmax(-1)
             return (time.perf_counter() - begin) / steps
 
+    def served(self, sequences: int, past: int, steps: int) -> float:
+        from herd.engine.load import Prompt, load
+        from herd.engine.sampler import SamplingParams
+
+        async def answer(engine: Any, seed: int) -> int:
+            params = SamplingParams(max_tokens=steps)
+            asked = Prompt(token_ids=prompt(past, seed))
+            return sum([len(piece.token_ids) async for piece in engine.generate(asked, params)])
+
+        async def answers(engine: Any, first: int) -> int:
+            return sum(await asyncio.gather(*(answer(engine, first + seed) for seed in range(sequences))))
+
+        with closing(load(self._folder).engine(num_slots=sequences, capacity=past + steps)) as engine:
+            asyncio.run(answers(engine, sequences))  # warm, with prompts of its own
+            begin = time.perf_counter()
+            count = asyncio.run(answers(engine, 0))
+            return (time.perf_counter() - begin) / count
+
 
 class LlamaCpp:
     """The GGUF of the same weights, in llama.cpp's server."""
@@ -157,6 +178,12 @@ class LlamaCpp:
         told = self._ask(sequences, past + steps + 16, past, steps)
         # All run together but for the first prompts: what the one that began last saw is a full batch's pace.
         return min(one["predicted_ms"] / one["predicted_n"] for one in told) / 1e3
+
+    def served(self, sequences: int, past: int, steps: int) -> float:
+        self._ask(sequences, past + steps + 16, past, steps)  # warm
+        begin = time.perf_counter()
+        told = self._ask(sequences, past + steps + 16, past, steps)
+        return (time.perf_counter() - begin) / sum(one["predicted_n"] for one in told)
 
 
 class LlamaCppPrograms:
@@ -230,7 +257,15 @@ class Transformers:
             return (time.perf_counter() - begin) / steps
 
 
-ENGINES = {"Herd": Herd, "llama.cpp": LlamaCpp, "transformers": Transformers}
+SERVER = "llama.cpp's server"
+ENGINES = {"Herd": Herd, "llama.cpp": LlamaCpp, SERVER: LlamaCpp, "transformers": Transformers}
+
+
+def wheel_build() -> str:
+    """The widest instructions that the library in xllamacpp's wheel is built for, such as AVX2."""
+    told = import_module("xllamacpp").get_system_info()
+    widest = [name for name in ("SSE3", "AVX", "AVX2", "AVX512") if f"{name} = 1" in told]
+    return f"the wheel's build for {widest[-1] if widest else 'an unknown processor'}"
 
 
 def resident() -> int:

@@ -218,7 +218,7 @@ class Tokenizer:
         if not path.is_file():
             raise HerdError(f"{path} is missing")
         if path.suffix == ".model":
-            return Tokenizer(_completed(read_tiktoken(path), special_tokens()))
+            return Tokenizer(completed(read_tiktoken(path), special_tokens()))
         try:
             backend = Backend.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
@@ -264,7 +264,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return Tokenizer(_completed(backend, SPECIAL_TOKENS))
+    return Tokenizer(completed(backend, SPECIAL_TOKENS))
 
 
 def _split() -> pre_tokenizers.PreTokenizer:
@@ -276,7 +276,7 @@ def _split() -> pre_tokenizers.PreTokenizer:
     )
 
 
-def _completed(backend: Backend, special: Sequence[str]) -> Backend:
+def completed(backend: Backend, special: Sequence[str]) -> Backend:
     """`backend` with what stands around its merges: the split, the special tokens, and bos for who asks for it."""
     backend.pre_tokenizer = _split()
     backend.decoder = decoders.ByteLevel()

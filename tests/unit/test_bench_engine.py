@@ -2,14 +2,19 @@
 
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from herd.bench import engine, engine_files
+from herd.bench import engine, engine_files, engines
 from herd.bench.engine import CASES, DEFAULT, SHAPES, Limits, Speed
+from herd.bench.engines import wheel_build
 from herd.core.errors import HerdError
+from herd.engine.answer import Piece
+from herd.engine.engine import Engine
 from herd.model.formats import compressed
 from herd.model.formats.gguf import package
 from herd.plan.counts import count
@@ -72,3 +77,26 @@ def test_opening_a_model_does_not_bring_in_pytorchs_compiler(tmp_path: Path, mon
         "assert 'torch._dynamo' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+
+
+def test_requests_are_measured_through_the_whole_engine_beside_llama_cpps_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = engine.replace(SHAPES["S"], vocab_size=512, dim=64, num_heads=1, num_kv_heads=1, num_layers=4)
+    monkeypatch.setitem(SHAPES, "small", engine.replace(small, dense_ffn_dim=64, moe=replace(small.moe, ffn_dim=64)))
+    engine_files.write("small", "bf16", tmp_path)
+    monkeypatch.setattr(engines, "prompt", lambda count, seed: [3 + (seed * 7 + i) % 200 for i in range(count)])
+    answered: list[int] = []
+    generate = Engine.generate
+
+    async def counted(*args: object, **options: object) -> AsyncIterator[Piece]:
+        async for piece in generate(*args, **options):
+            answered.extend(piece.token_ids)
+            yield piece
+
+    monkeypatch.setattr(Engine, "generate", counted)
+    assert 0 < engines.Herd(tmp_path / "bf16").served(3, 20, 8) < 1
+    assert 3 * 8 < len(answered) <= 2 * 3 * 8  # once to warm up
+    peer = engines.LlamaCpp(tmp_path / "BF16.gguf")
+    assert 0 < peer.served(3, 20, 8) < 1
+    assert wheel_build().startswith("the wheel's build for ")
