@@ -320,7 +320,7 @@ def plan(
     """Estimate what a model takes: parameters, bytes, and a training run on a cluster.
 
     Args:
-        model: A preset's name, or the folder of a model.
+        model: A preset's name, the folder of a model, or a config.json.
         context: Tokens of one request, such as 8192, 128K or 10M; as many as the model claims if not given.
         quantize: Precision that weights and cache are added up in, bf16 if not given.
         gpus: Plan a training run on so many GPUs; what follows is for it alone.
@@ -332,8 +332,8 @@ def plan(
         here: Foretell a step of training on this machine, of --batch-tokens tokens in documents of --length.
         json: Print one JSON object, for scripts.
     """
-    is_folder = model not in PRESETS and Path(model).is_dir()
-    shape = named("herd.model.formats.config_json:config_from_json")(Path(model)) if is_folder else preset(model)
+    is_path = model not in PRESETS and Path(model).exists()
+    shape = named("herd.model.formats.config_json:config_from_json")(Path(model)) if is_path else preset(model)
     training = None
     if gpus is not None:
         training = named("herd.plan.training:TrainingPlan")(

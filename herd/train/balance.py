@@ -46,6 +46,8 @@ def total_balance_loss(model: Transformer, sum_counts: Callable[[Tensor], Tensor
     """
     last = [(moe.logits_NE, moe.load_E) for moe in mixtures(model)]
     logits = [logits_NE for logits_NE, _ in last if logits_NE is not None]
+    if not logits:  # a model without mixtures
+        return torch.zeros(())
     rows = len(logits[0])
     count_LE = sum_counts(torch.stack([load_E for _, load_E in last if load_E is not None]).nan_to_num() * rows)
     all_rows = count_LE[0].sum()

@@ -12,10 +12,13 @@ from dense_llama import VOCABULARY, dense_folder, write_gguf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import herd
 from herd.core.errors import HerdError
 from herd.core.lineage import read_lineage
+from herd.engine.sampler import SamplingParams
+from herd.serve.session import defaults
 from herd.stages.adopt import AdoptConfig, adopt
 
 transformers = pytest.importorskip("transformers")
@@ -192,6 +195,34 @@ def test_the_terms_and_the_origin_travel(tmp_path: Path) -> None:
     assert read_lineage(tmp_path / "home")["origin"]["name"] == "dense"
 
 
+def test_a_head_of_its_own_comes_along_though_the_config_ties_it(tmp_path: Path) -> None:
+    wanted = dense_logits(dense_folder(tmp_path / "dense", tie_word_embeddings=False))
+    path = tmp_path / "dense" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    adopt(AdoptConfig(), tmp_path / "dense", tmp_path / "home")
+    assert difference(tmp_path / "home", wanted) <= 1e-4
+
+
+def test_names_with_a_prefix_are_adopted(tmp_path: Path) -> None:
+    wanted = dense_logits(dense_folder(tmp_path / "dense"))
+    path = tmp_path / "dense" / "model.safetensors"
+    save_file({f"module._orig_mod.{name}": tensor for name, tensor in load_file(path).items()}, path)
+    adopt(AdoptConfig(), tmp_path / "dense", tmp_path / "home")
+    assert difference(tmp_path / "home", wanted) <= 1e-4
+
+
+def test_the_source_s_sampling_is_what_the_adopted_model_answers_by(tmp_path: Path) -> None:
+    dense_folder(tmp_path / "dense")
+    path = tmp_path / "dense" / "generation_config.json"
+    own = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [2, 0], "transformers_version": "4.45"}
+    path.write_text(json.dumps(own))
+    adopt(AdoptConfig(), tmp_path / "dense", tmp_path / "home")
+    kept = json.loads((tmp_path / "home" / path.name).read_text())
+    assert kept == {"bos_token_id": 1, "pad_token_id": 2, **own}
+    assert defaults(tmp_path / "home") == SamplingParams(temperature=0.6, top_p=0.9)
+    assert herd.load(tmp_path / "home").config.special.stop == (2, 0)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -201,6 +232,10 @@ def test_the_terms_and_the_origin_travel(tmp_path: Path) -> None:
         ({"mlp_bias": True}, "mlp_bias=True cannot come along"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' cannot come along"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "RoPE scaling of type 'yarn'"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "RoPE scaling of type 'linear'"),
+        ({"rope_scaling": LLAMA_3}, "rope_parameters and rope_scaling differ"),
+        ({"rope_theta": 500.0}, "rope_parameters and rope_theta differ"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
         ({"quantization_config": {"quant_method": "gptq"}}, "before they were quantised"),
         ({"hidden_size": None}, "not a complete Llama configuration"),
         ({"intermediate_size": 97}, r"gate_proj.weight has shape \(96, 64\) and not \(97, 64\)"),

@@ -2,15 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from published_configs import WITHOUT_MIXTURES
 from safetensors.torch import load_file, save_file
 
 import herd
 from herd.core.errors import HerdError
+from herd.engine.load import Prompt
+from herd.engine.sampler import SamplingParams
 from herd.model.formats import huggingface
+from herd.model.transformer import Transformer
 
 
 @pytest.fixture
@@ -73,11 +78,54 @@ def test_missing_extra_and_misshapen_tensors_are_named(copy: Path) -> None:
         herd.load(copy)
 
 
+def test_names_that_begin_otherwise_are_shown_beside_those_that_are_missing(copy: Path) -> None:
+    path = shard(copy)
+    (copy / "model.safetensors.index.json").unlink()
+    renamed = {
+        name.replace("language_model.model.", "model.language_model."): tensor
+        for name, tensor in load_file(path).items()
+    }
+    path.unlink()
+    save_file(renamed, copy / "model.safetensors")
+    told = r"model\.language_model\.(\S+) seems to be language_model\.model\.\1: rename the tensors, with load_file"
+    with pytest.raises(HerdError, match=told):
+        herd.load(copy)
+
+
+def test_an_index_without_metadata_is_enough(copy: Path) -> None:
+    path = copy / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": json.loads(path.read_text())["weight_map"]}))
+    assert herd.load(copy).config.num_layers == 4
+
+
 def test_one_file_without_an_index_is_opened(copy: Path, tiny_folder: Path) -> None:
     shard(copy).rename(copy / "model.safetensors")
     (copy / "model.safetensors.index.json").unlink()
     whole = dict(huggingface.load(tiny_folder).named_parameters())
     assert all(torch.equal(whole[name], x) for name, x in huggingface.load(copy).named_parameters())
+
+
+def test_a_model_without_mixtures_or_chunks_answers(copy: Path) -> None:
+    """The layout of Llama Guard 4."""
+    config = huggingface.load(copy).config
+    torch.manual_seed(0)
+    dense = Transformer(replace(config, moe=replace(config.moe, every=5)))
+    for name, parameter in dense.named_parameters():
+        torch.nn.init.normal_(parameter, float(name.endswith("norm.weight")), 0.05)
+    huggingface.save(dense, copy, dtype=torch.float32)
+    raw = json.loads((copy / "config.json").read_text())
+    raw["text_config"] |= {**WITHOUT_MIXTURES, "attention_chunk_size": None}
+    (copy / "config.json").write_text(json.dumps(raw))
+    model = herd.load(copy)
+    assert model.config.chunk_size == model.config.max_positions == 4096
+    ids = model.tokenizer.encode("the cat sat " * 100)
+    assert len(ids) > config.chunk_size
+    engine = model.engine()
+    [told] = engine.generate_batch([Prompt(token_ids=ids)], SamplingParams(max_tokens=4))
+    engine.close()
+    for _ in range(4):
+        ids.append(int(model.logits(ids)[-1].argmax()))
+    assert told == model.tokenizer.decode(ids[-4:])
 
 
 def test_what_cannot_be_honoured_is_refused(copy: Path) -> None:

@@ -1,5 +1,7 @@
 """Balance: the biases even out the load, touch nothing but the choice, and are counted over the whole step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from herd.config import MoEConfig, OptimizerConfig, ParallelConfig, SpecialIds, 
 from herd.model.init import initialise
 from herd.model.moe import MoE
 from herd.model.transformer import Transformer
-from herd.train.balance import Balancer, max_violation, moved
+from herd.train.balance import Balancer, max_violation, moved, total_balance_loss
 from herd.train.fold import constant_direction
 from herd.train.optimizer import Optimizer
 from herd.train.passes import master_of
@@ -125,6 +127,17 @@ def test_without_a_rate_no_bias_is_set_and_the_load_is_told_all_the_same() -> No
     metrics = balancer.after_step(0, stepper(model), updated=True)
     assert set(metrics) == {"expert_load", "max_vio"}
     assert all(layer.ffn.bias_E is None for layer in model.layers)
+
+
+def test_a_model_without_mixtures_has_nothing_to_balance() -> None:
+    """As Llama Guard 4 is."""
+    config = preset("tiny", vocab_size=64, special=SPECIAL)
+    model = Transformer(replace(config, moe=replace(config.moe, every=5))).train()
+    initialise(model, torch.Generator().manual_seed(0))
+    balancer = Balancer(model, 1e-3, Documents(), read)
+    read(model, torch.arange(10, 60))
+    assert float(total_balance_loss(model)) == 0
+    assert balancer.after_step(9, stepper(model), updated=True) == {}
 
 
 def test_the_load_of_an_outlier_moves_no_bias_and_is_forgotten() -> None:

@@ -15,9 +15,9 @@ from torch import Tensor
 from herd.config import ModelConfig, VisionConfig
 from herd.core.errors import HerdError
 from herd.core.files import naming_full_disk, read_json, write_json
-from herd.model.formats.config_json import config_from_json, config_to_json
+from herd.model.formats.config_json import config_from_json, config_to_json, is_tied
 from herd.model.formats.stored import Stored, open_safetensors
-from herd.model.formats.weights import Weights, assemble, check, refuse, skeleton
+from herd.model.formats.weights import Weights, assemble, check, plain_names, refuse, skeleton
 from herd.model.transformer import Transformer
 
 MAX_SHARD_BYTES = 4_000_000_000
@@ -163,12 +163,14 @@ def open_folder(folder: Path) -> Weights:
     if "quantization_config" in read_json(folder / "config.json"):
         raise HerdError(f"{folder} is quantised: it can be run, but not trained; give the folder that it was made from")
     table, shapes = rules(config), dict(skeleton(config).named_parameters())
+    found = plain_names(folder, stored_tensors(folder), (theirs for rule in table.values() for theirs in rule.names))
+    if is_tied(folder) and table["unembedding.weight"].names[0] not in found:
+        table["unembedding.weight"] = table["embedding.weight"]
     wanted = {
         theirs: part.shape
         for name, rule in table.items()
         for theirs, part in zip(rule.names, rule.split(shapes[name]), strict=True)
     }
-    found = stored_tensors(folder)
     check(folder, found, wanted)
     return Weights(
         config=config,

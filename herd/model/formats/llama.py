@@ -8,6 +8,7 @@ the Llama 4 layout has no place for (biases, other activations, other kinds of R
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from herd.config import ModelConfig, MoEConfig, RopeScaling, SpecialIds
 from herd.core.errors import HerdError
 from herd.core.files import read_json
 from herd.model.attention import rope_angles
+from herd.model.formats.config_json import read_rope
+from herd.model.formats.weights import plain_names, renamed
 
 LAYER_PARTS = (
     *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
@@ -62,7 +65,6 @@ def dense_config(raw: Mapping[str, Any], special: SpecialIds, *, where: str) -> 
         ("attention_bias", False, "the Llama 4 layout has no biases in attention"),
         ("mlp_bias", False, "the Llama 4 layout has no biases in its feed-forwards"),
         ("hidden_act", "silu", "the Llama 4 layout knows SwiGLU alone"),
-        ("partial_rotary_factor", 1, "the Llama 4 layout rotates whole heads"),
         ("quantization_config", None, "adopt the weights from before they were quantised"),
     ):
         if raw.get(key, wanted) != wanted:
@@ -71,6 +73,7 @@ def dense_config(raw: Mapping[str, Any], special: SpecialIds, *, where: str) -> 
     for key in (*needed, "max_position_embeddings"):
         if type(raw.get(key)) is not int or raw[key] < 1:
             raise HerdError(f"{where} is not a complete Llama configuration: {key}={raw.get(key)!r}")
+    theta, scaling = read_rope(raw, f"{where}: ", default_theta=10_000.0)
     try:
         heads, dim, max_positions = raw["num_attention_heads"], raw["hidden_size"], raw["max_position_embeddings"]
         return ModelConfig(
@@ -88,33 +91,13 @@ def dense_config(raw: Mapping[str, Any], special: SpecialIds, *, where: str) -> 
             chunk_size=max_positions,
             qk_norm=False,
             temperature=False,
-            rope_theta=_rope(raw).get("rope_theta", 10_000.0),
-            rope_scaling=_scaling(_rope(raw), where),
+            rope_theta=theta,
+            rope_scaling=scaling,
             norm_eps=raw.get("rms_norm_eps", 1e-6),
             max_positions=max_positions,
         )
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise HerdError(f"{where} is not a complete Llama configuration: {error!r}") from None
-
-
-def _rope(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """`rope_parameters` as transformers 5 writes it; before that `rope_theta` stood beside `rope_scaling`."""
-    theta = {"rope_theta": raw["rope_theta"]} if "rope_theta" in raw else {}
-    return {**theta, **(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-
-
-def _scaling(rope: Mapping[str, Any], where: str) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise HerdError(f"{where}: RoPE scaling of type {kind!r} has no place in the Llama 4 layout, only 'llama3' has")
-    return RopeScaling(
-        factor=rope["factor"],
-        low_freq_factor=rope["low_freq_factor"],
-        high_freq_factor=rope["high_freq_factor"],
-        original_max_positions=rope["original_max_position_embeddings"],
-    )
 
 
 def shapes(config: ModelConfig, *, tied: bool) -> dict[str, tuple[int, ...]]:
@@ -136,13 +119,14 @@ def shapes(config: ModelConfig, *, tied: bool) -> dict[str, tuple[int, ...]]:
 
 def check(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], *, where: str) -> None:
     """Raises HerdError that names tensors which are missing, have another shape, or have no place."""
-    problems = [f"{name} is missing" for name in wanted if name not in found]
+    missing, extra = ([name for name in one if name not in other] for one, other in ((wanted, found), (found, wanted)))
+    problems = renamed(missing, extra) + [f"{name} is missing" for name in missing]
     problems += [
         f"{name} has shape {found[name]} and not {shape}"
         for name, shape in wanted.items()
         if name in found and found[name] != shape
     ]
-    problems += [f"{name} has no place in the Llama 4 layout" for name in found if name not in wanted]
+    problems += [f"{name} has no place in the Llama 4 layout" for name in extra]
     if problems:
         raise HerdError(f"{where}: {'; '.join(problems[:4])}" + (" …" if len(problems) > 4 else ""))
 
@@ -151,7 +135,6 @@ def read_folder(folder: Path, special: SpecialIds) -> Dense:
     """Open a Hugging Face folder of `LlamaForCausalLM`; tensors are read when asked for."""
     raw = read_json(folder / "config.json")
     config = dense_config(raw, special, where=str(folder / "config.json"))
-    tied = bool(raw.get("tie_word_embeddings"))
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if not index.exists() and not single.exists():
         raise HerdError(f"{folder} has no model.safetensors: weights in other forms are not read")
@@ -164,19 +147,17 @@ def read_folder(folder: Path, special: SpecialIds) -> Dense:
             raise HerdError(f"{path} is missing: copy the folder again, whole") from None
         except SafetensorError as error:
             raise HerdError(f"{path} is damaged ({error}): copy the folder again, whole") from None
-        held |= dict.fromkeys(file.keys(), file)
-    # Buffers of old checkpoints, and the second name of what is one tensor.
-    held = {name: file for name, file in held.items() if not name.endswith("rotary_emb.inv_freq")}
-    if tied:
-        held.pop("lm_head.weight", None)
-    found = {name: tuple(file.get_slice(name).get_shape()) for name, file in held.items()}
+        held |= {name: partial(file.get_slice, name) for name in file.keys()}  # noqa: SIM118, no mapping
+    held = plain_names(folder, held, shapes(config, tied=False))
+    tied = bool(raw.get("tie_word_embeddings")) and "lm_head.weight" not in held
+    found = {name: tuple(slice().get_shape()) for name, slice in held.items()}
     check(shapes(config, tied=tied), found, where=str(folder))
-    kinds = {file.get_slice(name).get_dtype() for name, file in held.items()}
+    kinds = {slice().get_dtype() for slice in held.values()}
     if not kinds <= {"BF16", "F16", "F32"}:
         raise HerdError(f"{folder}: weights of type {', '.join(sorted(kinds))} are not read: adopt BF16, F16 or F32")
     return Dense(
         config=config,
-        read=lambda name: held[name].get_tensor(name),
+        read=lambda name: held[name]()[:],
         tied=tied,
         interleaved=False,
         dtype=torch.bfloat16 if kinds == {"BF16"} else torch.float32,

@@ -135,6 +135,7 @@ def _config(params: dict[str, Any], path: Path) -> ModelConfig:
         high_freq_factor=params.get("rope_high_freq_factor") or 1.0,
         original_max_positions=ROPE_POSITIONS,
     )
+    max_positions = own.get("max_positions", TRAINED_POSITIONS)
     return ModelConfig(
         vocab_size=params["vocab_size"],
         special=special,
@@ -160,7 +161,7 @@ def _config(params: dict[str, Any], path: Path) -> ModelConfig:
             max_tiles=own.get("max_tiles", 16),
         ),
         nope_every=params["nope_layer_interval"],
-        chunk_size=params["attention_chunk_size"],
+        chunk_size=params.get("attention_chunk_size") or max_positions,
         qk_norm=params.get("use_qk_norm", False),
         # Off by default in the reference, on in the released config.json of the same weights.
         temperature=params.get("attn_temperature_tuning", True),
@@ -169,5 +170,5 @@ def _config(params: dict[str, Any], path: Path) -> ModelConfig:
         rope_theta=params["rope_theta"],
         rope_scaling=scaling if params.get("use_scaled_rope") else None,
         norm_eps=params.get("norm_eps", 1e-5),
-        max_positions=own.get("max_positions", TRAINED_POSITIONS),
+        max_positions=max_positions,
     )

@@ -4,9 +4,12 @@ A reader finds out what a folder holds, refuses what does not fit, and gives `We
 conversion holds one parameter at a time, and `assemble` one model.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +19,10 @@ from herd.config import ModelConfig
 from herd.core.errors import HerdError
 from herd.model.formats.stored import CHECKED, Stored
 from herd.model.transformer import Transformer
+
+T = TypeVar("T")
+BUFFERS = ("rotary_emb.inv_freq", "rotary_emb.original_inv_freq", "rotary_embedding.freqs_ci")
+"""Ends of names that older files have beside the weights: tables that are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +86,41 @@ def check(source: Path, found: Mapping[str, Stored], wanted: Mapping[str, torch.
 
 def wrong_names(found: Iterable[str], wanted: Iterable[str]) -> list[str]:
     """What is missing and what is of no use, for `refuse`."""
-    found, wanted = set(found), set(wanted)
-    return [f"{name} is missing" for name in sorted(wanted - found)] + [
-        f"{name} is not a tensor of this model" for name in sorted(found - wanted)
+    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    return [
+        *renamed(missing, extra),
+        *(f"{name} is missing" for name in missing),
+        *(f"{name} is not a tensor of this model" for name in extra),
     ]
+
+
+def renamed(missing: Sequence[str], extra: Sequence[str]) -> list[str]:
+    """One line about the name that has no place and ends most like one that is missing; none where none is alike."""
+
+    def alike(one: str, other: str) -> int:
+        parts = zip(reversed(one.split(".")), reversed(other.split(".")), strict=False)
+        return len(list(takewhile(lambda pair: pair[0] == pair[1], parts)))
+
+    pairs = [(alike(one, other), one, other) for one in missing[:8] for other in extra]
+    shared, one, other = max(pairs, default=(0, "", ""))
+    if shared < 2:
+        return []
+    return [f"{other} seems to be {one}: rename the tensors, with load_file and save_file of safetensors.torch"]
+
+
+def plain_names(source: Path, found: Mapping[str, T], wanted: Iterable[str]) -> dict[str, T]:
+    """`found` without buffers that hold no weights, and without a prefix that every name has (`_orig_mod.`, `module.`).
+
+    What is left off is said on standard error.
+    """
+    held = {name: value for name, value in found.items() if not name.endswith(BUFFERS)}
+    first = next(iter(held), "")
+    whole = max((name for name in wanted if first.endswith(f".{name}")), key=len, default=first)
+    prefix = first.removesuffix(whole)
+    if not prefix or not all(name.startswith(prefix) for name in held):
+        return held
+    print(f"{source}: the names of all tensors begin with {prefix}, which is left off", file=sys.stderr)
+    return {name.removeprefix(prefix): value for name, value in held.items()}
 
 
 def refuse(source: Path, problems: Iterable[str]) -> None:
