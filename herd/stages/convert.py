@@ -88,13 +88,12 @@ def to_huggingface(config: ConvertConfig, source: Path, out: Path) -> Path:
     stage = start(config, source, out, "meta to huggingface")
     weights = meta.open_folder(source)
     tokenizer = None if (source / "tokenizer.json").exists() else Tokenizer.load(source)
-    carry(source, stage.work)
+    huggingface.save_processor(weights.config, stage.work)
+    carry(source, stage.work)  # whose files count before those
     with showing(weights) as shown:
         huggingface.write(shown.weights, stage.work, dtype=DTYPES.get(config.dtype, weights.dtype))
     if tokenizer is not None:
         tokenizer.save(stage.work)
-    if not (stage.work / "preprocessor_config.json").exists():
-        huggingface.save_processor(weights.config, stage.work)
     return stage.finish()
 
 

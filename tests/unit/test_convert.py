@@ -53,6 +53,20 @@ def test_to_meta_and_back_every_file_is_the_same(
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_sampling_and_image_settings_come_back_from_meta_whichever_files_hold_them(
+    source: Path, tmp_path: Path
+) -> None:
+    settings = read_json(source / "preprocessor_config.json") | {"max_patches": 3}
+    (source / "preprocessor_config.json").unlink()
+    write_json(source / "processor_config.json", {"image_processor": settings, "patch_size": 16})
+    write_json(source / "generation_config.json", {"do_sample": True, "temperature": 0.6})
+    assert main(["convert", str(source), str(tmp_path / "meta"), "--shards", "1"]) == 0
+    assert main(["convert", str(tmp_path / "meta"), str(tmp_path / "again")]) == 0
+    assert read_json(tmp_path / "again" / "generation_config.json") == {"do_sample": True, "temperature": 0.6}
+    assert config_from_json(tmp_path / "again") == config_from_json(source)
+    assert config_from_json(source).vision.max_tiles == 3
+
+
 def test_a_folder_of_meta_without_our_files_gets_a_processor(source: Path, tmp_path: Path) -> None:
     assert main(["convert", str(source), str(tmp_path / "meta"), "--shards", "1"]) == 0
     for name in ("herd.json", "preprocessor_config.json", "processor_config.json", "generation_config.json"):
