@@ -12,7 +12,7 @@ import torch
 
 from herd.config import MoEConfig, preset
 from herd.core.errors import HerdError, unknown
-from herd.core.files import folder_hash, read_json, sha256, write_atomic, write_json
+from herd.core.files import folder_hash, sha256, write_atomic
 from herd.core.lineage import Stage
 from herd.core.streams import seed_of
 from herd.data import kin
@@ -81,10 +81,7 @@ def adopt(config: AdoptConfig, source: Path, out: Path) -> Path:
 
     stage = Stage("adopt", out, config=config, parents={})
     huggingface.save(model, stage.work, dtype=DTYPES[config.dtype] if config.dtype else dense.dtype)
-    huggingface.save_processor(shape, stage.work)
-    if (own := source / "generation_config.json").exists():  # its sampling, and the tokens that end its answers
-        settings = stage.work / own.name
-        write_json(settings, read_json(settings) | read_json(own))
+    huggingface.save_processor(shape, stage.work, parent=source)
     tokenizer.save(stage.work)
     terms = _copy_terms(source if source.is_dir() else source.parent, stage.work)
     write_atomic(stage.work / "README.md", card(title, licence, origin, terms, config))

@@ -75,7 +75,7 @@ def save_model(
             weights.read(name)
         return stage.out
     huggingface.write(weights, stage.work, dtype=torch.bfloat16)
-    huggingface.save_processor(model.config, stage.work)
+    huggingface.save_processor(model.config, stage.work, parent=stage.parents.get("model"))
     tokenizer.save(stage.work)
     facts = told(stage.work)  # the last that can fail: until then the checkpoint stays
     stage.drop("state")

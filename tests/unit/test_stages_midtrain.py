@@ -1,5 +1,6 @@
 """Mid-training: lengths grow by stages, the shares of the tokens are as asked, ranks make the losses of one."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from herd.bench.ranks import on_ranks
 from herd.config import MidtrainConfig, ParallelConfig
 from herd.core.errors import HerdError
+from herd.core.files import read_json, write_json
 from herd.core.lineage import Stage, read_lineage
 from herd.core.tracker import read_metrics
 from herd.data import tables
@@ -119,6 +121,16 @@ def test_the_checkpoint_stays_until_all_is_told_of_a_folder(tiny_folder: Path, t
     with pytest.raises(HerdError):
         save_model(huggingface.load(tiny_folder), Tokenizer.load(tiny_folder), stage, told=fails)
     assert (stage.work / "state").is_dir()
+
+
+def test_a_trained_model_keeps_the_sampling_of_the_folder_it_began_with(tiny_folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder, model)
+    settings = read_json(model / "generation_config.json") | {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    write_json(model / "generation_config.json", settings)
+    stage = Stage("sft", tmp_path / "out", config={}, parents={"model": model})
+    out = save_model(huggingface.load(model), Tokenizer.load(model), stage)
+    assert read_json(out / "generation_config.json") == settings
 
 
 def losses(config: MidtrainConfig, model: Path, data: Path, out: Path) -> list[float]:

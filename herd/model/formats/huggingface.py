@@ -198,18 +198,21 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     return found
 
 
-def save_processor(config: ModelConfig, folder: Path) -> None:
-    """generation_config.json; and for pictures preprocessor_config.json and processor_config.json."""
+def save_processor(config: ModelConfig, folder: Path, *, parent: Path | None = None) -> None:
+    """generation_config.json; and for pictures preprocessor_config.json and processor_config.json.
+
+    Sampling and stop tokens that the folder `parent` asks for are kept.
+    """
     special = config.special
-    write_json(
-        folder / "generation_config.json",
-        {
-            "bos_token_id": special.bos,
-            "eos_token_id": list(special.stop),
-            "pad_token_id": special.pad,
-            "do_sample": False,
-        },
-    )
+    settings = {
+        "bos_token_id": special.bos,
+        "eos_token_id": list(special.stop),
+        "pad_token_id": special.pad,
+        "do_sample": False,
+    }
+    if parent is not None and (own := parent / "generation_config.json").exists():
+        settings |= read_json(own)
+    write_json(folder / "generation_config.json", settings)
     vision = config.vision
     if vision is None:
         return
