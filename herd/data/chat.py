@@ -66,13 +66,14 @@ def render_messages(
     if wrong := [message["role"] for message in messages if message["role"] not in ROLES]:
         raise unknown("role", str(wrong[0]), ROLES)
     if tokenizer.template is not None:
-        if tools:
-            raise HerdError("this model's own chat template is rendered without tools: leave them out")
-        rendered = render_template(tokenizer, processor, messages, add_generation_prompt=add_generation_prompt)
-        return Rendered(ids=rendered[0], learnt=rendered[1], tiles=rendered[2])
+        plain = [_plain(message) for message in messages]
+        ids, learnt, tiles = render_template(
+            tokenizer, processor, plain, tools=tools, add_generation_prompt=add_generation_prompt
+        )
+        return Rendered(ids=ids, learnt=learnt, tiles=tiles)
     special = tokenizer.special
     ids, learnt = [special["<|begin_of_text|>"]], [False]
-    tiles: list[Tiles] = []
+    tiles = []
 
     def add(more: list[int], by_assistant: bool) -> None:
         ids.extend(more)
@@ -107,6 +108,16 @@ def render_messages(
     if add_generation_prompt:
         add(header(tokenizer, "assistant"), False)
     return Rendered(ids=ids, learnt=learnt, tiles=tiles)
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message with its content in parts and the arguments of its calls as dictionaries."""
+    calls = [
+        {**call, "function": {"name": read.name, "arguments": read.arguments}}
+        for call in message.get("tool_calls") or ()
+        for read in [call_of(call)]
+    ]
+    return {**message, "content": parts_of(message), "tool_calls": calls}
 
 
 def parts_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:

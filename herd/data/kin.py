@@ -11,10 +11,8 @@ from tokenizers import Tokenizer as Backend
 from herd.config import SpecialIds
 from herd.core.errors import HerdError
 from herd.core.files import read_json
-from herd.data.tokenizer import PICTURE_TOKENS, Tokenizer
+from herd.data.tokenizer import CONTINUE, PICTURE_TOKENS, Tokenizer, names_of, template_of
 
-CONTINUE = "{{- bos_token }}{%- for message in messages %}{{- message['content'] }}{%- endfor %}"
-"""The template of a base model, which has none: it goes on with what is said."""
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -87,7 +85,7 @@ def from_gguf(metadata: Mapping[str, Any], *, where: str) -> tuple[Tokenizer, Sp
         )
     names = {"bos_token": tokens[special.bos], "eos_token": tokens[special.eot], "pad_token": tokens[special.pad]}
     template = metadata.get("tokenizer.chat_template", CONTINUE)
-    return Tokenizer(backend, template=template, names=names), special
+    return Tokenizer(backend, template=template, names=names, ids=special), special
 
 
 def from_folder(folder: Path) -> tuple[Tokenizer, SpecialIds]:
@@ -99,16 +97,10 @@ def from_folder(folder: Path) -> tuple[Tokenizer, SpecialIds]:
         backend = Backend.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise HerdError(f"{path} is not a readable tokenizer ({error})") from None
-    config, generation, told, mapped = (
+    config, generation = (
         read_json(folder / f"{name}.json") if (folder / f"{name}.json").exists() else {}
-        for name in ("config", "generation_config", "tokenizer_config", "special_tokens_map")
+        for name in ("config", "generation_config")
     )
-
-    def office(name: str) -> str | None:
-        token = mapped.get(name) or told.get(name)
-        token = token.get("content") if isinstance(token, dict) else token
-        return token if isinstance(token, str) and backend.token_to_id(token) is not None else None
-
     ends = generation.get("eos_token_id", config.get("eos_token_id"))
     ends = [ends] if isinstance(ends, int) else ends
     if not ends or len(ends) > 3:
@@ -121,28 +113,17 @@ def from_folder(folder: Path) -> tuple[Tokenizer, SpecialIds]:
         eot=ends[-1],
         pad=ends[-1] if pad is None else pad,
     )
-    named = {name: office(name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    names = {name: token for name, token in named.items() if token is not None}
-    return Tokenizer(backend, template=_template(folder, told), names=names), special
-
-
-def _template(folder: Path, told: dict[str, Any]) -> str:
-    """The folder's chat template, wherever it stands: a file of its own, or an entry of tokenizer_config.json."""
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        return path.read_text(encoding="utf-8")
-    template = told.get("chat_template") or CONTINUE
-    if isinstance(template, list):  # several by name
-        template = next((entry["template"] for entry in template if entry["name"] == "default"), CONTINUE)
-    return str(template)
+    tokenizer = Tokenizer(backend, template=template_of(folder), names=names_of(folder, backend), ids=special)
+    return tokenizer, special
 
 
 def with_picture_tokens(tokenizer: Tokenizer, special: SpecialIds) -> tuple[Tokenizer, SpecialIds]:
     """The same with tokens for pictures, behind all ids that are there."""
     more = tokenizer.with_special(PICTURE_TOKENS)
-    return more, replace(
+    ids = replace(
         special,
         image_start=more.special["<|image_start|>"],
         image_end=more.special["<|image_end|>"],
         patch=more.special["<|patch|>"],
     )
+    return more.with_ids(ids), ids

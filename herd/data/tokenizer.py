@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
@@ -90,8 +91,16 @@ class Tokenizer:
     office (`bos_token`, `eos_token`, …).
     """
 
-    def __init__(self, backend: Backend, *, template: str | None = None, names: dict[str, str] | None = None) -> None:
-        self._backend = backend
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        template: str | None = None,
+        names: dict[str, str] | None = None,
+        ids: SpecialIds | None = None,
+    ) -> None:
+        """`ids` are those that the model's config.json names; without them Llama 4's."""
+        self._backend, self._ids = backend, ids
         self._backend.encode_special_tokens = True  # as text
         self.vocab_size = backend.get_vocab_size()
         self.template, self.names = template, names or LLAMA_4_NAMES
@@ -104,6 +113,9 @@ class Tokenizer:
     @property
     def ids(self) -> SpecialIds:
         """The special ids that config.json names."""
+        if self._ids is not None:
+            return self._ids
+        assert self.template is None, "of another format than Llama 4's, config.json tells them: see Tokenizer.load"
         return SpecialIds(
             bos=self.special["<|begin_of_text|>"],
             end_of_text=self.special["<|end_of_text|>"],
@@ -114,6 +126,11 @@ class Tokenizer:
             image_end=self.special["<|image_end|>"],
             patch=self.special["<|patch|>"],
         )
+
+    @property
+    def stop_tokens(self) -> list[str]:
+        """The tokens that end an answer."""
+        return [token for token in map(self._backend.id_to_token, self.ids.stop) if token is not None]
 
     def encode(self, text: str, *, allowed_special: frozenset[str] = frozenset()) -> list[int]:
         """Ids of `text`; only the tokens in `allowed_special` are read as control tokens.
@@ -131,9 +148,10 @@ class Tokenizer:
     def _marked(self) -> Backend:
         return Backend.from_str(self._backend.to_str())
 
-    def encode_marked(self, text: str) -> list[int]:
-        """Ids of a text of our own making, in which every control token is meant as such."""
-        return list(self._marked.encode(text, add_special_tokens=False).ids)
+    def encode_marked(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids of a text of our own making, in which every control token is meant as such; and where each begins."""
+        encoded = self._marked.encode(text, add_special_tokens=False)
+        return list(encoded.ids), [begin for begin, _ in encoded.offsets]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """`encode` of each text, on all cores."""
@@ -182,7 +200,11 @@ class Tokenizer:
         """The same tokenizer with more special tokens, behind all others."""
         backend = Backend.from_str(self._backend.to_str())
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
-        return Tokenizer(backend, template=self.template, names=self.names)
+        return Tokenizer(backend, template=self.template, names=self.names, ids=self._ids)
+
+    def with_ids(self, ids: SpecialIds) -> "Tokenizer":
+        """The same tokenizer for a model that has other special ids."""
+        return Tokenizer(self._backend, template=self.template, names=self.names, ids=ids)
 
     def save(self, folder: Path) -> None:
         """tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja."""
@@ -208,8 +230,12 @@ class Tokenizer:
         write_atomic(folder / "chat_template.jinja", template)
 
     @staticmethod
-    def load(path: Path) -> "Tokenizer":
-        """Open a tokenizer.json, a released tokenizer.model, or a model or data folder that holds one of them."""
+    def load(path: Path, *, ids: SpecialIds | None = None) -> "Tokenizer":
+        """Open a tokenizer.json, a released tokenizer.model, or a model or data folder that holds one of them.
+
+        One without Llama 4's tokens comes with the chat template beside it. `ids` are those of the folder's
+        config.json: without them, such a tokenizer has none.
+        """
         if path.is_dir():
             found = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).exists()]
             if not found:
@@ -218,18 +244,50 @@ class Tokenizer:
         if not path.is_file():
             raise HerdError(f"{path} is missing")
         if path.suffix == ".model":
-            return Tokenizer(completed(read_tiktoken(path), special_tokens()))
+            return Tokenizer(completed(read_tiktoken(path), special_tokens()), ids=ids)
         try:
             backend = Backend.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise HerdError(f"{path} is not a readable tokenizer ({error})") from None
-        template = path.with_name("chat_template.jinja")
-        if backend.token_to_id("<|header_start|>") is None and template.exists():
-            names = read_json(path.with_name("special_tokens_map.json"))
-            return Tokenizer(backend, template=template.read_text(encoding="utf-8"), names=names)
+        if backend.token_to_id("<|header_start|>") is None and (path.parent / "tokenizer_config.json").exists():
+            return Tokenizer(backend, template=template_of(path.parent), names=names_of(path.parent, backend), ids=ids)
         if backend.normalizer is not None and json.loads(backend.normalizer.__getstate__()) == _UNGUARD:
             backend.normalizer = None
-        return Tokenizer(backend)
+        return Tokenizer(backend, ids=ids)
+
+
+CONTINUE = "{{- bos_token }}{%- for message in messages %}{{- message['content'] }}{%- endfor %}"
+"""The template of a base model, which has none: it goes on with what is said."""
+OFFICES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+"""What templates call tokens by."""
+
+
+def template_of(folder: Path) -> str:
+    """The folder's chat template, wherever it stands: a file of its own, or an entry of a configuration."""
+    if (path := folder / "chat_template.jinja").exists():
+        return path.read_text(encoding="utf-8")
+    found = [_told(folder, name).get("chat_template") for name in ("chat_template", "tokenizer_config")]
+    template = next(filter(None, found), CONTINUE)
+    if isinstance(template, list):  # several by name
+        template = next((entry["template"] for entry in template if entry["name"] == "default"), CONTINUE)
+    return str(template)
+
+
+def names_of(folder: Path, backend: Backend) -> dict[str, str]:
+    """The tokens that the folder gives offices to."""
+    mapped, told, names = _told(folder, "special_tokens_map"), _told(folder, "tokenizer_config"), {}
+    for office in OFFICES:
+        token = mapped.get(office) or told.get(office)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str) and backend.token_to_id(token) is not None:
+            names[office] = token
+    return names
+
+
+def _told(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / f"{name}.json"
+    content = read_json(path) if path.exists() else {}
+    return content if isinstance(content, dict) else {}
 
 
 def whole(text: str) -> str:

@@ -104,7 +104,7 @@ def load(folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.
         raise HerdError(f"{folder} is not a folder: give the folder of a model, such as runs/tiny/sft")
     reader = compressed if compressed.is_quantized(folder) else huggingface
     transformer = reader.load(folder, dtype=dtype, device=device)
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder, ids=transformer.config.special)
     # A kin's embedding may have rows to spare, for the sake of round numbers.
     rows, spare = transformer.config.vocab_size, tokenizer.template is not None
     if tokenizer.vocab_size > rows or (tokenizer.vocab_size < rows and not spare):

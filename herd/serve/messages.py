@@ -23,11 +23,12 @@ def chat_messages(request: ChatRequest, cancelled: Callable[[], bool] = lambda: 
 
     Once `cancelled()`, decoding ends with the next picture or frame, and HerdError is raised.
 
-    The results of calls stand in the order of the calls: the model's format gives them no names.
+    The results of calls stand in the order of the calls: Llama 4's format gives them no names.
     """
     messages: list[dict[str, Any]] = []
     waiting: list[str] = []
     results: dict[str, dict[str, Any]] = {}
+    called: dict[str, str] = {}
     for i, message in enumerate(request.messages):
         here = f"messages[{i}]"
         made = _message(message, here, cancelled)
@@ -37,7 +38,11 @@ def chat_messages(request: ChatRequest, cancelled: Callable[[], bool] = lambda: 
                     f"{here}: no call before it waits for the result {message.tool_call_id!r}",
                     param=f"{here}.tool_call_id",
                 )
-            results[message.tool_call_id] = made
+            results[message.tool_call_id] = {
+                **made,
+                "tool_call_id": message.tool_call_id,
+                "name": called[message.tool_call_id],
+            }
             if len(results) == len(waiting):
                 messages += [results[name] for name in waiting]
                 waiting, results = [], {}
@@ -47,6 +52,7 @@ def chat_messages(request: ChatRequest, cancelled: Callable[[], bool] = lambda: 
             raise ApiError(f"{here}: the call {missing!r} before it has no message with its result", param=here)
         messages.append(made)
         waiting = [call.id for call in message.tool_calls or ()]
+        called = {call.id: call.function.name for call in message.tool_calls or ()}
         if len(set(waiting)) < len(waiting):
             raise ApiError(f"{here}: two calls have one id", param=f"{here}.tool_calls")
     if waiting:
@@ -60,7 +66,10 @@ def _message(message: Message, here: str, cancelled: Callable[[], bool]) -> dict
     made: dict[str, Any] = {"role": role, "content": message.content or message.refusal or ""}
     if message.tool_calls:
         made["tool_calls"] = [
-            {"function": {"name": call.function.name, "arguments": read_arguments(call.function.arguments)}}
+            {
+                "id": call.id,
+                "function": {"name": call.function.name, "arguments": read_arguments(call.function.arguments)},
+            }
             for call in message.tool_calls
         ]
     if isinstance(message.content, list) and message.content:

@@ -16,6 +16,7 @@ from herd.core.files import folder_hash, sha256, write_atomic
 from herd.core.lineage import Stage
 from herd.core.streams import seed_of
 from herd.data import kin
+from herd.data.template import limits
 from herd.model.adopt import adopted
 from herd.model.formats import huggingface
 from herd.model.formats.gguf import read_gguf
@@ -84,7 +85,9 @@ def adopt(config: AdoptConfig, source: Path, out: Path) -> Path:
     huggingface.save_processor(shape, stage.work, parent=source)
     tokenizer.save(stage.work)
     terms = _copy_terms(source if source.is_dir() else source.parent, stage.work)
-    write_atomic(stage.work / "README.md", card(title, licence, origin, terms, config))
+    if cannot := limits(tokenizer):
+        print(f"its chat template cannot do: {'; '.join(cannot)}")
+    write_atomic(stage.work / "README.md", card(title, licence, origin, terms, config, cannot))
     return stage.finish(parameters=count_parameters(model), origin={"name": title, **origin})
 
 
@@ -110,8 +113,16 @@ def _copy_terms(source: Path, out: Path) -> list[str]:
     return terms
 
 
-def card(title: str, licence: str | None, origin: dict[str, Any], terms: list[str], config: AdoptConfig) -> str:
-    """The model card: where the weights come from, under which terms, and what was changed."""
+def card(
+    title: str,
+    licence: str | None,
+    origin: dict[str, Any],
+    terms: list[str],
+    config: AdoptConfig,
+    cannot: list[str],
+) -> str:
+    """The model card: where the weights come from, under which terms, what was changed, and what the chat template
+    cannot do."""
     front = ["---", *([f"license: {licence}"] if licence else []), "library_name: transformers", "---"]
     changes = [
         "rows of q and k in the order of interleaved rotation, unembedding apart from the embedding",
@@ -143,5 +154,6 @@ def card(title: str, licence: str | None, origin: dict[str, Any], terms: list[st
             "",
             f"{told} {texts}",
             "",
+            *(["Its chat template cannot do:", "", *[f"* {one}" for one in cannot], ""] if cannot else []),
         ]
     )

@@ -105,3 +105,35 @@ def test_yes_fetches_once_adopts_with_its_licence_and_talks(
     Path("runs/tiny/sft").mkdir(parents=True)
     assert main(["chat"]) == 0
     assert talked[-1] == Path("runs/tiny/sft")
+
+
+def test_a_template_without_tools_refuses_them_and_a_history_of_calls_at_the_server(alone: Path) -> None:
+    from starlette.testclient import TestClient
+
+    from herd.serve.api import create_app
+
+    dense_folder(alone / "dense")
+    assert main(["adopt", "dense", "home"]) == 0
+    model = herd.load("home")
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    history = [
+        {"role": "user", "content": "the cat"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "cold", "tool_call_id": "c1"},
+    ]
+    engine = model.engine(num_slots=1)
+    try:
+        client = TestClient(create_app(model, engine, name="home"))
+
+        def asked(**body: object) -> tuple[int, str]:
+            reply = client.post("/v1/chat/completions", json={"model": "home", "max_tokens": 2, **body})
+            return reply.status_code, reply.text
+
+        assert asked(messages=history[:1])[0] == 200
+        status, text = asked(messages=history[:1], tools=[tool])
+        assert status == 400 and "chat template has no place for tools" in text
+        status, text = asked(messages=history)
+        assert status == 400 and "no place for tool calls and their results" in text
+    finally:
+        engine.close()

@@ -172,7 +172,7 @@ def test_what_the_assistant_said_is_learnt(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "dogs"}, {"role": "assistant", "content": "the cat"}]
     rendered = render_messages(model.tokenizer, model.processor, messages, add_generation_prompt=False)
     learnt = [token for token, by_assistant in zip(rendered.ids, rendered.learnt, strict=True) if by_assistant]
-    assert model.tokenizer.decode(learnt, skip_special=False) == "the cat<|im_end|>\n"
+    assert model.tokenizer.decode(learnt, skip_special=False) == "the cat<|im_end|>"
 
 
 def test_a_template_is_shut_in_a_sandbox_and_its_refusal_is_one_line(tmp_path: Path) -> None:
