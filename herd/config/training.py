@@ -1,41 +1,60 @@
 """What every stage that trains can be told of its optimizer, its checkpoints, its outliers and its ranks."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from herd.config.ranges import (
+    Checked,
+    Count,
+    CountOrNone,
+    PartialShare,
+    Positive,
+    Rate,
+    Seconds,
+    Share,
+    Weight,
+    at_least,
+)
 from herd.core.errors import HerdError
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """Muon or AdamW for matrices, AdamW for the rest; warm-up, plateau, linear decay to zero."""
 
     matrix: Literal["muon", "adamw"] = "muon"
     """What steps the matrices of the layers."""
     moments: Literal["fp32", "8bit"] = "fp32"
     """How AdamW keeps its moments, but for norms and routers: 8 or 2 bytes for each weight."""
-    matrix_lr: float = 0.02
+    matrix_lr: Rate = 0.02
     """Muon's step, as the root mean square of an update relative to sqrt(max(1, rows / columns))."""
-    adamw_lr: float = 0.002
+    adamw_lr: Rate = 0.002
     """AdamW's step for the matrices of the layers, where it has them."""
-    embedding_lr: float = 0.03
+    embedding_lr: Rate = 0.03
     """AdamW's step for the embedding."""
-    other_lr: float = 0.01
+    other_lr: Rate = 0.01
     """AdamW's step for norms, biases, positions and the router."""
-    unembedding_lr: float = 0.008
+    unembedding_lr: Rate = 0.008
     """AdamW's step for the unembedding."""
-    weight_decay: float = 0.01
+    weight_decay: Rate = 0.01
     """Share of a weight that a step at a learning rate of 1 would remove."""
-    momentum: float = 0.95
+    momentum: PartialShare = 0.95
     """Muon's: how much of the last steps' sum is kept."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[PartialShare, PartialShare] = (0.9, 0.95)
     """AdamW's: how much of the first and of the second moment is kept."""
-    warmup: float = 0.02
+    warmup: Share = 0.02
     """Share of the steps with a rising rate."""
-    decay: float = 0.5
+    decay: Share = 0.5
     """Share of the steps with a falling rate."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """The gradients of all parameters together are scaled down to this norm."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup + self.decay > 1 + 1e-9:
+            raise HerdError(
+                f"warmup={self.warmup} and decay={self.decay} are more than all steps: their sum is at most 1"
+            )
 
 
 HOW_IT_RUNS = {"changes the result": False}
@@ -46,24 +65,19 @@ PARALLEL_AXES = ("replicate", "shard", "expert", "context", "tensor")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParallelConfig:
+class ParallelConfig(Checked):
     """How many ranks share the work along each axis; their product is the number of processes, see docs/train.md."""
 
-    replicate: int = 1
+    replicate: Count = 1
     """Ranks with all parameters and their own documents."""
-    shard: int = 1
+    shard: Count = 1
     """Ranks with their own documents that keep a part of every parameter and gather it for use (FSDP)."""
-    expert: int = 1
+    expert: Count = 1
     """Ranks with their own documents, each keeping some of every layer's experts."""
-    context: int = 1
+    context: Count = 1
     """Ranks that share the documents, each taking a part of the tokens."""
-    tensor: int = 1
+    tensor: Count = 1
     """Ranks that share the tokens, each taking a part of the heads and of the hidden widths."""
-
-    def __post_init__(self) -> None:
-        for axis in PARALLEL_AXES:
-            if getattr(self, axis) < 1:
-                raise HerdError(f"parallel {axis}={getattr(self, axis)} is no number of ranks: at least 1")
 
     @property
     def world(self) -> int:
@@ -72,28 +86,24 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
+class CheckpointConfig(Checked):
     """When the state of a training is saved, and what is kept of it."""
 
-    every_s: float = 60.0
+    every_s: Seconds = 60.0
     """Seconds from one save to the next; one that is still being written is waited for."""
-    keep: int = 2
+    keep: Count = 2
     """The newest so many are kept: should one be damaged, the one before serves."""
-    keep_every: int = 0
+    keep_every: CountOrNone = 0
     """Every so-many-th is kept too until the stage is done; 0: none."""
-
-    def __post_init__(self) -> None:
-        if self.keep < 1:
-            raise HerdError(f"keep={self.keep} keeps no checkpoint: give 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuardConfig:
+class GuardConfig(Checked):
     """Which steps of a training are taken back as outliers, see docs/train.md."""
 
-    window: int = 128
-    """Steps that tell what is usual."""
-    sigmas: float = 6.0
+    window: Annotated[int, at_least(16)] = 128
+    """Steps that tell what is usual; nothing is judged before the 16th."""
+    sigmas: Weight = 6.0
     """A loss or gradient norm so far above its trend is an outlier; 0: only what is not a number."""
-    patience: int = 16
+    patience: Count = 16
     """So many outliers in a row stop the run."""

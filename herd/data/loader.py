@@ -291,12 +291,12 @@ class SftBatches:
         self.num_steps = len(self.steps)
         replay = PretrainConfig(
             seed=config.seed + 1,  # another order than pre-training's
-            num_tokens=config.num_tokens - wanted,
-            batch_tokens=config.batch_tokens - chat_tokens,
+            num_tokens=max(1, config.num_tokens - wanted),
+            batch_tokens=max(1, config.batch_tokens - chat_tokens),
             context=config.context,
             picture_share=0.0,
         )
-        self.replay = PretrainBatches(folder, replay, tokenizer, processor)
+        self.replay = PretrainBatches(folder, replay, tokenizer, processor) if config.replay_share else None
 
     def _render(self, messages: list[dict[str, Any]], rng: np.random.Generator | None, index: int) -> Sample:
         """A chat with its pictures; without a generator, with blank ones of the same layout."""
@@ -341,6 +341,6 @@ class SftBatches:
             self._render(self.chats[self.order[place]][1], stream(self.config.seed, "chat", place), self.order[place])
             for place in self.steps[step]
         ]
-        if step < self.replay.num_steps:
+        if self.replay is not None and step < self.replay.num_steps:
             samples += self.replay.samples(step, self.config.replay_weight)
         return pack(samples, patch_id=self.tokenizer.special[PATCH])

@@ -138,14 +138,16 @@ class LongBatches:
         self.keys = Keys(self.text.words, evaluation=False)
         self.num_steps = max(1, config.num_tokens // config.batch_tokens)
         short = int(config.batch_tokens * config.short_share)
-        replay = PretrainConfig(
-            seed=config.seed + 2,  # another order than pre-training's and fine-tuning's
-            num_tokens=short * (self.num_steps + 1),
-            batch_tokens=max(short, 1),
-            context=config.context,
-            picture_share=config.picture_share,
-        )
-        self.replay = PretrainBatches(folder, replay, tokenizer, processor)
+        self.replay: PretrainBatches | None = None
+        if short:
+            replay = PretrainConfig(
+                seed=config.seed + 2,  # another order than pre-training's and fine-tuning's
+                num_tokens=short * (self.num_steps + 1),
+                batch_tokens=short,
+                context=config.context,
+                picture_share=config.picture_share,
+            )
+            self.replay = PretrainBatches(folder, replay, tokenizer, processor)
         self._long_tokens = config.batch_tokens - short
 
     def length(self, step: int) -> int:
@@ -231,6 +233,6 @@ class LongBatches:
 
     def batch(self, step: int) -> Batch:
         """The batch of step `step`."""
-        samples = self.replay.samples(step) if step < self.replay.num_steps else []
+        samples = self.replay.samples(step) if self.replay is not None and step < self.replay.num_steps else []
         samples += [self.document(step, index) for index in range(self.count(step))]
         return pack(samples, patch_id=self.tokenizer.special[PATCH])

@@ -18,6 +18,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from torch import Tensor
 
+from herd.config.ranges import Checked, Count
 from herd.core.errors import HerdError
 from herd.core.files import partial
 from herd.core.lineage import Stage, commit_id, hash_of
@@ -41,10 +42,10 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
+class ConvertConfig(Checked):
     """How to convert."""
 
-    shards: int = 8
+    shards: Count = 8
     """Files of Meta's folder: the ranks of tensor parallelism that it is for."""
     dtype: str = ""
     """bfloat16, float16 or float32; as stored if empty."""
