@@ -78,6 +78,7 @@ def call(name: str, args: list[str]) -> None:
     """Parse what follows the command's name, and do it."""
     import tyro
 
+    refuse_repeated(args)
     command, registry = COMMANDS[name], number_rules()
     about = f"{command.summary}.\n\nExample: {command.example}"
     if not isinstance(command.does, Step):
@@ -96,6 +97,13 @@ def call(name: str, args: list[str]) -> None:
     traceback_log.set(out.with_name(out.name + ".log"))
     run_step(command.does, usage.config, {role: getattr(usage, role) for role in command.does.parents}, out)
     print(f"wrote {out}")
+
+
+def refuse_repeated(args: Sequence[str]) -> None:
+    """Of an option given twice the parser would drop the first in silence."""
+    seen = [word.partition("=")[0].replace("_", "-") for word in args if word.startswith("--")]
+    if twice := [option for option in seen if seen.count(option) > 1]:
+        raise Misunderstood(f"{twice[0]} is given twice: give it once, with all its values behind it")
 
 
 def number_rules() -> "ConstructorRegistry":

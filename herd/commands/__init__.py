@@ -118,13 +118,13 @@ def data_fetch() -> None:
     print(f"{len(fetched.packs)} packages, {size / 1e6:,.0f} MB, are in {folder}")
 
 
-def report(run: Path, /, *, out: Path | None = None, against: Path | None = None, samples: bool = False) -> None:
+def report(run: Path, /, *, out: Path | None = None, against: tuple[Path, ...] = (), samples: bool = False) -> None:
     """Write a report about a run: one HTML page.
 
     Args:
         run: Folder of a run or of one stage, finished or in work.
         out: Folder to write; RUN/report if not given, beside a single stage STAGE-report.
-        against: An earlier run or stage to compare with.
+        against: Earlier runs or stages to compare with.
         samples: Have the last model continue held-out texts, where no evaluation did.
     """
     written = named("herd.evaluate.report:report")(run, out, against=against, samples=samples)

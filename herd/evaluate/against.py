@@ -1,4 +1,5 @@
-"""One run beside an earlier one: what was set otherwise, the figures at the end, the curves in one picture.
+"""One run beside an earlier one: what was set otherwise (in the stage, and in the model that it wrote), the figures at
+the end, the curves in one picture.
 
 Stages are paired by what they are (`pretrain`, `sft`, …); of two single stages, whatever they are.
 """
@@ -49,7 +50,10 @@ class Pair:
 
     name: str
     settings: list[tuple[str, Any, Any]]
-    """Fields of the config that differ: name, ours, theirs; None where one has no such field."""
+    """Fields that differ of the stage's config, and of the model's as `model.…`: name, ours, theirs; None where one has
+    no such field."""
+    num_shapes: int
+    """How many of the two have a model's config.json."""
     figures: list[Figure]
     charts: list[str]
 
@@ -71,12 +75,21 @@ def _pair(one: StageFolder, other: StageFolder, names: tuple[str, str]) -> Pair:
             charts.append(
                 line_chart(TITLES.get(key, key.replace("_", " ")), curves, from_zero=not key.endswith("loss"))
             )
+    shapes = [shape for stage in (one, other) if (shape := model_shape(stage)) is not None]
+    settings = list(differing(one.lineage["config"], other.lineage["config"]))
     return Pair(
         name=one.name,
-        settings=list(differing(one.lineage["config"], other.lineage["config"])),
+        settings=settings + (list(differing(shapes[0], shapes[1], "model.")) if len(shapes) == 2 else []),
+        num_shapes=len(shapes),
         figures=figures(one, other),
         charts=[chart for chart in charts if chart],
     )
+
+
+def model_shape(stage: StageFolder) -> dict[str, Any] | None:
+    """The config.json of the model that a stage wrote; None where it wrote none, or has not yet."""
+    path = stage.path / "config.json"
+    return dict(read_json(path)) if path.is_file() else None
 
 
 def measured(stage: StageFolder) -> set[str]:

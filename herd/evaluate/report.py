@@ -31,21 +31,22 @@ LANGUAGE_NAMES = {
 }  # fmt: skip
 
 
-def report(run: Path, out: Path | None = None, *, against: Path | None = None, samples: bool = False) -> Path:
+def report(run: Path, out: Path | None = None, *, against: Sequence[Path] = (), samples: bool = False) -> Path:
     """Write `report.html` and `verdicts.json` about a run, or one stage of it, finished or in work.
 
-    `against` is another run or stage to compare with. `samples` has the last finished model of language continue
+    `against` are other runs or stages to compare with. `samples` has the last finished model of language continue
     held-out texts, where no evaluation did so. `out` is RUN/report, or beside a single stage STAGE-report.
     """
     stages = read_stages(run)
     alone = len(stages) == 1 and run.name.removesuffix(PARTIAL) == stages[0].name
     if out is None:
         out = run.with_name(f"{stages[0].name}-report") if alone else run / "report"
-    earlier = read_stages(against) if against else []
+    earlier = {other: read_stages(other) for other in against}
     stage = Stage("report", out, config={}, parents={one.name: one.path for one in stages if one.finished})
     said = stage_samples(stages) if samples else None
-    pairs = compare(stages, earlier, (f"{run.name}, this run", f"{against.name}, earlier")) if against else []
-    page, verdicts = render(run, stages, pairs, against=against, said=said, alone=alone)
+    names = {other: (f"{run.name}, this run", f"{other.name}, earlier") for other in against}
+    beside = {other: compare(stages, theirs, names[other]) for other, theirs in earlier.items()}
+    page, verdicts = render(run, stages, beside, said=said, alone=alone)
     write_atomic(stage.work / "report.html", page)
     write_json(stage.work / "verdicts.json", [asdict(verdict) for verdict in verdicts])
     return stage.finish()
@@ -54,9 +55,8 @@ def report(run: Path, out: Path | None = None, *, against: Path | None = None, s
 def render(
     run: Path,
     every: Sequence[StageFolder],
-    pairs: Sequence[Pair] = (),
+    beside: Mapping[Path, Sequence[Pair]] | None = None,
     *,
-    against: Path | None = None,
     said: Mapping[str, Any] | None = None,
     alone: bool = False,
 ) -> tuple[str, list[Verdict]]:
@@ -96,8 +96,7 @@ def render(
         bits_chart=_bits_chart(results),
         competitors={"model": "this model", **COMPETITOR_NAMES},
         training=_training(every),
-        against=against,
-        pairs=pairs,
+        beside=beside or {},
         card=next((one.lineage["card"] for one in stages if "card" in one.lineage), None),
         stages=stages,
         every=every,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Protocol
 
 import torch
@@ -78,6 +79,7 @@ def train(
         asked_to_stop() as request,
         progress_bar(quiet=not parallel.first) as bar,
     ):
+        speeds: list[int] = []
         task = bar.add_task(stage.name, total=batches.num_steps, completed=start, note="")
         for step, coming in ahead(batches, start):
             if checkpoints.turn(step, leave=bool(request or guard.trouble or coming.exception())):
@@ -99,9 +101,11 @@ def train(
             optimizer.clear()
             for hook in hooks:
                 metrics |= hook.after_step(step, optimizer, updated=outlier is None)
-            speed = round(size / (time.monotonic() - began))
-            tracker.log(step, **metrics, **{f"{batches.unit}_per_s": speed}, seconds=round(stage.seconds, 2))
-            bar.update(task, advance=1, note=f"loss {metrics['loss']:.3f}, {speed:,} {batches.unit}/s")
+            speeds.append(round(size / (time.monotonic() - began)))
+            tracker.log(step, **metrics, **{f"{batches.unit}_per_s": speeds[-1]}, seconds=round(stage.seconds, 2))
+            # The median, as single steps vary: the last one's rate is what the bar would be remembered by.
+            note = f"loss {metrics['loss']:.3f}, {median(speeds):,.0f} {batches.unit}/s"
+            bar.update(task, advance=1, note=note)
     if guard.num_skipped and parallel.first:
         print(f"{stage.name}: {guard.num_skipped} of {batches.num_steps} steps were left out as outliers")
     model.eval()

@@ -176,6 +176,19 @@ def test_the_recipe_gives_the_defaults_and_options_stand_above_it(monkeypatch: p
     assert (parents, out) == ({"model": Path("m"), "data": Path("d")}, Path("o"))
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "report runs/a --against runs/b --against runs/c",
+        "pretrain m --data d --out o --num-tokens 5 --num_tokens=6",
+        "generate m p --out o --stop a --stop b",
+    ],
+)
+def test_an_option_given_twice_is_refused(line: str, capsys: pytest.CaptureFixture[str]):
+    assert main(line.split()) == 2
+    assert "is given twice: give it once, with all its values behind it" in capsys.readouterr().err
+
+
 def test_every_whole_number_may_be_written_short(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv("COLUMNS", "200")
     seen = []

@@ -225,7 +225,7 @@ def test_two_runs_are_set_side_by_side(run: Path, tmp_path: Path) -> None:
     write_json(
         run / "pretrain" / "herd.json", world.lineage("pretrain", config={"optimizer": {"decay": 0.9, "warmup": 0.1}})
     )
-    page = (report(run, run / "report", against=other) / "report.html").read_text(encoding="utf-8")
+    page = (report(run, run / "report", against=[other]) / "report.html").read_text(encoding="utf-8")
     checked(page)
     told = page[page.index("Beside ") : page.index("<h2>Verdicts")]
     assert re.findall(r"<td><code>(.*?)</code></td><td>(.*?)</td><td>(.*?)</td>", told) == [
@@ -239,6 +239,23 @@ def test_two_runs_are_set_side_by_side(run: Path, tmp_path: Path) -> None:
     assert figures["steps"] == (40, 20) and figures["seconds"] == (12.5, 9)
     assert figures["loss, at the end"] == pytest.approx(((9 / 39 + 9 / 40) / 2, 9 / 20), rel=1e-3)
     assert told.count("<figure>") == 6 and "sft" not in told  # loss, loss on text, rate, norm, speed, MaxVio
+
+
+def test_models_that_differ_are_told_apart(run: Path, tmp_path: Path) -> None:
+    shape = {"num_hidden_layers": 4, "hidden_size": 192, "num_local_experts": 8}
+    others = {"deeper": shape | {"num_hidden_layers": 6}, "alike": shape, "unknown": None}
+    write_json(run / "sft" / "config.json", {"text_config": shape})
+    for name, theirs in others.items():
+        train_stage(tmp_path / name, "sft")
+        if theirs:
+            write_json(tmp_path / name / "sft" / "config.json", {"text_config": theirs})
+    page = (report(run, against=[tmp_path / name for name in others]) / "report.html").read_text(encoding="utf-8")
+    checked(page)
+    deeper, alike, unknown = page[: page.index("<h2>Verdicts")].split("<h2>Beside ")[1:]
+    assert "<code>model.text_config.num_hidden_layers</code></td><td>4</td><td>6</td>" in deeper
+    assert "The settings are the same" not in deeper
+    assert "The settings are the same, the model too." in alike
+    assert "The settings are the same." in unknown and "the models are not compared" in unknown
 
 
 def test_an_even_map_is_blank_and_an_idle_expert_is_a_dark_row() -> None:

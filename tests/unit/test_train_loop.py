@@ -3,8 +3,10 @@
 import errno
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -90,6 +92,21 @@ def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path)
     assert 1 <= len(lines(tmp_path / "torn")) <= 4
     assert same_weights(run(tmp_path / "torn", RandomBatches(6)), whole)
     assert lines(tmp_path / "torn") == lines(tmp_path / "whole")
+
+
+def test_the_bar_ends_with_the_median_rate_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def slow_at_the_end(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, object]]:
+        if torch.equal(batch.tokens_N, RandomBatches(5).batch(4).tokens_N):
+            time.sleep(0.5)
+        return language_loss(0.01)(model, batch)
+
+    monkeypatch.setenv("COLUMNS", "200")
+    run(tmp_path / "whole", RandomBatches(5), slow_at_the_end)
+    speeds = [line["tokens_per_s"] for line in read_metrics(tmp_path / "whole.partial" / "metrics.jsonl")]
+    assert speeds[-1] == min(speeds)
+    assert f", {median(speeds):,.0f} tokens/s" in capsys.readouterr().err
 
 
 def test_what_a_loss_draws_is_the_same_after_a_resume(tmp_path: Path) -> None:
