@@ -1,14 +1,16 @@
 """Pictures with names and captions: Tux Paint's stamps, emoji in several drawing styles, flags. And clips.
 
 Held out for evaluation: the stamps of a share of the subjects (`subjects`), and the Twitter drawings of a share of the
-emoji whose Google drawings are trained on (`styles`). No other Twitter drawing is used. Of the flags no picture is held
-out but pairs of country and language, whose names are left out here, so that no caption can give them away.
+emoji whose Google drawings are trained on (`styles`). No other Twitter drawing is used. Stamps that share a name in any
+language are held out together, and what shares one with a held-out stamp is left out in every other style and among the
+clips: nothing that is trained on has the name of a held-out subject. Of the flags no picture is held out but pairs of
+country and language, whose names are left out here, so that no caption can give them away.
 """
 
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -19,7 +21,8 @@ from herd.core.errors import HerdError
 from herd.data.fetch import Pack
 from herd.data.image import on_white, read_picture
 from herd.data.names import caption_of, country_names, emoji_names, is_name, name_of
-from herd.data.splits import held_out
+from herd.data.spelling import spellings
+from herd.data.splits import groups, held_out
 from herd.data.text import shuffled
 
 STAMP_LANGUAGES = {
@@ -71,46 +74,65 @@ class Clip:
 
 def all_pictures(packs: dict[str, Pack], *, longest_px: int, heldout: float, heldout_pairs: float) -> list[Picture]:
     """Every picture that the packages there have, in a fixed order."""
-    return [
-        *stamps(packs, longest_px=longest_px, heldout=heldout),
+    stamped = stamps(packs, longest_px=longest_px, heldout=heldout)
+    others = [
         *emoji(packs, heldout=heldout),
         *fluent(packs, heldout=heldout),
         *icons(packs, longest_px=min(ICON_PX, longest_px)),
         *flags(packs, longest_px=longest_px, heldout_pairs=heldout_pairs),
     ]
+    kept_back = names_of_subjects(stamped)
+    return [*stamped, *(picture for picture in others if not spellings(picture.names) & kept_back)]
+
+
+def names_of_subjects(pictures: Iterable[Picture]) -> set[str]:
+    """The names of held-out subjects in all languages, as they are compared."""
+    return set().union(*(spellings(picture.names) for picture in pictures if picture.split == "subjects"))
 
 
 def stamps(packs: dict[str, Pack], *, longest_px: int, heldout: float) -> list[Picture]:
-    """Tux Paint's stamps. Those of a held-out stem are `subjects`, in whatever folder they lie."""
+    """Tux Paint's stamps. Those of one stem, in whatever folder, or with a common name are held out together."""
     if "tuxpaint-stamps-default" not in packs:
         return []
     pack = packs["tuxpaint-stamps-default"]
     root = "usr/share/tuxpaint/stamps/"
     members = set(pack.names())
+    captions_of: dict[str, dict[str, str]] = {}
+    names_of: dict[str, dict[str, str]] = {}
+    same: dict[str, set[str]] = {}
+    for caption_file in pack.names(".txt"):
+        captions = _captions(pack.read(caption_file).decode(errors="replace"))
+        names = {language: name_of(caption, language) for language, caption in captions.items()}
+        captions_of[caption_file] = captions
+        names_of[caption_file] = {language: name for language, name in names.items() if name}
+        same.setdefault(_stem(caption_file), set()).update(spellings(names_of[caption_file]))
+    first_of = groups(same)
 
     def make(caption_file: str) -> Picture | None:
-        path = caption_file.removesuffix(".txt")
-        stem = path.rsplit("/", 1)[-1]
+        path, captions = caption_file.removesuffix(".txt"), captions_of[caption_file]
         drawing = f"{path}.png" if f"{path}.png" in members else f"{path}.svg"
         if drawing not in members:
             return None
-        captions = _captions(pack.read(caption_file).decode(errors="replace"))
         content = pack.read(drawing)
         picture = _render(content, longest_px) if drawing.endswith(".svg") else _readable(content)
         if picture is None or not captions:
             return None
-        names = {language: name_of(caption, language) for language, caption in captions.items()}
+        stem = _stem(caption_file)
         return Picture(
             id=f"tuxpaint/{path.removeprefix(root)}",
-            split="subjects" if held_out("tuxpaint", stem, share=heldout) else "train",
+            split="subjects" if held_out("tuxpaint", first_of[stem], share=heldout) else "train",
             source="tuxpaint",
             subject=stem,
             png=_png(picture, longest_px),
-            names={language: name for language, name in names.items() if name},
+            names=names_of[caption_file],
             captions=captions,
         )
 
     return [picture for picture in _in_threads(make, pack.names(".txt")) if picture]
+
+
+def _stem(caption_file: str) -> str:
+    return caption_file.removesuffix(".txt").rsplit("/", 1)[-1]
 
 
 def emoji(packs: dict[str, Pack], *, heldout: float) -> list[Picture]:
@@ -224,8 +246,9 @@ def flags(packs: dict[str, Pack], *, longest_px: int, heldout_pairs: float) -> l
     return pictures
 
 
-def clips(packs: dict[str, Pack], *, num: int, heldout: float) -> list[Clip]:
-    """Animated emoji, at most `num`, in the order of their names' hashes; what does not move is left out."""
+def clips(packs: dict[str, Pack], *, num: int, heldout: float, kept_back: Set[str]) -> list[Clip]:
+    """Animated emoji, at most `num`, in the order of their names' hashes; without those that do not move or have one
+    of the names `kept_back`."""
     names = emoji_names(packs)
     if FLUENT not in packs or not names:
         return []
@@ -234,7 +257,8 @@ def clips(packs: dict[str, Pack], *, num: int, heldout: float) -> list[Clip]:
     for name in shuffled(pack.names(".webp")):
         if len(moving) == num:
             break
-        if _emoji_called(_code(name), names) and getattr(_opened(pack, name), "n_frames", 1) > 1:
+        called = _emoji_called(_code(name), names)
+        if called and not spellings(called) & kept_back and getattr(_opened(pack, name), "n_frames", 1) > 1:
             moving.append(name)
 
     def make(name: str) -> Clip:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from herd.data.text import Document, digest
 
@@ -11,6 +11,23 @@ def held_out(*place: str, share: float) -> bool:
     """Whether the thing at `place` is one of the `share` that is never trained on."""
     value = hashlib.sha256("\0".join(place).encode()).digest()[:8]
     return int.from_bytes(value) < share * 2**64
+
+
+def groups(spellings: Mapping[str, set[str]]) -> dict[str, str]:
+    """Things that share a spelling of their names, directly or by way of others: each with the first of its group."""
+    first = {thing: thing for thing in spellings}
+    owner: dict[str, str] = {}
+
+    def root(thing: str) -> str:
+        while first[thing] != thing:
+            thing = first[thing]
+        return thing
+
+    for thing, own in spellings.items():
+        for spelling in own:
+            one, other = sorted((root(thing), root(owner.setdefault(spelling, thing))))
+            first[other] = one
+    return {thing: root(thing) for thing in spellings}
 
 
 def split_documents(documents: Sequence[Document], *, share: float, least_bytes: int) -> dict[str, str]:

@@ -1,18 +1,9 @@
 """When two answers are the same, and in which language an answer is."""
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 
-ARTICLES = {
-    "en": {"a", "an", "the"},
-    "de": {"ein", "eine", "einen", "einem", "einer", "eines", "der", "die", "das", "den", "dem", "des"},
-    "fr": {"un", "une", "des", "le", "la", "les", "l", "du", "de", "d"},
-    "es": {"un", "una", "unos", "unas", "el", "la", "los", "las"},
-    "it": {"un", "uno", "una", "il", "lo", "la", "i", "gli", "le", "l"},
-    "pt": {"um", "uma", "uns", "umas", "o", "a", "os", "as"},
-}
-"""Words that may stand before a name; languages that are not listed have none."""
+from herd.data.spelling import normalise
 
 MATCH_RULE = (
     "An answer is right when it equals the expected one after NFKC, case folding, punctuation and symbols read as "
@@ -26,21 +17,6 @@ LANGUAGE_RULE = (
     "language asked, and that has at least one. Overlap: the share of these answers that would count as right had "
     "another language been asked, the mean over the others; names shared between languages make it more than 0."
 )
-
-
-def normalise(text: str, language: str) -> str:
-    """The form in which answers are compared: see MATCH_RULE."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    kept = []
-    for character in folded:
-        kind = unicodedata.category(character)
-        if kind != "Cf":  # joiners and marks of direction are not seen
-            kept.append(" " if kind[0] in "PSZC" else character)
-    words = "".join(kept).split()
-    articles = ARTICLES.get(language, set())
-    while len(words) > 1 and words[0] in articles:
-        words.pop(0)
-    return " ".join(words)
 
 
 def _units(answer: str, language: str) -> set[str]:

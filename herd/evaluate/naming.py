@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from herd.evaluate.answers import LANGUAGE_RULE, MATCH_RULE, LanguageOfAnswers, normalise
+from herd.data.spelling import normalise
+from herd.evaluate.answers import LANGUAGE_RULE, MATCH_RULE, LanguageOfAnswers
 from herd.evaluate.inputs import Chat, Picture
 from herd.evaluate.questions import Asker, Done, naming_question, text_of, with_picture
 from herd.evaluate.statistics import RATIO_RULE, Group, ratio_to_control, share
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from herd.engine.load import Prompt
 
 NAMING_RULE = (
-    "Subjects: pictures of which none was trained on, though another source may show a thing of the same name (see "
-    "reachable). Styles: drawings in a style never trained on, of things drawn otherwise in training. Per language the "
-    "first by a hash of the id that have a name in it. Open: the greedy answer, by exact match. "
+    "Subjects: things of which no picture was trained on, in any style, nor any picture or clip with one of their "
+    "names in any language. Styles: drawings in a style never trained on, of things drawn otherwise in training. "
+    "Per language the first by a hash of the id that have a name in it. Open: the greedy answer, by exact match. "
     + MATCH_RULE
     + " Closed: the name with the highest log-likelihood, end of turn included, of {candidates} names: those of the "
     "pictures asked and, up to that number, of others of the split in the language, all different after "

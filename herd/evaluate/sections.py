@@ -7,8 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from herd.data.spelling import normalise
 from herd.engine.load import load
-from herd.evaluate.answers import LanguageOfAnswers, normalise
+from herd.evaluate.answers import LanguageOfAnswers
 from herd.evaluate.bits import bits_table, cap_documents, model_bits, train_baselines
 from herd.evaluate.inputs import Chat, Picture, read_chats, read_clips, read_pictures, read_texts
 from herd.evaluate.naming import (

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from herd.evaluate.answers import MATCH_RULE, normalise
+from herd.data.spelling import normalise
+from herd.evaluate.answers import MATCH_RULE
 from herd.evaluate.inputs import Chat
 from herd.evaluate.questions import Asker, question_of
 from herd.evaluate.statistics import share

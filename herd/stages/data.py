@@ -28,6 +28,7 @@ from herd.data.dialogues import Caps, Chat, all_chats
 from herd.data.fetch import Fetched, fetch
 from herd.data.pictures import Clip, Picture, all_pictures, clips
 from herd.data.sources import LEFT_OUT, SOURCES
+from herd.data.spelling import spellings
 from herd.data.splits import split_documents
 from herd.data.text import read_language
 from herd.data.tokenizer import Tokenizer, train_tokenizer
@@ -150,7 +151,9 @@ def _pictures(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
 
 
 def _clips(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
-    found = clips(fetched.packs, num=cfg.clips, heldout=cfg.heldout_subjects)
+    pictures = tables.read(work / "pictures.parquet", ["split", "names"])
+    subjects = [spellings(json.loads(row["names"])) for row in pictures if row["split"] == "subjects"]
+    found = clips(fetched.packs, num=cfg.clips, heldout=cfg.heldout_subjects, kept_back=set().union(*subjects))
     tables.write(
         work / "clips.parquet", [{**asdict(clip), "names": tables.to_json(clip.names)} for clip in found], tables.CLIPS
     )

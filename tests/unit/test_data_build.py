@@ -10,13 +10,18 @@ import data_world
 import pyarrow.parquet as parquet
 import pytest
 from data_world import EMOJI
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import herd.stages.data as stage
 from herd.config import LANGUAGES
 from herd.core.errors import HerdError
 from herd.core.files import folder_hash, partial, read_json
-from herd.data.pictures import things
+from herd.data import pictures
+from herd.data.pictures import all_pictures, clips, things
+from herd.data.spelling import spellings
+from herd.data.splits import groups
 from herd.stages.data import DataConfig, build_data
 
 CFG = DataConfig(
@@ -110,14 +115,14 @@ def test_every_document_stands_once_and_some_are_held_out_in_every_language(data
 
 
 def test_held_out_subjects_styles_and_clips_are_in_no_training_chat(data: Path) -> None:
-    pictures = {row["id"]: row for row in rows(data, "pictures")}
-    clips = {row["id"]: row for row in rows(data, "clips")}
+    drawn = {row["id"]: row for row in rows(data, "pictures")}
+    moving = {row["id"]: row for row in rows(data, "clips")}
     seen = set()
     for row in rows(data, "chats"):
         parts = [part for message in json.loads(row["messages"]) for part in message["content"]]
         for part in parts:
             if isinstance(part, dict) and part["type"] in {"image", "video"} and row["kind"] != "flag":
-                shown = pictures[part["picture"]] if part["type"] == "image" else clips[part["clip"]]
+                shown = drawn[part["picture"]] if part["type"] == "image" else moving[part["clip"]]
                 assert (row["split"] == "train") == (shown["split"] == "train")
                 seen.add((row["kind"], shown["split"]))
     assert {("name", "subjects"), ("name", "styles"), ("name", "train"), ("clip", "heldout")} <= seen
@@ -139,6 +144,44 @@ def test_other_drawing_styles_come_by_the_english_name_and_are_trained_on(data: 
     widths = {id: Image.open(io.BytesIO(row["png"])).size for id, row in icons.items()}
     assert widths[f"emoji/openmoji/{EMOJI[0]}"] == (64, 32)
     assert widths[f"emoji/openmoji/{EMOJI[1]}"] == (64, 64)
+
+
+def test_no_training_picture_or_clip_has_the_name_of_a_held_out_subject(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Emoji are called here as the stamps are, but for case, an article, and each in another language."""
+    called = {
+        chr(int(code, 16)): {"es": f"La {thing.upper()}"} if index % 2 else {"it": f"{thing}!"}
+        for index, (code, thing) in enumerate(zip(EMOJI, data_world.THINGS, strict=True))
+    }
+    monkeypatch.setattr(pictures, "emoji_names", lambda _: called)
+    packs = data_world.fetched(world).packs
+    found = all_pictures(packs, longest_px=64, heldout=0.3, heldout_pairs=0.3)
+    held = {name for p in found if p.split == "subjects" for name in spellings(p.names)}
+    moving = clips(packs, num=8, heldout=0.3, kept_back=held)
+    assert 0 < len(held & set(data_world.THINGS)) < len(data_world.THINGS)
+    learnt = {name for p in [*found, *moving] if p.split != "subjects" for name in spellings(p.names)}
+    assert not held & learnt
+    assert {p.subject for p in found if p.source == "emoji"} == {
+        code for code, thing in zip(EMOJI, data_world.THINGS, strict=True) if thing not in held
+    }
+
+
+def test_stamps_with_a_common_name_are_held_out_together() -> None:
+    same = {"cat": {"cat", "katze"}, "kitten": {"katze", "kitten"}, "kitty": {"kitten"}, "dog": {"dog"}}
+    assert groups(same) == {"cat": "cat", "kitten": "cat", "kitty": "cat", "dog": "dog"}
+
+
+@given(st.dictionaries(st.integers(0, 30).map(str), st.sets(st.sampled_from("abcdefghijkl")), max_size=15))
+def test_groups_are_what_shares_names_by_way_of_others(names: dict[str, set[str]]) -> None:
+    found = groups(names)
+    for thing, own in names.items():
+        reached, words = {thing}, set(own)
+        while more := {other for other in names if names[other] & words} - reached:
+            reached |= more
+            words |= set().union(*(names[other] for other in more))
+        assert {other for other in names if found[other] == found[thing]} == reached
+        assert found[thing] in reached
 
 
 def test_signs_people_clocks_and_long_names_are_no_things() -> None:

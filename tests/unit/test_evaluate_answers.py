@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herd.config import LANGUAGES
-from herd.evaluate.answers import LanguageOfAnswers, normalise
+from herd.data.spelling import normalise
+from herd.evaluate.answers import LanguageOfAnswers
 
 NAMES = {
     "en": ["a cat", "dog", "fire engine", "piano"],
