@@ -52,7 +52,7 @@ def check_text(config: ModelConfig) -> None:
         if value != only:
             raise HerdError(
                 f"{name}={value} cannot be told in GGUF: llama.cpp has {only} in its code and would compute "
-                "another model; keep the folder (vLLM and transformers open it as it is)"
+                "another model; keep the folder (transformers opens it as it is)"
             )
 
 
