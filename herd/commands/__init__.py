@@ -236,7 +236,8 @@ def generate(
 
     Args:
         folder: Folder of a model.
-        prompts: JSON lines: {"prompt": …, "images": [PATH, …]}, {"messages": […]}, or {"text": …} to go on with.
+        prompts: JSON lines: {"prompt": …, "images": [PATH, …]}, {"messages": […]}, {"text": …} to go on with, or
+            OpenAI's batch file.
         out: JSON lines to write; what stands there already is kept.
         max_tokens: Longest answer.
         temperature: 0 takes the likeliest token; 1 draws as the model believes.

@@ -34,6 +34,16 @@ def read_bytes(path: Path) -> bytes:
         raise HerdError(f"{path} cannot be read ({error.strerror})") from None
 
 
+def read_text(path: Path) -> str:
+    """The text of a file that a user names; one line where it is not UTF-8."""
+    data = read_bytes(path)
+    try:
+        return data.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
+        raise HerdError(f"{path} line {line}: the byte 0x{byte:02x} is not UTF-8: save the file as UTF-8") from None
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether the error, or one that it came from, is a full disk; some libraries have no OSError for it."""
     below = error.__cause__ or error.__context__

@@ -65,6 +65,10 @@ def render_messages(
     """
     if wrong := [message["role"] for message in messages if message["role"] not in ROLES]:
         raise unknown("role", str(wrong[0]), ROLES)
+    for i, message in enumerate(messages):
+        for part in parts_of(message):
+            if part["type"] == "text":
+                checked_text(part["text"], f"messages[{i}]")
     if tokenizer.template is not None:
         plain = [_plain(message) for message in messages]
         ids, learnt, tiles = render_template(
@@ -101,7 +105,7 @@ def render_messages(
             else:
                 raise HerdError(f"content part of type {part['type']!r} is not one of text, image, video")
         if calls:
-            written = tokenizer.encode(write_calls(calls))
+            written = tokenizer.encode(checked_text(write_calls(calls), "tool_calls"))
             # Behind words the calls need their own marks: nothing else would say where they begin.
             body += [special[START], *written, special[END]] if body else written
         add([*body, special["<|eom|>" if calls or role == "ipython" else "<|eot|>"]], role == "assistant")
@@ -118,6 +122,15 @@ def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
         for read in [call_of(call)]
     ]
     return {**message, "content": parts_of(message), "tool_calls": calls}
+
+
+def checked_text(text: str, where: str) -> str:
+    """`text`, once it is Unicode throughout: half of a surrogate pair, or a byte that was none, would become U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise HerdError(f"{where}: the text is not Unicode at character {error.start}: write it as UTF-8") from None
+    return text
 
 
 def parts_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from herd.core.errors import HerdError
-from herd.core.files import partial, read_json, write_atomic
+from herd.core.files import partial, read_json, read_text, write_atomic
 from herd.core.lineage import Stage
 from herd.engine.load import Model, load
 from herd.engine.score import LOGIT_ROWS
@@ -68,7 +68,7 @@ def heldout(data: Path | None, text: Path | None, max_bytes: int) -> list[str]:
     if data is not None and text is not None:
         raise HerdError("both data and text are given: measure on one of them")
     if text is not None:
-        return cap_documents([text.read_text(encoding="utf-8")], max_bytes)
+        return cap_documents([read_text(text)], max_bytes)
     if data is None:
         return []
     texts = {split: held for split, held in read_texts(data).items() if split != "train"}

@@ -5,12 +5,9 @@ other hosts, nothing is stored, and nobody is asked for a key: it listens on thi
 """
 
 import asyncio
-import dataclasses
 import logging
 import socket
-import threading
 import time
-import uuid
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -27,16 +24,15 @@ from herd.core.errors import HerdError
 from herd.engine.engine import MAX_CAPACITY, Engine
 from herd.engine.sampler import SamplingParams
 from herd.plan.counts import cache_bytes
-from herd.serve.forms import form_of
-from herd.serve.messages import chat_messages
+from herd.serve.completion import prepared
 from herd.serve.middleware import BodyLimit, HostCheck, QueueLimit, caller_of, is_loopback, refusal, salt_of
 from herd.serve.refusal import ApiError, validation_error
-from herd.serve.reply import INTERNAL, all_joined, answer, best, choice, events, usage
-from herd.serve.schema import FIELDS, ChatRequest, checked
-from herd.serve.session import choices, defaults, fitted
+from herd.serve.reply import INTERNAL, all_joined, events
+from herd.serve.schema import FIELDS, ChatRequest
+from herd.serve.session import defaults
 
 if TYPE_CHECKING:
-    from herd.engine.load import Model, Prompt
+    from herd.engine.load import Model
 
 log = logging.getLogger("herd.serve")
 T = TypeVar("T")
@@ -180,38 +176,20 @@ def create_app(
     @app.post(COMPLETIONS)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         _must_be(name, body.model)
-        checked(body)
-        tools = body.offered
-        prompt = await unless_gone(request, rendered(model, body, tools))
-        try:
-            sampling = fitted(prompt, body.sampling(params), max_tokens=body.limit, context=engine.capacity)
-        except HerdError as error:
-            raise ApiError(str(error), param="messages", code="context_length_exceeded") from None
-        if form := form_of(body):
-            structure, field = form
-            try:  # compiled here, where nobody else waits for it
-                await asyncio.to_thread(model.structures.start, structure)
-            except HerdError as error:
-                raise ApiError(f"{field}: {error}", param=field) from None
-            sampling = dataclasses.replace(sampling, structure=structure)
-        names = [tool["function"]["name"] for tool in tools]
-        who = {"caller": caller_of(request), "salt": salt_of(request, body.cache_salt)}
-        answers = [answer(engine, prompt, one, names, **who) for one in choices(sampling, body.num_drawn)]
-        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
-        num_prompt, tokenizer = len(prompt.token_ids), model.tokenizer if body.logprobs else None
+        completion = await unless_gone(request, prepared(model, engine, body, params, name=name))
+        answers = completion.answers(engine, caller=caller_of(request), salt=salt_of(request, body.cache_salt))
         if body.stream:
-            with_usage = body.with_usage
-            return EventStream(events(answers, head, num_prompt=num_prompt, with_usage=with_usage, tokenizer=tokenizer))
-        drawn = await unless_gone(request, all_joined(answers))
-        chosen = best(drawn, body.num_choices) if body.num_drawn > body.num_choices else drawn
-        return JSONResponse(
-            head
-            | {
-                "object": "chat.completion",
-                "choices": [choice(index, said, tokenizer) for index, said in enumerate(chosen)],
-                "usage": usage(num_prompt, sum(said.num_tokens for said in drawn)),
-            }
-        )
+            num_prompt = len(completion.prompt.token_ids)
+            return EventStream(
+                events(
+                    answers,
+                    completion.head,
+                    num_prompt=num_prompt,
+                    with_usage=body.with_usage,
+                    tokenizer=completion.tokenizer,
+                )
+            )
+        return JSONResponse(completion.body(await unless_gone(request, all_joined(answers))))
 
     return app
 
@@ -233,19 +211,6 @@ class EventStream(StreamingResponse):
     async def stream_response(self, send: Send) -> None:
         async with aclosing(self._lines):
             await super().stream_response(send)
-
-
-async def rendered(model: "Model", body: ChatRequest, tools: list[dict[str, Any]]) -> "Prompt":
-    """The prompt, made on another thread; cancelled, the decoding of pictures and videos ends with the next frame."""
-    cancelled = threading.Event()
-
-    def work() -> "Prompt":
-        return model.render(chat_messages(body, cancelled.is_set), tools=tools)
-
-    try:
-        return await asyncio.to_thread(work)
-    finally:
-        cancelled.set()
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

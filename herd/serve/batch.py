@@ -1,7 +1,8 @@
 """`herd generate`: answers to a file of prompts, as many at a time as the engine has slots for.
 
 A line of the prompts is a JSON object: `{"prompt": …}`, asked by the user, with `"images": [PATH, …]` if there are any;
-`{"messages": […]}`, a conversation; or `{"text": …}`, continued as it stands. Paths begin at the prompts' folder.
+`{"messages": […]}`, a conversation; or `{"text": …}`, continued as it stands. Paths begin at the prompts' folder, and
+further fields are passed on to the answer. Or it is a request of OpenAI's batch file; see `batch_line`.
 An answer is appended in one write when it is whole, so that a kill loses those under way alone; said again, the
 command goes on with what is missing. At the end the lines stand in the order of the prompts. A prompt at fault has a
 line with its `error`, and is tried again the next time. The seed of a prompt is a function of its number: in fp32
@@ -24,20 +25,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from herd.core.errors import HerdError, unknown
-from herd.core.files import read_bytes, read_json, write_atomic
-from herd.core.streams import seed_of
-from herd.data.image import read_picture
-from herd.data.video import read_video, video_part
+from herd.core.errors import HerdError
+from herd.core.files import read_bytes, read_json, read_text, write_atomic
 from herd.engine.engine import Engine
-from herd.engine.load import Model, Prompt, load
+from herd.engine.load import Model, load
 from herd.engine.sampler import SamplingParams
 from herd.engine.structure import Structure
-from herd.serve.session import answering, fitted
+from herd.serve.batch_line import Lines, failed, is_openai
 
 AHEAD = 2
 """Prompts that are made ready for each slot: one is answered while the next is rendered."""
-FORMS = ("prompt", "messages", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +69,9 @@ def run(
     model = load(folder)
     engine = model.engine(num_slots=slots, guess_tokens=guess, draft=load(draft) if draft else None)
     try:
-        done = generate(model, engine, prompts, out, params, slots=slots, source=str(folder.resolve()))
+        done = generate(
+            model, engine, prompts, out, params, slots=slots, source=str(folder.resolve()), name=folder.resolve().name
+        )
         stats = engine.stats()
     finally:
         engine.close()
@@ -92,25 +91,34 @@ def run(
 
 
 def generate(
-    model: Model, engine: Engine, prompts: Path, out: Path, params: SamplingParams, *, slots: int = 8, source: str = ""
+    model: Model,
+    engine: Engine,
+    prompts: Path,
+    out: Path,
+    params: SamplingParams,
+    *,
+    slots: int = 8,
+    source: str = "",
+    name: str = "",
 ) -> Done:
     """Answer the lines of `prompts` into `out`. Raises HerdError where `out` holds answers to something else, or of
-    another `source`, which names the model."""
-    lines = read_bytes(prompts).decode("utf-8", errors="replace").split("\n")  # U+2028 may stand inside a line
+    another `source`, which names the model; `name` is for OpenAI's answers."""
+    lines = read_text(prompts).split("\n")  # U+2028 may stand inside a line
     numbers = [number for number, line in enumerate(lines) if line.strip()]
     if not numbers:
         raise HerdError(f'{prompts} has no prompts: a line is like {{"prompt": "What is the capital of Japan?"}}')
     keys = {number: _key(source, lines[number], number, params) for number in numbers}
+    _refuse_doubles(lines)
     with _answers(out, keys) as (file, kept):
         missing = [number for number in numbers if number not in kept]
-        work = _Work(model, engine, prompts.parent, lines, params, file, keys)
+        work = _Work(Lines(model, engine, params, folder=prompts.parent, name=name), lines, file, keys)
         begin = time.monotonic()
         with _bar() as bar:
             work.on_answer = _showing(bar, total=len(numbers), done=len(kept))
             asyncio.run(work.run(missing, at_once=AHEAD * slots))
         seconds = time.monotonic() - begin
     whole = _read(out)[0]
-    write_atomic(out, "".join(json.dumps(whole[number], ensure_ascii=False) + "\n" for number in numbers))
+    write_atomic(out, b"".join(_line(whole[number]) for number in numbers))
     return Done(
         prompts=len(numbers),
         answered=len(numbers) - work.num_failed,
@@ -119,6 +127,28 @@ def generate(
         tokens=work.num_tokens,
         seconds=seconds,
     )
+
+
+def _refuse_doubles(lines: list[str]) -> None:
+    """Raises HerdError where two of OpenAI's requests have one id: by it answers are told apart."""
+    places: dict[str, int] = {}
+    for place, line in enumerate(lines, start=1):
+        try:
+            asked = json.loads(line)
+        except (ValueError, RecursionError):  # its own answer says so
+            continue
+        if is_openai(asked) and isinstance(name := asked.get("custom_id"), str):
+            if name in places:
+                raise HerdError(f"lines {places[name]} and {place} have one custom_id: {name!r}")
+            places[name] = place
+
+
+def _line(answer: dict[str, Any]) -> bytes:
+    """As a line of the file; what is no Unicode, from the fields of a prompt, in escapes."""
+    try:
+        return (json.dumps(answer, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:
+        return (json.dumps(answer) + "\n").encode()
 
 
 def _key(source: str, line: str, number: int, params: SamplingParams) -> str:
@@ -138,14 +168,14 @@ def _answers(out: Path, keys: dict[int, str]) -> Iterator[tuple[int, dict[int, A
             raise HerdError(f"another herd writes {out}: wait until it is done, or give another --out") from None
         kept, changed = _read(out) if out.exists() else ({}, False)
         for number, answer in kept.items():
-            if answer.get("key") != keys.get(number):
+            if not failed(answer) and answer.get("key") != keys.get(number):
                 raise HerdError(
                     f"{out} holds answers of another model, to other prompts or with other settings (number {number}): "
                     "give another --out, or remove it"
                 )
-        good = {number: answer for number, answer in kept.items() if "error" not in answer}
+        good = {number: answer for number, answer in kept.items() if not failed(answer)}
         if changed or len(good) < len(kept):
-            write_atomic(out, "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in good.values()))
+            write_atomic(out, b"".join(map(_line, good.values())))
         file = os.open(out, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             yield file, good
@@ -160,11 +190,11 @@ def _read(out: Path) -> tuple[dict[int, Any], bool]:
     """The whole lines of an answers file by number, and whether there was one that is none."""
     answers: dict[int, Any] = {}
     torn = False
-    *lines, rest = read_bytes(out).decode("utf-8", errors="replace").split("\n")
+    *lines, rest = read_bytes(out).split(b"\n")
     torn = bool(rest)
     for line in lines:
         try:
-            answer = json.loads(line)
+            answer = json.loads(line.decode())
             answers[answer["number"]] = answer
         except (ValueError, TypeError, KeyError):
             torn = True
@@ -174,18 +204,8 @@ def _read(out: Path) -> tuple[dict[int, Any], bool]:
 class _Work:
     """The answering of many prompts on one event loop."""
 
-    def __init__(
-        self,
-        model: Model,
-        engine: Engine,
-        folder: Path,
-        lines: list[str],
-        params: SamplingParams,
-        file: int,
-        keys: dict[int, str],
-    ) -> None:
-        self._model, self._engine, self._folder, self._lines = model, engine, folder, lines
-        self._params, self._file, self._keys = params, file, keys
+    def __init__(self, answering: Lines, lines: list[str], file: int, keys: dict[int, str]) -> None:
+        self._answering, self._lines, self._file, self._keys = answering, lines, file, keys
         self.num_failed = self.num_tokens = 0
         self.on_answer: Callable[[int], None] = lambda num_tokens: None
 
@@ -205,69 +225,13 @@ class _Work:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _one(self, number: int) -> None:
-        try:
-            prompt = await asyncio.to_thread(self._prompt, self._lines[number])
-            params = fitted(prompt, self._params, max_tokens=None, context=self._engine.capacity)
-            params = dataclasses.replace(
-                self._params,
-                max_tokens=min(self._params.max_tokens, params.max_tokens),
-                seed=seed_of(self._params.seed or 0, "prompt", number),
-            )
-            text, tokens, reason = "", 0, None
-            async with answering(self._engine, prompt, params) as pieces:
-                async for piece in pieces:
-                    text, tokens, reason = text + piece.text, tokens + len(piece.token_ids), piece.finish_reason
-            said = {
-                "text": text,
-                "finish_reason": reason,
-                "prompt_tokens": len(prompt.token_ids),
-                "tokens": tokens,
-            }
-        except HerdError as error:
-            said, tokens = {"error": str(error)}, 0
-            self.num_failed += 1
-        line = json.dumps({"number": number, "key": self._keys[number], **said}, ensure_ascii=False) + "\n"
-        data = line.encode("utf-8", errors="replace")
+        key = self._keys[number]
+        said, tokens = await self._answering.answer(self._lines[number], number, key)
+        self.num_failed += failed(said)
+        data = _line({"number": number, "key": key, **said})
         assert os.write(self._file, data) == len(data), "a regular file takes a line whole"
         self.num_tokens += tokens
         self.on_answer(tokens)
-
-    def _prompt(self, line: str) -> Prompt:
-        """A line as a prompt."""
-        try:
-            asked = json.loads(line)
-        except ValueError as error:
-            raise HerdError(f"not JSON ({error})") from None
-        if not isinstance(asked, dict) or sum(form in asked for form in FORMS) != 1:
-            raise HerdError("not an object with one of prompt, messages and text")
-        known = {"prompt", "images"} if "prompt" in asked else {"messages"} if "messages" in asked else {"text"}
-        if extra := sorted(asked.keys() - known - {"id"}):
-            raise unknown("field", extra[0], known)
-        try:
-            if "text" in asked:
-                special = self._model.config.special
-                return Prompt(token_ids=[special.bos, *self._model.tokenizer.encode(asked["text"])])
-            if "prompt" in asked:
-                parts = [{"type": "image", "image": path} for path in asked.get("images", ())]
-                content = [*parts, {"type": "text", "text": asked["prompt"]}]
-                asked = {"messages": [{"role": "user", "content": content}]}
-            return self._model.render([self._opened(message) for message in asked["messages"]])
-        except (AttributeError, KeyError, TypeError) as error:
-            raise HerdError(f"not a conversation that can be read ({type(error).__name__}: {error})") from None
-
-    def _opened(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The message with its pictures and videos opened."""
-
-        def opened(part: dict[str, Any]) -> dict[str, Any]:
-            match part["type"]:
-                case "image":
-                    return {"type": "image", "image": read_picture(self._folder / part["image"])}
-                case "video":
-                    return video_part(read_video(self._folder / part["video"]))
-            return part
-
-        content = message["content"]
-        return message if isinstance(content, str) else {**message, "content": [opened(part) for part in content]}
 
 
 def _bar() -> Progress:

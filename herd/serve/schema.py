@@ -193,7 +193,7 @@ class ChatRequest(Object):
             defaults,
             **said,
             logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
-            stop=tuple(self.stops),
+            stop=tuple(self.stops) or defaults.stop,
             # The best are chosen by their log-probabilities.
             logprobs=self.top_logprobs or 0 if self.logprobs or self.num_drawn > self.num_choices else None,
         )

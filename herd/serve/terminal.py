@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from herd.core.errors import HerdError, unknown
 from herd.core.files import cache_folder, write_atomic
+from herd.data.chat import checked_text
 from herd.data.image import read_picture
 from herd.data.video import read_video, video_part
 from herd.engine.answer import Piece
@@ -64,10 +65,6 @@ def chat(
     """Talk to the model in `folder`. Raises HerdError at the end when lines of a piped input failed."""
     from herd.engine.load import load
 
-    for stream in (sys.stdin, sys.stdout):
-        if isinstance(stream, io.TextIOWrapper):
-            # A stray byte, or a letter that the terminal cannot show, is no reason to end a conversation.
-            stream.reconfigure(errors="replace")
     model = load(folder)
     engine = model.engine(num_slots=1, guess_tokens=guess, draft=load(draft) if draft else None)
     converse(Conversation(model, engine, params, system=system), name=str(folder))
@@ -75,6 +72,10 @@ def chat(
 
 def converse(conversation: "Conversation", *, name: str) -> None:
     """Hold the conversation on the terminal if there is one, else over the pipe; closes the engine."""
+    # A stray byte, or a letter that the terminal cannot show, is no reason to end a conversation.
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
     with asyncio.Runner() as runner:
         try:
             if sys.stdin.isatty() and sys.stdout.isatty():
@@ -96,7 +97,7 @@ class Conversation:
 
     def __init__(self, model: "Model", engine: Engine, params: SamplingParams, *, system: str | None) -> None:
         self.model, self.engine, self.params = model, engine, params
-        self.system, self.used = system, 0
+        self.system, self.used = system and checked_text(system, "system"), 0
         """What the model is told first; tokens of the context that the conversation takes."""
         self._saved: set[Path] = set()
         self.reset()
@@ -108,7 +109,7 @@ class Conversation:
     def tell(self, system: str) -> str:
         """Say something else to the model before the conversation, from the next message on; says what it is told."""
         if system:
-            self.system = system.strip("\"'") or None
+            self.system = checked_text(system, "/system").strip("\"'") or None
         return f"the model is told: {self.system}" if self.system else "the model is told nothing before"
 
     def save(self, path: str) -> str:
@@ -240,7 +241,7 @@ def on_terminal(conversation: Conversation, runner: asyncio.Runner, *, name: str
                 if line.startswith("/"):
                     note(command(conversation, line))
                 elif line.strip():
-                    runner.run(say(line.strip()))
+                    runner.run(say(checked_text(line.strip(), "the line")))
             except Quit:
                 return
             except HerdError as error:
@@ -261,12 +262,12 @@ def over_pipe(conversation: Conversation, runner: asyncio.Runner, lines: Iterabl
         print(flush=True)
 
     num_failed = 0
-    for line in lines:
+    for number, line in enumerate(lines, start=1):
         try:
             if line.startswith("/"):
                 print(command(conversation, line), file=sys.stderr)
             elif line.strip():
-                runner.run(say(line.strip()))
+                runner.run(say(checked_text(line.strip(), f"line {number} of the input")))
         except Quit:
             break
         except HerdError as error:

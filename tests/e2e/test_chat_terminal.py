@@ -289,6 +289,13 @@ def test_a_pipe_gets_answers_only_one_line_a_turn(env):
     assert run.returncode == 0
 
 
+def test_a_line_that_is_not_utf8_is_refused_with_its_number_and_the_others_are_answered(env):
+    said = "hello\nnaïve\n".encode() + "naïve\n".encode("latin-1") + b"world\n"
+    run = subprocess.run([sys.executable, str(FAKE), "chat"], input=said, env=env, capture_output=True, timeout=60)
+    assert (run.stdout.decode(), run.returncode) == ("hello\nnaïve\nworld\n", 1)
+    assert "line 3 of the input: the text is not Unicode at character 2" in run.stderr.decode()
+
+
 def test_a_pipe_takes_pictures_and_ends_with_an_error_when_one_was_unreadable(env, tmp_path):
     Image.new("RGB", (30, 20)).save(tmp_path / "cat.png")
     run = pipe(env, f"/image {tmp_path}/cat.png\nwhat\n/image {tmp_path}/dog.png\nand this\n")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from openai.types.chat import ChatCompletion
 from PIL import Image
 
 from herd.core.errors import HerdError
@@ -39,7 +40,7 @@ def prompts(tmp_path: Path) -> Path:
 def run(model: Model, prompts: Path, out: Path, params: SamplingParams = PARAMS, *, slots: int = 3) -> Done:
     engine = model.engine(num_slots=slots, capacity=600)
     try:
-        return generate(model, engine, prompts, out, params, slots=slots)
+        return generate(model, engine, prompts, out, params, slots=slots, name="small")
     finally:
         engine.close()
 
@@ -104,19 +105,103 @@ def test_a_prompt_at_fault_has_its_error_and_is_tried_again(model: Model, tmp_pa
         '{"prompt": "x", "image": "a.png"}',
         '{"messages": [{"role": "robot", "content": "x"}]}',
         '{"messages": [3]}',
+        '{"prompt": null}',
+        '{"text": ["a"]}',
+        '{"messages": []}',
+        '{"messages": null}',
+        '{"messages": [{"role": "user"}]}',
+        '{"prompt": "x", "images": "a.png"}',
+        '{"messages": [{"role": "user", "content": "x"}], "images": []}',
+        '{"prompt": "x", "tokens": 3}',
+        '{"prompt": "a\\ud800"}',
         json.dumps({"text": "the cat " * 900}),
         '{"prompt": "good"}',
     ]
     prompts.write_text("\n".join(faulty), encoding="utf-8")
-    assert run(model, prompts, out).failed == 7
+    assert run(model, prompts, out).failed == 16
     errors = [answer.get("error", "") for answer in read(out)]
-    told = ["later.png does not exist", "not JSON", "one of prompt", "image", "robot", "conversation", "context", ""]
-    assert [says in error for says, error in zip(told, errors, strict=True)] == [True] * 8
-    assert errors[7] == ""
+    told = [
+        *("later.png does not exist", "not JSON", "one of prompt", "did you mean 'images'?", "robot"),
+        *("messages[0] is 3", "prompt is null", 'text is ["a"]', "messages is []", "messages is null"),
+        *(
+            "messages[0]: content is null",
+            "images is no list",
+            "'images' is only for prompt",
+            "'tokens' is the answer's",
+        ),
+        *("not Unicode at character 1", "context", ""),
+    ]
+    assert [error for says, error in zip(told, errors, strict=True) if says not in error] == []
+    assert errors[-1] == ""
     Image.new("RGB", (60, 40)).save(tmp_path / "later.png")
     done = run(model, prompts, out)
-    assert (done.failed, done.reused) == (6, 1)
+    assert (done.failed, done.reused) == (15, 1)
     assert "text" in read(out)[0]
+
+
+def test_further_fields_of_a_line_are_passed_on_to_its_answer(model: Model, tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    extra = {"custom_id": "a", "label": {"x": [1, None]}, "id": 7, "url": "http://x"}
+    lines = [{"prompt": "the cat", **extra}, {"text": "the", "label": "\ud800"}, {"prompt": 3, "custom_id": "b"}]
+    prompts.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    assert run(model, prompts, out).failed == 1
+    first, second, third = read(out)
+    assert first.items() >= extra.items() and first["tokens"] > 0
+    assert second["label"] == "\ud800"
+    assert (third["custom_id"], "error" in third) == ("b", True)
+
+
+def request(custom_id: str, **body: Any) -> dict[str, Any]:
+    """A line as OpenAI's guide to its batch API has it."""
+    asked = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "the cat"}], "max_tokens": 5, **body}
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": asked}
+
+
+def test_openais_batch_file_is_read_and_written(model: Model, tmp_path: Path) -> None:
+    prompts, out = tmp_path / "requests.jsonl", tmp_path / "out.jsonl"
+    tool = {"type": "function", "function": {"name": "clock"}}
+    lines = [
+        request("a"),
+        request("b", n=2, logprobs=True, top_p=0),
+        request("c", tools=[tool], tool_choice="required", max_tokens=None),
+        request("d", temprature=1),
+        request("e", stream=True),
+        {**request("f"), "url": "/v1/embeddings"},
+        request("g", messages="x" * 10_000),
+        {"custom_id": "h", "method": "POST", "url": "/v1/chat/completions", "body": 3},
+    ]
+    prompts.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    done = run(model, prompts, out, SamplingParams(max_tokens=40, seed=3))
+    assert (done.prompts, done.failed) == (8, 5)
+    answers = read(out)
+    assert [answer["custom_id"] for answer in answers] == list("abcdefgh")
+    assert all(answer["error"] is None and answer["id"] and answer["response"]["request_id"] for answer in answers)
+    assert [answer["response"]["status_code"] for answer in answers] == [200] * 3 + [400] * 5
+    whole = [ChatCompletion.model_validate(answer["response"]["body"], strict=True) for answer in answers[:3]]
+    assert (len(whole[1].choices), whole[0].model, whole[0].usage.completion_tokens) == (2, "small", 5)  # type: ignore[union-attr]
+    assert whole[2].choices[0].message.tool_calls[0].function.name == "clock"  # type: ignore[index,union-attr]
+    errors = [answer["response"]["body"]["error"] for answer in answers[3:]]
+    assert [error["param"] for error in errors] == ["temprature", "stream", "url", "messages", None]
+    before = out.read_bytes().splitlines()[:3]
+    again = run(model, prompts, out, SamplingParams(max_tokens=40, seed=3))
+    assert (again.reused, again.failed) == (3, 5) and out.read_bytes().splitlines()[:3] == before
+
+
+def test_two_requests_of_one_id_are_refused(model: Model, tmp_path: Path) -> None:
+    prompts = tmp_path / "requests.jsonl"
+    prompts.write_text("\n\n".join(json.dumps(request("a")) for _ in range(2)))
+    with pytest.raises(HerdError, match="lines 1 and 3 have one custom_id: 'a'"):
+        run(model, prompts, tmp_path / "out.jsonl")
+
+
+def test_prompts_that_are_not_utf8_are_refused_with_file_and_line(model: Model, tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_bytes('{"prompt": "größe"}\n'.encode() + '{"prompt": "größe"}\n'.encode("latin-1"))
+    with pytest.raises(HerdError, match=r"prompts\.jsonl line 2: the byte 0xf6 is not UTF-8"):
+        run(model, prompts, out)
+    assert not out.exists()
+    prompts.write_bytes(b"\xef\xbb\xbf" + b'{"prompt": "the cat"}\n')  # the mark that Windows puts before
+    assert run(model, prompts, out).failed == 0
 
 
 def test_nothing_to_do_is_told(model: Model, tmp_path: Path) -> None:

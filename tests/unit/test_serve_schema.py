@@ -459,7 +459,7 @@ def test_a_result_of_a_tool_may_have_a_name_and_nothing_to_say():
     for content in ("", None, []):
         result = {"role": "tool", "name": "f", "content": content, "tool_call_id": "1"}
         made = chat_messages(parse(messages=[{"role": "assistant", "content": None, "tool_calls": [call]}, result]))
-        assert made[1] == {"role": "ipython", "content": ""}
+        assert (made[1]["role"], made[1]["content"]) == ("ipython", "")
 
 
 def test_a_picture_of_low_detail_is_one_tile():
