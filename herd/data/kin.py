@@ -1,5 +1,6 @@
-"""The tokenizer and the chat template that a dense Llama brings along, with the offices of its tokens."""
+"""The tokenizer and the chat template that a folder or GGUF of others brings along, with the offices of its tokens."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer as Backend
 from herd.config import SpecialIds
 from herd.core.errors import HerdError
 from herd.core.files import read_json
-from herd.data.tokenizer import CONTINUE, PICTURE_TOKENS, Tokenizer, names_of, template_of
+from herd.data.tokenizer import CONTINUE, PATTERN, PICTURE_TOKENS, SPECIAL_TOKENS, Tokenizer, names_of, template_of
 
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -27,9 +28,29 @@ SPLITS = {
     "gpt-2": [_byte_level(split=True)],
     "smollm": [pre_tokenizers.Digits(individual_digits=True), _byte_level(split=True)],
     "llama-bpe": [pre_tokenizers.Split(Regex(LLAMA_3), behavior="isolated"), _byte_level(split=False)],
+    "llama4": [pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"), _byte_level(split=False)],
 }
 """By `tokenizer.ggml.pre`, as llama.cpp's llama-vocab.cpp splits before BPE."""
 CONTROL, USER_DEFINED = 3, 4
+
+
+def split_document(name: str) -> dict[str, Any]:
+    """One of SPLITS as tokenizer.json writes it."""
+    document: dict[str, Any] = json.loads(pre_tokenizers.Sequence(SPLITS[name]).__getstate__())
+    return document
+
+
+def split_name(document: Mapping[str, Any] | None) -> str | None:
+    """Which of SPLITS the `pre_tokenizer` of a tokenizer.json is."""
+    return next((name for name in SPLITS if _steps(document) == _steps(split_document(name))), None)
+
+
+def _steps(document: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The parts of a pre-tokenizer without what changes no cut."""
+    if document is None:
+        return []
+    parts = document["pretokenizers"] if document.get("type") == "Sequence" else [document]
+    return [{key: value for key, value in part.items() if key != "trim_offsets"} for part in parts]
 
 
 def from_gguf(metadata: Mapping[str, Any], *, where: str) -> tuple[Tokenizer, SpecialIds]:
@@ -63,6 +84,9 @@ def from_gguf(metadata: Mapping[str, Any], *, where: str) -> tuple[Tokenizer, Sp
             if kind in {CONTROL, USER_DEFINED}
         ]
     )
+    if set(SPECIAL_TOKENS) <= set(tokens):  # it speaks Llama 4's format, which Herd renders itself
+        tokenizer = Tokenizer(_with_bos(backend, "<|begin_of_text|>"))
+        return tokenizer, tokenizer.ids
     eos = field("eos_token_id")
     if eos is None:
         raise HerdError(f"{where}: tokenizer.ggml.eos_token_id is missing: nothing would end an answer")
@@ -79,13 +103,18 @@ def from_gguf(metadata: Mapping[str, Any], *, where: str) -> tuple[Tokenizer, Sp
         pad=eos if pad is None else pad,
     )
     if field("add_bos_token"):
-        start = tokens[special.bos]
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{start} $A", pair=f"{start} $A {start}:1 $B:1", special_tokens=[(start, special.bos)]
-        )
+        _with_bos(backend, tokens[special.bos])
     names = {"bos_token": tokens[special.bos], "eos_token": tokens[special.eot], "pad_token": tokens[special.pad]}
     template = metadata.get("tokenizer.chat_template", CONTINUE)
     return Tokenizer(backend, template=template, names=names, ids=special), special
+
+
+def _with_bos(backend: Backend, start: str) -> Backend:
+    """`backend`, which now puts `start` first for programs that ask it for special tokens."""
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A", pair=f"{start} $A {start}:1 $B:1", special_tokens=[(start, backend.token_to_id(start))]
+    )
+    return backend
 
 
 def from_folder(folder: Path) -> tuple[Tokenizer, SpecialIds]:

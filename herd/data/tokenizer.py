@@ -206,10 +206,22 @@ class Tokenizer:
         """The same tokenizer for a model that has other special ids."""
         return Tokenizer(self._backend, template=self.template, names=self.names, ids=ids)
 
+    @property
+    def document(self) -> dict[str, Any]:
+        """What tokenizer.json holds."""
+        document: dict[str, Any] = json.loads(self._backend.to_str())
+        return document
+
+    @property
+    def chat_template(self) -> str:
+        """The model's own, or that of Llama 4's format."""
+        own = Path(__file__).with_name("chat_template.jinja")
+        return own.read_text(encoding="utf-8") if self.template is None else self.template
+
     def save(self, folder: Path) -> None:
         """tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja."""
         folder.mkdir(parents=True, exist_ok=True)
-        document = json.loads(self._backend.to_str())
+        document = self.document
         if self.template is None:
             # Only for programs that use the template; here a conversation is never one string.
             document["normalizer"] = document["normalizer"] or _UNGUARD
@@ -225,9 +237,7 @@ class Tokenizer:
                 "model_input_names": ["input_ids", "attention_mask"],
             },
         )
-        own = Path(__file__).with_name("chat_template.jinja")
-        template = own.read_text(encoding="utf-8") if self.template is None else self.template
-        write_atomic(folder / "chat_template.jinja", template)
+        write_atomic(folder / "chat_template.jinja", self.chat_template)
 
     @staticmethod
     def load(path: Path, *, ids: SpecialIds | None = None) -> "Tokenizer":

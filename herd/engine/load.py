@@ -17,7 +17,7 @@ from herd.data.chat import render_messages
 from herd.data.image import ImageProcessor, Tiles, normalise
 from herd.data.tokenizer import Tokenizer
 from herd.engine.structure import Structures
-from herd.model.formats import compressed, huggingface
+from herd.model.formats.source import find_source
 from herd.model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -98,16 +98,13 @@ class Model:
 
 
 def load(folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Model:
-    """Open a complete model folder, quantised or not; `dtype` None keeps the stored precision."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise HerdError(f"{folder} is not a folder: give the folder of a model, such as runs/tiny/sft")
-    reader = compressed if compressed.is_quantized(folder) else huggingface
-    transformer = reader.load(folder, dtype=dtype, device=device)
-    tokenizer = Tokenizer.load(folder, ids=transformer.config.special)
+    """Open a model in any format (herd/model/formats/source.py); `dtype` None keeps the stored precision."""
+    source = find_source(Path(folder))
+    transformer = source.transformer(dtype=dtype, device=device)
+    tokenizer = source.tokenizer(transformer.config.special)
     # A kin's embedding may have rows to spare, for the sake of round numbers.
     rows, spare = transformer.config.vocab_size, tokenizer.template is not None
     if tokenizer.vocab_size > rows or (tokenizer.vocab_size < rows and not spare):
-        raise HerdError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, config.json {rows}")
+        raise HerdError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {rows}")
     config = transformer.config
     return Model(config=config, transformer=transformer, tokenizer=tokenizer, processor=ImageProcessor(config.vision))

@@ -14,7 +14,7 @@ from herd.config import LANGUAGES
 from herd.config.ranges import Checked, Count, Seed, at_least
 from herd.core.errors import HerdError, unknown
 from herd.core.files import read_json, write_json
-from herd.core.lineage import Stage, read_lineage
+from herd.core.lineage import Stage, hash_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def evaluate(cfg: EvaluateConfig, model: Path, data: Path, out: Path) -> Path:
 
     read_reasons(cfg.reasons)  # a misspelt bar is told before the work
     parents = {"model": model, "data": data}
-    hashes = {kind: read_lineage(folder)["hash"] for kind, folder in parents.items()}
+    hashes = {kind: hash_of(folder) for kind, folder in parents.items()}
     stage = Stage("evaluate", out, config=cfg, parents=parents)
     sections = _Sections(stage, {"config": asdict(cfg), **hashes})
     results = _results(cfg, model, data, sections)

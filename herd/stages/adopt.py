@@ -21,6 +21,7 @@ from herd.model.adopt import adopted
 from herd.model.formats import huggingface
 from herd.model.formats.gguf import read_gguf
 from herd.model.formats.llama import read_folder, read_gguf_llama
+from herd.model.formats.source import only_gguf, other_kind
 from herd.stages.pretrain import count_parameters
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -96,10 +97,9 @@ def _weights(source: Path) -> Path:
     if not source.exists():
         raise HerdError(f"{source} does not exist: give a Hugging Face folder or a GGUF file")
     if source.is_dir() and not (source / "config.json").exists():
-        files = sorted(source.glob("*.gguf"))
-        if len(files) != 1:
-            raise HerdError(f"{source} has no config.json and {len(files)} GGUF files: give a model's folder or file")
-        return files[0]
+        if file := only_gguf(source):
+            return file
+        raise HerdError(f"{source} has no config.json: {other_kind(source) or 'give the folder or file of a model'}")
     return source
 
 

@@ -1,11 +1,12 @@
 """`herd convert`: a model in another format. What SRC and DST are tells the direction.
 
-    Hugging Face folder → DST.gguf    the text model for llama.cpp
-    Hugging Face folder → DST         Meta's folder, `shards` files
-    Meta's folder       → DST         a Hugging Face folder
+    any model                             → DST.gguf    the text model for llama.cpp
+    Hugging Face folder                   → DST         Meta's folder, `shards` files
+    Meta's folder, GGUF, low-bit folder   → DST         a Hugging Face folder
 
-Weights are never computed with, only laid out; `dtype` rounds them where it is asked for. What stands beside the
-weights goes along: tokenizer, chat template, processor. The result is whole or absent, and tells where it comes from.
+Weights are not computed with, only laid out; those of few bits become the numbers that they stand for, and `dtype`
+rounds where it is asked for. What stands beside the weights goes along: tokenizer, chat template, processor. The result
+is whole or absent, and tells where it comes from.
 """
 
 import os
@@ -22,8 +23,8 @@ from herd.config.ranges import Checked, Count
 from herd.core.errors import HerdError
 from herd.core.files import partial
 from herd.core.lineage import Stage, commit_id, hash_of
-from herd.data.tokenizer import Tokenizer
 from herd.model.formats import huggingface, llama_cpp, meta
+from herd.model.formats.source import GGUF, HUGGING_FACE, LOW_BIT, Source, find_source
 from herd.model.formats.weights import Weights, skeleton
 
 BESIDE = (
@@ -53,53 +54,34 @@ class ConvertConfig(Checked):
     """Leave the vision encoder out (GGUF)."""
 
 
-def convert(config: ConvertConfig, source: Path, out: Path) -> Path:
-    """Write the model `source` in its other format to `out`; returns it."""
+def convert(config: ConvertConfig, path: Path, out: Path) -> Path:
+    """Write the model `path` in its other format to `out`; returns it."""
     if config.dtype and config.dtype not in DTYPES:
         raise HerdError(f"dtype={config.dtype!r} is none of {', '.join(DTYPES)}")
     if out.exists():
         raise HerdError(f"{out} is there already: give another path, or remove it first")
-    kind = format_of(source)
-    if kind == "gguf":
-        raise HerdError(f"{source} is GGUF, which is written but not converted back: give the folder it was made from")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    source = find_source(path)
     if out.suffix == ".gguf":
-        if kind != "huggingface":
-            raise HerdError(f"{source} is Meta's folder: convert it to a Hugging Face folder first, that one to GGUF")
+        if source.kind == GGUF:
+            raise HerdError(f"{path} is GGUF already: llama.cpp's own llama-quantize writes it in another type")
         return to_gguf(config, source, out)
-    return to_meta(config, source, out) if kind == "huggingface" else to_huggingface(config, source, out)
+    return to_meta(config, source, out) if source.kind == HUGGING_FACE else to_huggingface(config, source, out)
 
 
-def format_of(source: Path) -> str:
-    """huggingface, meta or gguf, by what is there."""
-    if source.suffix == ".gguf":
-        return "gguf"
-    if not source.is_dir():
-        raise HerdError(f"{source} is not a folder: give the folder of a model, such as runs/tiny/sft")
-    found = [
-        name for name, mark in (("huggingface", "config.json"), ("meta", "params.json")) if (source / mark).exists()
-    ]
-    if len(found) != 1:
-        told = "both config.json and params.json" if found else "neither config.json nor params.json"
-        raise HerdError(f"{source} has {told}: give a folder with the files of one format")
-    return found[0]
-
-
-def to_huggingface(config: ConvertConfig, source: Path, out: Path) -> Path:
-    stage = start(config, source, out, "meta to huggingface")
-    weights = meta.open_folder(source)
-    tokenizer = None if (source / "tokenizer.json").exists() else Tokenizer.load(source)
+def to_huggingface(config: ConvertConfig, source: Source, out: Path) -> Path:
+    weights = source.weights(DTYPES.get(config.dtype))
+    stage = start(config, source, out, f"{source.kind} to huggingface")
     huggingface.save_processor(weights.config, stage.work)
     carry(source, stage.work)  # whose files count before those
     with showing(weights) as shown:
         huggingface.write(shown.weights, stage.work, dtype=DTYPES.get(config.dtype, weights.dtype))
-    if tokenizer is not None:
-        tokenizer.save(stage.work)
+    if not (stage.work / "tokenizer.json").exists():
+        source.tokenizer(weights.config.special).save(stage.work)
     return stage.finish()
 
 
-def to_meta(config: ConvertConfig, source: Path, out: Path) -> Path:
-    weights = huggingface.open_folder(source)
+def to_meta(config: ConvertConfig, source: Source, out: Path) -> Path:
+    weights = source.weights()
     meta.check_export(weights.config, config.shards)
     stage = start(config, source, out, "huggingface to meta")
     carry(source, stage.work)
@@ -108,37 +90,48 @@ def to_meta(config: ConvertConfig, source: Path, out: Path) -> Path:
     return stage.finish()
 
 
-def to_gguf(config: ConvertConfig, source: Path, out: Path) -> Path:
-    weights = huggingface.open_folder(source)
-    llama_cpp.check_text(weights.config)
+def to_gguf(config: ConvertConfig, source: Source, out: Path) -> Path:
+    weights = source.weights(DTYPES.get(config.dtype) if source.kind == LOW_BIT else None)
+    llama_cpp.form_of(weights)
     if weights.config.vision and not config.text_only:
         raise HerdError(
             "GGUF export has no place for the vision encoder yet: say --text-only to write the text model alone"
         )
-    facts = {"stage": "convert", "commit": commit_id(), "parents": {"model": parent_of(source)}}
+    facts = {"stage": "convert", "commit": commit_id(), "parents": {"model": parent_of(source.path)}}
+    out.parent.mkdir(parents=True, exist_ok=True)
     work, dtype = partial(out), DTYPES.get(config.dtype, weights.dtype)
+    tokenizer = source.tokenizer(weights.config.special)
     with showing(weights) as shown:
-        llama_cpp.write_text(shown.weights, source, work, dtype=dtype, facts=facts)
+        form = llama_cpp.write_text(
+            shown.weights,
+            tokenizer.document,
+            work,
+            dtype=dtype,
+            facts=facts,
+            template=tokenizer.chat_template,
+        )
     os.replace(work, out)
+    if form.context < weights.config.max_positions:
+        print(f"{out.name} is limited to {form.context:,} tokens: {form.reason}")
     return out
 
 
-def start(config: ConvertConfig, source: Path, out: Path, direction: str) -> Stage:
+def start(config: ConvertConfig, source: Source, out: Path, direction: str) -> Stage:
     """The stage, begun anew: a part of an earlier attempt has no use."""
     shutil.rmtree(partial(out), ignore_errors=True)
     settings = {"direction": direction, "dtype": config.dtype or None, "shards": config.shards}
-    return Stage("convert", out, config=settings, parents={"model": source})
+    return Stage("convert", out, config=settings, parents={"model": source.path})
 
 
 def parent_of(source: Path) -> dict[str, Any]:
     return {"path": str(source), "hash": hash_of(source)}
 
 
-def carry(source: Path, work: Path) -> None:
-    """Copy what stands beside the weights."""
-    for name in BESIDE:
-        if (source / name).exists():
-            shutil.copyfile(source / name, work / name)
+def carry(source: Source, work: Path) -> None:
+    """Copy what stands beside the weights of a folder."""
+    for name in BESIDE if source.path.is_dir() else ():
+        if (source.path / name).exists():
+            shutil.copyfile(source.path / name, work / name)
 
 
 class showing:

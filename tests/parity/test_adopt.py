@@ -92,6 +92,45 @@ def test_a_gguf_keeps_its_logits_and_its_tokens(tmp_path: Path, tied: bool, scal
     assert set(home.config.special.stop) == {0, 2}
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rope__scale_linear": 4.0},
+        {"rope__scaling__type": "linear", "rope__scaling__factor": 4.0},
+        {"rope__scaling__factor": 4.0},  # linear is llama.cpp's default
+    ],
+)
+def test_linear_scaling_counts_in_a_gguf(tmp_path: Path, keys: dict[str, Any]) -> None:
+    plain = dense_folder(tmp_path / "plain")
+    rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": plain.config.rope_parameters["rope_theta"]}
+    model = dense_folder(tmp_path / "dense", rope_parameters=rope)
+    write_gguf(tmp_path / "model.gguf", model, **keys)
+    adopt(AdoptConfig(), tmp_path / "model.gguf", tmp_path / "home")
+    assert difference(tmp_path / "home", dense_logits(model)) <= 1e-4
+    write_gguf(tmp_path / "off.gguf", plain, **(keys | {"rope__scaling__type": "none"}))
+    adopt(AdoptConfig(), tmp_path / "off.gguf", tmp_path / "off")
+    assert difference(tmp_path / "off", dense_logits(plain)) <= 1e-4
+    write_gguf(tmp_path / "yarn.gguf", plain, **(keys | {"rope__scaling__type": "yarn"}))
+    with pytest.raises(HerdError, match="RoPE scaling of type 'yarn' has no place"):
+        adopt(AdoptConfig(), tmp_path / "yarn.gguf", tmp_path / "yarn")
+
+
+def test_counts_given_for_each_layer_are_taken_if_they_are_equal(tmp_path: Path) -> None:
+    model = dense_folder(tmp_path / "dense")
+    layers, heads = model.config.num_hidden_layers, model.config.num_key_value_heads
+    even = {
+        "attention__head_count_kv": [heads] * layers,
+        "attention__head_count": [model.config.num_attention_heads] * layers,
+        "feed_forward_length": [model.config.intermediate_size] * layers,
+    }
+    write_gguf(tmp_path / "even.gguf", model, **even)
+    adopt(AdoptConfig(), tmp_path / "even.gguf", tmp_path / "home")
+    assert difference(tmp_path / "home", dense_logits(model)) <= 1e-4
+    write_gguf(tmp_path / "uneven.gguf", model, attention__head_count_kv=[heads] * (layers - 1) + [1 + heads])
+    with pytest.raises(HerdError, match=r"llama\.attention\.head_count_kv=\[.*\] differs between layers"):
+        adopt(AdoptConfig(), tmp_path / "uneven.gguf", tmp_path / "uneven")
+
+
 def test_bfloat16_weights_stay_bfloat16_and_the_same(tmp_path: Path) -> None:
     dense_folder(tmp_path / "dense", vocab_size=VOCABULARY + 8).bfloat16().save_pretrained(tmp_path / "dense")
     adopt(AdoptConfig(), tmp_path / "dense", tmp_path / "home")

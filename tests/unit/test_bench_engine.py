@@ -15,7 +15,7 @@ from herd.bench.engines import wheel_build
 from herd.core.errors import HerdError
 from herd.engine.answer import Piece
 from herd.engine.engine import Engine
-from herd.model.formats import compressed
+from herd.model.formats import lowbit
 from herd.model.formats.gguf import package
 from herd.plan.counts import count
 
@@ -56,7 +56,7 @@ def test_the_files_hold_the_same_weights(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(SHAPES, "small", small)
     engine_files.write("small", "bf16", tmp_path)
     engine_files.write("small", "int8", tmp_path)
-    model = compressed.load(tmp_path / "int8")
+    model = lowbit.load(tmp_path / "int8")
     reader = package("gguf_reader").GGUFReader(tmp_path / "Q8_0.gguf")
     [stored] = [tensor for tensor in reader.tensors if tensor.name == "output.weight"]
     theirs = torch.from_numpy(package("quants").dequantize(stored.data, stored.tensor_type))
@@ -71,9 +71,9 @@ def test_opening_a_model_does_not_bring_in_pytorchs_compiler(tmp_path: Path, mon
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from herd.model.formats import compressed, huggingface\n"
+        "from herd.model.formats import huggingface, lowbit\n"
         "huggingface.load(Path(sys.argv[1]) / 'bf16')\n"
-        "compressed.load(Path(sys.argv[1]) / 'int8')\n"
+        "lowbit.load(Path(sys.argv[1]) / 'int8')\n"
         "assert 'torch._dynamo' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)

@@ -41,6 +41,8 @@ def test_to_meta_and_back_every_file_is_the_same(
     assert main(["convert", str(source), str(tmp_path / "meta"), "--shards", "1"]) == 0
     assert f"wrote {tmp_path / 'meta'}" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "meta").glob("c*.pth")} == {"consolidated.00.pth"}
+    ids = list(range(40))
+    assert torch.equal(herd.load(tmp_path / "meta").logits(ids), herd.load(source).logits(ids))
     assert main(["convert", str(tmp_path / "meta"), str(tmp_path / "again")]) == 0
     names = {path.name for path in source.iterdir()}
     assert {path.name for path in (tmp_path / "again").iterdir()} == names
@@ -76,20 +78,39 @@ def test_a_folder_of_meta_without_our_files_gets_a_processor(source: Path, tmp_p
     assert len(read_json(tmp_path / "again" / "herd.json")["parents"]["model"]["hash"]) == 64
 
 
-def test_to_gguf(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_to_gguf_and_back(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gguf")
     out = tmp_path / "model.gguf"
-    assert "chunk_size=256 cannot be told in GGUF: llama.cpp has 8192 in its code" in refused(capsys, source, out)
-    model = huggingface.load(source)
-    model.config = replace(model.config, chunk_size=8192, temperature_floor=8192)
-    huggingface.save(model, source, dtype=torch.float32)
     assert "say --text-only" in refused(capsys, source, out)
     assert main(["convert", str(source), str(out), "--text-only", "--dtype", "bfloat16"]) == 0
+    told = capsys.readouterr().out
+    # Chunks of 256 would go on as one of 8192 there, and the temperature begins with the position 255.
+    assert "model.gguf is limited to 255 tokens: beyond that llama.cpp computes otherwise" in told
     metadata, tensors = read_gguf(out)
     assert metadata["general.file_type"] == 32 and "token_embd.weight" in dict(tensors)
+    assert metadata["llama4.context_length"] == 255
     assert '"stage": "convert"' in metadata["herd.lineage"]
-    assert "is GGUF, which is written but not converted back" in refused(capsys, out, tmp_path / "back")
+    assert "is GGUF already" in refused(capsys, out, tmp_path / "again.gguf")
     assert [path.name for path in tmp_path.glob("*.partial")] == []
+    assert main(["convert", str(out), str(tmp_path / "back")]) == 0
+    lineage = read_json(tmp_path / "back" / "herd.json")
+    assert lineage["config"]["direction"] == "gguf to huggingface" and len(lineage["parents"]["model"]["hash"]) == 64
+    folder, back = herd.load(source, dtype=torch.bfloat16), herd.load(tmp_path / "back")
+    ids = list(range(200))
+    assert torch.equal(folder.logits(ids), back.logits(ids)) and back.config.max_positions == 255
+
+
+def test_a_low_bit_folder_becomes_one_of_floats(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed, floats = tmp_path / "int8", tmp_path / "floats"
+    assert main(["convert", str(tiny_folder), str(packed), "--quantize", "int8"]) == 0
+    assert main(["convert", str(packed), str(floats), "--dtype", "float32"]) == 0
+    assert "quantization_config" not in read_json(floats / "config.json")
+    name = "layers.1.ffn.gate_up_EDF"
+    before, after = (dict(huggingface.load(folder).named_parameters())[name] for folder in (tiny_folder, floats))
+    step = before.abs().amax(1, keepdim=True) / 127
+    assert (before - after).abs().max() > 0 and ((before - after).abs() <= 0.51 * step + 1e-6).all()
 
 
 def test_mistakes_are_told_in_one_line(
@@ -97,6 +118,7 @@ def test_mistakes_are_told_in_one_line(
 ) -> None:
     out = tmp_path / "out"
     assert "is not a folder" in refused(capsys, tmp_path / "nowhere", out)
+    assert "is not a folder" in refused(capsys, tmp_path / "nowhere.gguf", out)
     (tmp_path / "empty").mkdir()
     assert "neither config.json nor params.json" in refused(capsys, tmp_path / "empty", out)
     assert "num_kv_heads=2 cannot be cut for 8 shards: take --shards 1" in refused(capsys, source, out)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from herd.config import SpecialIds, preset
-from herd.model.formats import compressed, huggingface
+from herd.model.formats import compressed, huggingface, lowbit
 from herd.model.quantize import Scheme
 from herd.model.transformer import Transformer
 
@@ -52,7 +52,7 @@ del again
 packed = folder / "int4"
 packed.mkdir()
 sizes = compressed.write(folder, packed, Scheme(name="int4"))
-low = logits(compressed.load(packed)).float()
+low = logits(lowbit.load(packed)).float()
 # The middle token: near ties pick another expert for some.
 near = torch.cosine_similarity(low, built.float(), dim=-1).median()
 print(json.dumps({

@@ -5,8 +5,9 @@ taken for it. Quantised types are turned into numbers by the package `gguf`, lla
 floats and the simplest blocks (Q4_0, Q4_1, Q8_0) need no package. Source: ggml's docs/gguf.md and ggml-quants.c.
 """
 
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from io import BufferedReader
@@ -31,15 +32,36 @@ SIMPLE_BYTES = {Q4_0: 18, Q4_1: 20, Q8_0: 34}
 MAX_DIMS, MAX_DEPTH = 4, 4
 
 
+PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+"""The end of the name of one file of several, as llama.cpp's gguf-split writes it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """A tensor's line in the header; `shape` has the rows first, as in PyTorch."""
 
+    path: Path
     name: str
     shape: tuple[int, ...]
     kind: int
     start: int
     num_bytes: int
+
+    def numbers(self, begin: int = 0, end: int | None = None) -> np.ndarray:
+        """The tensor in fp32, or its slices from `begin` to `end` along the first axis.
+
+        Raises HerdError where a value is not finite.
+        """
+        count = self.shape[0] if self.shape else 1
+        end = count if end is None else end
+        one = self.num_bytes // max(count, 1)
+        with self.path.open("rb") as file:
+            file.seek(self.start + begin * one)
+            raw = np.fromfile(file, np.uint8, (end - begin) * one)
+        array = numbers(raw, self, (end - begin, *self.shape[1:]) if self.shape else ())
+        if not np.isfinite(array).all():
+            raise HerdError(f"{self.path}: {self.name} holds values that are not finite: take another copy")
+        return array
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], Iterator[tuple[str, np.ndarray]]]:
@@ -49,26 +71,44 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], Iterator[tuple[str, np.ndarra
     holds values that are not finite.
     """
     metadata, entries = read_header(path)
-
-    def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        with path.open("rb") as file:
-            for entry in entries:
-                file.seek(entry.start)
-                array = numbers(np.frombuffer(file.read(entry.num_bytes), np.uint8), entry)
-                if not np.isfinite(array).all():
-                    raise HerdError(f"{path}: {entry.name} holds values that are not finite: take another copy")
-                yield entry.name, array
-
-    return metadata, tensors()
+    return metadata, ((entry.name, entry.numbers()) for entry in entries)
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], list[Entry]]:
-    """Metadata and the tensors' entries, each of which lies inside the file."""
+    """Metadata and the tensors' entries, each of which lies inside its file; of a split model, those of all files."""
+    if (found := PART.search(path.name)) is None:
+        return read_one_header(path)
+    stem, count = path.name[: found.start()], int(found[2])
+    parts = [path.with_name(f"{stem}-{number:05d}-of-{count:05d}.gguf") for number in range(1, count + 1)]
+    if missing := [part.name for part in parts if not part.is_file()]:
+        raise HerdError(f"{path.parent}: {', '.join(missing[:4])} missing of {count} files: copy it again, whole")
+    headers = [read_one_header(part) for part in parts]
+    entries = [entry for _, held in headers for entry in held]
+    if len({entry.name for entry in entries}) < len(entries):
+        raise HerdError(f"{path} and its other parts name a tensor twice: take another copy")
+    return headers[0][0], entries
+
+
+def read_one_header(path: Path) -> tuple[dict[str, Any], list[Entry]]:
+    """`read_header` of a single file."""
     try:
         with path.open("rb") as file:
             return Header(file, path).read()
     except (FileNotFoundError, IsADirectoryError):
         raise HerdError(f"{path} is not a file: give the path of a .gguf file") from None
+
+
+def uniform(metadata: Mapping[str, Any], key: str, *, where: str) -> Any:
+    """A value that GGUF may give once or for each layer; None where it is missing.
+
+    Raises HerdError where layers differ: the Llama 4 layout has one for all.
+    """
+    value = metadata.get(key)
+    if not isinstance(value, list):
+        return value
+    if len(set(value)) != 1:
+        raise HerdError(f"{where}: {key}={value} differs between layers, the Llama 4 layout has one value for all")
+    return value[0]
 
 
 class Header:
@@ -142,7 +182,7 @@ class Header:
         num_bytes = prod(shape) // per_block * block_bytes
         if start + offset + num_bytes > self.size:
             raise HerdError(f"{self.path} ends inside {name}: copy it again, whole")
-        return Entry(name=name, shape=shape, kind=kind, start=start + offset, num_bytes=num_bytes)
+        return Entry(path=self.path, name=name, shape=shape, kind=kind, start=start + offset, num_bytes=num_bytes)
 
 
 def quantised(kind: int, name: str, path: Path) -> tuple[int, int]:
@@ -155,22 +195,22 @@ def quantised(kind: int, name: str, path: Path) -> tuple[int, int]:
     return sizes[kind]
 
 
-def numbers(raw: np.ndarray, entry: Entry) -> np.ndarray:
-    """The bytes of a tensor as fp32 of its shape."""
+def numbers(raw: np.ndarray, entry: Entry, shape: tuple[int, ...]) -> np.ndarray:
+    """Bytes of a tensor, or of some of its slices, as fp32 of `shape`."""
     if entry.kind == F32:
-        return raw.view("<f4").reshape(entry.shape)
+        return raw.view("<f4").reshape(shape)
     if entry.kind == F16:
-        return raw.view("<f2").astype(np.float32).reshape(entry.shape)
+        return raw.view("<f2").astype(np.float32).reshape(shape)
     if entry.kind == BF16:
-        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(entry.shape)
+        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
     if entry.kind in SIMPLE_BYTES:
-        return simple(raw.reshape(-1, SIMPLE_BYTES[entry.kind]), entry.kind).reshape(entry.shape)
+        return simple(raw.reshape(-1, SIMPLE_BYTES[entry.kind]), entry.kind).reshape(shape)
     types = package("constants").GGMLQuantizationType
     try:
-        flat: np.ndarray = package("quants").dequantize(raw.reshape(*entry.shape[:-1], -1), types(entry.kind))
+        flat: np.ndarray = package("quants").dequantize(raw.reshape(*shape[:-1], -1), types(entry.kind))
     except NotImplementedError:
         raise HerdError(f"{entry.name} has the type {types(entry.kind).name} of ggml, which is not read") from None
-    return flat.reshape(entry.shape).astype(np.float32, copy=False)
+    return flat.reshape(shape).astype(np.float32, copy=False)
 
 
 def simple(blocks: np.ndarray, kind: int) -> np.ndarray:

@@ -17,11 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from herd.config import ModelConfig, MoEConfig, RopeScaling, SpecialIds
+from herd.config import ModelConfig, MoEConfig, SpecialIds
 from herd.core.errors import HerdError
 from herd.core.files import read_json
-from herd.model.attention import rope_angles
 from herd.model.formats.config_json import read_rope
+from herd.model.formats.gguf import uniform
+from herd.model.formats.rope_factors import linear_divisor, scaling_of
 from herd.model.formats.weights import plain_names, renamed
 
 LAYER_PARTS = (
@@ -171,7 +172,6 @@ def read_gguf_llama(
     kind = metadata.get("general.architecture")
     if metadata.get(f"{kind}.expert_count"):
         raise HerdError(f"{where}: architecture {kind!r} with experts is not adopted, only dense Llama is")
-    scaling = metadata.get("llama.rope.scaling.type", "none")
     rotated = metadata.get("llama.rope.dimension_count")
     embedding = arrays.get("token_embd.weight")
     raw = {
@@ -179,14 +179,13 @@ def read_gguf_llama(
         "vocab_size": metadata.get("llama.vocab_size", 0 if embedding is None else len(embedding)),
         "hidden_size": metadata.get("llama.embedding_length"),
         "num_hidden_layers": metadata.get("llama.block_count"),
-        "num_attention_heads": metadata.get("llama.attention.head_count"),
-        "num_key_value_heads": metadata.get("llama.attention.head_count_kv"),
+        "num_attention_heads": uniform(metadata, "llama.attention.head_count", where=where),
+        "num_key_value_heads": uniform(metadata, "llama.attention.head_count_kv", where=where),
         "head_dim": metadata.get("llama.attention.key_length", rotated),
-        "intermediate_size": metadata.get("llama.feed_forward_length"),
+        "intermediate_size": uniform(metadata, "llama.feed_forward_length", where=where),
         "max_position_embeddings": metadata.get("llama.context_length"),
         "rms_norm_eps": metadata.get("llama.attention.layer_norm_rms_epsilon", 1e-5),
         "rope_theta": metadata.get("llama.rope.freq_base", 10_000.0),
-        "rope_scaling": None if scaling == "none" else {"rope_type": scaling},
     }
     config = dense_config(raw, special, where=where)
     if rotated is not None and rotated != config.head_dim:
@@ -197,8 +196,10 @@ def read_gguf_llama(
             names[f"blk.{layer}.{theirs}"] = f"model.layers.{layer}.{part}"
     names = {f"{theirs}.weight": f"{part}.weight" for theirs, part in names.items()}
     held = {names.get(name, name): array for name, array in arrays.items()}
+    divisors = torch.full((config.head_dim // 2,), linear_divisor(metadata, "llama", where=where))
     if (factors := held.pop("rope_freqs.weight", None)) is not None:
-        config = replace(config, rope_scaling=scaling_of(torch.tensor(factors), config, where=where))
+        divisors = divisors * torch.tensor(factors)
+    config = replace(config, rope_scaling=scaling_of(divisors, config, where=where))
     tied = "lm_head.weight" not in held
     check(shapes(config, tied=tied), {name: array.shape for name, array in held.items()}, where=where)
     return Dense(
@@ -208,20 +209,3 @@ def read_gguf_llama(
         interleaved=True,
         dtype=torch.float32,
     )
-
-
-def scaling_of(factors: Tensor, config: ModelConfig, *, where: str) -> RopeScaling:
-    """The llama3 scaling that divides the frequencies by `factors` [C / 2], which are all that a GGUF keeps of it.
-
-    Raises HerdError where Llama 3's own bounds (1, 4, of 8192 positions) do not give them back.
-    """
-    scaling = RopeScaling(
-        factor=round(float(factors.max()), 4), low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8192
-    )
-    plain, scaled = (
-        rope_angles(torch.ones(1, dtype=torch.int64), replace(config, rope_scaling=kind)).angle()[0]
-        for kind in (None, scaling)
-    )
-    if factors.shape != plain.shape or not torch.allclose(plain / scaled, factors.float(), rtol=1e-3):
-        raise HerdError(f"{where}: rope_freqs.weight is no scaling of Llama 3's kind")
-    return scaling

@@ -13,7 +13,7 @@ import io
 import json
 import pickle
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,17 @@ class Stored:
     start: int
 
     @property
+    def num_values(self) -> int:
+        return prod(self.shape)
+
+    @property
     def num_bytes(self) -> int:
-        return prod(self.shape) * self.dtype.itemsize
+        return self.num_values * self.dtype.itemsize
+
+    def at(self, index: int) -> "Stored":
+        """One slice along the first axis."""
+        start = self.start + index * (self.num_bytes // self.shape[0])
+        return replace(self, name=f"{self.name}[{index}]", shape=self.shape[1:], start=start)
 
     def read(self, out: Tensor | None = None) -> Tensor:
         """The tensor, in `out` (contiguous, of its type and shape) or in new memory.

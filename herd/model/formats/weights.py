@@ -86,7 +86,8 @@ def check(source: Path, found: Mapping[str, Stored], wanted: Mapping[str, torch.
 
 def wrong_names(found: Iterable[str], wanted: Iterable[str]) -> list[str]:
     """What is missing and what is of no use, for `refuse`."""
-    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    found, wanted = set(found), set(wanted)
+    missing, extra = sorted(wanted - found), sorted(found - wanted)
     return [
         *renamed(missing, extra),
         *(f"{name} is missing" for name in missing),

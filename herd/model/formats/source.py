@@ -1,0 +1,109 @@
+"""A model in whatever format it comes: the one place that tells formats apart, and the one way to open any of them.
+
+    a folder with config.json      Hugging Face's layout, its weights as floats or in low bits
+    a folder with params.json      Meta's
+    a .gguf file                   llama.cpp's, architecture llama4; so is a folder that holds nothing but one
+
+What cannot be opened is named by what it is, with the way out.
+"""
+
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from herd.config import SpecialIds
+from herd.core.errors import HerdError
+from herd.data.tokenizer import Tokenizer
+from herd.model.formats import huggingface, lowbit, meta
+from herd.model.formats.gguf import PART
+from herd.model.formats.llama_cpp_file import LlamaCppFile
+from herd.model.formats.weights import Weights, assemble
+from herd.model.transformer import Transformer
+
+HUGGING_FACE, LOW_BIT, META, GGUF = "huggingface", "low-bit", "meta", "gguf"
+"""The formats."""
+PICKLES = "PyTorch pickles, which could run code: open it in transformers and save_pretrained it"
+OTHERS = {
+    "adapter_config.json": "an adapter (LoRA): merge it into its model and save that",
+    "*.onnx": "ONNX, a graph for inference: give the model that it was exported from",
+    "*.npz": "MLX weights (.npz): give the model that it was made from",
+    "*.safetensors": "safetensors without a config.json: copy that too",
+    "*.bin": PICKLES,
+    "*.pth": "PyTorch pickles (.pth) without Meta's params.json: copy that too",
+    "*.pt": PICKLES,
+    "*.msgpack": "Flax weights: open it in transformers and save_pretrained it",
+    "*.h5": "TensorFlow weights: open it in transformers and save_pretrained it",
+    "*.gguf": "several GGUF files: name one",
+}
+"""What else a folder or a file may be, by its name, and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that can be opened."""
+
+    path: Path
+    kind: str
+
+    @cached_property
+    def file(self) -> LlamaCppFile:
+        return LlamaCppFile(self.path)
+
+    def tokenizer(self, special: SpecialIds) -> Tokenizer:
+        """With its chat template, where that is not Llama 4's; `special` are the ids of the model's configuration."""
+        return self.file.vocabulary[0] if self.kind == GGUF else Tokenizer.load(self.path, ids=special)
+
+    def weights(self, dtype: torch.dtype | None = None) -> Weights:
+        """One parameter at a time; low-bit ones as the numbers that they stand for, in `dtype` or bf16."""
+        if self.kind == GGUF:
+            return self.file.weights(dtype)
+        if self.kind == LOW_BIT:
+            return lowbit.open_folder(self.path, dtype)
+        return (meta if self.kind == META else huggingface).open_folder(self.path)
+
+    def transformer(self, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Transformer:
+        """The model, holding its weights once; low-bit folders stay packed where Herd can multiply by that."""
+        if self.kind == LOW_BIT:
+            return lowbit.load(self.path, dtype=dtype, device=device)
+        if self.kind == GGUF and (kinds := self.file.quantized):
+            told = str(dtype or self.file.dtype).removeprefix("torch.")
+            print(f"{self.path.name}: weights of {kinds} are opened as {told}", file=sys.stderr, flush=True)
+        return assemble(self.weights(dtype), dtype=dtype, device=device)
+
+
+def find_source(path: Path) -> Source:
+    """What `path` holds. Raises HerdError that names what it is where it cannot be opened."""
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return Source(path, GGUF)
+        told = next((kind for pattern, kind in OTHERS.items() if path.match(pattern)), "a file of an unknown kind")
+        raise HerdError(f"{path} is {told}; a model is a folder, or a .gguf file")
+    if not path.is_dir():
+        raise HerdError(f"{path} is not a folder: give the folder of a model, such as runs/tiny/sft, or a .gguf file")
+    marks = [name for name in ("config.json", "params.json") if (path / name).exists()]
+    if len(marks) == 2:
+        raise HerdError(f"{path} has both config.json and params.json: give a folder with the files of one format")
+    if marks == ["params.json"]:
+        return Source(path, META)
+    if not marks:
+        if file := only_gguf(path):
+            return Source(file, GGUF)
+        raise HerdError(f"{path} has neither config.json nor params.json: {other_kind(path) or 'is it complete?'}")
+    if not any(path.glob("*.safetensors")) and (held := other_kind(path)):
+        raise HerdError(f"{path} cannot be opened: {held}")
+    return Source(path, LOW_BIT if lowbit.is_quantized(path) else HUGGING_FACE)
+
+
+def other_kind(folder: Path) -> str | None:
+    """What a folder that cannot be opened holds, as far as its names tell."""
+    return next((f"it holds {kind}" for pattern, kind in OTHERS.items() if any(folder.glob(pattern))), None)
+
+
+def only_gguf(folder: Path) -> Path | None:
+    """The one GGUF model of a folder: a file, or the first of one that is split."""
+    found = [path for path in sorted(folder.glob("*.gguf")) if not path.name.startswith("mmproj")]
+    first = [path for path in found if (part := PART.search(path.name)) is None or int(part[1]) == 1]
+    return first[0] if len(first) == 1 else None
