@@ -95,7 +95,8 @@ def to_gguf(config: ConvertConfig, source: Source, out: Path) -> Path:
     llama_cpp.form_of(weights)
     if weights.config.vision and not config.text_only:
         raise HerdError(
-            "GGUF export has no place for the vision encoder yet: say --text-only to write the text model alone"
+            "the vision encoder is not written to GGUF, as llama.cpp reads a tile's tokens column by column "
+            "(docs/convert.md): say --text-only to write the text model alone"
         )
     facts = {"stage": "convert", "commit": commit_id(), "parents": {"model": parent_of(source.path)}}
     out.parent.mkdir(parents=True, exist_ok=True)
