@@ -23,8 +23,8 @@ QUESTION = [{"role": "user", "content": "the cat sat on"}]
 
 
 @contextmanager
-def start(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "herd", "serve", str(folder), "--port", "0", *options]
+def start(folder: Path, *options: str, port: str = "0") -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "herd", "serve", str(folder), "--port", port, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -213,12 +213,12 @@ def test_ctrl_c_ends_the_server_in_good_order_even_while_it_answers(tiny_folder)
 
 def test_what_cannot_be_served_is_told_in_one_line(tmp_path, url):
     port = url.rsplit(":", 1)[1]
-    for folder, options, says in [
-        (tmp_path / "nowhere", (), "nowhere is not a folder"),
-        (tmp_path, (), "config.json is missing"),
-        (tmp_path, ("--port", port), f"cannot listen on 127.0.0.1 port {port}"),
+    for folder, asked, says in [
+        (tmp_path / "nowhere", "0", "nowhere is not a folder"),
+        (tmp_path, "0", "has neither config.json nor params.json"),
+        (tmp_path, port, f"cannot listen on 127.0.0.1 port {port}"),
     ]:
-        with start(folder, *options) as process:
+        with start(folder, port=asked) as process:
             _, errors = process.communicate(timeout=60)
         assert process.returncode == 1
         assert says in errors

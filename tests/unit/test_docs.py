@@ -7,10 +7,12 @@ from functools import wraps
 from pathlib import Path
 
 import pytest
+from published_configs import FORMS
 
 from herd import cli
 from herd.cli import main
 from herd.commands import COMMANDS
+from herd.core.files import write_json
 from herd.stages.recipe import Step
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +76,8 @@ def test_each_plan_line_runs(
     monkeypatch.chdir(tmp_path)
     Path("runs/tiny").mkdir(parents=True)
     Path("runs/tiny/sft").symlink_to(tiny_folder)
+    Path("Llama-4-Scout-17B-16E").mkdir()
+    write_json(Path("Llama-4-Scout-17B-16E/config.json"), FORMS["scout-instruct"])
     if "--here" in line:
         pytest.skip("measures the machine for seconds")
     assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
