@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import herd
+from herd.core.errors import HerdError
 from herd.core.files import commit_folder, folder_hash, partial, read_json, sha256, write_atomic, write_json
 
 
@@ -104,6 +105,8 @@ def read_lineage(folder: Path) -> dict[str, Any]:
 
 def hash_of(folder: Path) -> str:
     """The hash in a folder's herd.json; of a folder that Herd did not make, or of a file, that of what is there now."""
+    if not folder.exists():
+        raise HerdError(f"{folder} is not there: give a folder or file that is")
     if folder.is_file():
         return sha256(folder)
     if (folder / "herd.json").exists():

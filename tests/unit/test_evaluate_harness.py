@@ -154,7 +154,7 @@ def test_a_missing_table_is_named(folders: dict[str, Any]) -> None:
 
 
 def test_a_folder_that_is_not_there_leaves_nothing_behind(folders: dict[str, Any]) -> None:
-    with pytest.raises(HerdError, match=r"nowhere/herd\.json is missing"):
+    with pytest.raises(HerdError, match="nowhere is not there: give a folder"):
         evaluate(world.CONFIG, folders["sft"].parent / "nowhere", folders["data"], folders["out"])
     assert not list(folders["out"].parent.glob("evaluate*"))
 
