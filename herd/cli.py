@@ -1,7 +1,7 @@
 """The command line: parsed before torch is imported; herd/commands/ has the table of commands.
 
-Whatever goes wrong is told in one line on stderr. The traceback goes to a file: `run.log` in a run's folder, `OUT.log`
-beside the folder that a single stage writes, else `logs/herd.log` in the cache.
+Whatever goes wrong is told in one line on stderr. The traceback of a bug goes to a file: `run.log` in a run's folder,
+`OUT.log` beside the folder that a single stage writes, else `logs/herd.log` in the cache.
 """
 
 import argparse
@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from herd import __version__
 from herd.commands import COMMANDS, STEPS
 from herd.core.boards import VARIABLE, asked_for
+from herd.core.child import INTERRUPTED
 from herd.core.console import exit_code, traceback_log
 from herd.core.errors import HerdError, Misunderstood, unknown
 from herd.core.numbers import whole_number
 from herd.core.ranks import rank, world
 from herd.stages.recipe import Step, load_recipe, run_step
+from herd.stages.unfinished import changes_since, how_unfinished, put_in_place
 
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry
@@ -33,7 +35,12 @@ def entry() -> None:
         tune_allocator()
     # Of several ranks the first tells results; what goes wrong is told by whom it befalls.
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
-        sys.exit(main(args))
+        code = main(args)
+        if code == INTERRUPTED:  # at once: threads that write are not waited for
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        sys.exit(code)
 
 
 def main(args: Sequence[str]) -> int:
@@ -89,13 +96,18 @@ def call(name: str, args: list[str]) -> None:
     if world() > 1 and "parallel" not in {field.name for field in dataclasses.fields(usage.config)}:
         raise HerdError(f"herd {name} works in one process, {world()} were started: say it without torchrun")
     out: Path = usage.out
+    parents = {role: getattr(usage, role) for role in command.does.reads}
+    if rank() == 0 and put_in_place(out) and not changes_since(out, usage.config, parents):
+        print(f"wrote {out}")  # all but its name was done when it was killed
+        return
     if out.exists():
         raise HerdError(f"{out} is there already: give another --out, or remove it first")
+    unfinished = how_unfinished(resume_with_changes=usage.resume_with_changes, restart=usage.restart)
     os.environ[VARIABLE] = usage.track
     asked_for()  # a mistake in it is told before anything is written
     out.parent.mkdir(parents=True, exist_ok=True)
     traceback_log.set(out.with_name(out.name + ".log"))
-    run_step(command.does, usage.config, {role: getattr(usage, role) for role in command.does.parents}, out)
+    run_step(command.does, usage.config, parents, out, unfinished)
     print(f"wrote {out}")
 
 
@@ -135,16 +147,21 @@ def stage_usage(stage: Step, args: list[str]) -> Any:
     ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     ahead.add_argument("--recipe", default="")
     recipe = ahead.parse_known_args(args)[0].recipe
-    config = (load_recipe(recipe, STEPS) if recipe else {}).get(stage.name) or stage.config()()
+    nodes = load_recipe(recipe, STEPS) if recipe else {}
+    config = nodes[stage.name].config if stage.name in nodes else stage.config()()
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
-    for role, parent in stage.parents.items():
-        kind = Annotated[Path, arg(help=f"Folder of the stage {parent}.")]
+    for role in stage.reads:
+        kind = Annotated[Path, arg(help=f"Folder with the {role}.")]
         fields.append((role, Positional[kind] if role == "model" else kind))
     fields.append(("out", Annotated[Path, arg(help="Folder to write.")]))
     about = "Recipe whose table gives the defaults below."
     fields.append(("recipe", Annotated[str, arg(help=about, metavar="RECIPE")], recipe))
     about = "Show metrics elsewhere too: tensorboard, trackio, or both with a comma."
     fields.append(("track", Annotated[str, arg(help=about, metavar="BOARDS")], os.environ.get(VARIABLE, "")))
+    about = "Go on with unfinished work though settings differ; herd.json records what changed at which step."
+    fields.append(("resume_with_changes", Annotated[bool, arg(help=about)], False))
+    about = "Move unfinished work aside and begin anew."
+    fields.append(("restart", Annotated[bool, arg(help=about)], False))
     fields.append(("config", Annotated[type(config), arg(name="")], config))
     return dataclasses.make_dataclass("Usage", fields, kw_only=True)
 

@@ -113,7 +113,6 @@ def trained(
         batches = LongBatches(data, config, tokenizer, ImageProcessor(None))
         train_language(model, batches, config, stage, ALONE)
         write_json(stage.work / "recall.json", recall(model, tokenizer, data, lengths))
-        stage.drop("state")
         stage.finish()
     found: dict[str, float] = read_json(folder / "recall.json")
     return found

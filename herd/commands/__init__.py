@@ -19,8 +19,10 @@ from herd.config import PRESETS, preset
 from herd.core.child import run_in_child
 from herd.core.console import exit_code, logged_to, traceback_log
 from herd.core.errors import HerdError
+from herd.core.files import partial as work_of
 from herd.plan.counts import Precision
-from herd.stages.recipe import Step, load_recipe, run_recipe, run_step
+from herd.stages.recipe import Node, Step, load_recipe, run_recipe, run_step
+from herd.stages.unfinished import Unfinished, how_unfinished, telling_what_is_kept
 
 TALKER = Path("runs/tiny/sft")
 
@@ -29,9 +31,10 @@ def call_at(place: str, *args: Any) -> Any:
     return named(place)(*args)
 
 
-def step(name: str, config: str, function: str, parents: Mapping[str, str]) -> Step:
+def step(name: str, config: str, function: str, *, reads: tuple[str, ...] = (), writes: str) -> Step:
     """A stage by the places of its config and its function; picklable, for a process of its own."""
-    return Step(name=name, config=partial(named, config), function=partial(call_at, function), parents=parents)
+    does = partial(call_at, function)
+    return Step(name=name, config=partial(named, config), function=does, reads=reads, writes=writes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,66 +49,73 @@ def write_report(_: NoSettings, *stages_and_out: Path) -> Path:
     return path
 
 
-# In the order of a model's life. parents: what a stage calls the folders that it reads → the stage that writes each.
+# In the order of a model's life.
 STEPS = (
-    step("data", "herd.config:DataConfig", "herd.stages.data:build_data", {}),
-    step("vision", "herd.config:VisionStageConfig", "herd.stages.vision:vision", {"data": "data"}),
+    step("data", "herd.config:DataConfig", "herd.stages.data:build_data", writes="data"),
+    step("vision", "herd.config:VisionStageConfig", "herd.stages.vision:vision", reads=("data",), writes="model"),
     step(
         "pretrain",
         "herd.config:PretrainConfig",
         "herd.stages.pretrain:pretrain",
-        {"model": "vision", "data": "data"},
+        reads=("model", "data"),
+        writes="model",
     ),
     step(
         "midtrain",
         "herd.config:MidtrainConfig",
         "herd.stages.midtrain:midtrain",
-        {"model": "pretrain", "data": "data"},
+        reads=("model", "data"),
+        writes="model",
     ),
-    step("sft", "herd.config:SftConfig", "herd.stages.sft:sft", {"model": "pretrain", "data": "data"}),
+    step("sft", "herd.config:SftConfig", "herd.stages.sft:sft", reads=("model", "data"), writes="model"),
     step(
         "evaluate",
         "herd.evaluate.harness:EvaluateConfig",
         "herd.evaluate.harness:evaluate",
-        {"model": "sft", "data": "data"},
+        reads=("model", "data"),
+        writes="evaluation",
     ),
 )
+REPORT = step("report", "herd.commands:NoSettings", "herd.commands:write_report", writes="report")
 
 
-def run(recipe: str, /, *, out: Path | None = None) -> None:
+def run(recipe: str, /, *, out: Path | None = None, resume_with_changes: bool = False, restart: bool = False) -> None:
     """Raise a herd: all stages of a recipe; those that stand are reused.
 
     Args:
         recipe: A recipe's name, or the path of a TOML file.
         out: Folder of the run, runs/RECIPE if not given.
+        resume_with_changes: Go on with an unfinished stage though its settings differ; herd.json records the changes.
+        restart: Move unfinished stages aside and begin them anew.
     """
-    configs = load_recipe(recipe, STEPS)  # a mistake in it is told before anything is written
+    nodes = load_recipe(recipe, STEPS)  # a mistake in it is told before anything is written
+    unfinished = how_unfinished(resume_with_changes=resume_with_changes, restart=restart)
     folder = out or Path("runs") / Path(recipe).stem
     folder.mkdir(parents=True, exist_ok=True)
     traceback_log.set(folder / "run.log")
     start = time.monotonic()
     with logged_to(folder / "run.log", f"herd {__version__}: run {recipe}"):
-        told = step(
-            "report", "herd.commands:NoSettings", "herd.commands:write_report", {name: name for name in configs}
-        )
-        run_recipe(configs | {told.name: NoSettings()}, [*STEPS, told], folder, do=run_apart)
+        nodes["report"] = Node(step=REPORT, config=NoSettings(), parents={name: name for name in nodes})
+        run_recipe(nodes, folder, do=partial(run_apart, unfinished))
         print(f"wrote {folder} in {time.monotonic() - start:.0f} s")
 
 
-def run_apart(step: Step, config: Any, parents: Mapping[str, Path], out: Path) -> None:
+def run_apart(unfinished: Unfinished, step: Step, config: Any, parents: Mapping[str, Path], out: Path) -> None:
     """Run one stage in a process of its own, so that none inherits the memory of those before it."""
-    if code := run_in_child(step.name, stage_of_run, step, config, parents, out):
+    with telling_what_is_kept(work_of(out)):
+        code = run_in_child(step.name, stage_of_run, step, config, parents, out, unfinished)
+    if code:
         sys.exit(code)  # the child has told why
 
 
-def stage_of_run(step: Step, config: Any, parents: Mapping[str, Path], out: Path) -> int:
+def stage_of_run(step: Step, config: Any, parents: Mapping[str, Path], out: Path, unfinished: Unfinished) -> int:
     """What the child does; gives its exit code."""
     log = out.parent / "run.log"
     traceback_log.set(log)
 
     def work() -> None:
         with logged_to(log):
-            run_step(step, config, parents, out)
+            run_step(step, config, parents, out, unfinished)
 
     return exit_code(work, f"stage {step.name}")
 

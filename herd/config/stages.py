@@ -82,7 +82,7 @@ class VisionStageConfig(Checked):
     """Views of one optimizer step."""
     sharpness: Positive = 2.0
     """Inverse temperature of the scores."""
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=HOW_IT_RUNS)
     guard: GuardConfig = field(default_factory=GuardConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
@@ -121,15 +121,15 @@ class PretrainConfig(Checked):
     """Languages in which a picture's name is asked for in one chat."""
     tiled_share: Share = 0.25
     """How often a large picture is shown in tiles, as chat shows it; else as one tile."""
-    micro_batches: Count = 1
+    micro_batches: Count = field(default=1, metadata=HOW_IT_RUNS)
     """Parts into which a step's batch is cut between documents, computed one after the other: less memory."""
-    recompute: bool = False
+    recompute: bool = field(default=False, metadata=HOW_IT_RUNS)
     """Keep each layer's input alone and compute the layer again in the backward: far less memory, one more forward."""
     balance_rate: Weight = 0.05
     """How far a step moves the bias by which an expert is chosen, in logits, where it got nothing; 0: no bias."""
     balance_coefficient: Weight = 0.0
     """Weight of the load-balancing loss; 0: none."""
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=HOW_IT_RUNS)
     guard: GuardConfig = field(default_factory=GuardConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=HOW_IT_RUNS)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -168,15 +168,15 @@ class MidtrainConfig(Checked):
     """Quotes or questions of one document."""
     answer_weight: Weight = 4.0
     """What a token of an answer or a quote weighs beside one of text: few are learnt in a long document."""
-    micro_batches: Count = 1
+    micro_batches: Count = field(default=1, metadata=HOW_IT_RUNS)
     """Parts into which a step's batch is cut between documents, computed one after the other: less memory."""
-    recompute: bool = False
+    recompute: bool = field(default=False, metadata=HOW_IT_RUNS)
     """Keep each layer's input alone and compute the layer again in the backward: far less memory, one more forward."""
     balance_rate: Weight = 0.05
     """How far a step moves the bias by which an expert is chosen, in logits, where it got nothing; 0: no bias."""
     balance_coefficient: Weight = 0.0
     """Weight of the load-balancing loss; 0: none."""
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=HOW_IT_RUNS)
     guard: GuardConfig = field(default_factory=lambda: GuardConfig(sigmas=0.0))
     """Norms are not judged: longer documents and questions that begin to be answered are outliers by intent."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=HOW_IT_RUNS)
@@ -211,15 +211,15 @@ class SftConfig(Checked):
     """Share of the tokens that are pieces of the training documents."""
     replay_weight: Weight = 0.2
     """What a token of these weighs beside an assistant's: a piece has many more that are learnt."""
-    micro_batches: Count = 1
+    micro_batches: Count = field(default=1, metadata=HOW_IT_RUNS)
     """Parts into which a step's batch is cut between documents, computed one after the other: less memory."""
-    recompute: bool = False
+    recompute: bool = field(default=False, metadata=HOW_IT_RUNS)
     """Keep each layer's input alone and compute the layer again in the backward: far less memory, one more forward."""
     balance_rate: Weight = 0.05
     """How far a step moves the bias by which an expert is chosen, in logits, where it got nothing; 0: no bias."""
     balance_coefficient: Weight = 0.0
     """Weight of the load-balancing loss; 0: none."""
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=HOW_IT_RUNS)
     guard: GuardConfig = field(default_factory=GuardConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=HOW_IT_RUNS)
     optimizer: OptimizerConfig = field(

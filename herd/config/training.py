@@ -58,7 +58,8 @@ class OptimizerConfig(Checked):
 
 
 HOW_IT_RUNS = {"changes the result": False}
-"""Metadata of a field that may differ between the attempts of one stage."""
+"""Metadata of a field that may differ between the attempts of one stage: what is learnt is the same, but for rounding
+where sums are taken in another order (ranks, micro-batches)."""
 
 PARALLEL_AXES = ("replicate", "shard", "expert", "context", "tensor")
 """In the order in which ranks are numbered: those along the last are neighbours."""

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from herd.core.errors import HerdError, Stopped
+from herd.core.errors import HerdError, Interrupted, Stopped
 
-INTERRUPTED = 130
+INTERRUPTED = Interrupted.exit_code
 """Exit code of a program that Ctrl-C stopped."""
 
 

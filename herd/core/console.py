@@ -1,4 +1,7 @@
-"""What a command tells: a run's log beside the terminal, and an error in one line with its traceback in a log."""
+"""What a command tells: a run's log beside the terminal, and an error in one line.
+
+The traceback of a bug goes to the log of the work, that of all else to the cache's.
+"""
 
 import errno
 import io
@@ -22,7 +25,7 @@ BAR = re.compile("[━╸╺]")
 """What rich draws progress bars with."""
 
 traceback_log: ContextVar[Path | None] = ContextVar("traceback_log", default=None)
-"""Where the traceback of what goes wrong is kept; None: in the cache."""
+"""Where the traceback of a bug is kept; None: in the cache."""
 OUT_OF_MEMORY = "out of memory: close other programs, or take a smaller batch (--batch-tokens)"
 
 
@@ -66,12 +69,12 @@ def logged_to(path: Path, title: str = "") -> Iterator[None]:
             yield
 
 
-def keep_traceback(path: Path, title: str) -> bool:
-    """Append the traceback of the error at hand to `path`; whether that could be written."""
+def append(path: Path, text: str) -> bool:
+    """Add a paragraph to a log, with the time; whether it could be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as log:
-            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {title}\n{traceback.format_exc()}\n")
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
     except OSError:
         return False
     return True
@@ -82,7 +85,7 @@ def in_one_line(error: BaseException) -> str | None:
     place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
     match error:
         case KeyboardInterrupt():
-            return "stopped; the same command goes on from there"
+            return str(error) or "stopped"
         case HerdError():
             return str(error)
         case MemoryError():
@@ -100,7 +103,8 @@ def in_one_line(error: BaseException) -> str | None:
 def exit_code(work: Callable[[], None], title: str) -> int:
     """Do the work and give its exit code: 0 done, 1 failed, 2 not understood, 75 stopped by SIGTERM, 130 by Ctrl-C.
 
-    What goes wrong is told in one line; its traceback stands in the log under `title`.
+    What goes wrong is told in one line. The traceback of a bug is kept under `title` in the log of the work, that of
+    all else in the cache: a mistake leaves nothing beside the user's files but the line in a log that is there.
     """
     try:
         work()
@@ -111,11 +115,17 @@ def exit_code(work: Callable[[], None], title: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (Exception, KeyboardInterrupt) as error:
-        log = traceback_log.get() or cache_folder() / "logs" / "herd.log"
-        kept = keep_traceback(log, title)
-        where = f"the traceback is in {log}" if kept else f"the traceback cannot be written to {log}"
-        brief = f"{type(error).__name__}: {error}".splitlines()[0]
-        print(f"herd: {in_one_line(error) or f'{brief} (a bug of Herd; {where})'}", file=sys.stderr)
+        own = traceback_log.get()
+        line = in_one_line(error)
+        log = own if own is not None and line is None else cache_folder() / "logs" / "herd.log"
+        kept = append(log, f"{title}\n{traceback.format_exc()}")
+        if line is None:
+            where = f"the traceback is in {log}" if kept else f"the traceback cannot be written to {log}"
+            brief = f"{type(error).__name__}: {error}".splitlines()[0]
+            line = f"{brief} (a bug of Herd; {where})"
+        elif own is not None and own.exists():
+            append(own, f"herd: {line}")
+        print(f"herd: {line}", file=sys.stderr)
         if isinstance(error, KeyboardInterrupt):
             return INTERRUPTED
         return error.exit_code if isinstance(error, HerdError) else 1

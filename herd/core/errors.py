@@ -16,6 +16,12 @@ class Stopped(HerdError):
     exit_code = 75
 
 
+class Interrupted(Stopped):
+    """Asked to stop by Ctrl-C, with all saved."""
+
+    exit_code = 130
+
+
 class Misunderstood(HerdError):
     """A command line that names no command."""
 

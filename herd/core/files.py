@@ -7,9 +7,9 @@ A file is written beside its place and renamed. A folder is written as `NAME.par
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,16 +122,21 @@ def partial(folder: Path) -> Path:
     return folder.with_name(folder.name + ".partial")
 
 
-def commit_folder(folder: Path) -> None:
-    """Rename the finished `NAME.partial` to `NAME`; an older `NAME` is replaced."""
-    work, old = partial(folder), folder.with_name(folder.name + ".old")
+def free_name(folder: Path) -> Path:
+    """`NAME.1`, `NAME.2` …: the first that neither a folder nor unfinished work has."""
+    numbered = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
+    return next(path for path in numbered if not path.exists() and not partial(path).exists())
+
+
+def commit_folder(folder: Path) -> Path | None:
+    """Rename the finished `NAME.partial` to `NAME`. An older `NAME` is kept under a free name, which is returned."""
+    work, aside = partial(folder), None
     assert (work / "herd.json").exists(), f"{work} has no herd.json yet"
-    # The older one is renamed before it is removed: a kill in the middle must not leave a part under the final name.
-    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        os.replace(folder, old)
-    os.replace(work, folder)
-    shutil.rmtree(old, ignore_errors=True)
+        aside = free_name(folder)
+        folder.rename(aside)
+    work.rename(folder)
+    return aside
 
 
 def sha256(path: Path) -> str:
@@ -140,12 +145,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_hash(folder: Path) -> str:
-    """Digest over the paths and contents of all files in `folder`; `herd.json`, metrics and hidden files aside."""
+def folder_hash(folder: Path, *, without: str | None = None) -> str:
+    """Digest over the paths and contents of all files in `folder`; `herd.json`, metrics, hidden files and what is
+    called `without` aside."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in place.parts)
-        if path.is_file() and not hidden and str(place) not in {"herd.json", "metrics.jsonl"}:
+        if path.is_file() and not hidden and place.parts[0] not in {"herd.json", "metrics.jsonl", without}:
             digest.update(f"{place.as_posix()} {sha256(path)}\n".encode())
     return digest.hexdigest()

@@ -1,5 +1,6 @@
 """`herd.json`: where a folder comes from. Written last, so its presence means that the folder is whole."""
 
+import re
 import resource
 import shutil
 import subprocess
@@ -47,6 +48,11 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+REQUEST, CHANGED, CHANGES, SECONDS, STATE = ".request.json", ".changed.json", ".changes.json", ".seconds", "state"
+"""What unfinished work has and a finished folder has not: what was asked for, what is asked for now instead, what has
+changed on the way, the seconds worked, the checkpoints."""
+
+
 class Stage:
     """The work on one output folder: begun in `OUT.partial`, resumed there after a kill, committed by rename.
 
@@ -58,7 +64,7 @@ class Stage:
         self.config = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
         self.work = partial(out)
         self.work.mkdir(parents=True, exist_ok=True)
-        self._clock = self.work / ".seconds"
+        self._clock = self.work / SECONDS
         self._before_s = float(self._clock.read_text() or 0) if self._clock.exists() else 0.0
         self._start = time.monotonic()
 
@@ -70,14 +76,21 @@ class Stage:
         """Remember the time worked so far; called at checkpoints so that a killed attempt still counts."""
         write_atomic(self._clock, f"{self.seconds:.3f}")
 
-    def drop(self, name: str) -> None:
-        """Remove a folder of the work that the finished stage does not keep."""
-        shutil.rmtree(self.work / name, ignore_errors=True)
+    def resumed(self, step: int) -> None:
+        """Note that training goes on from `step`; settings that were asked to change have changed with that."""
+        changed, notes = self.work / CHANGED, self.work / CHANGES
+        if changed.exists():
+            asked, earlier = read_json(changed), read_json(notes) if notes.exists() else []
+            change = {"step": step, "fields": asked["fields"]}
+            if change not in earlier[-1:]:  # a kill came before the file was removed
+                write_json(notes, [*earlier, change])
+            write_json(self.work / REQUEST, asked["request"])
+            changed.unlink()
 
     def finish(self, **facts: Any) -> Path:
-        """Write herd.json with the lineage and `facts` (metrics, card, …) and put the folder in its place."""
-        seconds = self.seconds
-        self._clock.unlink(missing_ok=True)
+        """Write herd.json with the lineage and `facts` (metrics, card, …) and put the folder in its place. Until
+        herd.json is written the checkpoints stay."""
+        changes = self.work / CHANGES
         write_json(
             self.work / "herd.json",
             {
@@ -85,16 +98,45 @@ class Stage:
                 "herd_version": herd.__version__,
                 "commit": commit_id(),
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "time_s": round(seconds, 2),
+                "time_s": round(self.seconds, 2),
                 "peak_memory_bytes": peak_memory_bytes(),
                 "parents": {kind: {"path": str(path), "hash": hash_of(path)} for kind, path in self.parents.items()},
                 "config": self.config,
-                "hash": folder_hash(self.work),
+                **({"changes": read_json(changes)} if changes.exists() else {}),
+                "hash": folder_hash(self.work, without=STATE),
                 **facts,
             },
         )
-        commit_folder(self.out)
+        settle(self.out)
         return self.out
+
+
+def settle(out: Path) -> bool:
+    """Put work that has its herd.json in its place, also where a kill came before the rename; whether there was any."""
+    work = partial(out)
+    if not (work / "herd.json").exists():
+        return False
+    shutil.rmtree(work / STATE, ignore_errors=True)
+    for name in (REQUEST, CHANGED, CHANGES, SECONDS):
+        (work / name).unlink(missing_ok=True)
+    if aside := commit_folder(out):
+        print(f"the older {out} is kept as {aside}")
+    return True
+
+
+def begin_anew(out: Path) -> None:
+    """Remove what is left of work that is done in one go. Raises HerdError where it is that of a stage, which may have
+    trained for hours."""
+    work = partial(out)
+    if (work / REQUEST).exists() or (work / STATE).exists():
+        raise HerdError(f"{work} is the unfinished work of another command: give another folder to write")
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def saved_step(work: Path) -> int | None:
+    """The steps behind the newest checkpoint of unfinished work; None if it has none."""
+    names = (re.fullmatch(r"step-(\d+)", path.name) for path in (work / STATE).glob("step-*"))
+    return max((int(name[1]) for name in names if name), default=None)
 
 
 def read_lineage(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""SIGTERM as a request: what is at work finishes its step, saves and stops. A second one ends the process at once."""
+"""SIGTERM and Ctrl-C as a request: what is at work finishes its step, saves and stops. A second one ends it at once:
+SIGTERM the process, Ctrl-C by a KeyboardInterrupt.
+"""
 
 import os
 import signal
@@ -13,10 +15,11 @@ ECHO_S = 1.0
 
 
 class Request:
-    """Whether the process has been asked to stop."""
+    """Whether the process has been asked to stop, and how."""
 
     def __init__(self) -> None:
         self.at: float | None = None
+        self.by_ctrl_c = False
 
     def __bool__(self) -> bool:
         return self.at is not None
@@ -24,22 +27,28 @@ class Request:
 
 @contextmanager
 def asked_to_stop() -> Iterator[Request]:
-    """Within, SIGTERM makes the request true. Only the main thread hears of signals; elsewhere it stays false."""
+    """Within, SIGTERM makes the request true, and so does Ctrl-C where it would raise a KeyboardInterrupt. Only the
+    main thread hears of signals; elsewhere it stays false."""
     request = Request()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
-    def hear(number: int, _: FrameType | None) -> None:
+    def hear(number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if request.at is None:
-            request.at = now
+            request.at, request.by_ctrl_c = now, number == signal.SIGINT
         elif now - request.at > ECHO_S:
+            if number == signal.SIGINT:
+                signal.default_int_handler(number, frame)
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    before = signal.signal(signal.SIGTERM, hear)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, hear)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a child of `herd run` hears through its parent
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, hear)
     try:
         yield request
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

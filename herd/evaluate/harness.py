@@ -76,26 +76,26 @@ def evaluate(cfg: EvaluateConfig, model: Path, data: Path, out: Path) -> Path:
     if cfg.suite == "long":
         from herd.evaluate.long import evaluate_long
 
-        return evaluate_long(cfg.long, model, data, out)
+        return evaluate_long(cfg, model, data, out)
     from herd.evaluate.verdicts import read_reasons
 
     read_reasons(cfg.reasons)  # a misspelt bar is told before the work
     parents = {"model": model, "data": data}
-    hashes = {kind: hash_of(folder) for kind, folder in parents.items()}
     stage = Stage("evaluate", out, config=cfg, parents=parents)
-    sections = _Sections(stage, {"config": asdict(cfg), **hashes})
+    sections = Sections(stage)
     results = _results(cfg, model, data, sections)
     write_json(stage.work / "results.json", results)
     sections.clear()
     return stage.finish(metrics=_headline(results))
 
 
-class _Sections:
+class Sections:
     """Results of finished parts, kept beside the work until all are there."""
 
-    def __init__(self, stage: Stage, asked: dict[str, Any]) -> None:
+    def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self.seconds: dict[str, float] = {}
+        asked = {"config": stage.config, **{kind: hash_of(folder) for kind, folder in stage.parents.items()}}
         begun = json.loads(json.dumps(asked))  # as the file gives it back, tuples as lists
         mark = stage.work / ".begun.json"
         if not mark.exists() or read_json(mark) != begun:
@@ -121,7 +121,7 @@ class _Sections:
             path.unlink(missing_ok=True)
 
 
-def _results(cfg: EvaluateConfig, model: Path, data: Path, sections: _Sections) -> dict[str, Any]:
+def _results(cfg: EvaluateConfig, model: Path, data: Path, sections: Sections) -> dict[str, Any]:
     from herd.evaluate.sections import Evaluation
     from herd.evaluate.verdicts import bits_verdicts, language_verdicts, naming_verdicts, read_reasons
 

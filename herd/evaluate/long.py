@@ -4,15 +4,17 @@ One reading of real text serves all lengths (herd.evaluate.needle). Each kind of
 needles at ten depths, whose shares are the heat map. Controls on the same text: the needle or the grammar taken out,
 and the queries' temperature off. A whole novel is asked about, beside the same questions after another text. Loss by
 position is of a plain forward over a document no longer than training's; beyond it, of the same passages after longer
-and longer texts. The kinds follow RULER (arXiv 2404.06654) in purpose; wordings, keys and numbers are ours, and no
+and longer texts. Each kind at each length is kept when it is done, so a killed evaluation reads the text again and goes
+on with the next. The kinds follow RULER (arXiv 2404.06654) in purpose; wordings, keys and numbers are ours, and no
 key was ever trained on.
 """
 
+import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from herd.engine.load import Model, load
 from herd.engine.reader import Reader
 from herd.evaluate import book, grammar
 from herd.evaluate.charts import recall_map
-from herd.evaluate.harness import LongConfig
+from herd.evaluate.harness import EvaluateConfig, Sections
 from herd.evaluate.needle import DEPTHS, Asked, Haystack
 from herd.model.transformer import Transformer
 
@@ -151,39 +153,66 @@ def about_book(hay: Haystack, longest: int, asks: int) -> dict[str, Any]:
     return {"tokens": length, "chapters": len(read), "rows": rows}
 
 
-def evaluate_long(cfg: LongConfig, model: Path, data: Path, out: Path) -> Path:
+class Questions:
+    """What is asked of one model, each kind at each length a section of its own. The text is read when the first
+    question comes that no earlier attempt has answered."""
+
+    def __init__(self, model: Model, ids: np.ndarray, keys: Keys, sections: Sections) -> None:
+        self.model, self.ids, self.keys, self.sections = model, ids, keys, sections
+
+    @cached_property
+    def hay(self) -> Haystack:
+        """The text in a reader's cache."""
+        reader = Reader(self.model, context=len(self.ids) + self.model.config.chunk_size)
+        reader.read(torch.from_numpy(self.ids))
+        return Haystack(reader, Planter(self.model.tokenizer), self.ids)
+
+    def answers(
+        self, name: str, maker: Maker, length: int, seeds: int, *, control: str = "", other: Model | None = None
+    ) -> dict[float, list[Asked]]:
+        """Answers by depth; a control has the same questions, unplanted or to another model."""
+
+        def work() -> dict[str, Any]:
+            with answering(self.hay, other or self.model):
+                planted = not control or other is not None
+                found = ask_all(self.hay, name, maker, self.keys, length, seeds, planted=planted)
+            return {str(depth): [asdict(one) for one in of] for depth, of in found.items()}
+
+        section = re.sub(r"\W+", "-", " ".join([str(length), name, control]).strip())
+        told = self.sections.do(section, work)
+        return {float(depth): [Asked(**one) for one in of] for depth, of in told.items()}
+
+
+def evaluate_long(cfg: EvaluateConfig, model: Path, data: Path, out: Path) -> Path:
     """Write `results.json` and `recall.svg` about the model folder."""
     stage = Stage("evaluate-long", out, config=cfg, parents={"model": model, "data": data})
+    sections, long = Sections(stage), cfg.long
     opened = load(model)
     chunk = opened.config.chunk_size
-    lengths = sorted({max(chunk, length // chunk * chunk) for length in cfg.lengths})
+    lengths = sorted({max(chunk, length // chunk * chunk) for length in long.lengths})
     text = haystack(data, opened.tokenizer, lengths[-1] + PASSAGES * chunk)
     ids, passages = text[: lengths[-1]], text[lengths[-1] :].reshape(PASSAGES, chunk)
-    reader = Reader(opened, context=lengths[-1] + chunk)
-    hay = Haystack(reader, Planter(opened.tokenizer), ids)
-    keys = evaluation_keys(data)
-    reader.read(torch.from_numpy(ids))
+    questions = Questions(opened, ids, evaluation_keys(data), sections)
     plain = without_temperature(opened)
-    asks = max(1, cfg.asks // len(DEPTHS))
+    asks = max(1, long.asks // len(DEPTHS))
     single: dict[int, dict[float, list[Asked]]] = {}
     rows: list[dict[str, Any]] = []
     for length in lengths:
-        single[length] = ask_all(hay, "single", planted.needle, keys, length, cfg.seeds)
+        single[length] = questions.answers("single", planted.needle, length, long.seeds)
         found = {"single": share_right(single[length])}
         for name, maker in TASKS.items():
-            found[name] = share_right(ask_all(hay, name, maker, keys, length, asks))
-        found["single, needle taken out"] = share_right(
-            ask_all(hay, "single", planted.needle, keys, length, 1, planted=False)
-        )
-        found["translation, grammar taken out"] = share_right(
-            ask_all(hay, TRANSLATION, grammar.translation, keys, length, asks, planted=False)
-        )
-        with answering(hay, plain):
-            found["single, temperature off"] = share_right(
-                ask_all(hay, "single", planted.needle, keys, length, cfg.seeds)
-            )
-        rows.append({"length": length, "times": round(length / cfg.trained, 1), **found})
-        stage.keep_time()
+            found[name] = share_right(questions.answers(name, maker, length, asks))
+        for name, maker, control, seeds, other in (
+            ("single", planted.needle, "needle taken out", 1, None),
+            (TRANSLATION, grammar.translation, "grammar taken out", asks, None),
+            ("single", planted.needle, "temperature off", long.seeds, plain),
+        ):
+            told = questions.answers(name, maker, length, seeds, control=control, other=other)
+            found[f"{name.partition(' ')[0]}, {control}"] = share_right(told)
+        rows.append({"length": length, "times": round(length / long.trained, 1), **found})
+    trained = min(long.trained, len(ids))
+    by_position = sections.do("loss-by-position", lambda: {"rows": loss_by_position(opened, ids, trained)})
+    after = sections.do("loss-after", lambda: {"rows": loss_after(questions.hay.reader, passages, lengths)})
     results = {
         "rows": rows,
         "depths": {
@@ -191,13 +220,15 @@ def evaluate_long(cfg: LongConfig, model: Path, data: Path, out: Path) -> Path:
             for length, of_length in single.items()
         },
         "cut_by_edges": {length: sum(one.cut for of in single[length].values() for one in of) for length in lengths},
-        "loss_by_position": loss_by_position(opened, ids, min(cfg.trained, len(ids))),
-        "loss_after": loss_after(reader, passages, lengths),
+        "loss_by_position": by_position["rows"],
+        "loss_after": after["rows"],
         "samples": [asdict(one) for of in single[lengths[-1]].values() for one in of][:20],
+        # Last, as it takes the text's place.
+        "book": sections.do("book", lambda: about_book(questions.hay, lengths[-1], long.asks)),
     }
-    results["book"] = about_book(hay, lengths[-1], cfg.asks)  # last, as it takes the text's place
     write_json(stage.work / "results.json", results)
     write_atomic(stage.work / "recall.svg", map_of(results))
+    sections.clear()
     return stage.finish(metrics={str(row["length"]): row["single"] for row in rows})
 
 

@@ -7,7 +7,6 @@ expert that saw none has been quantised like the others (no scheme needs data), 
 # N tokens, V vocabulary, E experts
 
 import math
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor
 
 from herd.core.errors import HerdError
-from herd.core.files import partial, read_json, read_text, write_atomic
-from herd.core.lineage import Stage
+from herd.core.files import read_json, read_text, write_atomic
+from herd.core.lineage import Stage, begin_anew
 from herd.engine.load import Model, load
 from herd.engine.score import LOGIT_ROWS
 from herd.evaluate.bits import cap_documents
@@ -46,7 +45,7 @@ def quantize_folder(
     if target.exists():
         raise HerdError(f"{target} is there already: give another folder, or remove it first")
     documents = heldout(data, text, max_bytes)
-    shutil.rmtree(partial(target), ignore_errors=True)
+    begin_anew(target)
     parents = {name: path for name, path in (("model", source), ("data", data)) if path and has_hash(path)}
     stage = Stage("quantize", target, config=asdict(scheme) | {"max_bytes": max_bytes}, parents=parents)
     sizes = compressed.write(source, stage.work, scheme)

@@ -4,6 +4,7 @@ Works for any part of a run and for a single stage, also while it runs: a stage 
 and named as such. Template and style stand beside this file; charts are inline SVG, pictures data URIs.
 """
 
+import shutil
 import time
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from herd.core.errors import HerdError
 from herd.core.files import read_json, write_atomic, write_json
-from herd.core.lineage import Stage, commit_id
+from herd.core.lineage import Stage, commit_id, read_lineage
 from herd.evaluate.against import Pair, compare
 from herd.evaluate.charts import dot_plot
 from herd.evaluate.curves import load_at_the_end, load_charts, training_charts
@@ -41,6 +43,8 @@ def report(run: Path, out: Path | None = None, *, against: Sequence[Path] = (), 
     alone = len(stages) == 1 and run.name.removesuffix(PARTIAL) == stages[0].name
     if out is None:
         out = run.with_name(f"{stages[0].name}-report") if alone else run / "report"
+    if out.exists() and not is_report(out):
+        raise HerdError(f"{out} is there and no report: give another --out")
     earlier = {other: read_stages(other) for other in against}
     stage = Stage("report", out, config={}, parents={one.name: one.path for one in stages if one.finished})
     said = stage_samples(stages) if samples else None
@@ -49,7 +53,14 @@ def report(run: Path, out: Path | None = None, *, against: Sequence[Path] = (), 
     page, verdicts = render(run, stages, beside, said=said, alone=alone)
     write_atomic(stage.work / "report.html", page)
     write_json(stage.work / "verdicts.json", [asdict(verdict) for verdict in verdicts])
+    if out.exists():
+        shutil.rmtree(out)  # it tells nothing that this one does not
     return stage.finish()
+
+
+def is_report(folder: Path) -> bool:
+    """Whether a folder was written by `report`."""
+    return (folder / "herd.json").is_file() and read_lineage(folder)["stage"] == "report"
 
 
 def render(

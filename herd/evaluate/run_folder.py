@@ -1,6 +1,7 @@
 """What stands in a run's folder: its stages with lineage and curves, the model's size, what is still in work."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from herd.core.lineage import read_lineage
 from herd.core.tracker import read_metrics
 
 PARTIAL = ".partial"
+ASIDE = re.compile(r".*\.\d+(\.partial)?")
+"""Names of earlier folders of a stage, finished or not, that were moved aside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +35,13 @@ class StageFolder:
 
 def read_stages(run: Path) -> list[StageFolder]:
     """The stages of a run, or the one stage that `run` is: those finished in the order in which they ended, then those
-    in work. Reports aside."""
+    in work. Reports and what was moved aside are left out."""
     if not run.is_dir() and partial(run).is_dir():
         run = partial(run)
     if not run.is_dir():
         raise HerdError(f"{run} is not a folder: give the folder of a run, such as runs/tiny")
-    found = [stage for folder in [run, *sorted(run.iterdir())] if (stage := _read(folder)) is not None]
+    inside = [folder for folder in sorted(run.iterdir()) if not ASIDE.fullmatch(folder.name)]
+    found = [stage for folder in [run, *inside] if (stage := _read(folder)) is not None]
     if not found:
         raise HerdError(f"{run} has no stage, finished or in work: give the folder of a run, such as runs/tiny")
     return sorted(found, key=lambda stage: (not stage.finished, stage.lineage.get("finished", ""), stage.name))
@@ -61,7 +65,8 @@ def _read(folder: Path) -> StageFolder | None:
 
 def unfinished(run: Path) -> list[str]:
     """Stages that were begun and not ended."""
-    return sorted(path.stem for path in run.glob(f"*{PARTIAL}") if path.stem != "report")
+    begun = [path for path in run.glob(f"*{PARTIAL}") if not ASIDE.fullmatch(path.name)]
+    return sorted(path.stem for path in begun if path.stem != "report")
 
 
 def model_facts(stage: StageFolder) -> dict[str, int] | None:

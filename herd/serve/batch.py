@@ -5,7 +5,8 @@ A line of the prompts is a JSON object: `{"prompt": …}`, asked by the user, wi
 further fields are passed on to the answer. Or it is a request of OpenAI's batch file; see `batch_line`.
 An answer is appended in one write when it is whole, so that a kill loses those under way alone; said again, the
 command goes on with what is missing. At the end the lines stand in the order of the prompts. A prompt at fault has a
-line with its `error`, and is tried again the next time. The seed of a prompt is a function of its number: in fp32
+line with its `error`, and is tried again the next time. An answer has a key of what it answers: the contents of the
+model's folder and of the pictures, the line and the settings. The seed of a prompt is a function of its number: in fp32
 order, slots and kills change no answer.
 """
 
@@ -26,7 +27,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from herd.core.errors import HerdError
-from herd.core.files import read_bytes, read_json, read_text, write_atomic
+from herd.core.files import read_bytes, read_json, read_text, sha256, write_atomic
+from herd.core.lineage import hash_of
 from herd.engine.engine import Engine
 from herd.engine.load import Model, load
 from herd.engine.sampler import SamplingParams
@@ -35,6 +37,8 @@ from herd.serve.batch_line import Lines, failed, is_openai
 
 AHEAD = 2
 """Prompts that are made ready for each slot: one is answered while the next is rendered."""
+BEGIN = b'{"number": '
+"""What every line of an answers file begins with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +74,11 @@ def run(
     engine = model.engine(num_slots=slots, guess_tokens=guess, draft=load(draft) if draft else None)
     try:
         done = generate(
-            model, engine, prompts, out, params, slots=slots, source=str(folder.resolve()), name=folder.resolve().name
+            model, engine, prompts, out, params, slots=slots, source=hash_of(folder), name=folder.resolve().name
         )
         stats = engine.stats()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; what {out} holds is kept: the same command goes on from there") from None
     finally:
         engine.close()
     told = dataclasses.asdict(done) | {"tokens_per_s": done.tokens / max(1e-9, done.seconds), "out": str(out)}
@@ -102,12 +108,12 @@ def generate(
     name: str = "",
 ) -> Done:
     """Answer the lines of `prompts` into `out`. Raises HerdError where `out` holds answers to something else, or of
-    another `source`, which names the model; `name` is for OpenAI's answers."""
+    another `source`, the hash of the model; `name` is for OpenAI's answers."""
     lines = read_text(prompts).split("\n")  # U+2028 may stand inside a line
     numbers = [number for number, line in enumerate(lines) if line.strip()]
     if not numbers:
         raise HerdError(f'{prompts} has no prompts: a line is like {{"prompt": "What is the capital of Japan?"}}')
-    keys = {number: _key(source, lines[number], number, params) for number in numbers}
+    keys = {number: _key(source, lines[number], number, params, prompts.parent) for number in numbers}
     _refuse_doubles(lines)
     with _answers(out, keys) as (file, kept):
         missing = [number for number in numbers if number not in kept]
@@ -151,9 +157,36 @@ def _line(answer: dict[str, Any]) -> bytes:
         return (json.dumps(answer) + "\n").encode()
 
 
-def _key(source: str, line: str, number: int, params: SamplingParams) -> str:
+def _key(source: str, line: str, number: int, params: SamplingParams, folder: Path) -> str:
     """What an answer is an answer to."""
-    return hashlib.blake2b(repr((source, line, number, params)).encode(), digest_size=6).hexdigest()
+    seen = [_digest(folder / path) for path in _media(line)]
+    return hashlib.blake2b(repr((source, line, number, params, seen)).encode(), digest_size=6).hexdigest()
+
+
+def _media(line: str) -> list[str]:
+    """The pictures and videos that a line names, whatever else is wrong with it."""
+    try:
+        asked = json.loads(line)
+    except (ValueError, RecursionError):  # its own answer says so
+        return []
+    if not isinstance(asked, dict):
+        return []
+    contents = [message.get("content") for message in _list(asked.get("messages")) if isinstance(message, dict)]
+    parts = [part for content in contents for part in _list(content) if isinstance(part, dict)]
+    named = [*_list(asked.get("images")), *(part.get(kind) for part in parts for kind in ("image", "video"))]
+    return [path for path in named if isinstance(path, str)]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _digest(path: Path) -> str:
+    """Of a file; of one that cannot be read, nothing: its own answer says so."""
+    try:
+        return sha256(path)
+    except (OSError, ValueError):
+        return ""
 
 
 @contextlib.contextmanager
@@ -187,18 +220,20 @@ def _answers(out: Path, keys: dict[int, str]) -> Iterator[tuple[int, dict[int, A
 
 
 def _read(out: Path) -> tuple[dict[int, Any], bool]:
-    """The whole lines of an answers file by number, and whether there was one that is none."""
+    """The answers of a file by number, and whether a kill left its last line torn. Raises HerdError where it holds
+    something else, which is not written over."""
     answers: dict[int, Any] = {}
-    torn = False
     *lines, rest = read_bytes(out).split(b"\n")
-    torn = bool(rest)
-    for line in lines:
+    torn = rest.strip(b"\0")
+    if torn and not (torn.startswith(BEGIN) or BEGIN.startswith(torn)):
+        lines.append(torn)
+    for place, line in enumerate(lines, start=1):
         try:
             answer = json.loads(line.decode())
-            answers[answer["number"]] = answer
+            answers[answer["number"]] = answer | {"key": answer["key"]}
         except (ValueError, TypeError, KeyError):
-            torn = True
-    return answers, torn
+            raise HerdError(f"{out}:{place} is no answer of herd generate: give another --out") from None
+    return answers, bool(rest)
 
 
 class _Work:

@@ -13,7 +13,7 @@ import torch
 from herd.config import MoEConfig, preset
 from herd.core.errors import HerdError, unknown
 from herd.core.files import folder_hash, sha256, write_atomic
-from herd.core.lineage import Stage
+from herd.core.lineage import Stage, begin_anew
 from herd.core.streams import seed_of
 from herd.data import kin
 from herd.data.template import limits
@@ -81,6 +81,7 @@ def adopt(config: AdoptConfig, source: Path, out: Path) -> Path:
         shape = replace(shape, nope_every=config.nope_every)
     model = adopted(dense, shape, torch.Generator().manual_seed(seed_of(config.seed, "adopt")))
 
+    begin_anew(out)
     stage = Stage("adopt", out, config=config, parents={})
     huggingface.save(model, stage.work, dtype=DTYPES[config.dtype] if config.dtype else dense.dtype)
     huggingface.save_processor(shape, stage.work, parent=source)

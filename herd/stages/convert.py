@@ -22,7 +22,7 @@ from torch import Tensor
 from herd.config.ranges import Checked, Count
 from herd.core.errors import HerdError
 from herd.core.files import partial
-from herd.core.lineage import Stage, commit_id, hash_of
+from herd.core.lineage import Stage, begin_anew, commit_id, hash_of
 from herd.model.formats import huggingface, llama_cpp, meta
 from herd.model.formats.source import GGUF, HUGGING_FACE, LOW_BIT, Source, find_source
 from herd.model.formats.weights import Weights, skeleton
@@ -119,7 +119,7 @@ def to_gguf(config: ConvertConfig, source: Source, out: Path) -> Path:
 
 def start(config: ConvertConfig, source: Source, out: Path, direction: str) -> Stage:
     """The stage, begun anew: a part of an earlier attempt has no use."""
-    shutil.rmtree(partial(out), ignore_errors=True)
+    begin_anew(out)
     settings = {"direction": direction, "dtype": config.dtype or None, "shards": config.shards}
     return Stage("convert", out, config=settings, parents={"model": source.path})
 

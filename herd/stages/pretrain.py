@@ -77,9 +77,7 @@ def save_model(
     huggingface.write(weights, stage.work, dtype=torch.bfloat16)
     huggingface.save_processor(model.config, stage.work, parent=stage.parents.get("model"))
     tokenizer.save(stage.work)
-    facts = told(stage.work)  # the last that can fail: until then the checkpoint stays
-    stage.drop("state")
-    return stage.finish(parameters=count_parameters(skeleton(model.config)), **facts)
+    return stage.finish(parameters=count_parameters(skeleton(model.config)), **told(stage.work))
 
 
 def count_parameters(model: Transformer) -> dict[str, int]:

@@ -1,16 +1,16 @@
 """A recipe: one TOML table a stage, its keys the fields of the stage's config. Here it is read, checked and run.
 
-A stage whose folder was made with the same config from the same parents is reused. Otherwise it runs again, and so do
-the stages after it, as far as what they read has changed. That the code has changed is said and no reason to run again:
-most commits change nothing of what a stage writes, and hours of training would go with each.
+The tables are a graph: a stage begins with the model of the stage that its `from` names, else with that of the nearest
+stage before it. A stage whose folder was made with the same config from the same parents is reused. Otherwise it runs
+again, and so do the stages after it, as far as what they read has changed; the folder that was there is kept under
+another name. That the code has changed is said and no reason to run again: most commits change nothing of what a stage
+writes, and hours of training would go with each.
 
 What is wrong is told with the file, the table, the key and the value; a misspelt name with the nearest right one.
 Imports no torch and no stage: the caller says which stages there are.
 """
 
 import dataclasses
-import json
-import shutil
 import tomllib
 import types
 import typing
@@ -18,12 +18,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from herd.config import HOW_IT_RUNS
 from herd.core.errors import HerdError, unknown
-from herd.core.files import alone_in, partial, read_json, write_json
+from herd.core.files import alone_in, partial
 from herd.core.lineage import code_version, made_by, read_lineage
 from herd.core.numbers import whole_number
 from herd.core.ranks import rank
+from herd.stages.unfinished import (
+    Unfinished,
+    changes_since,
+    move_aside,
+    put_in_place,
+    take_up,
+    telling_what_is_kept,
+    told,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,8 +44,20 @@ class Step:
     """Gives its config class; a function, so that importing it can wait."""
     function: Callable[..., Path]
     """Does the work: `function(config, *parents, out)` returns the finished folder."""
+    reads: tuple[str, ...] = ()
+    """The folders that it reads, by what they hold (data, model), in the order in which the function takes them."""
+    writes: str
+    """What its own folder holds."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Node:
+    """A stage of a recipe: its settings, and whose folders it reads."""
+
+    step: Step
+    config: Any
     parents: Mapping[str, str]
-    """The folders that it reads: what it calls each → the step that writes it."""
+    """What it reads → the table whose folder that is."""
 
 
 def recipe_path(name: str) -> Path:
@@ -54,8 +74,8 @@ def recipe_path(name: str) -> Path:
     raise unknown("recipe", name, {path.stem for folder in folders for path in folder.glob("*.toml")})
 
 
-def load_recipe(name: str, steps: Sequence[Step]) -> dict[str, Any]:
-    """Name of each stage that the recipe has a table for → its config, in the order of `steps`."""
+def load_recipe(name: str, steps: Sequence[Step]) -> dict[str, Node]:
+    """Name of each stage that the recipe has a table for → what is to be done, in the order of `steps`."""
     path = recipe_path(name)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -66,11 +86,37 @@ def load_recipe(name: str, steps: Sequence[Step]) -> dict[str, Any]:
             raise unknown(f"table in {path}:", table, (step.name for step in steps))
         if not isinstance(value, dict):
             raise HerdError(f"{path}: {table} = {value!r} stands alone, a stage is a table: [{table}]")
-    chosen = [step for step in steps if step.name in tables]
-    for step in chosen:
-        if absent := [parent for parent in step.parents.values() if parent not in tables]:
-            raise HerdError(f"{path}: [{step.name}] reads what [{absent[0]}] writes: add a table [{absent[0]}]")
-    return {step.name: make_config(step.config(), tables[step.name], where=f"{path} [{step.name}]") for step in chosen}
+    nodes: dict[str, Node] = {}
+    for step in [step for step in steps if step.name in tables]:
+        where, values = f"{path} [{step.name}]", dict(tables[step.name])
+        given = {"model": _given_parent(step, values.pop("from"), tables, nodes, where)} if "from" in values else {}
+        parents = {kind: given.get(kind) or _nearest(step, kind, nodes, steps, path) for kind in step.reads}
+        config = make_config(step.config(), values, where=where)
+        nodes[step.name] = Node(step=step, config=config, parents=parents)
+    return nodes
+
+
+def _nearest(step: Step, kind: str, before: dict[str, Node], steps: Sequence[Step], path: Path) -> str:
+    """The last stage before `step` that writes what it reads."""
+    for name, node in reversed(before.items()):
+        if node.step.writes == kind:
+            return name
+    writers = " or ".join(f"[{other.name}]" for other in steps[: steps.index(step)] if other.writes == kind)
+    raise HerdError(f"{path}: [{step.name}] reads a {kind} folder and no table before it writes one: add {writers}")
+
+
+def _given_parent(step: Step, value: Any, tables: Mapping[str, Any], before: Mapping[str, Node], where: str) -> str:
+    """The stage that `from` names: one before `step` that writes a model."""
+    models = [name for name, node in before.items() if node.step.writes == "model"]
+    if "model" not in step.reads:
+        raise HerdError(f"{where} from = {value!r}: {step.name} begins with no model, remove the key")
+    if not isinstance(value, str) or value not in tables:
+        raise unknown(f"table in {where} from =", str(value), models)
+    if value not in before:
+        raise HerdError(f"{where} from = {value!r}: [{value}] runs later, name one of: {', '.join(models)}")
+    if value not in models:
+        raise HerdError(f"{where} from = {value!r}: [{value}] writes no model, name one of: {', '.join(models)}")
+    return value
 
 
 def make_config(cls: Any, values: Mapping[str, Any], *, where: str, base: Any = None) -> Any:
@@ -129,66 +175,44 @@ def _convert(value: Any, hint: Any, field: "dataclasses.Field[Any]", where: str)
     return value
 
 
-def run_step(step: Step, config: Any, parents: Mapping[str, Path], out: Path) -> Path:
-    """Run one stage. Work begun for another config or other parents is thrown away, not gone on with."""
-    work = partial(out)
+def run_step(
+    step: Step, config: Any, parents: Mapping[str, Path], out: Path, unfinished: Unfinished = "resume"
+) -> Path:
+    """Run one stage. Its unfinished work is gone on with if it was begun for the same; else see `unfinished`."""
     if rank() > 0:  # what is done once is done by the first rank, before it joins the others
         return step.function(config, *parents.values(), out)
-    with alone_in(work):
-        wanted, begun = _request(config, parents), work / ".request.json"
-        if any(work.iterdir()) and not (begun.exists() and read_json(begun) == wanted):
-            print(f"{work} was begun with another config or other inputs: starting anew")
-            for item in work.iterdir():
-                shutil.rmtree(item) if item.is_dir() else item.unlink()
-        write_json(begun, wanted)
+    if out.exists() and not (out / "herd.json").exists():
+        raise HerdError(f"{out} is there and no folder of Herd's: move it away, or give another --out")
+    if unfinished == "restart":
+        move_aside(out)
+    work = partial(out)
+    with alone_in(work), telling_what_is_kept(work):
+        take_up(out, config, parents, unfinished)
         step.function(config, *parents.values(), out)
-        (out / begun.name).unlink()
     return out
 
 
-def run_recipe(
-    configs: Mapping[str, Any], steps: Sequence[Step], run: Path, *, do: Callable[..., object] = run_step
-) -> None:
-    """Run the stages that `configs` name in order into `run/STAGE`; those that stand as wanted are reused.
+def run_recipe(nodes: Mapping[str, Node], run: Path, *, do: Callable[..., object] = run_step) -> None:
+    """Run the stages in order into `run/STAGE`; those that stand as wanted are reused.
 
     `do` takes what `run_step` takes and has it done elsewhere.
     """
     now = code_version()
-    for step in steps:
-        if step.name not in configs:
-            continue
-        parents = {role: run / parent for role, parent in step.parents.items()}
-        out = run / step.name
-        reused = is_current(out, configs[step.name], parents)
+    for name, node in nodes.items():
+        parents = {role: run / parent for role, parent in node.parents.items()}
+        out = run / name
+        put_in_place(out)
+        reused = False
+        if not (out / "herd.json").exists():
+            print(f"{name:<9} begins")
+        elif differ := changes_since(out, node.config, parents):
+            print(f"{name:<9} begins again: {told(differ)}")
+        else:
+            reused = True
         if not reused:
-            print(f"{step.name:<9} begins")
-            do(step, configs[step.name], parents, out)
+            do(node.step, node.config, parents, out)
         lineage = read_lineage(out)
-        print(f"{step.name:<9} {'reused' if reused else 'done'} ({lineage['time_s']:.0f} s)", end="")
+        print(f"{name:<9} {'reused' if reused else 'done'} ({lineage['time_s']:.0f} s)", end="")
         if reused and made_by(lineage) != now:
             print(f", made by herd {made_by(lineage)}, this is {now}: remove {out} to make it again", end="")
         print()
-
-
-def is_current(out: Path, config: Any, parents: Mapping[str, Path]) -> bool:
-    """Whether `out` is finished and was made with this config from these parents as they are now."""
-    if not (out / "herd.json").exists():
-        return False
-    lineage = read_lineage(out)
-    changes = {key: value for key, value in lineage["config"].items() if key not in how_it_runs(config)}
-    made = {"config": changes, "parents": {role: of["hash"] for role, of in lineage["parents"].items()}}
-    return made == _request(config, parents)
-
-
-def how_it_runs(config: Any) -> set[str]:
-    """The fields that change nothing of what a stage writes: another number of ranks goes on with the same work."""
-    return {field.name for field in dataclasses.fields(config) if field.metadata == HOW_IT_RUNS}
-
-
-def _request(config: Any, parents: Mapping[str, Path]) -> dict[str, Any]:
-    request = {
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in how_it_runs(config)},
-        "parents": {role: read_lineage(folder)["hash"] for role, folder in parents.items()},
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(request))  # tuples as the lists that a file gives back
-    return plain

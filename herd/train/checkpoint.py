@@ -31,7 +31,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
+from torch.distributed.checkpoint.metadata import STORAGE_TYPES, Metadata, StorageMeta, TensorStorageMetadata
 from torch.utils._pytree import tree_map
 
 from herd.config import CheckpointConfig
@@ -56,7 +57,7 @@ class Checkpoints:
     """The checkpoints of one stage: when one is due, the one that is being written, and which are kept.
 
     All ranks call the same methods in the same order. `parts` by name are what is saved. Leaving the context waits for
-    what is being written.
+    what is being written, but for a KeyboardInterrupt.
     """
 
     def __init__(self, stage: Stage, config: CheckpointConfig, parts: Mapping[str, Stateful]) -> None:
@@ -79,13 +80,15 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        at_once = kind is KeyboardInterrupt  # a second Ctrl-C: what is half written is not read again
         try:
-            self.wait()
+            if not at_once:
+                self.wait()
         except Exception:
             if kind is None:  # else what went wrong first is told
                 raise
         finally:
-            self._thread.shutdown()
+            self._thread.shutdown(wait=not at_once)
 
     def resume(self) -> int:
         """Load the newest whole checkpoint, if there is one; returns the steps that it has behind it."""
@@ -247,7 +250,7 @@ def newest(root: Path) -> Path | None:
         path.rename(aside)
         print(f"the checkpoint {path} is damaged ({trouble}): going on from the one before", file=sys.stderr)
     if found or any(root.glob("step-*.damaged")):
-        raise HerdError(f"no checkpoint in {root} is whole: remove that folder to start the stage anew")
+        raise HerdError(f"no checkpoint in {root} is whole: give --restart to move them aside and begin anew")
     return None
 
 
@@ -327,13 +330,33 @@ class _SafeReader(FileSystemReader):
 
 
 def load(path: Path, state: State) -> None:
-    """Fill the tensors of `state` in place from a checkpoint, whatever ranks wrote it."""
+    """Fill the tensors of `state` in place from a checkpoint, whatever ranks wrote it. Raises HerdError where those
+    that it holds have other names, shapes or kinds."""
     logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
     try:
+        held = _SafeReader(path).read_metadata().state_dict_metadata
+        if trouble := misfit(held, flatten_state_dict(state)[0]):
+            raise HerdError(trouble)
         _plainly(dcp.load, state, storage_reader=_SafeReader(path), no_dist=not dist.is_initialized())
     except Exception as error:
         told = str(error).splitlines()[0]
-        raise HerdError(f"the checkpoint {path} cannot be read ({told}): remove it to go on from another") from error
+        raise HerdError(
+            f"the checkpoint {path} does not fit what is trained now ({told}): give the settings that it was made "
+            "with, or --restart to move it aside and begin anew"
+        ) from error
+
+
+def misfit(held: Mapping[str, STORAGE_TYPES], wanted: Mapping[str, Any]) -> str | None:
+    """How the tensors of a checkpoint differ from those that are to be filled; None if they do not."""
+    if other := sorted(held.keys() ^ wanted.keys()):
+        return f"{other[0]} is in one of them only"
+    for name, tensor in wanted.items():
+        kind = held[name]
+        assert isinstance(kind, TensorStorageMetadata)
+        if (kind.size, kind.properties.dtype) != (tensor.shape, tensor.dtype):
+            ours = f"{tuple(tensor.shape)} of {tensor.dtype}"
+            return f"{name} is {tuple(kind.size)} of {kind.properties.dtype} in the one and {ours} in the other"
+    return None
 
 
 def _step_back() -> None:

@@ -11,10 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from herd.config import CheckpointConfig, GuardConfig, OptimizerConfig
-from herd.core.errors import HerdError, Stopped
+from herd.core.errors import HerdError, Interrupted, Stopped
 from herd.core.lineage import Stage
 from herd.core.metrics import Mean
-from herd.core.signals import asked_to_stop
+from herd.core.signals import Request, asked_to_stop
 from herd.core.streams import seed_of
 from herd.core.tracker import Tracker
 from herd.data.loader import B, Batches, ahead
@@ -63,10 +63,10 @@ def train(
     """Train `model` in place to the end of `batches`; checkpoints, metrics and the clock live in the stage's folder.
 
     `loss_fn` gives what is minimised and what is recorded. What it draws from torch's own generator is a function of
-    the seed and the step. Raises Stopped after SIGTERM, and HerdError when a batch cannot be had or outliers come in a
-    row; all steps before are then saved. All ranks of `parallel` run this, on their parts of model and batches; what is
-    recorded is summed over them, and the first one writes it. `split` tells the parts of a batch that are computed one
-    after the other before the one update.
+    the seed and the step. Raises Stopped after SIGTERM or Ctrl-C, and HerdError when a batch cannot be had or outliers
+    come in a row; all steps before are then saved. All ranks of `parallel` run this, on their parts of model and
+    batches; what is recorded is summed over them, and the first one writes it. `split` tells the parts of a batch that
+    are computed one after the other before the one update.
     """
     optimizer, guard = Optimizer(model, config.optimizer, batches.num_steps, parallel), Guard(config.guard)
     record = stage.work / "metrics.jsonl" if parallel.first else None
@@ -79,11 +79,16 @@ def train(
         asked_to_stop() as request,
         progress_bar(quiet=not parallel.first) as bar,
     ):
+        if start > batches.num_steps:
+            raise HerdError(f"{start} steps are saved, more than the {batches.num_steps} asked for: set more tokens")
+        if parallel.first:
+            stage.resumed(start)
         speeds: list[int] = []
         task = bar.add_task(stage.name, total=batches.num_steps, completed=start, note="")
         for step, coming in ahead(batches, start):
             if checkpoints.turn(step, leave=bool(request or guard.trouble or coming.exception())):
-                raise why_left(step, batches.num_steps, guard, coming.exception()) from coming.exception()
+                missing = coming.exception()
+                raise why_left(step, batches.num_steps, request, guard, missing) from missing
             batch = coming.result()
             torch.manual_seed(seed_of(config.seed, "step", step))
             began = time.monotonic()
@@ -125,7 +130,7 @@ def accumulate(
     return total, told
 
 
-def why_left(step: int, num_steps: int, guard: Guard, missing: BaseException | None) -> BaseException:
+def why_left(step: int, num_steps: int, request: Request, guard: Guard, missing: BaseException | None) -> BaseException:
     """The error that ends a run before its end, all `step` steps before being saved."""
     saved = f"the {step} steps of {num_steps} before are saved"
     if isinstance(missing, OSError):
@@ -139,7 +144,8 @@ def why_left(step: int, num_steps: int, guard: Guard, missing: BaseException | N
         return HerdError(
             f"{guard.trouble}: look at the data there and at the learning rates; {saved}, and the same command goes on"
         )
-    return Stopped(f"stopped as asked, {saved}: the same command goes on from there")
+    kind = Interrupted if request.by_ctrl_c else Stopped
+    return kind(f"stopped as asked, {saved}: the same command goes on from there")
 
 
 def progress_bar(*, quiet: bool) -> Progress:

@@ -18,7 +18,7 @@ import pytest
 from herd import cli, commands
 from herd.cli import main
 from herd.commands import COMMANDS, STEPS, Command
-from herd.core.console import in_one_line
+from herd.core.console import in_one_line, traceback_log
 from herd.core.errors import HerdError
 from herd.core.lineage import Stage
 from herd.stages.recipe import Step
@@ -89,7 +89,7 @@ def test_help_explains_every_option_and_gives_its_default(
 def test_each_example_is_understood(name: str, monkeypatch: pytest.MonkeyPatch):
     command, done = COMMANDS[name], []
     if isinstance(command.does, Step):
-        monkeypatch.setattr(cli, "run_step", lambda step, config, parents, out: done.append((step, parents)))
+        monkeypatch.setattr(cli, "run_step", lambda step, config, parents, out, _: done.append((step, parents)))
     else:
         signature = inspect.signature(command.does)
 
@@ -110,7 +110,7 @@ def test_each_stage_is_where_the_table_says_and_takes_what_it_is_given(step: Ste
     step.config()()  # every field has a default, for the command without --recipe
     [place] = step.function.args
     parameters = inspect.signature(commands.named(place)).parameters
-    assert list(parameters)[1:] == [*step.parents, "out"]
+    assert list(parameters)[1:] == [*step.reads, "out"]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_the_recipe_gives_the_defaults_and_options_stand_above_it(monkeypatch: p
         "[data]\n[vision]\n[pretrain]\nseed = 7\ncontext = 99\n[pretrain.optimizer]\nmatrix_lr = 0.5\n"
     )
     seen = []
-    monkeypatch.setattr(cli, "run_step", lambda step, config, parents, out: seen.append((config, parents, out)))
+    monkeypatch.setattr(cli, "run_step", lambda step, config, parents, out, _: seen.append((config, parents, out)))
     for said in ("--recipe own.toml", "--recipe=own.toml"):
         assert main(f"pretrain m {said} --data d --out o --context 100 --optimizer.betas 0.1 0.2".split()) == 0
     config, parents, out = seen[0]
@@ -192,7 +192,7 @@ def test_an_option_given_twice_is_refused(line: str, capsys: pytest.CaptureFixtu
 def test_every_whole_number_may_be_written_short(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv("COLUMNS", "200")
     seen = []
-    monkeypatch.setattr(cli, "run_step", lambda step, config, parents, out: seen.append(config))
+    monkeypatch.setattr(cli, "run_step", lambda step, config, parents, out, _: seen.append(config))
     line = (
         "midtrain m --data d --out o --num-tokens 200K --lengths 1K 2K --batch-tokens 8K --checkpoint.keep 3 --seed 0"
     )
@@ -242,7 +242,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (KeyError("lost\nagain"), 1, "KeyError: 'lost\\nagain' (a bug of Herd; the traceback is in "),
     ],
 )
-def test_every_failure_is_one_line_and_its_traceback_is_in_a_log(
+def test_every_failure_is_one_line_and_its_traceback_is_in_the_cache(
     error: BaseException, code: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     failing(monkeypatch, error)
@@ -253,6 +253,18 @@ def test_every_failure_is_one_line_and_its_traceback_is_in_a_log(
     log = Path("cache/logs/herd.log").read_text()
     assert "Traceback" in log
     assert type(error).__name__ in log
+
+
+def test_only_a_bug_leaves_a_log_beside_the_users_files(monkeypatch: pytest.MonkeyPatch):
+    for error, left in (HerdError("top_k=9 is more than 8"), False), (MemoryError(), False), (KeyError("x"), True):
+
+        def fail(error: BaseException = error) -> None:
+            traceback_log.set(Path("out.log"))
+            raise error
+
+        monkeypatch.setitem(COMMANDS, "fail", Command(summary="Fail", example="herd fail", does=fail))
+        assert main(["fail"]) == 1
+        assert Path("out.log").exists() == left
 
 
 def test_where_no_log_can_be_written_the_line_says_so(
@@ -285,7 +297,7 @@ def a_stage(config: Settings, out: Path) -> Path:
 
 @pytest.fixture
 def one_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = commands.step("data", "test_cli:Settings", "test_cli:a_stage", {})
+    step = commands.step("data", "test_cli:Settings", "test_cli:a_stage", writes="data")
     for module in (cli, commands):
         monkeypatch.setattr(module, "STEPS", (step,))
     monkeypatch.setitem(COMMANDS, "data build", dataclasses.replace(COMMANDS["data build"], does=step))
@@ -339,7 +351,7 @@ def test_a_run_has_its_stages_in_processes_of_their_own(capfd: pytest.CaptureFix
 LONG_RUN = """
 import sys
 from herd import cli, commands
-commands.STEPS = (commands.step("data", "test_cli:Settings", "test_cli:a_stage", {}),)
+commands.STEPS = (commands.step("data", "test_cli:Settings", "test_cli:a_stage", writes="data"),)
 sys.exit(cli.main(["run", "own.toml"]))
 """
 
@@ -360,11 +372,12 @@ def test_ctrl_c_stops_the_stage_in_work_and_is_one_line():
         time.sleep(0.02)
     os.killpg(run.pid, signal.SIGINT)  # as the terminal does
     out, err = run.communicate(timeout=20)
-    assert (run.returncode, err) == (130, "herd: stopped; the same command goes on from there\n")
+    kept = "what was finished is in runs/own/data.partial: the same command goes on from there"
+    assert (run.returncode, err) == (130, f"herd: stopped; {kept}\n")
     assert out.endswith("line 9\n")
     log = Path("runs/own/run.log").read_text()
-    assert log.count("Traceback") == 1
-    assert "in a_stage" in log
+    assert "Traceback" not in log
+    assert f"herd: stopped; {kept}" in log
     assert Path("runs/own/data.partial/begun").exists()
 
 

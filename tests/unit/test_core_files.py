@@ -92,12 +92,15 @@ def finished(folder: Path, **files: str) -> None:
     (partial(folder) / "herd.json").write_text("{}")
 
 
-def test_a_committed_folder_replaces_the_older_one(tmp_path: Path):
-    for content in "first", "second":
+def test_a_committed_folder_leaves_the_older_one_under_a_free_name(tmp_path: Path):
+    partial(tmp_path / "model.2").mkdir()
+    kept = []
+    for content in "first", "second", "third":
         finished(tmp_path / "model", weights=content)
-        commit_folder(tmp_path / "model")
+        kept += [commit_folder(tmp_path / "model")]
         assert (tmp_path / "model" / "weights").read_text() == content
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert kept == [None, tmp_path / "model.1", tmp_path / "model.3"]
+    assert [(path / "weights").read_text() for path in kept[1:]] == ["first", "second"]
 
 
 def test_a_folder_without_lineage_is_never_committed(tmp_path: Path):
@@ -106,7 +109,7 @@ def test_a_folder_without_lineage_is_never_committed(tmp_path: Path):
         commit_folder(tmp_path / "model")
 
 
-@pytest.mark.parametrize("call", ["replace", "rename", "rmdir", "unlink"])
+@pytest.mark.parametrize("call", ["rename", "mkdir"])
 def test_a_commit_killed_in_the_middle_leaves_no_torn_folder(tmp_path: Path, call: str):
     finished(tmp_path / "model", weights="first", tokenizer="first")
     commit_folder(tmp_path / "model")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from herd.core.files import folder_hash
-from herd.core.lineage import Stage, commit_id, read_lineage
+from herd.core.errors import HerdError
+from herd.core.files import folder_hash, partial
+from herd.core.lineage import Stage, begin_anew, commit_id, read_lineage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,24 @@ def test_a_clock_torn_by_a_kill_does_not_stop_the_stage(tmp_path: Path):
     for path in stage.work.glob(".*"):
         path.write_text("")  # as a full disk or a kill between truncating and writing leaves it
     assert Stage("pretrain", tmp_path / "model", config={}, parents={}).seconds < 1
+
+
+@pytest.mark.parametrize("left", [".request.json", "state/step-3/commit.json"])
+def test_work_done_in_one_go_never_begins_in_place_of_a_training(tmp_path: Path, left: str):
+    """`herd convert`, `adopt` and `convert --quantize` begin so."""
+    path = partial(tmp_path / "model") / left
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    with pytest.raises(HerdError, match="is the unfinished work of another command"):
+        begin_anew(tmp_path / "model")
+    assert path.exists()
+
+
+def test_a_half_written_conversion_is_begun_anew(tmp_path: Path):
+    partial(tmp_path / "model").mkdir()
+    (partial(tmp_path / "model") / "model-00001.safetensors").write_text("half")
+    begin_anew(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_commit_is_that_of_the_checkout():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_engine_reader import CHUNK, model_of, shape, tokens
 
+from herd.commands import STEPS
 from herd.config import MoEConfig, preset
 from herd.core.files import write_json
 from herd.data import planted
@@ -23,6 +24,7 @@ from herd.evaluate.report import report
 from herd.model.formats import huggingface
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
+from herd.stages.recipe import Node, run_recipe
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +53,21 @@ def novel() -> list[Chapter]:
     ]  # fmt: skip
 
 
-def test_the_suite_writes_shares_for_each_length_and_a_map(
-    folder: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> EvaluateConfig:
+    """Two lengths, two depths, two kinds of questions."""
     text = "The cat sat on the mat. A dog came in and sat beside it.\n" * 400
     monkeypatch.setattr(long, "haystack", lambda _, tokenizer, length: np.array(tokenizer.encode(text))[:length])
     monkeypatch.setattr(long, "DEPTHS", (0.25, 0.75))
     monkeypatch.setattr(long, "TASKS", {"votes": planted.aggregation, long.TRANSLATION: grammar.translation})
     monkeypatch.setattr(book, "chapters", novel)
-    cfg = EvaluateConfig(suite="long", long=LongConfig(lengths=(1024, 2048), trained=512, seeds=1))
-    out = evaluate(cfg, folder, tiny_data, tmp_path / "out")
+    return EvaluateConfig(suite="long", long=LongConfig(lengths=(1024, 2048), trained=512, seeds=1))
+
+
+def test_the_suite_writes_shares_for_each_length_and_a_map(
+    folder: Path, tiny_data: Path, tmp_path: Path, short: EvaluateConfig
+) -> None:
+    out = evaluate(short, folder, tiny_data, tmp_path / "out")
     results = json.loads((out / "results.json").read_text())
     assert [(row["length"], row["times"]) for row in results["rows"]] == [(1024, 2), (2048, 4)]
     assert all(
@@ -74,6 +81,44 @@ def test_the_suite_writes_shares_for_each_length_and_a_map(
     page = (report(out) / "report.html").read_text()
     assert "Long texts" in page and "title by number" in page and "data:image/svg+xml;base64,PHN2" in page
     assert len(ElementTree.parse(out / "recall.svg").findall(".//{*}rect")) == 1 + 2 * 2
+
+
+def test_a_killed_suite_goes_on_with_the_next_kind_and_a_finished_one_is_reused(
+    folder: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    short: EvaluateConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    [step] = [step for step in STEPS if step.name == "evaluate"]
+    nodes = {"evaluate": Node(step=step, config=short, parents={"model": "model", "data": "data"})}
+    (tmp_path / "model").symlink_to(folder)
+    (tmp_path / "data").symlink_to(tiny_data)
+    ask_all, asked = long.ask_all, []
+
+    def ask(hay: object, name: str, maker: object, keys: object, length: int, seeds: int, **options: bool) -> object:
+        if len(asked) == 7:
+            asked.append("killed")
+            raise KeyboardInterrupt
+        asked.append(f"{name} {length}")
+        return ask_all(hay, name, maker, keys, length, seeds, **options)
+
+    monkeypatch.setattr(long, "ask_all", ask)
+    with pytest.raises(KeyboardInterrupt, match="what was finished is in "):
+        run_recipe(nodes, tmp_path)
+    run_recipe(nodes, tmp_path)
+    kinds = ["single", "votes", long.TRANSLATION, "single", long.TRANSLATION, "single"]
+    every = [f"{kind} {length}" for length in (1024, 2048) for kind in kinds]
+    assert asked == [*every[:7], "killed", *every[7:]]
+    names = {path.name for path in (tmp_path / "evaluate").iterdir()}
+    assert names == {"herd.json", "recall.svg", "results.json"}
+    whole = evaluate(short, folder, tiny_data, tmp_path / "whole")
+    results = [json.loads((out / "results.json").read_text()) for out in (whole, tmp_path / "evaluate")]
+    assert results[0] == results[1]
+    capsys.readouterr()
+    run_recipe(nodes, tmp_path)
+    assert "evaluate  reused" in capsys.readouterr().out
 
 
 def test_without_temperature_keys_and_values_stay_and_queries_do_not() -> None:

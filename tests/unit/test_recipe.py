@@ -46,16 +46,18 @@ class Needy:
 def write_stage(config: Settings, *folders: Path) -> Path:
     """A stage whose file depends on its steps only, not on the share."""
     *parents, out = folders
-    stage = Stage(out.name, out, config=config, parents={f"from_{parent.name}": parent for parent in parents})
+    roles = {"data": "text", "train": "model"}
+    stage = Stage(out.name, out, config=config, parents={roles[parent.name]: parent for parent in parents})
     (stage.work / "file").write_text(str(config.steps))
     return stage.finish()
 
 
 def steps() -> list[Step]:
+    common = {"config": lambda: Settings, "function": write_stage}
     return [
-        Step(name="data", config=lambda: Settings, function=write_stage, parents={}),
-        Step(name="train", config=lambda: Settings, function=write_stage, parents={"from_data": "data"}),
-        Step(name="talk", config=lambda: Settings, function=write_stage, parents={"from_train": "train"}),
+        Step(name="data", writes="text", **common),
+        Step(name="train", reads=("text",), writes="model", **common),
+        Step(name="talk", reads=("model",), writes="talker", **common),
     ]
 
 
@@ -67,7 +69,7 @@ def recipe(folder: Path, text: str) -> str:
 
 def run(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """Run a recipe; what was said of each stage."""
-    run_recipe(load_recipe(recipe(folder, text), steps()), steps(), folder / "run")
+    run_recipe(load_recipe(recipe(folder, text), steps()), folder / "run")
     told = [line.split() for line in capsys.readouterr().out.splitlines()]
     return {words[0]: words[1] for words in told if words[1] in {"done", "reused"}}
 
@@ -84,7 +86,7 @@ def test_values_take_the_types_of_their_fields(tmp_path: Path):
     [data.inner]
     betas = [0, 1]
     """
-    config = load_recipe(recipe(tmp_path, text), steps())["data"]
+    config = load_recipe(recipe(tmp_path, text), steps())["data"].config
     assert config == Settings(
         steps=7,
         share=1.0,
@@ -98,7 +100,7 @@ def test_values_take_the_types_of_their_fields(tmp_path: Path):
 
 
 def test_a_count_may_be_written_short(tmp_path: Path):
-    config = load_recipe(recipe(tmp_path, '[data]\nsteps = "200K"\nlimit = "1M"\n'), steps())["data"]
+    config = load_recipe(recipe(tmp_path, '[data]\nsteps = "200K"\nlimit = "1M"\n'), steps())["data"].config
     assert (config.steps, config.limit) == (204_800, 1_048_576)
 
 
@@ -123,7 +125,7 @@ def test_a_count_may_be_written_short(tmp_path: Path):
         ("[data]\nsteps = -1", r"own\.toml \[data\]: steps=-1 is negative"),
         ("data = 3", r"own\.toml: data = 3 stands alone"),
         ("[data", r"own\.toml is not valid TOML: "),
-        ("[train]", r"\[train\] reads what \[data\] writes: add a table \[data\]"),
+        ("[train]", r"\[train\] reads a text folder and no table before it writes one: add \[data\]"),
     ],
 )
 def test_a_mistake_is_told_with_its_place_and_value(tmp_path: Path, text: str, told: str):
@@ -163,11 +165,91 @@ def test_what_stands_is_reused_and_what_changed_runs_again(tmp_path: Path, capsy
     assert run(tmp_path, said, capsys) == {"data": "reused", "train": "reused", "talk": "reused"}
 
 
+def test_a_stage_that_runs_again_leaves_the_older_folder_under_a_name_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run(tmp_path, ALL, capsys)
+    for steps in (4, 5):
+        run(tmp_path, f"[data]\n[train]\nsteps = {steps}\n[talk]\n", capsys)
+    folders = [tmp_path / "run" / name for name in ("train", "train.1", "train.2")]
+    assert [(folder / "file").read_text() for folder in folders] == ["5", "3", "4"]
+    assert not list((tmp_path / "run").glob("*.old"))
+
+
+def test_a_setting_that_a_later_herd_added_or_dropped_makes_nothing_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run(tmp_path, ALL, capsys)
+    path = tmp_path / "run" / "train" / "herd.json"
+    lineage = json.loads(path.read_text())
+    del lineage["config"]["share"], lineage["config"]["inner"]["rate"]
+    lineage["config"] |= {"dropped": 3}
+    path.write_text(json.dumps(lineage))
+    assert run(tmp_path, ALL, capsys) == {"data": "reused", "train": "reused", "talk": "reused"}
+    # Where it is not the default that is asked for, it was made without.
+    assert run(tmp_path, f"{ALL}steps = 3\n[train.inner]\nrate = 0.5\n", capsys)["train"] == "done"
+
+
+def test_a_folder_that_is_not_herds_is_never_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    (tmp_path / "run" / "data" / "thesis").write_text("a user's")
+    with pytest.raises(HerdError, match=r"run/data is there and no folder of Herd's"):
+        run(tmp_path, ALL, capsys)
+    assert (tmp_path / "run" / "data" / "thesis").exists()
+
+
+LIFE = "[data]\n[vision]\n[pretrain]\n[evaluate]\n"
+
+
+@pytest.mark.parametrize(
+    ("tables", "models"),
+    [
+        ("", {"pretrain": "vision", "evaluate": "pretrain"}),
+        ("[sft]\n", {"pretrain": "vision", "sft": "pretrain", "evaluate": "sft"}),
+        ("[midtrain]\n[sft]\n", {"pretrain": "vision", "midtrain": "pretrain", "sft": "midtrain", "evaluate": "sft"}),
+        (
+            '[midtrain]\n[sft]\nfrom = "pretrain"\n',
+            {"pretrain": "vision", "midtrain": "pretrain", "sft": "pretrain", "evaluate": "sft"},
+        ),
+    ],
+)
+def test_a_stage_begins_with_the_model_before_it_or_with_the_one_it_names(
+    tmp_path: Path, tables: str, models: dict[str, str]
+):
+    from herd.commands import STEPS
+
+    nodes = load_recipe(recipe(tmp_path, LIFE + tables), STEPS)
+    assert {name: node.parents["model"] for name, node in nodes.items() if "model" in node.parents} == models
+    assert {node.parents.get("data", "data") for node in nodes.values()} == {"data"}
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ('[sft]\nfrom = "midtrian"', r"unknown table in .* \[sft\] from = 'midtrian', did you mean 'midtrain'"),
+        ("[sft]\nfrom = 3", r"unknown table in .* \[sft\] from = '3', known: midtrain, pretrain, vision"),
+        ('[sft]\nfrom = "sft"', r"\[sft\] from = 'sft': \[sft\] runs later, name one of: vision, pretrain, midtrain"),
+        ('[sft]\nfrom = "evaluate"', r"\[sft\] from = 'evaluate': \[evaluate\] runs later"),
+        ('[sft]\nfrom = "data"', r"\[sft\] from = 'data': \[data\] writes no model"),
+    ],
+)
+def test_a_parent_that_cannot_be_is_refused_in_words(tmp_path: Path, table: str, told: str):
+    from herd.commands import STEPS
+
+    with pytest.raises(HerdError, match=told):
+        load_recipe(recipe(tmp_path, f"{LIFE}[midtrain]\n{table}\n"), STEPS)
+
+
+def test_a_stage_without_a_model_takes_no_from(tmp_path: Path):
+    with pytest.raises(HerdError, match=r"\[train\] from = 'data': train begins with no model, remove the key"):
+        load_recipe(recipe(tmp_path, '[data]\n[train]\nfrom = "data"\n'), steps())
+
+
 def test_a_stage_that_other_code_made_is_reused_and_said_to_be_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run(tmp_path, ALL, capsys)
     path = tmp_path / "run" / "train" / "herd.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"herd_version": "0.0.1", "commit": "abc"}))
-    run_recipe(load_recipe(recipe(tmp_path, ALL), steps()), steps(), tmp_path / "run")
+    run_recipe(load_recipe(recipe(tmp_path, ALL), steps()), tmp_path / "run")
     data, train, talk = capsys.readouterr().out.splitlines()
     assert data == "data      reused (0 s)"
     assert train.startswith("train     reused (0 s), made by herd 0.0.1 (abc), this is ")
@@ -190,7 +272,7 @@ import os, signal, sys
 from pathlib import Path
 from test_recipe import Settings
 from herd.core.lineage import Stage
-from herd.stages.recipe import Step, run_recipe
+from herd.stages.recipe import Node, Step, run_recipe
 
 def stopped(config, out):
     stage = Stage("data", out, config=config, parents={})
@@ -198,14 +280,14 @@ def stopped(config, out):
     stage.keep_time()
     os.kill(os.getpid(), signal.SIGKILL)
 
-step = Step(name="data", config=lambda: Settings, function=stopped, parents={})
-run_recipe({"data": Settings()}, [step], Path("run"))
+step = Step(name="data", config=lambda: Settings, function=stopped, writes="text")
+run_recipe({"data": Node(step=step, config=Settings(), parents={})}, Path("run"))
 """
 
 
-def test_a_killed_stage_goes_on_unless_its_config_has_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    here = str(Path(__file__).parent)
-    killed = subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, env=os.environ | {"PYTHONPATH": here})
+def test_a_killed_stage_goes_on_and_under_another_config_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    killed = subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path})
     assert killed.returncode == -signal.SIGKILL
     work = partial(tmp_path / "run" / "data")
     assert (work / "half").exists()
@@ -217,13 +299,15 @@ def test_a_killed_stage_goes_on_unless_its_config_has_changed(tmp_path: Path, ca
             seen.update(path.name for path in partial(out).iterdir())
             raise KeyboardInterrupt
 
-        step = Step(name="data", config=lambda: Settings, function=look, parents={})
+        step = Step(name="data", config=lambda: Settings, function=look, writes="text")
         with pytest.raises(KeyboardInterrupt):
-            run_recipe(load_recipe(recipe(tmp_path, text), [step]), [step], tmp_path / "run")
+            run_recipe(load_recipe(recipe(tmp_path, text), [step]), tmp_path / "run")
         return seen
 
     assert "half" in go("[data]\n")
-    assert "half" not in go("[data]\nsteps = 9\n")
+    with pytest.raises(HerdError, match=r"begun with other settings: steps 3 → 9\. Give the old ones"):
+        go("[data]\nsteps = 9\n")
+    assert (work / "half").exists()
 
 
 def test_a_damaged_lineage_stops_the_run_with_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

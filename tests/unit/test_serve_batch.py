@@ -1,6 +1,7 @@
 """A file of answers: complete, in order, once each, whatever the kills, the slots and the guesses."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -94,6 +95,51 @@ def test_answers_to_something_else_are_not_mixed_with_these(model: Model, prompt
     with pytest.raises(HerdError, match="other prompts"):
         run(model, prompts, out)
     assert out.read_bytes() == before
+
+
+def test_a_model_that_was_trained_again_in_place_answers_again(
+    tiny_folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "model", tmp_path / "out.jsonl"
+    shutil.copytree(tiny_folder, folder)
+    prompts.write_text(json.dumps({"text": "the cat"}))
+    params = SamplingParams(max_tokens=2)
+    batch.run(folder, prompts, out, params)
+    before = out.read_bytes()
+    (folder / "herd.json").write_text(json.dumps({"stage": "sft", "hash": "another"}))
+    with pytest.raises(HerdError, match="answers of another model"):
+        batch.run(folder, prompts, out, params)
+    folder.rename(tmp_path / "moved")  # the same model at another place answers the same
+    (tmp_path / "moved" / "herd.json").write_bytes((tiny_folder / "herd.json").read_bytes())
+    batch.run(tmp_path / "moved", prompts, out, params)
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("form", ["images", "messages"])
+def test_another_picture_under_the_same_name_is_another_prompt(form: str, tmp_path: Path) -> None:
+    path, asked = tmp_path / "a.png", [{"type": "image", "image": "a.png"}, {"type": "text", "text": "?"}]
+    line: dict[str, Any] = {"prompt": "?", "images": ["a.png"]}
+    if form == "messages":
+        line = {"messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": asked}]}
+    keys = set()
+    for colour in ("red", "blue"):
+        Image.new("RGB", (6, 4), colour).save(path)
+        keys.add(batch._key("hash", json.dumps(line), 0, PARAMS, tmp_path))
+    path.rename(tmp_path / "b.png")
+    moved = json.dumps(line).replace("a.png", "b.png")
+    keys |= {batch._key("hash", json.dumps(line), 0, PARAMS, tmp_path), batch._key("hash", moved, 0, PARAMS, tmp_path)}
+    assert len(keys) == 4
+
+
+@pytest.mark.parametrize("content", ['{"prompt": "the cat"}\n', "my notes", "1\n2\n", '{"number": 0}\n'])
+def test_a_file_that_holds_no_answers_is_not_written_over(
+    model: Model, prompts: Path, tmp_path: Path, content: str
+) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text(content)
+    with pytest.raises(HerdError, match=r"out\.jsonl:1 is no answer of herd generate: give another --out"):
+        run(model, prompts, out)
+    assert out.read_text() == content
 
 
 def test_a_prompt_at_fault_has_its_error_and_is_tried_again(model: Model, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_where_no_checkpoint_is_whole_the_stage_does_not_begin_anew_by_itself(tm
     root = save(tmp_path, 3)
     flip_a_bit(root / "step-3" / "__0_0.distcp")
     for _ in range(2):
-        with pytest.raises(HerdError, match=r"no checkpoint in .*state is whole: remove that folder"):
+        with pytest.raises(HerdError, match=r"no checkpoint in .*state is whole: give --restart"):
             resume(tmp_path)
 
 
@@ -154,10 +154,21 @@ def test_a_checkpoint_from_elsewhere_runs_no_code(tmp_path: Path, monkeypatch: p
     assert not Path("evil").exists()
 
 
-def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
-    folder = save(tmp_path, 3) / "step-3"
-    with pytest.raises(HerdError, match="step-3 cannot be read"):
-        checkpoint.load(folder, {"part": {"a": torch.zeros(4)}})
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        ({"a": torch.zeros(4)}, r"part\.a is \(3,\) of torch\.float32 in the one and \(4,\) of torch\.float32"),
+        ({"a": torch.zeros(3, dtype=torch.uint8)}, r"part\.a is .* and \(3,\) of torch\.uint8 in the other"),
+        ({"c": torch.zeros(3)}, r"part\.c is in one of them only"),
+        ({"b": {}}, r"part\.b\.c is in one of them only"),
+    ],
+)
+def test_a_checkpoint_of_other_tensors_is_refused_by_name(tmp_path: Path, wanted: State, told: str) -> None:
+    with begin(tmp_path, Part(1.0)) as checkpoints:
+        checkpoints.save(3)
+    folder = checkpoints.root / "step-3"
+    with pytest.raises(HerdError, match=rf"step-3 does not fit what is trained now \({told}"):
+        checkpoint.load(folder, {"part": Part(0.0).value | wanted})
 
 
 def test_a_checkpoint_that_the_disk_has_no_room_for_is_named_and_removed(
@@ -228,4 +239,4 @@ def failing_resume(folder: str) -> tuple[str, str]:
 def test_a_damaged_state_is_refused_on_all_ranks(tmp_path: Path) -> None:
     flip_a_bit(save(tmp_path, 3) / "step-3" / "__0_0.distcp")
     [told] = on_ranks((2, failing_resume, (str(tmp_path),)))
-    assert all("is whole: remove that folder" in text for _, text in told)
+    assert all("is whole: give --restart" in text for _, text in told)
