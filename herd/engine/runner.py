@@ -1,6 +1,7 @@
 """The planned step as one packed forward: the only place where requests become tensors.
 
-The forward is one native call where that serves (herd.model.fused), and the Transformer's own where it does not. What
+The forward is one native call where that serves (herd.model.fused) and was found to agree with the Transformer's own
+(herd.model.agreement), which serves elsewhere. What
 comes back are logits for the rows after which tokens are drawn, and the log-probabilities of prompts that asked.
 """
 
@@ -18,6 +19,7 @@ from herd.core.batch import Images
 from herd.core.errors import HerdError
 from herd.engine.load import Model, Prompt
 from herd.engine.scheduler import Request, Step, Work
+from herd.model.agreement import check_agreement
 from herd.model.cache import CacheView, KVCache
 from herd.model.fused import FusedForward, why_not
 
@@ -61,8 +63,10 @@ class Runner:
 
     def __init__(self, model: Model, cache: KVCache) -> None:
         self.model, self.cache = model, cache
-        reason = why_not(model.transformer, cache)
-        self._fused = FusedForward(model.transformer) if reason is None else None
+        self._fused = None
+        if why_not(model.transformer, cache) is None:
+            self._fused = FusedForward(model.transformer)
+            check_agreement(model.transformer, self._fused)
 
     def run(self, step: Step[T]) -> list[Result]:
         """The results of the step's works, in their order."""

@@ -8,6 +8,9 @@ There is no batch dimension and no padding outside this file: documents are runs
 forward which runs attend within themselves (documents for global layers, their chunks for local ones), so no mask over
 the whole pack ever exists. The C++ kernel takes runs as they are; PyTorch's operators take those of similar length
 together, as padded groups.
+
+Inference on a CPU has a second implementation: herd/native/forward.cpp, called by fused.py. A change here must be made
+there too; agreement.py compares the two whenever an engine is started on a model.
 """
 
 # N tokens, D width, H query heads, K key heads, C head width, G runs in a group, L length of a group

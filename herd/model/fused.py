@@ -1,23 +1,27 @@
 """A text model's forward as one native call (herd/native/forward.cpp), over the weights of a Transformer as they lie.
 
-At batch 1 a step of a small model takes a millisecond, of which PyTorch's calls, one for each operator, take most. The
-Transformer's own forward with a cache is the twin: it serves where `why_not` names a reason, and tests compare. Values
-between products are fp32 here, so that bf16 results differ by rounding; in fp32 those of a row depend neither on rows
-beside it, nor on the threads, nor on how its prompt was cut.
+At batch 1 a step of a small model takes a millisecond, of which PyTorch's calls, one for each operator, take most. So
+the model is written twice: here, and in herd/model (attention.py, moe.py, transformer.py), whose forward with a cache
+is the twin. That serves where `why_not` names a reason. Whoever changes one changes the other: tests compare them, and
+agreement.py does so layer by layer whenever an engine is started on a model. Values between products are fp32 here, so
+that bf16 results differ by rounding; in fp32 those of a row depend neither on rows beside it, nor on the threads, nor
+on how its prompt was cut.
 """
 
 # N tokens, D width, R rows whose outputs are wanted, V vocabulary
 
 import ctypes
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from herd import native
+from herd.core.errors import HerdError
 from herd.model.attention import Attention, rope_frequencies
 from herd.model.cache import CacheView, KVCache
 from herd.model.moe import MoE
-from herd.model.quantize import ACTIVATION_CAP, Packed
+from herd.model.quantize import ACTIVATION_CAP, STORED, Packed
 from herd.model.transformer import Layer, Transformer
 from herd.native import forward as call
 from herd.native.forward import Kind
@@ -38,6 +42,9 @@ def why_not(transformer: Transformer, cache: KVCache | None = None) -> str | Non
     config = transformer.config
     if odd := [size for size in (config.dim, config.dense_ffn_dim, config.moe.ffn_dim) if size % 2]:
         return f"a width is odd: {odd[0]}"
+    for name, owner, shape in weights_of(transformer):
+        if reason := misfit(owner, shape, embedding.dtype):
+            return f"{name} {reason}"
     attentions = [module for module in transformer.modules() if isinstance(module, Attention)]
     if any(one.turns == one.is_global for one in attentions):
         return "positions turn a global layer"
@@ -46,10 +53,64 @@ def why_not(transformer: Transformer, cache: KVCache | None = None) -> str | Non
     return None
 
 
+def weights_of(transformer: Transformer) -> Iterator[tuple[str, Tensor | torch.nn.Module, tuple[int, ...]]]:
+    """What the kernel reads: name, tensor or what owns it, and the shape that the kernel takes it to have; of experts
+    [E, in, out], of other matrices [out, in]."""
+    config = transformer.config
+    dim, table = config.dim, (config.vocab_size, config.dim)
+    yield "embedding", transformer.embedding, table
+    yield "norm", transformer.norm, (dim,)
+    yield "unembedding", transformer.unembedding, table
+    for index in range(config.num_layers):
+        layer, here = transformer.layers[index], f"layers.{index}"
+        assert isinstance(layer, Layer)
+        heads, kv_heads, dense = config.num_heads, config.num_kv_heads, layer.ffn
+        yield f"{here}.attention_norm", layer.attention_norm, (dim,)
+        yield f"{here}.ffn_norm", layer.ffn_norm, (dim,)
+        yield f"{here}.attention.qkv", layer.attention.qkv, ((heads + 2 * kv_heads) * config.head_dim, dim)
+        yield f"{here}.attention.out", layer.attention.out, (dim, heads * config.head_dim)
+        hidden = config.dense_ffn_dim
+        if isinstance(dense, MoE):
+            experts, hidden = config.moe.num_experts, config.moe.ffn_dim
+            yield f"{here}.ffn.router", dense.router, (experts, dim)
+            yield f"{here}.ffn.gate_up_EDF", dense.gate_up_EDF, (experts, dim, 2 * hidden)
+            yield f"{here}.ffn.down_EFD", dense.down_EFD, (experts, hidden, dim)
+            dense = dense.shared
+        yield f"{here}.ffn.gate_up", dense.gate_up, (2 * hidden, dim)
+        yield f"{here}.ffn.down", dense.down, (dim, hidden)
+
+
+def misfit(owner: Tensor | torch.nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
+    """Why the kernel would read these weights wrongly; None where it does not."""
+    weight = owner if isinstance(owner, Tensor) else owner.weight
+    assert isinstance(weight, Tensor)
+    wanted = [(weight, shape, dtype)]
+    if isinstance(owner, Packed):
+        *before, num_out, num_in = shape if len(shape) == 2 else (shape[0], shape[2], shape[1])
+        codes, scales = owner.scheme.row_shape(num_in)
+        stored = STORED[owner.scheme.name]
+        wanted = [
+            (owner.weight, (*before, num_out, codes), stored),
+            (owner.scale, (*before, num_out, scales), torch.bfloat16),
+        ]
+    for tensor, size, kind in wanted:
+        if tensor.device.type != "cpu":
+            return f"is on {tensor.device}"
+        if tensor.dtype != kind:
+            return f"is {tensor.dtype}, not {kind}"
+        if tuple(tensor.shape) != size:
+            return f"has the shape {tuple(tensor.shape)}, not {size}"
+        if not tensor.is_contiguous():
+            return "is not contiguous"
+    return None
+
+
 class FusedForward:
     """Calls the kernel; built once for a Transformer whose `why_not` is None. Weights may change in place."""
 
     def __init__(self, transformer: Transformer) -> None:
+        if reason := why_not(transformer):
+            raise HerdError(f"the native forward does not take this model: {reason}")
         config = transformer.config
         self._transformer = transformer
         self._cache: KVCache | None = None
@@ -105,7 +166,26 @@ class FusedForward:
         `embedded_ND` stands for the embeddings of the tokens, where pictures are among them.
         """
         self._use(cache.cache)
-        hidden_RD = torch.empty(len(rows_R), self._model.dim)
+        return self._run(self._model, tokens_N, positions_N, cache, rows_R, embedded_ND)
+
+    def layer(self, index: int, x_ND: Tensor, *, positions_N: Tensor, cache: CacheView) -> Tensor:
+        """What the final norm [N, D], fp32, makes of the output of layer `index` alone on the input `x_ND`."""
+        self._use(cache.cache)
+        alone = call.Model.from_buffer_copy(self._model)
+        alone.layers, alone.num_layers = ctypes.pointer(self._layers[index]), 1
+        rows_R = torch.arange(len(x_ND))
+        return self._run(alone, torch.zeros(len(x_ND), dtype=torch.int64), positions_N, cache, rows_R, x_ND)
+
+    def _run(
+        self,
+        model: call.Model,
+        tokens_N: Tensor,
+        positions_N: Tensor,
+        cache: CacheView,
+        rows_R: Tensor,
+        embedded_ND: Tensor | None,
+    ) -> Tensor:
+        hidden_RD = torch.empty(len(rows_R), model.dim)
         places = (cache.chunk, cache.whole)
         tables = [place.table_SB.contiguous() for place in places]
         seen = [place.seen_S.contiguous() for place in places]
@@ -127,7 +207,7 @@ class FusedForward:
             sequences=len(starts_S) - 1,
             num_wanted=len(rows_R),
         )
-        call.forward(self._model, batch)
+        call.forward(model, batch)
         return hidden_RD
 
     def unembed(self, hidden_RD: Tensor) -> Tensor:

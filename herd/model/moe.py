@@ -2,6 +2,9 @@
 
 Llama 4: the sigmoid of the chosen router logit scales the expert's *input*; the shared expert sees every token; the
 layer's output is shared + routed.
+
+Inference on a CPU has a second implementation, routing included: herd/native/forward.cpp, called by fused.py. A change
+here must be made there too; agreement.py compares the two whenever an engine is started on a model.
 """
 
 # N tokens, D width, E experts, F hidden width, R = N * top_k routed rows

@@ -3,6 +3,9 @@
 x = embed(tokens), with vision features in place of <|patch|> tokens
 for each layer:  x = x + attention(norm(x));  x = x + feed_forward(norm(x))
 logits = unembed(norm(x))
+
+Inference on a CPU has a second implementation of all this: herd/native/forward.cpp, called by fused.py. A change here
+must be made there too; agreement.py compares the two whenever an engine is started on a model.
 """
 
 # N tokens, D width, V vocabulary, S documents or requests

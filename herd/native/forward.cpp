@@ -1,6 +1,7 @@
 // The whole forward of a text model in one call, from token ids to hidden states: for a few tokens of running requests and
-// for long pieces of prompts. Its twin is the Transformer's forward with a cache (herd/model). The structs below are those of
-// herd/native/forward.py.
+// for long pieces of prompts. Its twin is the Transformer's forward with a cache (herd/model: transformer.py, attention.py,
+// moe.py): a change here must be made there too, and herd/model/agreement.py compares the two whenever an engine is started
+// on a model. The structs below are those of herd/native/forward.py.
 //
 // One team of threads goes through the stages of each layer; between them, values are fp32. Rows are split among the
 // threads where a stage works on each by itself, products are cut by columns. In the last layer only the rows whose outputs

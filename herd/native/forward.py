@@ -1,4 +1,8 @@
-"""The whole forward in one call: the kernel's structs and its call. herd.model.fused fills them from a Transformer."""
+"""The whole forward in one call: the kernel's structs and its call. herd.model.fused fills them from a Transformer.
+
+It is the second implementation of the model, beside herd/model: herd/model/agreement.py compares the two whenever an
+engine is started on a model.
+"""
 
 # R wanted rows, V vocabulary
 

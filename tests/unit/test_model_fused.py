@@ -2,8 +2,10 @@
 
 import copy
 import os
+import pkgutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +17,11 @@ from herd import native
 from herd.bench.oracles import random_model
 from herd.bench.parity import MAVERICK_LIKE, SCOUT_LIKE, TOP_2
 from herd.config import ModelConfig
+from herd.core.errors import HerdError
+from herd.engine.load import load
+from herd.model.agreement import check_agreement
 from herd.model.cache import Slots
-from herd.model.fused import FusedForward, why_not
+from herd.model.fused import FusedForward, weights_of, why_not
 from herd.model.quantize import Scheme, quantize_model
 from herd.model.transformer import Transformer
 from herd.native import forward
@@ -97,6 +102,113 @@ def test_a_model_whose_global_layer_turns_is_not_taken() -> None:
     model = random_model(SCOUT, seed=1)
     model.layers[3].attention.turns = True
     assert why_not(model) == "positions turn a global layer"
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+def test_every_tensor_is_looked_at_before_it_is_read(kind: torch.dtype) -> None:
+    found = random_model(MAVERICK, seed=1)
+    names = [name for name, _, _ in weights_of(found)]
+    assert len(names) == sum(name.split(".")[0] != "vision" for name, _ in found.named_parameters())
+    for name in (*names[:13], *names[-9:]):  # of a dense layer and of a mixture
+        model = random_model(MAVERICK, seed=1).bfloat16()
+        owner = {known: one for known, one, _ in weights_of(model)}[name]
+        weight = owner if isinstance(owner, Tensor) else owner.weight
+        weight.data = weight.data.to(kind)
+        reason = why_not(model)
+        assert reason is not None and (
+            "model is in" in reason
+            if name == "embedding" and kind == torch.float16
+            else (
+                f"is torch.bfloat16, not {kind}"
+                if name == "embedding"
+                else reason == f"{name} is {kind}, not torch.bfloat16"
+            )
+        ), name
+        with pytest.raises(HerdError, match="native forward does not take this model"):
+            FusedForward(model)
+
+
+@needs_kernels
+def test_weights_of_another_shape_or_layout_are_not_taken() -> None:
+    model = random_model(SCOUT, seed=1)
+    router = model.layers[1].ffn.router.weight
+    router.data = router.data.T.contiguous().T
+    assert why_not(model) == "layers.1.ffn.router is not contiguous"
+    router.data = router.data[:-1].contiguous()
+    assert f"layers.1.ffn.router has the shape {tuple(router.shape)}" in str(why_not(model))
+    packed = random_model(SCOUT, seed=1).bfloat16()
+    quantize_model(packed, Scheme(name="int8"), packed.config)
+    scale = packed.layers[0].attention.qkv.scale
+    packed.layers[0].attention.qkv.scale = scale.half()
+    assert why_not(packed) == "layers.0.attention.qkv is torch.float16, not torch.bfloat16"
+
+
+SCHEMES = {"int8": Scheme(name="int8"), "int4": Scheme(name="int4", group=32), "fp8": Scheme(name="fp8")}
+
+
+def in_kind(shape: str, kind: str) -> Transformer:
+    model = random_model(SHAPES[shape], seed=1)
+    if kind != "fp32":
+        model.bfloat16()
+    if kind in SCHEMES:
+        quantize_model(model, SCHEMES[kind], model.config)
+    return model
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_two_implementations_are_found_to_agree(shape: str) -> None:
+    for kind in ("fp32", "bf16", *SCHEMES):
+        model = in_kind(shape, kind)
+        check_agreement(model, FusedForward(model))
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["fp32", "bf16", *SCHEMES])
+def test_a_change_of_routing_in_one_of_them_is_found_in_its_layer(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = in_kind("Maverick-like", kind)
+    topk = torch.topk
+
+    def worst(x: Tensor, k: int, dim: int = -1) -> tuple[Tensor, Tensor]:
+        values, index = topk(-x, k, dim=dim)
+        return -values, index
+
+    monkeypatch.setattr("herd.model.moe.torch.topk", worst)
+    with pytest.raises(HerdError, match=r"disagree in layer 1, .* HERD_NATIVE=0"):  # layer 0 is dense
+        check_agreement(model, FusedForward(model))
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("where", "change"),
+    [
+        ("attention.query_temperature", lambda found: 1.5 * found),
+        ("attention.rotate", lambda found: torch.cat([3 * found[..., :1], found[..., 1:]], dim=-1)),
+        ("moe.swiglu", lambda found: 0.9 * found),
+        ("moe.combine", lambda found: 1.1 * found),
+        ("transformer.RMSNorm.forward", lambda found: 1.05 * found),
+    ],
+)
+def test_a_change_of_any_part_of_a_layer_is_found(
+    where: str, change: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = in_kind("Scout-like", "fp32")
+    module, _, name = f"herd.model.{where}".partition(".RMSNorm.")
+    owner = f"{module}.RMSNorm.{name}" if name else module
+    kept = pkgutil.resolve_name(owner)
+    monkeypatch.setattr(owner, lambda *given: change(kept(*given)))
+    with pytest.raises(HerdError, match="disagree in layer"):
+        check_agreement(model, FusedForward(model))
+
+
+@needs_kernels
+def test_a_model_is_checked_when_an_engine_is_started_on_it(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(tiny_folder)
+    model.engine(num_slots=1).close()
+    monkeypatch.setattr("herd.model.moe.combine", lambda shared, *_: 2 * shared)
+    with pytest.raises(HerdError, match="disagree in layer 0"):
+        model.engine(num_slots=1)
 
 
 @needs_kernels

@@ -17,7 +17,7 @@ from herd.core.errors import HerdError
 from herd.core.files import naming_full_disk, read_json, write_json
 from herd.model.formats.config_json import config_from_json, config_to_json, is_tied
 from herd.model.formats.stored import Stored, open_safetensors
-from herd.model.formats.weights import Weights, assemble, check, plain_names, refuse, skeleton
+from herd.model.formats.weights import Weights, assemble, check, common_dtype, plain_names, refuse, skeleton
 from herd.model.transformer import Transformer
 
 MAX_SHARD_BYTES = 4_000_000_000
@@ -153,7 +153,8 @@ def write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> None:
 
 
 def load(folder: Path, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Transformer:
-    """Open a folder's weights as a `Transformer`, tensor by tensor; `dtype` None keeps the stored one."""
+    """Open a folder's weights as a `Transformer`, tensor by tensor; `dtype` None keeps the stored one, of a mix
+    the one that `common_dtype` says."""
     return assemble(open_folder(folder), dtype=dtype, device=device)
 
 
@@ -174,7 +175,11 @@ def open_folder(folder: Path) -> Weights:
     check(folder, found, wanted)
     return Weights(
         config=config,
-        dtype=found[table["embedding.weight"].names[0]].dtype,
+        dtype=common_dtype(
+            [found[name].dtype for name in wanted],
+            read_json(folder / "config.json"),
+            found[table["embedding.weight"].names[0]].dtype,
+        ),
         read=lambda name: table[name].join([found[theirs].read() for theirs in table[name].names]),
     )
 

@@ -26,7 +26,7 @@ from herd.core.errors import HerdError
 from herd.core.files import naming_full_disk, read_json, write_json
 from herd.model.formats.meta_params import config_from_params, params_of
 from herd.model.formats.stored import Stored, open_pth
-from herd.model.formats.weights import Weights, check, refuse, skeleton
+from herd.model.formats.weights import Weights, check, common_dtype, skeleton
 
 DROPPED = re.compile(r"\._extra_state$|_gate_stats_3E$|expert_activation_DE$|rope\.freqs$")
 """What the files hold beside weights: buffers of training."""
@@ -228,11 +228,11 @@ def open_folder(folder: Path) -> Weights:
         check(path, found, wanted)
         ranks.append(found)
     kinds = {stored.dtype for found in ranks for stored in found.values()}
-    refuse(folder, [f"its files hold several types ({', '.join(map(str, kinds))})"] if len(kinds) > 1 else [])
 
     def read(name: str) -> Tensor:
         rule = table[name]
         used = ranks[:1] if rule.cut.axis is None else ranks
         return rule.join([rule.cut.join([found[theirs].read() for found in used]) for theirs in rule.names])
 
-    return Weights(config=config, dtype=kinds.pop(), read=read)
+    embedding = ranks[0][table["embedding.weight"].names[0]].dtype
+    return Weights(config=config, dtype=common_dtype(kinds, {}, embedding), read=read)

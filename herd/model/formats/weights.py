@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from herd.config import ModelConfig
 from herd.core.errors import HerdError
-from herd.model.formats.stored import CHECKED, Stored
+from herd.model.formats.stored import CHECKED, Stored, finite
 from herd.model.transformer import Transformer
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ class Weights:
 
     config: ModelConfig
     dtype: torch.dtype
-    """Of the embedding, as stored: what a converted folder keeps."""
+    """That the tensors are cast to when the model is opened or converted; see `common_dtype`."""
     read: Callable[[str], Tensor]
     """A parameter of `Transformer` by its name, on the CPU, in its stored type."""
 
@@ -61,15 +61,32 @@ def skeleton(config: ModelConfig) -> Transformer:
 
 
 def assemble(weights: Weights, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Transformer:
-    """The model with its weights; `dtype` None keeps the stored one. Takes little more memory than the weights."""
+    """The model with its weights, all of one type: `dtype`, or that of `weights`. Takes little more memory."""
     model = skeleton(weights.config)
     names = [name for name, _ in model.named_parameters()]
-    state = {}
-    for name in names:
-        tensor = weights.read(name)
-        state[name] = tensor.to(device or "cpu", dtype or tensor.dtype)
+    state = {name: cast(name, weights.read(name), dtype or weights.dtype, device) for name in names}
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def common_dtype(kinds: Iterable[torch.dtype], raw: Mapping[str, Any], embedding: torch.dtype) -> torch.dtype:
+    """The type for all tensors of a folder whose own are `kinds`: that one, if there is one only.
+
+    Of a mix, the type that its config.json (`raw`) names, as in transformers; where that names none, the embedding's.
+    """
+    if len(set(kinds)) == 1:
+        return embedding
+    places = [raw, *(part for part in (raw.get("text_config"),) if isinstance(part, Mapping))]
+    told = [part.get(key) for part in places for key in ("dtype", "torch_dtype")]
+    return next((kind for name in told for kind in CHECKED if str(kind) == f"torch.{name}"), embedding)
+
+
+def cast(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+    """`tensor` in another type. Raises HerdError for values that it cannot hold."""
+    small = tensor.to(device or "cpu", dtype)
+    if dtype == torch.float16 and tensor.dtype != dtype and tensor.numel() and not finite(small):
+        raise HerdError(f"{name} holds values beyond 65504, which float16 cannot hold: open the model in bfloat16")
+    return small
 
 
 def check(source: Path, found: Mapping[str, Stored], wanted: Mapping[str, torch.Size]) -> None:

@@ -1,0 +1,95 @@
+"""Whether the native forward computes what herd/model says, checked on a few tokens when a model is opened.
+
+The model is written twice, in PyTorch (attention.py, moe.py, transformer.py) and in C++ (herd/native/forward.cpp); a
+change of one that the other has not is found here, in the layer where it is. Each layer gets the same input in both,
+the PyTorch model's: so rounding does not add up from layer to layer. What may differ is measured, not guessed: by how
+much a layer's output moves when its input is changed by a rounding of the model's own precision. A token near a tie of
+the router may visit another expert in either, so the median token of each sequence counts, not the worst.
+
+One sequence begins at position 0, another where the temperature of global layers has grown. Left out: longer contexts,
+pictures, and the weights of experts that none of the tokens visits.
+"""
+
+# N tokens, C copies of them, D width, V vocabulary
+
+import torch
+from torch import Tensor
+
+from herd.config import ModelConfig
+from herd.core.errors import HerdError
+from herd.model.attention import plan
+from herd.model.cache import CacheView, KVCache
+from herd.model.fused import FusedForward
+from herd.model.transformer import Layer, Transformer
+
+NEAR, FAR = 8, 4
+"""Tokens of the two sequences."""
+COPIES = 3
+"""Of each sequence: as it is, and with a rounding's noise."""
+MARGIN = 2.0
+"""How often the noise's effect, and …"""
+ROUNDINGS = 3.0
+"""… how many units of rounding of the whole state the two may be apart."""
+
+
+@torch.inference_mode()
+def check_agreement(transformer: Transformer, fused: FusedForward) -> None:
+    """Raises HerdError that names the first layer, or the unembedding, in which the two differ."""
+    config, weight = transformer.config, transformer.embedding.weight
+    generator = torch.Generator().manual_seed(0)
+    spans = [span for _ in range(COPIES) for span in sequences(config)]
+    positions_CN = torch.cat([torch.arange(begin, end) for begin, end in spans])
+    count = len(positions_CN) // COPIES
+    tokens_N = torch.randint(config.vocab_size, (count,), generator=generator)
+    views = [view_of(config, some, weight.dtype) for some in (spans, spans[: len(spans) // COPIES])]
+    shared = plan(positions_CN, views[0].starts_S, config, cached=True)
+    unit = torch.finfo(weight.dtype).eps
+    x_ND = transformer.embed(tokens_N, None)
+    for index, layer in enumerate(transformer.layers):
+        assert isinstance(layer, Layer)
+        noise_CND = unit * (2 * torch.rand(COPIES - 1, *x_ND.shape, generator=generator) - 1)
+        noisy_CND = (x_ND.float() * (1 + noise_CND)).to(x_ND.dtype)
+        out_CND = layer(torch.cat([x_ND, noisy_CND.flatten(0, 1)]), shared, views[0]).view(COPIES, *x_ND.shape)
+        normed_CND = transformer.norm(out_CND.float()).float()
+        other_ND = fused.layer(index, x_ND, positions_N=positions_CN[:count], cache=views[1])
+        moved_N = (normed_CND[1:] - normed_CND[0]).norm(dim=-1).amax(0)
+        compare(f"layer {index}", other_ND, normed_CND[0], MARGIN * moved_N, views[1].starts_S, unit)
+        x_ND = out_CND[0]
+    hidden_ND = transformer.norm(x_ND)
+    logits_NV, others_NV = transformer.unembed(hidden_ND).float(), fused.unembed(hidden_ND.float())
+    compare("the unembedding", others_NV, logits_NV, torch.zeros(count), views[1].starts_S, unit)
+
+
+def sequences(config: ModelConfig) -> list[tuple[int, int]]:
+    """Begin and end of the positions; each sequence inside one chunk, and no longer than a page."""
+    longest = min(config.page_tokens, config.chunk_size, config.max_positions)
+    spans = [(0, min(NEAR, longest))]
+    begin, length = int(config.temperature_floor), min(FAR, longest)
+    if begin % config.chunk_size + length > config.chunk_size:
+        begin = (begin // config.chunk_size + 1) * config.chunk_size
+    return [*spans, (begin, begin + length)] if config.temperature and begin + length <= config.max_positions else spans
+
+
+def view_of(config: ModelConfig, spans: list[tuple[int, int]], dtype: torch.dtype) -> CacheView:
+    """Room for the sequences. Each has one page, which also stands for all that comes before it."""
+    cache = KVCache(config, num_global=len(spans), num_local=len(spans), dtype=dtype, device=torch.device("cpu"))
+    size, chunk = config.page_tokens, config.chunk_size
+    return cache.at(
+        [[page] * -(-end // size) for page, (_, end) in enumerate(spans)],
+        [[page] * -(-((end - 1) % chunk + 1) // size) for page, (_, end) in enumerate(spans)],
+        torch.cat([torch.arange(begin, end) for begin, end in spans]),
+        torch.tensor([0, *(end - begin for begin, end in spans)]).cumsum(0).int(),
+    )
+
+
+def compare(where: str, ours: Tensor, twins: Tensor, allowed_N: Tensor, starts_S: Tensor, unit: float) -> None:
+    """Raise where the median token of a sequence differs by more than `allowed_N` and the roundings of its size."""
+    allowed_N = allowed_N + ROUNDINGS * unit * twins.norm(dim=-1)
+    excess_N = (ours - twins).norm(dim=-1) / allowed_N.clamp_min(1e-30)
+    for excess in excess_N.split(torch.diff(starts_S).tolist()):
+        if not float(excess.median()) <= 1:
+            raise HerdError(
+                f"the native forward (herd/native/forward.cpp) and the model in herd/model disagree in {where}, by "
+                f"{float(excess.median()):.1f} times what rounding explains: one of them was changed alone, or the "
+                "compiler is at fault; set HERD_NATIVE=0 to compute with herd/model"
+            )
