@@ -7,6 +7,7 @@ line.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,17 +67,28 @@ class Caps:
 
 
 def all_chats(
-    packs: dict[str, Pack], pictures: Sequence[Picture], clips: Sequence[Clip], caps: Caps, *, heldout: float, seed: int
+    packs: dict[str, Pack],
+    pictures: Sequence[Picture],
+    clips: Sequence[Clip],
+    caps: Caps,
+    *,
+    heldout: float,
+    seed: int,
+    left_out: Counter[str],
 ) -> list[Chat]:
-    """Every chat that the packages there allow, by id."""
+    """Every chat that the packages there allow, by id; `left_out` counts those that were not taken, by the reason."""
+
+    def limited(chats: Iterable[Chat], name: str) -> Iterator[Chat]:
+        return _limited(chats, name, getattr(caps, name), left_out)
+
     things = [picture for picture in pictures if picture.source != "flag"]
     chats = [
-        *_limited(_about_pictures("name", things, wordings.NAME), caps.names),
-        *_limited(_about_pictures("caption", things, wordings.CAPTION), caps.captions),
-        *_limited(_flags(packs, pictures, heldout), caps.flags),
-        *_limited(_capitals(packs, heldout), caps.capitals),
-        *_limited(_about_clips(clips), caps.clips),
-        *_limited(_dialogues(packs, heldout), caps.dialogues),
+        *limited(_about_pictures("name", things, wordings.NAME), "names"),
+        *limited(_about_pictures("caption", things, wordings.CAPTION), "captions"),
+        *limited(_flags(packs, pictures, heldout), "flags"),
+        *limited(_capitals(packs, heldout), "capitals"),
+        *limited(_about_clips(clips), "clips"),
+        *limited(_dialogues(packs, heldout, left_out), "dialogues"),
         *_identity(),
     ]
     if "reasoning-gym" in packs:
@@ -84,11 +96,11 @@ def all_chats(
         # More than wanted, as some are held out and the easy ones come again and again.
         sums = tasks.tasks(pack, tasks.SUMS, num=2 * caps.sums, seed=seed)
         others = tasks.tasks(pack, tasks.OTHERS, num=2 * caps.tasks, seed=seed)
-        chats += [*_limited(_sums(sums, heldout), caps.sums), *_limited(_tasks(others, heldout), caps.tasks)]
+        chats += [*limited(_sums(sums, heldout), "sums"), *limited(_tasks(others, heldout), "tasks")]
     return sorted({chat.id: chat for chat in chats}.values(), key=lambda chat: chat.id)
 
 
-def _limited(chats: Iterable[Chat], cap: int) -> Iterator[Chat]:
+def _limited(chats: Iterable[Chat], name: str, cap: int, left_out: Counter[str]) -> Iterator[Chat]:
     """Each chat once, at most `cap` training rows, drawn by their hashes; what is held out stays whole."""
     taken = 0
     unique = {chat.id: chat for chat in chats}
@@ -98,6 +110,8 @@ def _limited(chats: Iterable[Chat], cap: int) -> Iterator[Chat]:
         elif taken < cap:
             taken += 1
             yield chat
+        else:
+            left_out[f"{name}: more than {cap} for training"] += 1
 
 
 def _asked(kind: str, split: str, language: str, question: Content, answer: str) -> Chat:
@@ -166,7 +180,7 @@ def _tasks(problems: Iterable[tasks.Task], heldout: float) -> Iterator[Chat]:
         yield _asked("task", "heldout" if out else "train", "en", task.problem, task.answer)
 
 
-def _dialogues(packs: dict[str, Pack], heldout: float) -> Iterator[Chat]:
+def _dialogues(packs: dict[str, Pack], heldout: float, left_out: Counter[str]) -> Iterator[Chat]:
     """Chatterbot's conversations. A first line that is held out is not asked later on in a training one either."""
     if "chatterbot-corpus" not in packs:
         return
@@ -184,9 +198,11 @@ def _dialogues(packs: dict[str, Pack], heldout: float) -> Iterator[Chat]:
         for turns in yaml.load(pack.read(name), Loader=_Loader).get("conversations") or []:
             texts = _turns(turns)
             if not texts:
+                left_out["dialogues: not turns of short and decent text"] += 1
                 continue
             first, *later = (out(language, text) for text in texts[::2])
             if not first and any(later):
+                left_out["dialogues: with a line that is held out"] += 1
                 continue
             messages = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
             split = "heldout" if first else "train"

@@ -125,6 +125,11 @@ class ImageProcessor:
         self._config = config
 
     @property
+    def reads_pictures(self) -> bool:
+        """Whether the model has an encoder."""
+        return self._config is not None
+
+    @property
     def config(self) -> VisionConfig:
         """The shape of the encoder. Raises HerdError for a model of text alone, which has none."""
         if self._config is None:

@@ -5,9 +5,10 @@ Which samples make which step is planned once, from the lengths; pixels are cut 
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -22,12 +23,13 @@ from herd.core.errors import HerdError
 from herd.core.streams import stream
 from herd.data import wordings
 from herd.data.augment import view
-from herd.data.chat import header, render_messages
+from herd.data.chat import header, parts_of, render_messages
 from herd.data.image import ImageProcessor, Tiles, read_picture
 from herd.data.pack import Sample, pack, steps_of
 from herd.data.tokenizer import Tokenizer
 
-PATCH = "<|patch|>"
+SEES_NONE = "as the model reads text alone"
+"""Why pictures are left out."""
 
 
 class Sized(Protocol):
@@ -121,9 +123,12 @@ class PictureShelf:
 
     def layout(self, index: int, *, whole: bool) -> list[str]:
         """The tokens that will stand for `tiles(index, …)`."""
-        picture, side = self.picture(index), self.processor.config.image_size
-        blank = Image.new("RGB", (side, side) if whole else picture.size)
-        return self.processor.tokens(self.processor.tiles(blank))
+        return self.processor.tokens(self.processor.tiles(self.blank(index, whole=whole)))
+
+    def blank(self, index: int, *, whole: bool) -> Image.Image:
+        """A blank picture of the same layout."""
+        side = self.processor.config.image_size
+        return Image.new("RGB", (side, side) if whole else self.picture(index).size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,15 +143,26 @@ class Piece:
 
 
 class PretrainBatches:
-    """Documents in pieces of at most `context` tokens, and pictures followed by their names."""
+    """Documents in pieces of at most `context` tokens, and pictures followed by their names; for a model of text alone
+    documents only.
+
+    Raises HerdError where a share has nothing to be filled with.
+    """
 
     unit = "tokens"
 
     def __init__(self, folder: Path, config: PretrainConfig, tokenizer: Tokenizer, processor: ImageProcessor) -> None:
-        self.config, self.tokenizer = config, tokenizer
+        self.tokenizer = tokenizer
         self.shelf = PictureShelf(folder, processor)
+        self.left_out: dict[str, int] = {}
+        """What of the data folder is not trained on, and how much of it."""
+        if config.picture_share and not processor.reads_pictures:
+            what = f"pictures, {SEES_NONE}: picture_share={config.picture_share} counts as 0"
+            self.left_out[what] = len(self.shelf.names)
+            config = replace(config, picture_share=0.0)
+        self.config = config
         self._cache: dict[str, list[int]] = {}
-        pieces = self._texts(folder) + self._pictures()
+        pieces = self._texts(folder) + self._pictures(folder)
         order = stream(config.seed, "order").permutation(len(pieces))
         self.pieces = [pieces[index] for index in order]
         lengths = np.array([len(piece.ids) for piece in self.pieces])
@@ -162,9 +178,11 @@ class PretrainBatches:
             for tokens in self.tokenizer.encode_batch(texts)
         ]
         wanted = int(config.num_tokens * (1 - config.picture_share))
+        if wanted and not documents:
+            raise HerdError(f"{folder} has no text to train on: give a data folder with text, or a share of 0")
         pieces: list[Piece] = []
         epoch = total = 0
-        while total < wanted and documents:
+        while total < wanted:
             rng = stream(config.seed, "texts", epoch)
             for index in rng.permutation(len(documents)):
                 document = documents[index]
@@ -179,15 +197,22 @@ class PretrainBatches:
                 if total >= wanted:
                     break
             epoch += 1
-        return [piece for piece in pieces if len(piece.ids) > 1]
+        long = [piece for piece in pieces if len(piece.ids) > 1]
+        if len(long) < len(pieces):
+            self.left_out["ends of documents of a single token"] = len(pieces) - len(long)
+        return long
 
-    def _pictures(self) -> list[Piece]:
+    def _pictures(self, folder: Path) -> list[Piece]:
         """Each picture again and again, with its names in a few languages of the many."""
         config = self.config
         wanted = int(config.num_tokens * config.picture_share)
+        if wanted and not self.shelf.names:
+            raise HerdError(f"{folder} has no picture with a name to train on: set picture_share=0")
+        if wanted and (nameless := len(self.shelf.rows) - len(self.shelf.names)):
+            self.left_out["pictures without a name"] = nameless
         pieces: list[Piece] = []
         epoch = total = 0
-        while total < wanted and self.shelf.names:
+        while total < wanted:
             rng = stream(config.seed, "pictures", epoch)
             for index in rng.permutation(len(self.shelf.names)):
                 names = self.shelf.names[index]
@@ -196,7 +221,12 @@ class PretrainBatches:
                 count = config.names_asked if asked else config.names_a_picture
                 chosen = {(lang := sorted(names)[i]): names[lang] for i in rng.permutation(len(names))[:count]}
                 shown = self.shelf.layout(index, whole=whole)
-                ids, learnt = self._asked(chosen, shown, rng) if asked else self._listed(chosen, shown)
+                if not asked:
+                    ids, learnt = self._listed(chosen, shown)
+                elif self.tokenizer.template is None:
+                    ids, learnt = self._asked(chosen, shown, rng)
+                else:
+                    ids, learnt = self._asked_by_template(chosen, index, whole, rng)
                 pieces.append(
                     Piece(
                         ids=np.array(ids, dtype=np.int32),
@@ -220,14 +250,14 @@ class PretrainBatches:
     def _listed(self, names: dict[str, str], shown: list[str]) -> tuple[list[int], list[bool]]:
         """A picture and lines of languages and names. A name begins its line, as it begins an answer: after a space its
         tokens would be others."""
-        special = self.tokenizer.special
-        given = [special["<|begin_of_text|>"], *(special[token] for token in shown)]
+        special, own = self.tokenizer.special, self.tokenizer.ids
+        given = [own.bos, *(special[token] for token in shown)]
         lines = [token for language, name in names.items() for token in self._encoded(f"{language}\n{name}\n")]
-        ids = [*given, *lines, special["<|end_of_text|>"]]
+        ids = [*given, *lines, own.end_of_text]
         return ids, [False] * len(given) + [True] * (len(ids) - len(given))
 
     def _asked(self, names: dict[str, str], shown: list[str], rng: np.random.Generator) -> tuple[list[int], list[bool]]:
-        """A chat about a picture: its name is asked for in one language after the other."""
+        """A chat about a picture in Llama 4's format: its name is asked for in one language after the other."""
         special = self.tokenizer.special
         ids, learnt = [special["<|begin_of_text|>"]], [False]
         for turn, (language, name) in enumerate(names.items()):
@@ -239,6 +269,19 @@ class PretrainBatches:
             ids += [*self._encoded(name), special["<|eot|>"]]
             learnt += [True] * (len(ids) - len(learnt))
         return ids, learnt
+
+    def _asked_by_template(
+        self, names: dict[str, str], index: int, whole: bool, rng: np.random.Generator
+    ) -> tuple[list[int], list[bool]]:
+        """The same in the model's own format."""
+        messages: list[dict[str, Any]] = []
+        for language, name in names.items():
+            question = wordings.NAME[language][rng.integers(len(wordings.NAME[language]))]
+            shown = [] if messages else [{"type": "image", "image": self.shelf.blank(index, whole=whole)}]
+            messages.append({"role": "user", "content": [*shown, {"type": "text", "text": question}]})
+            messages.append({"role": "assistant", "content": name})
+        rendered = render_messages(self.tokenizer, self.shelf.processor, messages, add_generation_prompt=False)
+        return rendered.ids, rendered.learnt
 
     def samples(self, step: int, text_weight: float = 1.0) -> list[Sample]:
         """The documents of step `step`; `text_weight` is what each learnt token of text weighs."""
@@ -255,12 +298,15 @@ class PretrainBatches:
 
     def batch(self, step: int) -> Batch:
         """The batch of step `step`."""
-        return pack(self.samples(step), patch_id=self.tokenizer.special[PATCH])
+        return pack(self.samples(step), patch_id=self.tokenizer.ids.patch)
 
 
 class SftBatches:
-    """Chats in Llama 4's format, of which only the assistant's tokens are learnt, and some text, so that the model
-    does not forget how to write."""
+    """Chats in the model's format, of which only the assistant's tokens are learnt, and some text, so that the model
+    does not forget how to write.
+
+    Raises HerdError where no chat is left to train on.
+    """
 
     unit = "tokens"
 
@@ -273,21 +319,23 @@ class SftBatches:
         self.chats = [
             (row["kind"], json.loads(row["messages"])) for row in read_rows(folder, "chats") if row["split"] == "train"
         ]
-        lengths_of = [len(self._render(messages, None, index).ids) for index, (_, messages) in enumerate(self.chats)]
-        fitting = [index for index, length in enumerate(lengths_of) if length <= config.context]
+        self.left_out: dict[str, int] = {}
+        """What of the data folder is not trained on, and how much of it."""
+        lengths = self._lengths(folder)
+        fitting = list(lengths)
         order: list[int] = []
         total = epoch = 0
         wanted = int(config.num_tokens * (1 - config.replay_share))
-        while total < wanted and fitting:
+        while total < wanted:
             for index in stream(config.seed, "chats", epoch).permutation(fitting):
                 order.append(int(index))
-                total += lengths_of[index]
+                total += lengths[index]
                 if total >= wanted:
                     break
             epoch += 1
         self.order = order
         chat_tokens = int(config.batch_tokens * (1 - config.replay_share))
-        self.steps = steps_of(np.array([lengths_of[index] for index in order]), chat_tokens)
+        self.steps = steps_of(np.array([lengths[index] for index in order]), chat_tokens)
         self.num_steps = len(self.steps)
         replay = PretrainConfig(
             seed=config.seed + 1,  # another order than pre-training's
@@ -297,6 +345,39 @@ class SftBatches:
             picture_share=0.0,
         )
         self.replay = PretrainBatches(folder, replay, tokenizer, processor) if config.replay_share else None
+        if self.replay is not None:
+            self.left_out |= self.replay.left_out
+
+    def _lengths(self, folder: Path) -> dict[int, int]:
+        """The chats that are trained on, and their tokens; counts the others."""
+        lengths: dict[int, int] = {}
+        refusal: HerdError | None = None
+        counts: Counter[str] = Counter()
+        for index, (_, messages) in enumerate(self.chats):
+            shown = any(part["type"] != "text" for message in messages for part in parts_of(message))
+            if shown and not self.processor.reads_pictures:
+                counts[f"chats with pictures, {SEES_NONE}"] += 1
+                continue
+            try:
+                sample = self._render(messages, None, index)
+            except HerdError as error:
+                refusal = refusal or error
+                counts["chats that the chat template refuses"] += 1
+                continue
+            if len(sample.ids) > self.config.context:
+                counts[f"chats of more than context={self.config.context} tokens"] += 1
+            elif not sample.learnt.any():
+                counts["chats without an answer"] += 1
+            else:
+                lengths[index] = len(sample.ids)
+        self.left_out |= counts
+        if not lengths:
+            told = "; ".join(f"{count:,} {what}" for what, count in counts.items()) or "it has none to train on"
+            raise HerdError(
+                f"{folder}: no chat is left to train on ({told}{f'; {refusal}' if refusal else ''}): raise context, or "
+                "give a data folder with other chats"
+            )
+        return lengths
 
     def _render(self, messages: list[dict[str, Any]], rng: np.random.Generator | None, index: int) -> Sample:
         """A chat with its pictures; without a generator, with blank ones of the same layout."""
@@ -324,7 +405,7 @@ class SftBatches:
             return part
 
         shown = [
-            m if isinstance(m["content"], str) else {**m, "content": [opened(part) for part in m["content"]]}
+            {**m, "content": [opened(part) for part in m["content"]]} if isinstance(m.get("content"), list) else m
             for m in messages
         ]
         rendered = render_messages(self.tokenizer, self.processor, shown, add_generation_prompt=False)
@@ -343,4 +424,4 @@ class SftBatches:
         ]
         if self.replay is not None and step < self.replay.num_steps:
             samples += self.replay.samples(step, self.config.replay_weight)
-        return pack(samples, patch_id=self.tokenizer.special[PATCH])
+        return pack(samples, patch_id=self.tokenizer.ids.patch)

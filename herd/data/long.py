@@ -17,7 +17,7 @@ from herd.core.errors import HerdError
 from herd.core.streams import stream
 from herd.data import planted
 from herd.data.image import ImageProcessor
-from herd.data.loader import PATCH, PretrainBatches, read_rows
+from herd.data.loader import PretrainBatches, read_rows
 from herd.data.pack import Sample, pack
 from herd.data.planted import Keys, Planter, Quiz
 from herd.data.tokenizer import Tokenizer
@@ -67,12 +67,16 @@ class LongText:
         self._shares = sizes / sizes.sum()
         self.longest = int(sizes.max(initial=0))
         self.books: list[planted.Filler] = []
+        self.left_out: dict[str, int] = {}
+        """What of the data folder is not trained on, and how much of it."""
 
     def read_books(self, folder: Path, tokenizer: Tokenizer, longest: int) -> None:
         """Have `book` give stretches of up to `longest` tokens of the folder's books."""
         texts = [row["text"] for row in read_rows(folder, "books", ["text"])]
         all_ids = [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_batch(texts)]
         self.books = [self.planter.filler(ids) for ids in all_ids if len(ids) > longest]
+        if short := len(all_ids) - len(self.books):
+            self.left_out[f"books of no more than {longest} tokens"] = short
         if not self.books:
             most = max(map(len, all_ids), default=0)
             raise HerdError(
@@ -149,6 +153,7 @@ class LongBatches:
             )
             self.replay = PretrainBatches(folder, replay, tokenizer, processor)
         self._long_tokens = config.batch_tokens - short
+        self.left_out = self.text.left_out | (self.replay.left_out if self.replay is not None else {})
 
     def length(self, step: int) -> int:
         """Tokens of the long documents of step `step`."""
@@ -235,4 +240,4 @@ class LongBatches:
         """The batch of step `step`."""
         samples = self.replay.samples(step) if self.replay is not None and step < self.replay.num_steps else []
         samples += [self.document(step, index) for index in range(self.count(step))]
-        return pack(samples, patch_id=self.tokenizer.special[PATCH])
+        return pack(samples, patch_id=self.tokenizer.ids.patch)

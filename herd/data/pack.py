@@ -25,8 +25,8 @@ class Sample:
     """What each of its learnt tokens weighs beside those of other samples."""
 
 
-def pack(samples: Sequence[Sample], *, patch_id: int) -> Batch:
-    """Lay samples end to end. The learnt targets of the batch share weight 1."""
+def pack(samples: Sequence[Sample], *, patch_id: int | None) -> Batch:
+    """Lay samples end to end; without a `patch_id` none has pictures. The learnt targets share weight 1."""
     lengths = [len(sample.ids) for sample in samples]
     tokens = np.concatenate([sample.ids for sample in samples]).astype(np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

@@ -69,6 +69,12 @@ def question_of(chat: Chat) -> list[dict[str, Any]]:
     return chat.messages[:-1] if chat.messages[-1]["role"] == "assistant" else chat.messages
 
 
+def shows(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the messages hold anything but text."""
+    parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
+    return any(part["type"] != "text" for part in parts)
+
+
 def picture_of(messages: Sequence[Mapping[str, Any]]) -> str | None:
     """The id of the only picture in the messages; None when there is none or more than one."""
     parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]

@@ -21,7 +21,7 @@ from herd.evaluate.naming import (
     open_answers,
     prepare,
 )
-from herd.evaluate.questions import Asker
+from herd.evaluate.questions import Asker, shows
 from herd.evaluate.samples import SAMPLE_RULE, chat_samples, continuations, picture_samples, select_chats
 from herd.evaluate.tasks import frequent_answers, select, task_prompts, task_table
 
@@ -50,6 +50,10 @@ class Evaluation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._engine.close()
+
+    @property
+    def _sees(self) -> bool:
+        return self.model.processor.reads_pictures
 
     @cached_property
     def _pictures(self) -> list[Picture]:
@@ -93,10 +97,12 @@ class Evaluation:
                     trained.setdefault(language, set()).add(normalise(name, language))
         judge = LanguageOfAnswers({language: sorted(names) for language, names in known.items()})
         splits: dict[str, Any] = {}
+        if not self._sees:
+            print("naming: left out, the model reads text alone")
         samples: list[dict[str, Any]] = []
         said: dict[str, list[str]] = {}
         for split in SPLITS:
-            pictures = [picture for picture in self._pictures if picture.split == split]
+            pictures = [picture for picture in self._pictures if self._sees and picture.split == split]
             asked = prepare(self._asker, self._chats, pictures, cfg.languages, count=cfg.pictures, pool=cfg.candidates)
             with progress(f"naming {split}", sum(len(one.prompts) for one in asked)) as done:
                 answers = open_answers(self._asker, asked, max_tokens=cfg.answer_tokens, done=done)
@@ -120,7 +126,10 @@ class Evaluation:
 
     def tasks(self) -> dict[str, Any]:
         """Held-out chats with one right answer."""
-        selected = select(self._chats, count=self.cfg.chats)
+        readable = [chat for chat in self._chats if self._sees or not shows(chat.messages)]
+        if len(readable) < len(self._chats):
+            print(f"questions: left out {len(self._chats) - len(readable):,} with pictures, the model reads text alone")
+        selected = select(readable, count=self.cfg.chats)
         prompts = task_prompts(self._asker, selected)
         with progress("questions", len(prompts)) as done:
             answers = self._asker.ask(prompts, max_tokens=self.cfg.answer_tokens, done=done)

@@ -180,10 +180,16 @@ def _chats(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
         dialogues=cfg.dialogues,
         clips=cfg.clip_names,
     )
-    chats = all_chats(fetched.packs, pictures, moving, caps, heldout=cfg.heldout_pairs, seed=cfg.seed)
+    left_out: Counter[str] = Counter()
+    chats = all_chats(
+        fetched.packs, pictures, moving, caps, heldout=cfg.heldout_pairs, seed=cfg.seed, left_out=left_out
+    )
     tables.write(work / "chats.parquet", [_chat_row(chat) for chat in chats], tables.CHATS)
     counts = Counter((chat.kind, chat.split) for chat in chats)
-    return {"chats": {f"{kind} {split}": count for (kind, split), count in sorted(counts.items())}}
+    return {
+        "chats": {f"{kind} {split}": count for (kind, split), count in sorted(counts.items())},
+        "chats_left_out": dict(sorted(left_out.items())),
+    }
 
 
 def _chat_row(chat: Chat) -> dict[str, Any]:

@@ -7,6 +7,7 @@ tasks follow RULER. See docs/midtrain.md.
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from herd.engine.load import load
 from herd.engine.score import token_losses
 from herd.model.formats import huggingface
 from herd.model.parallel import Parallel, start
-from herd.stages.pretrain import save_model, train_language
+from herd.stages.pretrain import save_model, tell_left_out, train_language
 
 SHORT = 512
 """Tokens of a window, in which held-out text is read before and after."""
@@ -33,17 +34,20 @@ def midtrain(config: MidtrainConfig, model: Path, data: Path, out: Path) -> Path
     """Train the model folder `model` on longer and longer documents; returns the finished folder `out`."""
     parallel = Parallel(start(config.parallel))
     stage = Stage("midtrain", out, config=config, parents={"model": model, "data": data})
-    tokenizer = Tokenizer.load(model)
     network = huggingface.load(model, dtype=torch.bfloat16).requires_grad_(True)
+    tokenizer = Tokenizer.load(model, ids=network.config.special)
     if network.vision is not None:
         network.vision.requires_grad_(False)  # as in pre-training
     parallel.apply(network)
     texts = heldout_texts(data)  # said before the training, if there are none
     batches = LongBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
+    left_out = tell_left_out(batches.left_out, stage, parallel)
     train_language(network, batches, config, stage, parallel)
-    return save_model(
-        network, tokenizer, stage, parallel, told=lambda written: {"short_text": short_text(texts, model, written)}
-    )
+
+    def told(written: Path) -> dict[str, Any]:
+        return {**left_out, "short_text": short_text(texts, model, written)}
+
+    return save_model(network, tokenizer, stage, parallel, told=told)
 
 
 def heldout_texts(data: Path) -> list[str]:

@@ -1,6 +1,6 @@
 """`herd pretrain`: text and pictures fused from the first step, the whole model learning at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,24 @@ def pretrain(config: PretrainConfig, model: Path, data: Path, out: Path) -> Path
     """Train the folder that `herd vision` made on documents and pictures; returns the finished folder `out`."""
     parallel = Parallel(start(config.parallel))
     stage = Stage("pretrain", out, config=config, parents={"model": model, "data": data})
-    tokenizer = Tokenizer.load(model)
     network = huggingface.load(model, dtype=torch.bfloat16).requires_grad_(True)
+    tokenizer = Tokenizer.load(model, ids=network.config.special)
     # The encoder has learnt its part; the language model learns to read it, at three quarters of the cost.
     if network.vision is not None:
         network.vision.requires_grad_(False)
     parallel.apply(network)
     batches = PretrainBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
+    left_out = tell_left_out(batches.left_out, stage, parallel)
     train_language(network, batches, config, stage, parallel)
-    return save_model(network, tokenizer, stage, parallel)
+    return save_model(network, tokenizer, stage, parallel, told=lambda _: left_out)
+
+
+def tell_left_out(counts: Mapping[str, int], stage: Stage, parallel: Parallel = ALONE) -> dict[str, Any]:
+    """Say what of the data is not trained on; gives what herd.json records of it."""
+    if parallel.first:
+        for what, count in counts.items():
+            print(f"{stage.name}: left out {count:,} {what}", flush=True)
+    return {"left_out": dict(counts)}
 
 
 def train_language(

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from herd.config import LANGUAGES, VisionStageConfig, preset
+from herd.core.errors import HerdError
 from herd.core.lineage import Stage
 from herd.core.streams import stream
 from herd.data.image import ImageProcessor, normalise
@@ -28,7 +29,7 @@ from herd.data.loader import PictureShelf
 from herd.data.tokenizer import Tokenizer
 from herd.model.init import first_weights
 from herd.model.transformer import Transformer
-from herd.stages.pretrain import save_model
+from herd.stages.pretrain import save_model, tell_left_out
 from herd.train.loop import train
 from herd.train.losses import cross_entropy
 
@@ -138,6 +139,14 @@ def vision(config: VisionStageConfig, data: Path, out: Path) -> Path:
 
     processor = ImageProcessor(shape.vision)
     shelf = PictureShelf(data, processor)
+    left_out = {"pictures without a name": nameless} if (nameless := len(shelf.rows) - len(shelf.names)) else {}
+    batches = VisionBatches(shelf, config)
+    if not batches.num_steps:
+        raise HerdError(
+            f"{data} has {len(shelf.names)} training pictures with names: num_views={config.num_views} of them make no "
+            f"batch of batch_pictures={config.batch_pictures}; lower that, or give a data folder with pictures"
+        )
+    facts = tell_left_out(left_out, stage)
     names = [{lang: tokenizer.encode(name) for lang, name in names.items()} for names in shelf.things]
     num_tokens = processor.config.tokens_per_tile
     weights_RV = name_weights(names, shape.vocab_size, num_tokens)
@@ -153,5 +162,5 @@ def vision(config: VisionStageConfig, data: Path, out: Path) -> Path:
         spoken = naming_loss(hidden_BQD.flatten(0, 1), model.unembedding.weight, own_RD)
         return drawn + spoken, {"contrastive_loss": drawn.item(), "naming_loss": spoken.item(), "nearest": nearest}
 
-    train(model, VisionBatches(shelf, config), loss_fn, config, stage)
-    return save_model(model, tokenizer, stage)
+    train(model, batches, loss_fn, config, stage)
+    return save_model(model, tokenizer, stage, told=lambda _: facts)
