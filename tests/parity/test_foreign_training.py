@@ -10,7 +10,8 @@ import torch
 from dense_llama import CHATML, VOCABULARY, backend, dense_folder
 
 import herd
-from herd.config import MidtrainConfig, PretrainConfig, SftConfig, preset
+from herd.cli import main
+from herd.config import PretrainConfig, SftConfig, preset
 from herd.core.errors import HerdError
 from herd.core.lineage import read_lineage
 from herd.data import loader
@@ -19,14 +20,12 @@ from herd.data.loader import PretrainBatches, SftBatches
 from herd.data.tokenizer import Tokenizer
 from herd.evaluate.harness import EvaluateConfig, evaluate
 from herd.stages.adopt import AdoptConfig, adopt
-from herd.stages.midtrain import midtrain
 from herd.stages.pretrain import pretrain
 from herd.stages.sft import sft
 
 transformers = pytest.importorskip("transformers")
 
 PRETRAIN = PretrainConfig(num_tokens=1500, batch_tokens=600, context=64)
-MIDTRAIN = MidtrainConfig(num_tokens=1500, batch_tokens=750, lengths=(128,), context=64)
 SFT = SftConfig(num_tokens=1500, batch_tokens=600, context=128)
 
 
@@ -88,7 +87,9 @@ def test_it_is_pretrained_on_text_and_says_that_pictures_are_left_out(
 
 
 def test_it_is_midtrained(model: Path, tiny_data: Path, tmp_path: Path) -> None:
-    out = midtrain(MIDTRAIN, model, tiny_data, tmp_path / "out")
+    out = tmp_path / "out"
+    sizes = ["--num-tokens", "1500", "--batch-tokens", "750", "--lengths", "128", "--context", "64"]
+    assert main(["midtrain", str(model), "--data", str(tiny_data), "--out", str(out), *sizes]) == 0
     same_words(model, out)
     assert read_lineage(out)["short_text"]["after"] > 0
 
