@@ -26,6 +26,8 @@ ODD = " !\"#$%&'()*+,/:;<=>?@[\\]^`{|}~\t\n\r"
 """What the name of an argument that is written before `=` does not hold; nor does it begin like a number."""
 PLAIN = re.compile(rf"(?![0-9.-])[^{re.escape(ODD)}]+")
 START, END = "<|python_start|>", "<|python_end|>"
+OPENERS = (START, "<tool_call>")
+"""What may stand before calls; the second, with `</tool_call>` behind, around each call of models that speak ChatML."""
 LONGEST_HEAD = 1000
 """Characters, white space included, within which the name of the first tool must stand."""
 # Quoted strings as wholes, so that a bracket inside one does not count.
@@ -82,7 +84,10 @@ def parse_answer(text: str, names: Collection[str], *, cut: bool = False) -> Ans
     state, at = standing(text, names)
     if state != "call":
         return Answer(text=text)
-    body = text[at:].strip().removeprefix(START).removesuffix(END).strip()
+    body = text[at:].strip()
+    for opener in OPENERS:
+        body = body.removeprefix(opener)
+    body = body.removesuffix(END).strip()
     words = text[:at].rstrip()
     try:
         return Answer(text=words, calls=_calls(body, names))
@@ -194,11 +199,12 @@ def standing(text: str, names: Collection[str]) -> tuple[Literal["text", "open",
     for match in re.finditer(r"[\[{<]", text):
         tail = text[match.start() : match.start() + LONGEST_HEAD]
         if tail[0] == "<":
-            if START.startswith(tail):
+            if any(opener.startswith(tail) for opener in OPENERS):
                 return "open", match.start()
-            if not tail.startswith(START):
+            opener = next(filter(tail.startswith, OPENERS), None)
+            if opener is None:
                 continue
-            tail = tail.removeprefix(START)
+            tail = tail.removeprefix(opener)
         # White space may stand between any two parts of a head.
         head = re.sub(r"\s+", "", tail)
         head = head[1:] if head.startswith("[{") else head
@@ -324,7 +330,7 @@ def _json(body: str, *, cut: bool) -> Iterator[Call]:
             if not isinstance(item.get("name"), str) or not isinstance(arguments, dict):
                 raise ValueError(f"{str(item)[:40]!r} lacks a name or an object of parameters")
             yield Call(name=item["name"], arguments=arguments)
-        at = re.compile(r"[\s,;]*").match(body, at).end()  # type: ignore[union-attr]
+        at = re.compile(r"(?:[\s,;]|</?tool_call>)*").match(body, at).end()  # type: ignore[union-attr]
 
 
 def write_calls(calls: Sequence[Call]) -> str:

@@ -201,3 +201,22 @@ def test_a_call_that_is_cut_off_has_partial_arguments(said, arguments):
 @pytest.mark.parametrize("said", ["[weather(a=1)] is what I'd", '{"name": "weather", "parameters": {}} and "so'])
 def test_words_behind_a_call_are_not_cut_away(said):
     assert parse_answer(said, NAMES, cut=True).text == said
+
+
+def test_calls_between_the_tags_of_chatml_are_read_however_they_are_cut() -> None:
+    said = (
+        'I look.\n<tool_call>\n{"name": "weather", "arguments": {"city": "a</tool_call>b"}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
+    )
+    names = ["weather", "clock"]
+    answer = parse_answer(said, names)
+    assert answer.text == "I look."
+    assert [(call.name, call.arguments) for call in answer.calls] == [
+        ("weather", {"city": "a</tool_call>b"}),
+        ("clock", {}),
+    ]
+    for size in (1, 3, 7):
+        stream = CallFilter(names)
+        shown = "".join(stream.push(said[at : at + size]) for at in range(0, len(said), size))
+        assert shown.rstrip() == "I look."
+    assert parse_answer("<tool_call> is a tag", names).calls == ()
