@@ -112,6 +112,27 @@ def bench_engine(
     run(shapes=shapes, precisions=precisions, cases=cases, llama_cpp=llama_cpp, as_json=json)
 
 
+def bench_serve(
+    *,
+    clients: tuple[int, ...] = (1, 8, 32),
+    rounds: int = 3,
+    seconds: float = 5.0,
+    llama_cpp: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Stream answers to 1, 8 and 32 clients: pieces/s and waiting beside the engine alone and llama.cpp's server.
+
+    Args:
+        clients: Clients that ask at a time.
+        rounds: How often the contenders take turns.
+        seconds: How long each turn lasts.
+        llama_cpp: The folder of llama.cpp's programs with its llama-server; else the server in its wheel.
+        json: Print one JSON object, for scripts.
+    """
+    run = named("herd.bench.serve:serve")
+    run(clients=clients, rounds=rounds, seconds=seconds, llama_cpp_folder=llama_cpp, as_json=json)
+
+
 def bench_needle(
     folder: Path,
     /,
@@ -178,6 +199,7 @@ BENCHES = {
         bench_engine,
         example='herd bench engine --shapes S --precisions bf16 --cases "prefill 512" "decode 1 after 512"',
     ),
+    "bench serve": command(bench_serve, example="herd bench serve --clients 1 32 --json"),
     "bench train": command(bench_train, example="herd bench train --cases S M --json", computes=True),
     "bench scaling": command(bench_scaling, example="herd bench scaling --json"),
 }

@@ -167,6 +167,8 @@ def take(
 
 def joined(pieces: Sequence[Piece]) -> Piece:
     """Pieces that follow each other, as one."""
+    if len(pieces) == 1:
+        return pieces[0]
     return Piece(
         text="".join(piece.text for piece in pieces),
         token_ids=[token for piece in pieces for token in piece.token_ids],

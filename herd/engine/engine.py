@@ -71,7 +71,9 @@ class EngineConfig:
 class Generation(TokenRequest):
     """A request in the engine."""
 
-    emit: Callable[[Piece], object]
+    put: Callable[[Piece], object]
+    """Where its pieces go; called in `loop`, where it has one, else by the engine's thread."""
+    loop: asyncio.AbstractEventLoop | None
     answer: Answer
     prompt_logprobs: list[float] = field(default_factory=list)
 
@@ -83,6 +85,14 @@ class WeightUpdate:
     version: int
     tensors: Mapping[str, Tensor]
     done: "Future[None]"
+
+
+Delivery = tuple[Callable[[Piece], object], Piece]
+
+
+def _deliver(pieces: Sequence[Delivery]) -> None:
+    for put, piece in pieces:
+        put(piece)
 
 
 class EngineFault(RuntimeError):
@@ -147,6 +157,7 @@ class Engine:
             else NGrams()
         )
         self._num_drafted = self._num_accepted = 0
+        self._outgoing: dict[asyncio.AbstractEventLoop, list[Delivery]] = {}
         self._news: queue.SimpleQueue[Generation | WeightUpdate | None] = queue.SimpleQueue()
         self._most_used_bytes = 0
         self._closed = False
@@ -163,15 +174,16 @@ class Engine:
         Callers share the engine fairly; only requests of the same salt share what they begin with; a step of priority
         is worth herd.engine.scheduler.HEAD_START tokens.
         """
-        loop = asyncio.get_running_loop()
         news: asyncio.Queue[Piece] = asyncio.Queue()
-
-        def emit(piece: Piece) -> None:
-            # The caller's loop may have gone: that is its own end, not the engine's.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(news.put_nowait, piece)
-
-        request = self._submit(prompt, params, emit, caller=caller, salt=salt, priority=priority)
+        request = self._submit(
+            prompt,
+            params,
+            news.put_nowait,
+            loop=asyncio.get_running_loop(),
+            caller=caller,
+            salt=salt,
+            priority=priority,
+        )
         try:
             while True:
                 piece = await news.get()
@@ -256,8 +268,9 @@ class Engine:
         self,
         prompt: Prompt,
         params: SamplingParams,
-        emit: Callable[[Piece], object],
+        put: Callable[[Piece], object],
         *,
+        loop: asyncio.AbstractEventLoop | None = None,
         caller: str = "",
         salt: str = "",
         priority: int = 0,
@@ -299,7 +312,8 @@ class Engine:
             ids=ids,
             scored=params.prompt_logprobs,
             answer=answer,
-            emit=emit,
+            put=put,
+            loop=loop,
         )
         self._hand_in(request)
         return request
@@ -319,6 +333,7 @@ class Engine:
                 try:
                     if not self._scheduler.idle:
                         self._turn()
+                    self._hand_over()
                 except Exception as error:  # a fault must reach the callers, not die with the thread
                     self._fail(f"generation failed: {type(error).__name__}: {error}", "fault")
         self._listen()
@@ -342,7 +357,7 @@ class Engine:
             self._guess()
         step = self._scheduler.schedule()
         for request, reason in step.refused:
-            request.emit(Piece(text=reason, token_ids=[], finish_reason="error"))
+            self._emit(request, Piece(text=reason, token_ids=[], finish_reason="error"))
         if not step.works:
             return
         self._most_used_bytes = max(self._most_used_bytes, self._used_bytes())
@@ -374,7 +389,8 @@ class Engine:
             [request.draft[: len(logits_RV) - 1] for request, logits_RV in zip(requests, logits, strict=True)],
         )
         for request, piece in zip(requests, pieces, strict=True):
-            piece = replace(piece, version=self.version, prompt_logprobs=tuple(request.prompt_logprobs))
+            if self.version or request.prompt_logprobs:
+                piece = replace(piece, version=self.version, prompt_logprobs=tuple(request.prompt_logprobs))
             # Where a draft was wrong, what was computed behind it does not hold; the last token is not computed yet.
             known = len(request.ids)
             for token in request.answer.tokens[known - request.num_prompt :]:
@@ -387,7 +403,22 @@ class Engine:
                 self._scheduler.finish(request)
                 self._num_drafted += request.answer.num_drafted
                 self._num_accepted += request.answer.num_accepted
-            request.emit(piece)
+            self._emit(request, piece)
+
+    def _emit(self, request: Generation, piece: Piece) -> None:
+        if request.loop is None:
+            request.put(piece)
+        else:
+            self._outgoing.setdefault(request.loop, []).append((request.put, piece))
+
+    def _hand_over(self) -> None:
+        """Give each event loop what a step made for its requests, at once: to wake it for each piece costs the engine
+        more than drawing the token."""
+        for loop, pieces in self._outgoing.items():
+            # The loop may have gone: that is its own end, not the engine's.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_deliver, pieces)
+        self._outgoing = {}
 
     def _update(self, update: WeightUpdate) -> None:
         """Put new weights in place: all of them, or none where one does not fit."""
@@ -411,8 +442,9 @@ class Engine:
     def _fail(self, message: str, reason: Literal["error", "fault"]) -> None:
         """End every running request, of a closed engine the waiting ones too."""
         for request in [*self._scheduler.running, *(self._scheduler.all_waiting() if self._closed else ())]:
-            request.emit(Piece(text=message, token_ids=[], finish_reason=reason))
+            self._emit(request, Piece(text=message, token_ids=[], finish_reason=reason))
             self._scheduler.finish(request, computed=False)
+        self._hand_over()
 
 
 def num_pages(model: ModelConfig, config: EngineConfig, capacity: int, page_bytes: tuple[int, int]) -> tuple[int, int]:

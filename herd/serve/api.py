@@ -7,6 +7,7 @@ other hosts, nothing is stored, and nobody is asked for a key: it listens on thi
 import asyncio
 import logging
 import socket
+import sys
 import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing, suppress
@@ -44,6 +45,8 @@ PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+SWITCH_S = 0.0002
+"""After so long a thread gives way to one that waits. Python's own 5 ms are most of a small model's step."""
 WHOLE_REQUESTS = 8
 """The cache has room for so many requests of the whole context; most are shorter, and more run."""
 COMPLETIONS = "/v1/chat/completions"
@@ -64,6 +67,8 @@ def serve(
 
     if max_queued_requests < 0:
         raise HerdError(f"--max-queued-requests {max_queued_requests} must not be negative")
+    # The engine's thread comes back from each forward to find the event loop at work; it waits for it so long at most.
+    sys.setswitchinterval(SWITCH_S)
     listener = listen(host, port)
     with listener:
         address, port = listener.getsockname()[:2]

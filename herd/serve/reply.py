@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("herd.serve")
 LEAST = -9999.0
 """OpenAI's number for what cannot be: JSON has no infinity."""
+ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+"""Made once: json.dumps makes one for each event."""
 INTERNAL = ApiError("the server failed at this request; its log says why", status=500, code="internal_error")
 
 
@@ -159,6 +161,11 @@ async def events(
 
 async def merged(answers: Sequence[AsyncGenerator[Said, None]]) -> AsyncGenerator[tuple[int, Said], None]:
     """The pieces of several answers as they come, with the number of the answer. Closed early, it closes them all."""
+    if len(answers) == 1:  # no tasks and no queue between
+        async with aclosing(answers[0]) as pieces:
+            async for one in pieces:
+                yield 0, one
+        return
     news: asyncio.Queue[tuple[int, Said | Exception]] = asyncio.Queue()
 
     async def pump(index: int, pieces: AsyncGenerator[Said, None]) -> None:
@@ -185,7 +192,7 @@ async def merged(answers: Sequence[AsyncGenerator[Said, None]]) -> AsyncGenerato
 
 
 def _event(value: Mapping[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    return f"data: {ENCODER.encode(value)}\n\n"
 
 
 def _logprobs(tokens: Sequence[TokenLogprob], tokenizer: Tokenizer | None) -> dict[str, Any] | None:

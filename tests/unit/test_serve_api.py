@@ -154,13 +154,18 @@ def test_a_response_on_a_kept_connection_does_not_wait_for_an_acknowledgement(ho
         port = listener.getsockname()[1]
         with serving(api.create_app(model, engine, name="fake", loopback_host=host), engine, listener):
             connection = http.client.HTTPConnection(name.strip("[]"), port, timeout=10)
-            seconds = []
-            for _ in range(15):
-                begin = time.perf_counter()
-                connection.request("GET", "/health", headers={"Host": f"{name}:{port}"})
-                assert connection.getresponse().read() == b'{"status":"ok","model":"fake"}'
-                seconds.append(time.perf_counter() - begin)
-    assert statistics.median(seconds) < 0.005
+
+            def median_s() -> float:
+                seconds = []
+                for _ in range(15):
+                    begin = time.perf_counter()
+                    connection.request("GET", "/health", headers={"Host": f"{name}:{port}"})
+                    assert connection.getresponse().read() == b'{"status":"ok","model":"fake"}'
+                    seconds.append(time.perf_counter() - begin)
+                return statistics.median(seconds)
+
+            # The wait was 40 ms each time; other work on the machine does not last through all tries.
+            assert any(median_s() < 0.005 for _ in range(8))
 
 
 def test_more_requests_than_may_wait_are_refused_with_429_and_a_time(server):

@@ -1,0 +1,78 @@
+"""`herd bench serve` before a model without weights: what its clients count, and its rows."""
+
+import asyncio
+import math
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from fake_herd import FakeModel
+
+from herd.bench import serve, serve_load
+from herd.bench.serve_load import Seen
+from herd.core.errors import HerdError
+from herd.serve import api
+
+
+def test_clients_count_the_pieces_of_a_server_and_when_each_came() -> None:
+    model = FakeModel(delay_s=0.01)
+    engine = model.engine()
+    with api.listen("127.0.0.1", 0) as listener:
+        running = api.Server(api.create_app(model, engine, name="fake"), engine)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            seen = asyncio.run(serve_load.over_http(url, clients=2, seconds=0.5))
+        finally:
+            running.should_exit = True
+            thread.join(10)
+    # Each answer of the fake repeats the question's words; the first piece, of the pictures, is empty.
+    words = len(serve_load.question(0, 1).split())
+    assert len(engine.seen) >= 2
+    assert len(seen.first_s) == len(engine.seen)
+    assert len(seen.gaps_s) == len(engine.seen) * (words - 1)
+    assert min(seen.first_s) >= 0.02
+    assert sorted(seen.gaps_s)[len(seen.gaps_s) // 2] >= 0.01
+    assert 0 < seen.pieces_per_s <= 2 * (len(seen.first_s) + len(seen.gaps_s))
+
+
+def test_pieces_that_come_after_the_time_do_not_count_for_the_rate() -> None:
+    async def ask(text: str) -> AsyncIterator[object]:
+        yield 1
+        yield 2
+        await asyncio.sleep(0.1)
+        yield 3
+
+    seen = asyncio.run(serve_load.load(ask, clients=3, seconds=0.05))
+    assert seen.pieces_per_s == pytest.approx(3 * 2 / 0.05)
+    assert (len(seen.first_s), len(seen.gaps_s)) == (3, 6)
+
+
+def test_every_question_is_another_one_from_its_first_word_on() -> None:
+    first = [serve_load.question(client, number).split()[0] for client in range(32) for number in range(50)]
+    assert len(set(first)) == len(first)
+
+
+def test_rows_are_better_with_more_pieces_and_less_waiting() -> None:
+    seen = {
+        serve.OURS: [Seen(pieces_per_s=30.0, first_s=[0.01], gaps_s=[0.001] * 98 + [0.1] * 2)],
+        serve.ALONE: [Seen(pieces_per_s=60.0, first_s=[0.005], gaps_s=[0.0005])],
+        serve.PEER: [Seen(pieces_per_s=v, first_s=[0.02], gaps_s=[0.002]) for v in (1.0, 10.0, 11.0)],
+    }
+    rows = {(row.peer_name, row.case): row for row in serve.rows_of(8, seen)}
+    assert len(rows) == 10
+    assert rows[serve.ALONE, "8 clients pieces"].ratio == pytest.approx(0.5)
+    assert rows[serve.PEER, "8 clients pieces"].ratio == pytest.approx(3)
+    assert rows[serve.PEER, "8 clients first piece p50"].ratio == pytest.approx(2)
+    assert rows[serve.PEER, "8 clients gap p99"].ours == pytest.approx(100)
+    assert serve.percentile([], 0.5) == math.inf
+
+
+def test_what_cannot_be_measured_is_refused_at_once(tmp_path: Path) -> None:
+    asked = {"rounds": 1, "seconds": 1.0, "as_json": False}
+    with pytest.raises(HerdError, match="no llama-server"):
+        serve.serve(clients=(1,), llama_cpp_folder=tmp_path, **asked)
+    with pytest.raises(HerdError, match="must be positive"):
+        serve.serve(clients=(0,), llama_cpp_folder=None, **asked)
