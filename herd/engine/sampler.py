@@ -62,7 +62,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     """Strings that end the answer and are left out of its text."""
     seed: int | None = None
-    """The same seed gives the same answer, whatever else runs."""
+    """The same seed gives the same answer; in bf16 what runs beside it may change one (docs/engine.md)."""
     logprobs: int | None = None
     """Tell the log-probability of each token of the answer, and of so many likeliest alternatives."""
     prompt_logprobs: bool = False
