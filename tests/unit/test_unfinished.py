@@ -58,8 +58,8 @@ def pretrain_small(config: PretrainConfig, model: Path, data: Path, out: Path) -
     shape = dataclasses.replace(shape, vision=None, moe=MoEConfig(num_experts=2, ffn_dim=32))
     network = Transformer(shape).to(torch.bfloat16)
     initialise(network, torch.Generator().manual_seed(0))
-    if config.context < 1:
-        raise HerdError(f"context={config.context} is too short")
+    if config.batch_tokens > config.num_tokens:
+        raise HerdError("no whole step")
     network.recompute = config.recompute
     stage = Stage("pretrain", out, config=config, parents={"model": model, "data": data})
     batches = Batches(config.num_tokens // config.batch_tokens)
@@ -81,7 +81,7 @@ def pretrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Comman
     for name in ("m", "d", "other"):
         Path(name).mkdir()
         (Path(name) / "herd.json").write_text(json.dumps({"hash": f"hash of {name}"}))
-    settings = "num_tokens = 600\nbatch_tokens = 100\ncheckpoint.every_s = 9e9\n"
+    settings = "num_tokens = 600\nbatch_tokens = 100\ncheckpoint.every_s = 1e9\n"
     Path("own.toml").write_text(f"[data]\n[vision]\n[pretrain]\n{settings}")
     log, threads = Tracker.log, torch.get_num_threads()
     torch.set_num_threads(1)  # its matrices are too small for two
@@ -219,9 +219,9 @@ def test_what_cannot_be_gone_on_with_is_refused_and_the_old_settings_still_go_on
 def test_a_mistake_before_the_first_checkpoint_is_mended_by_another_setting(
     pretrain: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert pretrain("--context 0") == 1
+    assert pretrain("--batch-tokens 900") == 1
     assert not Path("out.log").exists()
-    assert pretrain("--context 64") == 0
+    assert pretrain("--batch-tokens 300") == 0
 
 
 def test_work_that_does_not_say_what_it_is_stays(pretrain: Command, capsys: pytest.CaptureFixture[str]) -> None:
