@@ -62,6 +62,8 @@ class Stage:
     def __init__(self, name: str, out: Path, *, config: Any, parents: dict[str, Path]) -> None:
         self.name, self.out, self.parents = name, out, parents
         self.config = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
+        for parent in parents.values():
+            check_there(parent)
         self.work = partial(out)
         self.work.mkdir(parents=True, exist_ok=True)
         self._clock = self.work / SECONDS
@@ -145,10 +147,15 @@ def read_lineage(folder: Path) -> dict[str, Any]:
     return lineage
 
 
+def check_there(path: Path) -> None:
+    """Raise HerdError if there is no such folder or file."""
+    if not path.exists():
+        raise HerdError(f"{path} is not there: give a folder or file that is")
+
+
 def hash_of(folder: Path) -> str:
     """The hash in a folder's herd.json; of a folder that Herd did not make, or of a file, that of what is there now."""
-    if not folder.exists():
-        raise HerdError(f"{folder} is not there: give a folder or file that is")
+    check_there(folder)
     if folder.is_file():
         return sha256(folder)
     if (folder / "herd.json").exists():

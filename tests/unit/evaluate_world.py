@@ -128,6 +128,7 @@ class Model:
     def __init__(self, known: Sequence[int]) -> None:
         self.tokenizer = Tokenizer()
         self.config = SimpleNamespace(max_positions=4096)
+        self.processor = SimpleNamespace(reads_pictures=True)
         self.known = set(known)
         self.asked = 0
         self._index = {colour(index): index for index in range(60)}

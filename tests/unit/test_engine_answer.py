@@ -163,12 +163,13 @@ def test_log_probabilities_are_told_for_each_token_and_the_end() -> None:
 
 
 def test_a_structure_that_cannot_go_on_ends_its_answer_and_no_other() -> None:
-    # The grammar asks for a control token, which never stands inside an answer.
-    dead = begin(SamplingParams(structure=Structure(kind="grammar", source=f"start: <[{END[0] - 1}]>")))
+    # After an "a" the grammar asks for a control token, which never stands inside an answer.
+    dead = begin(SamplingParams(structure=Structure(kind="grammar", source=f'start: "a" <[{END[0] - 1}]>')))
     alive = begin(SamplingParams(max_tokens=3))
-    pieces = take([dead, alive], torch.stack([logits_behind(())] * 2))
+    for _ in range(2):
+        pieces = take([dead, alive], torch.stack([logits_behind(())] * 2))
     assert pieces[0].finish_reason == dead.finish_reason == "error" and "cannot be continued" in pieces[0].text
-    assert pieces[1].token_ids == alive.tokens != []
+    assert pieces[1].token_ids == alive.tokens[1:] != []
 
 
 def test_a_bias_for_a_token_that_is_none_is_refused() -> None:
