@@ -28,6 +28,7 @@ from herd.stages.unfinished import (
     changes_since,
     move_aside,
     put_in_place,
+    request,
     take_up,
     telling_what_is_kept,
     told,
@@ -183,11 +184,12 @@ def run_step(
         return step.function(config, *parents.values(), out)
     if out.exists() and not (out / "herd.json").exists():
         raise HerdError(f"{out} is there and no folder of Herd's: move it away, or give another --out")
+    wanted = request(config, parents)  # a parent that is not there is told before anything is written
     if unfinished == "restart":
         move_aside(out)
     work = partial(out)
     with alone_in(work), telling_what_is_kept(work):
-        take_up(out, config, parents, unfinished)
+        take_up(out, config, wanted, unfinished)
         step.function(config, *parents.values(), out)
     return out
 

@@ -82,10 +82,11 @@ def told(differ: Changes) -> str:
     return ", ".join(f"{name} {_short(old)} → {_short(new)}" for name, (old, new) in differ.items())
 
 
-def take_up(out: Path, config: Any, parents: Mapping[str, Path], how: Unfinished) -> None:
-    """Make the unfinished work of `out` ready to go on. Raises HerdError where it was begun for something else."""
+def take_up(out: Path, config: Any, wanted: Mapping[str, Any], how: Unfinished) -> None:
+    """Make the unfinished work of `out` ready to go on with what is `wanted`, the request for `config`. Raises
+    HerdError where it was begun for something else."""
     work = partial(out)
-    wanted, mark = request(config, parents), work / REQUEST
+    mark = work / REQUEST
     (work / CHANGED).unlink(missing_ok=True)
     if not has_work(work):
         for name in (SECONDS, CHANGES):

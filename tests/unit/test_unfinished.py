@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from fresh_cache import fresh_cache
 
 from herd import commands
 from herd.cli import main
@@ -72,7 +73,7 @@ def pretrain_small(config: PretrainConfig, model: Path, data: Path, out: Path) -
 def pretrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
     """`herd pretrain … --out out`, with more options; `stop_at` presses Ctrl-C after that step."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HERD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HERD_CACHE", str(fresh_cache(tmp_path / "cache")))
     small = commands.step(
         "pretrain", "herd.config:PretrainConfig", "test_unfinished:pretrain_small", reads=("model", "data"),
         writes="model",
@@ -231,6 +232,14 @@ def test_work_that_does_not_say_what_it_is_stays(pretrain: Command, capsys: pyte
     assert "out.partial does not say what it was begun for" in errors(capsys)
     assert pretrain("--restart", stop_at=0) == 130
     assert Path("out.1.partial/notes.txt").read_text() == "a user's"
+
+
+def test_a_parent_that_is_not_there_leaves_no_work_behind(
+    pretrain: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pretrain(model="nowhere") == 1
+    assert errors(capsys).startswith("herd: nowhere is not there")
+    assert not Path("out.partial").exists()
 
 
 def test_two_ways_at_once_are_refused(pretrain: Command, capsys: pytest.CaptureFixture[str]) -> None:
