@@ -1,8 +1,10 @@
 """`herd bench needle`: a text of up to ten million tokens read with exact attention, and asked about.
 
 Measured in one run: reading, a token of the answer beside the time to read as many bytes of memory, peak memory beside
-the plan's figure, and the share of needles that are missed at each length, beside the same questions with the needle
-taken out and with the temperature off. Last, decoding that leaves pages unread, which needs a copy of the cache.
+the plan's figure, and the share of needles that are missed at each length: numbers asked for in the words of the fact,
+and values of each kind asked for in other words, in wordings of the training and in held-out ones; beside the same
+questions with the needle taken out and with the temperature off. Last, decoding that leaves pages unread, which needs a
+copy of the cache.
 """
 
 import statistics
@@ -18,12 +20,14 @@ from herd.core.lineage import peak_memory_bytes
 from herd.core.streams import stream
 from herd.data import planted
 from herd.data.haystack import haystack
-from herd.data.long import evaluation_keys
-from herd.data.planted import Keys, Planter
+from herd.data.long import evaluation_keys, evaluation_values
+from herd.data.planted import Keys, Planter, Values
+from herd.data.statements import EVALUATION, KINDS, TRAINING
 from herd.engine.load import load
 from herd.engine.reader import Reader
 from herd.evaluate.long import TASKS, Maker, answering, ask_all, share_right, without_temperature
 from herd.evaluate.needle import DEPTHS, Haystack, is_right
+from herd.evaluate.statements import ask_statements, counted, missed
 from herd.plan.counts import cache_bytes, weight_bytes
 
 MULTI_KEY = "multi-key, 16 decoys"
@@ -57,7 +61,7 @@ def needle(folder: Path, data: Path, *, context: int, seeds: int, budget_gb: flo
     reader = Reader(model, context=length + chunk, budget_bytes=int(budget_gb * 1e9))
     told("text")
     ids = haystack(data, model.tokenizer, length)
-    keys = evaluation_keys(data)
+    keys, values = evaluation_keys(data), evaluation_values(data)
     begin, done = time.perf_counter(), [0]
 
     def heard(count: int) -> bool:
@@ -86,6 +90,7 @@ def needle(folder: Path, data: Path, *, context: int, seeds: int, budget_gb: flo
     lengths = sorted({length, *(size for size in (16_384, 131_072, 1_048_576) if size < length)})
     for size in lengths:
         rows += recall(hay, keys, size, seeds)
+        rows += in_other_words(hay, keys, values, size, seeds)
     counted = cache_bytes(model.config, length + chunk) + weight_bytes(model.config, "bf16")
     rows.append(
         Row(case="peak memory", unit="GB", ours=peak_memory_bytes() / 1e9, peer=counted / 1e9, peer_name="herd plan")
@@ -104,9 +109,9 @@ def recall(hay: Haystack, keys: Keys, size: int, seeds: int) -> list[Row]:
         answers = ask_all(hay, name, maker, keys, size, seeds)
         cut = sum(one.cut for of_depth in answers.values() for one in of_depth)
         case = f"{name}: missed at {size:,} ({len(DEPTHS) * seeds} asked, {cut} cut by a chunk's edge)"
-        missed = 1 - share_right(answers)
-        told(f"{name}: {missed:.3f} missed at {size:,}")
-        rows.append(Row(case=case, unit="share", ours=missed, peer=bar, peer_name=f"bar: {bar}"))
+        share = 1 - share_right(answers)
+        told(f"{name}: {share:.3f} missed at {size:,}")
+        rows.append(Row(case=case, unit="share", ours=share, peer=bar, peer_name=f"bar: {bar}"))
     with answering(hay, without_temperature(hay.reader.model)):
         plain = 1 - share_right(ask_all(hay, "single", planted.needle, keys, size, 1))
     without = 1 - share_right(ask_all(hay, "single", planted.needle, keys, size, 1, planted=False))
@@ -116,6 +121,37 @@ def recall(hay: Haystack, keys: Keys, size: int, seeds: int) -> list[Row]:
         Row(case=off, unit="share", ours=plain, peer=rows[0].ours, peer_name="temperature on"),
         Row(case=out, unit="share", ours=without, peer=1.0, peer_name="chance"),
     ]
+
+
+def in_other_words(hay: Haystack, keys: Keys, values: Values, size: int, seeds: int) -> list[Row]:
+    """Values of each kind asked for in other words than the fact has, after `size` tokens; by kind and by wording."""
+    asks, rows = len(DEPTHS) * seeds, []
+    held = ask_statements(hay, keys, values, EVALUATION, size, asks)
+    known = ask_statements(hay, keys, values, TRAINING, size, asks)
+    for name, answers in (("held-out wordings", held), ("wordings of the training", known)):
+        groups = {"all kinds": answers, **{kind: [one for one in answers if one.kind == kind] for kind in KINDS}}
+        for kind, group in groups.items():
+            told(f"{kind}, {name}: {missed(group):.3f} missed at {size:,}")
+            case = f"{kind}, {name}: missed at {size:,} ({counted(group)})"
+            rows.append(Row(case=case, unit="share", ours=missed(group), peer=0.1, peer_name="bar: 0.1"))
+    for number in sorted({one.wording for one in held}):
+        group = [one for one in held if one.wording == number]
+        case = f"held-out wording {number + 1}, {EVALUATION.pairs[number][0]!r}: missed at {size:,} ({counted(group)})"
+        rows.append(Row(case=case, unit="share", ours=missed(group), peer=0.1, peer_name="bar: 0.1"))
+    out = missed(ask_statements(hay, keys, values, EVALUATION, size, len(DEPTHS), planted=False))
+    with answering(hay, without_temperature(hay.reader.model)):
+        off = missed(ask_statements(hay, keys, values, EVALUATION, size, len(DEPTHS)))
+    return [
+        *rows,
+        Row(
+            case=f"held-out wordings, temperature off: missed at {size:,}", unit="share", ours=off, peer=missed(held),
+            peer_name="temperature on",
+        ),
+        Row(
+            case=f"held-out wordings, taken out: missed at {size:,}", unit="share", ours=out, peer=1.0,
+            peer_name="chance",
+        ),
+    ]  # fmt: skip
 
 
 def sparse(hay: Haystack, keys: Keys, length: int, exact_s: float) -> list[Row]:

@@ -19,7 +19,7 @@ from herd.data import planted
 from herd.data.image import ImageProcessor
 from herd.data.loader import PretrainBatches, read_rows
 from herd.data.pack import Sample, pack
-from herd.data.planted import Keys, Planter, Quiz
+from herd.data.planted import Keys, Planter, Quiz, Values
 from herd.data.tokenizer import Tokenizer
 
 LANGUAGE_SHARE = 0.2
@@ -37,6 +37,17 @@ FIRST_QUOTED = 4
 def training_texts(folder: Path) -> list[dict[str, str]]:
     """Language and text of the training documents."""
     return [row for row in read_rows(folder, "text", ["split", "language", "text"]) if row["split"] == "train"]
+
+
+def values_of(rows: Sequence[Mapping[str, str]], *, evaluation: bool) -> Values:
+    """What stands for a value, of words for training or for evaluation."""
+    words, names = planted.value_words([row["text"] for row in rows if row["language"] == "en"])
+    return Values(words, names, evaluation=evaluation)
+
+
+def evaluation_values(folder: Path) -> Values:
+    """Values of words and names that no training sample has as a value."""
+    return values_of(training_texts(folder), evaluation=True)
 
 
 def words_of(rows: Sequence[Mapping[str, str]]) -> list[str]:

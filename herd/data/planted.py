@@ -6,6 +6,7 @@ by their hash: an evaluation asks for keys that no training sample has shown. Th
 in purpose, not in wording. Left out: anything that needs more than the text in front.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,10 +14,15 @@ from itertools import pairwise
 import numpy as np
 
 from herd.data.splits import held_out
+from herd.data.statements import CLOSINGS, KINDS, OPENINGS, Wordings
 from herd.data.tokenizer import Tokenizer
 
 HELD_KEYS = 0.2
-"""Share of all keys that are for evaluation only."""
+"""Share of all keys, and of the words and names that are values, that are for evaluation only."""
+EASY = 0.4
+"""How often a question of the training is the fact's words up to its value, or the key alone: learnt sooner."""
+ADORNED = 0.25
+"""How often a statement of the training has an opening, and how often a closing."""
 
 SAYINGS: dict[str, tuple[str, ...]] = {
     "en": ("The secret number of {key} is {value}.", "The code of {key} is {value}."),
@@ -51,6 +57,28 @@ class Quiz:
     """Where any order will do: the parts that the answer must hold."""
     options: tuple[str, ...] = ()
     """Where an answer is chosen and not said: all that stand to choose from, `answer` among them."""
+    key: str = ""
+    """Whom a needle is about."""
+
+
+class Values:
+    """Draws values of the kinds in `herd.data.statements`, of words and names for training or for evaluation alone."""
+
+    def __init__(self, words: Sequence[str], names: Sequence[str], *, evaluation: bool) -> None:
+        self.words, self.names = (
+            [one for one in ones if held_out("planted value", one, share=HELD_KEYS) == evaluation]
+            for ones in (words, names)
+        )
+
+    def draw(self, kind: str, rng: np.random.Generator) -> str:
+        if kind == "five digits":
+            return number(rng)
+        if kind == "other number":
+            digits = int(rng.choice([3, 4, 6, 7, 8]))
+            return str(rng.integers(10 ** (digits - 1), 10**digits))
+        words = self.names if kind == "name" else self.words
+        count = {"word": 1, "name": 2, "phrase": int(rng.integers(2, 4))}[kind]
+        return " ".join(words[int(i)] for i in rng.integers(len(words), size=count))
 
 
 class Keys:
@@ -85,6 +113,14 @@ def frequent_words(texts: Sequence[str], count: int = 4000) -> list[str]:
     return sorted(seen, key=lambda word: (-seen[word], word))[:count]
 
 
+def value_words(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of 4 to 10 Latin letters that stand at least twice in `texts`: small ones, and those always large."""
+    seen = Counter(word for text in texts for word in text.split() if 4 <= len(word) <= 10)
+    known = [word for word, count in seen.items() if count >= 2 and word.isascii() and word.isalpha()]
+    small = sorted(word for word in known if word.islower())
+    return small, sorted(word for word in known if word.istitle() and word.lower() not in seen)
+
+
 def number(rng: np.random.Generator) -> str:
     return str(rng.integers(10_000, 100_000))
 
@@ -104,8 +140,60 @@ def needle(rng: np.random.Generator, keys: Keys, language: str = "en", *, decoys
     tail = saying.split("{value}")[1]
     return Quiz(
         kind=kind, facts=(saying.format(key=key, value=value), *facts), question=ask(saying, key),
-        answer=f" {value}{tail}",
+        answer=f" {value}{tail}", key=key,
     )  # fmt: skip
+
+
+def statement(
+    rng: np.random.Generator,
+    keys: Keys,
+    values: Values,
+    wordings: Wordings,
+    *,
+    kind: str,
+    wording: int | None = None,
+    decoys: int = 0,
+    adorned: float = 0.0,
+    easy: float = 0.0,
+) -> Quiz:
+    """A fact in one of the wordings, drawn if not given, and a question in other words; the answer is the value.
+
+    `decoys` say the same of other keys, half of which share a word with the key. With the chance `adorned` the fact has
+    an opening, a closing, and the question an opening. With the chance `easy` the question is the fact's words up to
+    its value, or the key alone.
+    """
+    said, asked = wordings.pairs[int(rng.integers(len(wordings.pairs))) if wording is None else wording]
+    if rng.random() < easy:
+        before = said.split("{value}")[0].rstrip()
+        asked = before if "{key}" in before and rng.random() < 0.5 else "{key}:"
+    nouns = wordings.nouns[kind]
+    noun, key, value = nouns[int(rng.integers(len(nouns)))], keys.draw(rng), values.draw(kind, rng)
+    others = [keys.near(key, rng) if rng.random() < 0.5 else keys.draw(rng) for _ in range(decoys)]
+
+    def any_of(ways: Sequence[str]) -> str:
+        a, b = (keys.words[int(i)] for i in rng.integers(len(keys.words), size=2))
+        return ways[int(rng.integers(len(ways)))].format(a=a, b=b)
+
+    def say(key: str, value: str) -> str:
+        text = said.format(key=key, value=value, noun=noun)
+        if rng.random() < adorned:
+            text = any_of(OPENINGS) + text
+        return text[:-1] + any_of(CLOSINGS) if rng.random() < adorned else text
+
+    facts = [say(key, value), *(say(one, values.draw(kind, rng)) for one in others if one != key)]
+    opening = any_of(OPENINGS) if rng.random() < adorned else ""
+    return Quiz(
+        kind=kind, facts=tuple(facts), question=f"\n{opening}{asked.format(key=key, noun=noun)}",
+        answer=f" {value}.", key=key,
+    )  # fmt: skip
+
+
+def any_statement(
+    rng: np.random.Generator, keys: Keys, values: Values, wordings: Wordings, *, decoys: int = 0, easy: float = EASY
+) -> Quiz:
+    """A fact of any kind, as the training has it."""
+    kind = KINDS[int(rng.integers(len(KINDS)))]
+    return statement(rng, keys, values, wordings, kind=kind, decoys=decoys, adorned=ADORNED, easy=easy)
 
 
 def multi_query(rng: np.random.Generator, keys: Keys, *, count: int = 3) -> list[Quiz]:

@@ -116,7 +116,9 @@ class Haystack:
 
 
 def is_right(quiz: Quiz, given: str) -> bool:
-    """Whether an answer says what was wanted: all parts where any order will do, else the beginning."""
+    """Whether an answer says what was wanted: all parts where any order will do, else the whole value and then no
+    further letter or digit."""
     if quiz.several:
         return all(part in given for part in quiz.several)
-    return given.strip().startswith(quiz.answer.strip().rstrip(".。"))
+    wanted, said = quiz.answer.strip().rstrip(".。"), given.strip()
+    return said.startswith(wanted) and not said[len(wanted) : len(wanted) + 1].isalnum()

@@ -12,6 +12,8 @@ from herd.bench import needle
 from herd.config import MoEConfig, preset
 from herd.core.errors import HerdError
 from herd.core.files import write_json
+from herd.data.planted import Values
+from herd.data.statements import HELD_OUT, KINDS
 from herd.data.tokenizer import Tokenizer
 from herd.model.formats import huggingface
 from herd.model.init import initialise
@@ -31,6 +33,9 @@ def folder(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write_json(out / "herd.json", {"stage": "random", "hash": "0"})
     text = "The cat sat on the mat. A dog came in and sat beside it.\n" * 400
     monkeypatch.setattr(needle, "haystack", lambda _, tokenizer, length: np.array(tokenizer.encode(text))[:length])
+    values = Values(["lantern", "amber", "velvet"] * 9, ["Anna", "Rome"], evaluation=True)
+    values.words, values.names = ["lantern", "amber"], ["Anna", "Rome"]  # the small folder has none held out
+    monkeypatch.setattr(needle, "evaluation_values", lambda _: values)
     return out
 
 
@@ -40,7 +45,9 @@ def test_first_weights_find_nothing_and_every_figure_is_told(
     needle.needle(folder, tiny_data, context=4096, seeds=1, budget_gb=1.0, as_json=True)
     rows = {row["case"]: row["ours"] for row in json.loads(capsys.readouterr().out)["rows"]}
     missed = {case: figure for case, figure in rows.items() if "missed" in case}
-    assert len(missed) == 4 and set(missed.values()) == {1.0}
+    of_kinds, of_wordings = 2 * (1 + len(KINDS)), len(HELD_OUT)
+    assert len(missed) == 4 + of_kinds + of_wordings + 2 and set(missed.values()) == {1.0}
+    assert all(f"{kind}, held-out wordings" in " ".join(missed) for kind in KINDS)
     assert all(figure > 0 for figure in rows.values())
     assert any("certified" in case and f"0 of {needle.CERTIFIED} answers right" in case for case in rows)
 

@@ -7,9 +7,11 @@ from test_engine_reader import CHUNK, by_whole_forwards, model_of, shape
 
 from herd.config import LANGUAGES
 from herd.data import planted
-from herd.data.planted import Keys, Planter
+from herd.data.planted import Keys, Planter, Quiz, Values
+from herd.data.statements import EVALUATION, HELD_OUT, KINDS
 from herd.engine.reader import Reader
-from herd.evaluate.needle import DEPTHS, Haystack, is_right
+from herd.evaluate.needle import DEPTHS, Asked, Haystack, is_right
+from herd.evaluate.statements import ask_statements
 
 TOKENIZER = random_tokenizer()
 TEXT = "The cat sat on the mat. A dog came in and sat beside it.\n" * 40
@@ -64,5 +66,29 @@ def test_an_answer_is_right_by_its_beginning_or_by_all_its_parts() -> None:
     rng = np.random.default_rng(0)
     quiz = planted.needle(rng, KEYS, LANGUAGES[0])
     assert is_right(quiz, quiz.answer + " And more") and not is_right(quiz, quiz.answer[:-2] + "x")
+    assert not is_right(quiz, quiz.answer.removesuffix(".") + "7.")  # a longer number is another one
     several = planted.multi_value(rng, KEYS)
     assert is_right(several, ", ".join(reversed(several.several))) and not is_right(several, several.several[0])
+
+
+def test_statements_are_asked_evenly_by_kind_wording_and_depth() -> None:
+    class Told:
+        """Notes what is asked."""
+
+        def __init__(self) -> None:
+            self.asked: list[tuple[Quiz, float]] = []
+
+        def ask(self, quiz: Quiz, *, length: int, depth: float, rng: np.random.Generator, planted: bool) -> Asked:
+            self.asked.append((quiz, depth))
+            return Asked(right=planted, given="", wanted=quiz.answer, cut=False)
+
+    hay, values = Told(), Values(["river", "town", "music", "winter"] * 9, ["Anna", "Rome"] * 9, evaluation=True)
+    values.words, values.names = ["river", "town"], ["Anna", "Rome"]
+    answers = ask_statements(hay, KEYS, values, EVALUATION, 4096, 40)  # type: ignore[arg-type]
+    places = [(one.kind, one.wording) for one in answers]
+    assert {places.count((kind, wording)) for kind in KINDS for wording in range(len(HELD_OUT))} == {2}
+    depths = [depth for _, depth in hay.asked]
+    assert {depths.count(depth) for depth in DEPTHS} == {len(answers) // len(DEPTHS)}
+    assert len({quiz.question for quiz, _ in hay.asked}) > 0.6 * len(answers)
+    few = ask_statements(hay, KEYS, values, EVALUATION, 4096, 10)  # type: ignore[arg-type]
+    assert len({one.wording for one in few}) == len(HELD_OUT)
