@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from herd.evaluate.curves import curve
 from herd.evaluate.harness import evaluate
 from herd.evaluate.load import load_facts, over_windows, single_steps
 from herd.evaluate.report import report
+from herd.evaluate.run_folder import read_stages, unfinished
 
 VOID = {"meta", "link", "img", "br"}
 
@@ -279,3 +281,23 @@ def test_maxvio_over_all_steps_forgives_what_single_steps_may_not() -> None:
     assert (single_steps(count_TLE) == 1).all()
     count_TLE[:, 0, 1] = 0
     assert load_facts(count_TLE)["dead"] == 1
+
+
+def test_what_was_moved_aside_is_no_stage_of_the_run(run: Path) -> None:
+    before = [one.name for one in read_stages(run)]
+    shutil.copytree(run / "sft", run / "sft.1")
+    shutil.copytree(run / "sft", run / "pretrain.2.partial")
+    assert [one.name for one in read_stages(run)] == before
+    assert unfinished(run) == []
+    assert [one.name for one in read_stages(run / "sft.1")] == ["sft.1"]
+
+
+def test_a_report_replaces_a_report_and_nothing_else(run: Path) -> None:
+    (run / "thesis").mkdir()
+    (run / "thesis" / "notes").write_text("a user's")
+    for other in ("thesis", "sft"):
+        with pytest.raises(HerdError, match=f"{other} is there and no report"):
+            report(run, run / other)
+    for _ in range(2):
+        report(run, run / "report")
+    assert not list(run.glob("report.*")) and (run / "thesis" / "notes").exists()

@@ -87,10 +87,18 @@ def pretrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Comman
     log, threads = Tracker.log, torch.get_num_threads()
     torch.set_num_threads(1)  # its matrices are too small for two
 
-    def command(options: str = "", *, stop_at: int = -1, model: str = "m", data: str = "d", out: str = "out") -> int:
+    def command(
+        options: str = "",
+        *,
+        stop_at: int = -1,
+        presses: int = 1,
+        model: str = "m",
+        data: str = "d",
+        out: str = "out",
+    ) -> int:
         def stopping(self: Tracker, step: int, **metrics: Any) -> None:
             log(self, step, **metrics)
-            if step == stop_at:
+            for _ in range(presses if step == stop_at else 0):
                 os.kill(os.getpid(), signal.SIGINT)
 
         monkeypatch.setattr(Tracker, "log", stopping)
@@ -133,6 +141,22 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(pretrain: Command, capsys: py
     assert "changes" not in lineage()
 
 
+def test_a_second_ctrl_c_leaves_at_once_and_says_what_is_kept(
+    pretrain: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("herd.core.signals.ECHO_S", -1.0)
+    for kept, told in (
+        (0, "nothing was saved yet: the same command begins anew"),
+        (3, "the first 3 steps are saved in out.partial: the same command goes on from there"),
+    ):
+        if kept:
+            assert pretrain(stop_at=kept - 1) == 130
+            capsys.readouterr()
+        assert pretrain(stop_at=kept + 1, presses=2) == 130
+        assert errors(capsys) == f"herd: stopped; {told}"
+    assert saved() == ["step-3"]
+
+
 def test_a_changed_setting_is_refused_by_name_and_goes_on_where_asked(
     pretrain: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,7 +189,9 @@ def test_a_changed_setting_is_refused_by_name_and_goes_on_where_asked(
 
 def test_settings_that_change_nothing_of_what_is_learnt_just_go_on(pretrain: Command) -> None:
     assert pretrain(stop_at=2) == 130
+    before = read_metrics(Path("out.partial/metrics.jsonl"))
     assert pretrain("--checkpoint.keep 3 --checkpoint.every-s 5 --recompute --micro-batches 2") == 0
+    assert read_metrics(Path("out/metrics.jsonl"))[:3] == before
     assert steps() == list(range(6))
     assert lineage()["config"]["checkpoint"]["keep"] == 3
     assert "changes" not in lineage()
