@@ -183,3 +183,17 @@ def test_chunks_of_no_size_are_the_whole_context(tiny_folder: Path, tmp_path: Pa
     assert config == replace(config_from_json(tiny_folder), chunk_size=4096)
     params = params_of(preset("scout")) | {"attention_chunk_size": None}
     assert config_from_params(params, Path("params.json")).chunk_size == preset("scout").max_positions
+
+
+def test_where_only_a_folder_will_do_another_format_is_named_with_the_way_to_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "meta").mkdir()
+    write_json(tmp_path / "meta" / "params.json", {})
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    for name, kind in (("model.gguf", "a GGUF file"), ("meta", "in Meta's layout")):
+        path = tmp_path / name
+        for words in (["plan", str(path)], ["sft", str(path), "--data", str(tmp_path), "--out", str(tmp_path / "out")]):
+            assert main(words) == 1
+            told = capsys.readouterr().err
+            assert f"{path} is {kind}" in told and f"herd convert {path} FOLDER" in told and told.count("\n") == 1

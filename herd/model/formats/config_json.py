@@ -155,6 +155,11 @@ def config_from_json(source: Path) -> ModelConfig:
     Raises HerdError for values that Herd cannot honour. A file of `llama4_text` is a model of text alone.
     """
     path = source if source.is_file() else source / "config.json"
+    other = "a GGUF file" if source.suffix == ".gguf" else "in Meta's layout"
+    if source.suffix == ".gguf" or ((source / "params.json").exists() and not path.exists()):
+        raise HerdError(
+            f"{source} is {other}, not a folder of Hugging Face's: `herd convert {source} FOLDER` makes one"
+        )
     raw = read_json(path)
     kind = raw.get("model_type") if isinstance(raw, dict) else None
     if kind not in {"llama4", "llama4_text"}:
