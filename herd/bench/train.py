@@ -99,6 +99,8 @@ CASES = {
     "S16": Case(config=replace(S, moe=MoEConfig(num_experts=16, ffn_dim=768)), documents=8, length=512),
     "S128": Case(config=replace(S, moe=replace(S.moe, num_experts=128)), documents=8, length=512),
 }
+MATRIX = 2048
+"""Rows and columns of the product whose speed counts as the machine's peak."""
 LENGTHS = (512, 8192, 65_536)
 CHOICES = (*CASES, "dense", "lengths", "local")
 """What `--cases` may name: shapes beside the peers, S and M beside their dense twins, documents of several lengths, and
@@ -180,9 +182,9 @@ def measure(name: str, case: Case, num_steps: int, warm_up: int) -> Measured:
     seconds = [timed(step) for _ in range(warm_up + num_steps)][warm_up:]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     del step
-    a, b, c = (torch.randn(2048, 2048).bfloat16() for _ in range(3))
+    a, b, c = (torch.randn(MATRIX, MATRIX).bfloat16() for _ in range(3))
     best = median([timed(lambda: torch.mm(a, b, out=c)) for _ in range(12)][2:])
-    return Measured(seconds=median(seconds), peak_bytes=peak, matrix_flops=2 * 2048**3 / best)
+    return Measured(seconds=median(seconds), peak_bytes=peak, matrix_flops=2 * MATRIX**3 / best)
 
 
 def timed(function: Step) -> float:

@@ -42,6 +42,7 @@ def test_the_bench_prints_its_contract(monkeypatch: pytest.MonkeyPatch, capsys: 
 
     monkeypatch.setattr(bench, "CASES", {"S": CASE, "M": CASE})
     monkeypatch.setattr(bench, "take_turns", inline)
+    monkeypatch.setattr(bench, "MATRIX", 64)
     assert main(["bench", "train", "--cases", "S", "dense", "--rounds", "1", "--steps", "1", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["machine"]["cores"]

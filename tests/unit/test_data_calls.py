@@ -176,7 +176,8 @@ def test_of_calls_that_are_cut_off_comes_the_beginning_and_nothing_else(calls, s
     full = json.dumps(expected.arguments, ensure_ascii=False)
     # A number may have been cut within, and be written otherwise: 1e2 of 1e22.
     assert full.startswith(re.sub(r"-?[0-9][0-9.e+-]*$", "", last.arguments_json))
-    assert answer.cut or answer.calls == calls
+    # JSON calls one after the other are whole without those that were to follow.
+    assert answer.cut or answer.calls == calls[: len(answer.calls)]
 
 
 @pytest.mark.parametrize(
