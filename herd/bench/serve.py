@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from herd.bench.engine import installed
+from herd.bench.engines import wheel_build
 from herd.bench.serve_load import Seen, engine_alone, llama_cpp
 from herd.bench.table import Row, show
 from herd.core.errors import HerdError
@@ -51,7 +52,8 @@ def serve(*, clients: Sequence[int], rounds: int, seconds: float, llama_cpp_fold
         if program is not None:
             contenders[PEER] = partial(over_http, stack.enter_context(built_server(program, home / "BF16.gguf")))
         elif installed("xllamacpp"):
-            contenders[PEER] = partial(over_http, stack.enter_context(wheel_server(home / "BF16.gguf")))
+            served = stack.enter_context(wheel_server(home / "BF16.gguf"))
+            contenders[f"{PEER} ({wheel_build()})"] = partial(over_http, served)
         else:
             print("llama.cpp is not here: pip install 'herd-lm[oracle]', or --llama-cpp FOLDER", file=sys.stderr)
         rows: list[Row] = []
