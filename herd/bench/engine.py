@@ -174,7 +174,8 @@ def measure(
     speeds: dict[tuple[str, str], list[float]] = {}
     asked = {name for case in cases for name in case.engines}
     children = {name: Child(name, path) for name, path in where.items() if name in asked}
-    build = {"llama.cpp": f" ({wheel_build()})" if LLAMA_CPP not in os.environ else "", SERVER: f" ({wheel_build()})"}
+    wheel = f" ({wheel_build()})"
+    build = {SERVER: wheel} if LLAMA_CPP in os.environ else {SERVER: wheel, "llama.cpp": wheel}
     try:
         for case in cases:
             for _ in range(case.rounds):

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -113,7 +114,8 @@ def generate(
     numbers = [number for number, line in enumerate(lines) if line.strip()]
     if not numbers:
         raise HerdError(f'{prompts} has no prompts: a line is like {{"prompt": "What is the capital of Japan?"}}')
-    keys = {number: _key(source, lines[number], number, params, prompts.parent) for number in numbers}
+    digest = functools.cache(_digest)  # many lines may ask about one picture
+    keys = {number: _key(source, lines[number], number, params, prompts.parent, digest) for number in numbers}
     _refuse_doubles(lines)
     with _answers(out, keys) as (file, kept):
         missing = [number for number in numbers if number not in kept]
@@ -157,9 +159,11 @@ def _line(answer: dict[str, Any]) -> bytes:
         return (json.dumps(answer) + "\n").encode()
 
 
-def _key(source: str, line: str, number: int, params: SamplingParams, folder: Path) -> str:
+def _key(
+    source: str, line: str, number: int, params: SamplingParams, folder: Path, digest: Callable[[Path], str]
+) -> str:
     """What an answer is an answer to."""
-    seen = [_digest(folder / path) for path in _media(line)]
+    seen = [digest(folder / path) for path in _media(line)]
     return hashlib.blake2b(repr((source, line, number, params, seen)).encode(), digest_size=6).hexdigest()
 
 

@@ -124,10 +124,13 @@ def test_another_picture_under_the_same_name_is_another_prompt(form: str, tmp_pa
     keys = set()
     for colour in ("red", "blue"):
         Image.new("RGB", (6, 4), colour).save(path)
-        keys.add(batch._key("hash", json.dumps(line), 0, PARAMS, tmp_path))
+        keys.add(batch._key("hash", json.dumps(line), 0, PARAMS, tmp_path, batch._digest))
     path.rename(tmp_path / "b.png")
     moved = json.dumps(line).replace("a.png", "b.png")
-    keys |= {batch._key("hash", json.dumps(line), 0, PARAMS, tmp_path), batch._key("hash", moved, 0, PARAMS, tmp_path)}
+    keys |= {
+        batch._key("hash", json.dumps(line), 0, PARAMS, tmp_path, batch._digest),
+        batch._key("hash", moved, 0, PARAMS, tmp_path, batch._digest),
+    }
     assert len(keys) == 4
 
 
