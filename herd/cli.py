@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from herd import __version__
-from herd.commands import COMMANDS, STEPS
+from herd.commands import COMMANDS
+from herd.commands.stages import STAGES
 from herd.core.boards import VARIABLE, asked_for
 from herd.core.child import INTERRUPTED
 from herd.core.console import exit_code, traceback_log
 from herd.core.errors import HerdError, Misunderstood, unknown
 from herd.core.numbers import whole_number
 from herd.core.ranks import rank, world
-from herd.stages.recipe import Step, load_recipe, run_step
+from herd.stages.recipe import StageKind, load_recipe, run_stage
 from herd.stages.unfinished import changes_since, how_unfinished, put_in_place
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def call(name: str, args: list[str]) -> None:
     refuse_repeated(args)
     command, registry = COMMANDS[name], number_rules()
     about = f"{command.summary}.\n\nExample: {command.example}"
-    if not isinstance(command.does, Step):
+    if not isinstance(command.does, StageKind):
         tyro.cli(command.does, prog=f"herd {name}", description=about, args=args, registry=registry)
         return
     usage = stage_usage(command.does, args)
@@ -107,7 +108,7 @@ def call(name: str, args: list[str]) -> None:
     asked_for()  # a mistake in it is told before anything is written
     out.parent.mkdir(parents=True, exist_ok=True)
     traceback_log.set(out.with_name(out.name + ".log"))
-    run_step(command.does, usage.config, parents, out, unfinished)
+    run_stage(command.does, usage.config, parents, out, unfinished)
     print(f"wrote {out}")
 
 
@@ -139,7 +140,7 @@ def number_rules() -> "ConstructorRegistry":
     return registry
 
 
-def stage_usage(stage: Step, args: list[str]) -> Any:
+def stage_usage(stage: StageKind, args: list[str]) -> Any:
     """The usage of a stage's command: its parents, --out, --recipe, and each field of its config."""
     from tyro.conf import Positional, arg
 
@@ -147,7 +148,7 @@ def stage_usage(stage: Step, args: list[str]) -> Any:
     ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     ahead.add_argument("--recipe", default="")
     recipe = ahead.parse_known_args(args)[0].recipe
-    nodes = load_recipe(recipe, STEPS) if recipe else {}
+    nodes = load_recipe(recipe, STAGES) if recipe else {}
     config = nodes[stage.name].config if stage.name in nodes else stage.config()()
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
     for role in stage.reads:

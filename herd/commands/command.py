@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from herd.stages.recipe import Step
+from herd.stages.recipe import StageKind
 
 
 def named(place: str) -> Any:
@@ -20,7 +20,7 @@ class Command:
 
     summary: str
     example: str
-    does: Callable[..., None] | Step
+    does: Callable[..., None] | StageKind
     """A function whose signature is the usage; or a stage, whose config's fields are."""
     computes: bool = False
     """Whether it works on large tensors for minutes, so that memory is worth tuning."""

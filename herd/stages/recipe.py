@@ -14,7 +14,7 @@ import dataclasses
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,11 @@ from herd.stages.unfinished import (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
-    """One stage as recipes and the command line know it."""
+class StageKind:
+    """What a stage is: as recipes, the command line and `--help` know it."""
 
     name: str
-    """Its table in a recipe, its folder in a run."""
+    """Its table in a recipe."""
     config: Callable[[], Any]
     """Gives its config class; a function, so that importing it can wait."""
     function: Callable[..., Path]
@@ -49,13 +49,24 @@ class Step:
     """The folders that it reads, by what they hold (data, model), in the order in which the function takes them."""
     writes: str
     """What its own folder holds."""
+    command: str = ""
+    """The words behind `herd`; its name if not given."""
+    summary: str = ""
+    """Its line of `herd --help`."""
+    example: str = ""
+    """A command that is complete."""
+    computes: bool = False
+    """Whether it works on large tensors for minutes, so that memory is worth tuning."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "command", self.command or self.name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Node:
     """A stage of a recipe: its settings, and whose folders it reads."""
 
-    step: Step
+    kind: StageKind
     config: Any
     parents: Mapping[str, str]
     """What it reads → the table whose folder that is."""
@@ -75,42 +86,45 @@ def recipe_path(name: str) -> Path:
     raise unknown("recipe", name, {path.stem for folder in folders for path in folder.glob("*.toml")})
 
 
-def load_recipe(name: str, steps: Sequence[Step]) -> dict[str, Node]:
-    """Name of each stage that the recipe has a table for → what is to be done, in the order of `steps`."""
+def load_recipe(name: str, kinds: Mapping[str, StageKind]) -> dict[str, Node]:
+    """Name of each stage that the recipe has a table for → what is to be done, in the order of `kinds`."""
     path = recipe_path(name)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise HerdError(f"{path} is not valid TOML: {error}") from None
     for table, value in tables.items():
-        if table not in {step.name for step in steps}:
-            raise unknown(f"table in {path}:", table, (step.name for step in steps))
+        if table not in kinds:
+            raise unknown(f"table in {path}:", table, kinds)
         if not isinstance(value, dict):
             raise HerdError(f"{path}: {table} = {value!r} stands alone, a stage is a table: [{table}]")
     nodes: dict[str, Node] = {}
-    for step in [step for step in steps if step.name in tables]:
-        where, values = f"{path} [{step.name}]", dict(tables[step.name])
-        given = {"model": _given_parent(step, values.pop("from"), tables, nodes, where)} if "from" in values else {}
-        parents = {kind: given.get(kind) or _nearest(step, kind, nodes, steps, path) for kind in step.reads}
-        config = make_config(step.config(), values, where=where)
-        nodes[step.name] = Node(step=step, config=config, parents=parents)
+    for kind in [kind for name, kind in kinds.items() if name in tables]:
+        where, values = f"{path} [{kind.name}]", dict(tables[kind.name])
+        given = {"model": _given_parent(kind, values.pop("from"), tables, nodes, where)} if "from" in values else {}
+        parents = {role: given.get(role) or _nearest(kind, role, nodes, kinds, path) for role in kind.reads}
+        config = make_config(kind.config(), values, where=where)
+        nodes[kind.name] = Node(kind=kind, config=config, parents=parents)
     return nodes
 
 
-def _nearest(step: Step, kind: str, before: dict[str, Node], steps: Sequence[Step], path: Path) -> str:
-    """The last stage before `step` that writes what it reads."""
+def _nearest(kind: StageKind, role: str, before: dict[str, Node], kinds: Mapping[str, StageKind], path: Path) -> str:
+    """The last stage before this one that writes what it reads."""
     for name, node in reversed(before.items()):
-        if node.step.writes == kind:
+        if node.kind.writes == role:
             return name
-    writers = " or ".join(f"[{other.name}]" for other in steps[: steps.index(step)] if other.writes == kind)
-    raise HerdError(f"{path}: [{step.name}] reads a {kind} folder and no table before it writes one: add {writers}")
+    earlier = list(kinds.values())[: list(kinds).index(kind.name)]
+    writers = " or ".join(f"[{other.name}]" for other in earlier if other.writes == role)
+    raise HerdError(f"{path}: [{kind.name}] reads a {role} folder and no table before it writes one: add {writers}")
 
 
-def _given_parent(step: Step, value: Any, tables: Mapping[str, Any], before: Mapping[str, Node], where: str) -> str:
-    """The stage that `from` names: one before `step` that writes a model."""
-    models = [name for name, node in before.items() if node.step.writes == "model"]
-    if "model" not in step.reads:
-        raise HerdError(f"{where} from = {value!r}: {step.name} begins with no model, remove the key")
+def _given_parent(
+    kind: StageKind, value: Any, tables: Mapping[str, Any], before: Mapping[str, Node], where: str
+) -> str:
+    """The stage that `from` names: one before this that writes a model."""
+    models = [name for name, node in before.items() if node.kind.writes == "model"]
+    if "model" not in kind.reads:
+        raise HerdError(f"{where} from = {value!r}: {kind.name} begins with no model, remove the key")
     if not isinstance(value, str) or value not in tables:
         raise unknown(f"table in {where} from =", str(value), models)
     if value not in before:
@@ -176,12 +190,12 @@ def _convert(value: Any, hint: Any, field: "dataclasses.Field[Any]", where: str)
     return value
 
 
-def run_step(
-    step: Step, config: Any, parents: Mapping[str, Path], out: Path, unfinished: Unfinished = "resume"
+def run_stage(
+    kind: StageKind, config: Any, parents: Mapping[str, Path], out: Path, unfinished: Unfinished = "resume"
 ) -> Path:
     """Run one stage. Its unfinished work is gone on with if it was begun for the same; else see `unfinished`."""
     if rank() > 0:  # what is done once is done by the first rank, before it joins the others
-        return step.function(config, *parents.values(), out)
+        return kind.function(config, *parents.values(), out)
     if out.exists() and not (out / "herd.json").exists():
         raise HerdError(f"{out} is there and no folder of Herd's: move it away, or give another --out")
     wanted = request(config, parents)  # a parent that is not there is told before anything is written
@@ -190,14 +204,14 @@ def run_step(
     work = partial(out)
     with alone_in(work), telling_what_is_kept(work):
         take_up(out, config, wanted, unfinished)
-        step.function(config, *parents.values(), out)
+        kind.function(config, *parents.values(), out)
     return out
 
 
-def run_recipe(nodes: Mapping[str, Node], run: Path, *, do: Callable[..., object] = run_step) -> None:
+def run_recipe(nodes: Mapping[str, Node], run: Path, *, do: Callable[..., object] = run_stage) -> None:
     """Run the stages in order into `run/STAGE`; those that stand as wanted are reused.
 
-    `do` takes what `run_step` takes and has it done elsewhere.
+    `do` takes what `run_stage` takes and has it done elsewhere.
     """
     now = code_version()
     for name, node in nodes.items():
@@ -212,7 +226,7 @@ def run_recipe(nodes: Mapping[str, Node], run: Path, *, do: Callable[..., object
         else:
             reused = True
         if not reused:
-            do(node.step, node.config, parents, out)
+            do(node.kind, node.config, parents, out)
         lineage = read_lineage(out)
         print(f"{name:<9} {'reused' if reused else 'done'} ({lineage['time_s']:.0f} s)", end="")
         if reused and made_by(lineage) != now:

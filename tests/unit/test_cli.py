@@ -15,13 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from herd import cli, commands
+from herd import cli
 from herd.cli import main
-from herd.commands import COMMANDS, STEPS, Command
+from herd.commands import COMMANDS, Command
+from herd.commands.command import named
+from herd.commands.stages import STAGES, stage
 from herd.core.console import in_one_line, traceback_log
 from herd.core.errors import HerdError
 from herd.core.lineage import Stage
-from herd.stages.recipe import Step
+from herd.stages.recipe import StageKind
 
 
 @pytest.fixture(autouse=True)
@@ -88,8 +90,8 @@ def test_help_explains_every_option_and_gives_its_default(
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_example_is_understood(name: str, monkeypatch: pytest.MonkeyPatch):
     command, done = COMMANDS[name], []
-    if isinstance(command.does, Step):
-        monkeypatch.setattr(cli, "run_step", lambda step, config, parents, out, _: done.append((step, parents)))
+    if isinstance(command.does, StageKind):
+        monkeypatch.setattr(cli, "run_stage", lambda kind, config, parents, out, _: done.append((kind, parents)))
     else:
         signature = inspect.signature(command.does)
 
@@ -104,13 +106,13 @@ def test_each_example_is_understood(name: str, monkeypatch: pytest.MonkeyPatch):
     assert len(done) == 1
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
-def test_each_stage_is_where_the_table_says_and_takes_what_it_is_given(step: Step):
-    assert dataclasses.is_dataclass(step.config())
-    step.config()()  # every field has a default, for the command without --recipe
-    [place] = step.function.args
-    parameters = inspect.signature(commands.named(place)).parameters
-    assert list(parameters)[1:] == [*step.reads, "out"]
+@pytest.mark.parametrize("kind", STAGES.values(), ids=lambda kind: kind.name)
+def test_each_stage_is_where_the_table_says_and_takes_what_it_is_given(kind: StageKind):
+    assert dataclasses.is_dataclass(kind.config())
+    kind.config()()  # every field has a default, for the command without --recipe
+    [place] = kind.function.args
+    parameters = inspect.signature(named(place)).parameters
+    assert list(parameters)[1:] == [*kind.reads, "out"]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,7 @@ def test_the_recipe_gives_the_defaults_and_options_stand_above_it(monkeypatch: p
         "[data]\n[vision]\n[pretrain]\nseed = 7\ncontext = 99\n[pretrain.optimizer]\nmatrix_lr = 0.5\n"
     )
     seen = []
-    monkeypatch.setattr(cli, "run_step", lambda step, config, parents, out, _: seen.append((config, parents, out)))
+    monkeypatch.setattr(cli, "run_stage", lambda kind, config, parents, out, _: seen.append((config, parents, out)))
     for said in ("--recipe own.toml", "--recipe=own.toml"):
         assert main(f"pretrain m {said} --data d --out o --context 100 --optimizer.betas 0.1 0.2".split()) == 0
     config, parents, out = seen[0]
@@ -192,7 +194,7 @@ def test_an_option_given_twice_is_refused(line: str, capsys: pytest.CaptureFixtu
 def test_every_whole_number_may_be_written_short(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv("COLUMNS", "200")
     seen = []
-    monkeypatch.setattr(cli, "run_step", lambda step, config, parents, out, _: seen.append(config))
+    monkeypatch.setattr(cli, "run_stage", lambda kind, config, parents, out, _: seen.append(config))
     line = (
         "midtrain m --data d --out o --num-tokens 200K --lengths 1K 2K --batch-tokens 8K --checkpoint.keep 3 --seed 0"
     )
@@ -297,10 +299,9 @@ def a_stage(config: Settings, out: Path) -> Path:
 
 @pytest.fixture
 def one_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = commands.step("data", "test_cli:Settings", "test_cli:a_stage", writes="data")
-    for module in (cli, commands):
-        monkeypatch.setattr(module, "STEPS", (step,))
-    monkeypatch.setitem(COMMANDS, "data build", dataclasses.replace(COMMANDS["data build"], does=step))
+    kind = stage("data", config="test_cli:Settings", function="test_cli:a_stage", writes="data")
+    monkeypatch.setitem(STAGES, "data", kind)
+    monkeypatch.setitem(COMMANDS, "data build", dataclasses.replace(COMMANDS["data build"], does=kind))
     Path("own.toml").write_text("[data]\n")
 
 
@@ -350,8 +351,9 @@ def test_a_run_has_its_stages_in_processes_of_their_own(capfd: pytest.CaptureFix
 
 LONG_RUN = """
 import sys
-from herd import cli, commands
-commands.STEPS = (commands.step("data", "test_cli:Settings", "test_cli:a_stage", writes="data"),)
+from herd import cli
+from herd.commands.stages import STAGES, stage
+STAGES["data"] = stage("data", config="test_cli:Settings", function="test_cli:a_stage", writes="data")
 sys.exit(cli.main(["run", "own.toml"]))
 """
 

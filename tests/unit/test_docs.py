@@ -13,7 +13,7 @@ from herd import cli
 from herd.cli import main
 from herd.commands import COMMANDS
 from herd.core.files import write_json
-from herd.stages.recipe import Step
+from herd.stages.recipe import StageKind
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -61,8 +61,8 @@ def understood(args: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """How many commands the parser calls for `args`; none does its work."""
     name = next(name for name in (" ".join(args[:2]), args[0]) if name in COMMANDS)
     command, done = COMMANDS[name], []
-    if isinstance(command.does, Step):
-        monkeypatch.setattr(cli, "run_step", lambda *given: done.append(given))
+    if isinstance(command.does, StageKind):
+        monkeypatch.setattr(cli, "run_stage", lambda *given: done.append(given))
     else:
         monkeypatch.setitem(COMMANDS, name, replace(command, does=wraps(command.does)(lambda *a, **k: done.append(a))))
     main(args)

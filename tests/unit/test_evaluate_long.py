@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_engine_reader import CHUNK, model_of, shape, tokens
 
-from herd.commands import STEPS
+from herd.commands.stages import STAGES
 from herd.config import MoEConfig, preset
 from herd.core.files import write_json
 from herd.data import planted
@@ -91,8 +91,7 @@ def test_a_killed_suite_goes_on_with_the_next_kind_and_a_finished_one_is_reused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    [step] = [step for step in STEPS if step.name == "evaluate"]
-    nodes = {"evaluate": Node(step=step, config=short, parents={"model": "model", "data": "data"})}
+    nodes = {"evaluate": Node(kind=STAGES["evaluate"], config=short, parents={"model": "model", "data": "data"})}
     (tmp_path / "model").symlink_to(folder)
     (tmp_path / "data").symlink_to(tiny_data)
     ask_all, asked = long.ask_all, []

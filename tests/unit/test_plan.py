@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.cli import main
-from herd.commands import STEPS
+from herd.commands.stages import STAGES
 from herd.config import PRESETS, ModelConfig, MoEConfig, VisionConfig, preset, tiny_ids
 from herd.core.errors import HerdError
 from herd.data.tokenizer import train_tokenizer
@@ -77,7 +77,7 @@ def test_the_published_counts_to_the_digit(name: str, total: float, active: floa
 def test_the_plan_of_tiny_is_that_of_the_model_which_the_tiny_recipe_makes() -> None:
     tokenizer = train_tokenizer(["a few words"], 300)
     assert tiny_ids(tokenizer.vocab_size) == tokenizer.ids
-    recipe = load_recipe("tiny", STEPS)
+    recipe = load_recipe("tiny", STAGES)
     assert recipe["vision"].config.preset == "tiny"
     assert preset("tiny").vocab_size == recipe["data"].config.vocab_size
     assert round(count(preset("tiny")).total / 1e6, 2) == 12.85  # the parameters in runs/tiny/sft/herd.json

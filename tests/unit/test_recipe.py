@@ -14,7 +14,7 @@ import pytest
 from herd.core.errors import HerdError
 from herd.core.files import partial
 from herd.core.lineage import Stage
-from herd.stages.recipe import Step, load_recipe, make_config, recipe_path, run_recipe
+from herd.stages.recipe import StageKind, load_recipe, make_config, recipe_path, run_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +52,14 @@ def write_stage(config: Settings, *folders: Path) -> Path:
     return stage.finish()
 
 
-def steps() -> list[Step]:
+def kinds() -> dict[str, StageKind]:
     common = {"config": lambda: Settings, "function": write_stage}
-    return [
-        Step(name="data", writes="text", **common),
-        Step(name="train", reads=("text",), writes="model", **common),
-        Step(name="talk", reads=("model",), writes="talker", **common),
+    every = [
+        StageKind(name="data", writes="text", **common),
+        StageKind(name="train", reads=("text",), writes="model", **common),
+        StageKind(name="talk", reads=("model",), writes="talker", **common),
     ]
+    return {kind.name: kind for kind in every}
 
 
 def recipe(folder: Path, text: str) -> str:
@@ -69,7 +70,7 @@ def recipe(folder: Path, text: str) -> str:
 
 def run(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """Run a recipe; what was said of each stage."""
-    run_recipe(load_recipe(recipe(folder, text), steps()), folder / "run")
+    run_recipe(load_recipe(recipe(folder, text), kinds()), folder / "run")
     told = [line.split() for line in capsys.readouterr().out.splitlines()]
     return {words[0]: words[1] for words in told if words[1] in {"done", "reused"}}
 
@@ -86,7 +87,7 @@ def test_values_take_the_types_of_their_fields(tmp_path: Path):
     [data.inner]
     betas = [0, 1]
     """
-    config = load_recipe(recipe(tmp_path, text), steps())["data"].config
+    config = load_recipe(recipe(tmp_path, text), kinds())["data"].config
     assert config == Settings(
         steps=7,
         share=1.0,
@@ -100,7 +101,7 @@ def test_values_take_the_types_of_their_fields(tmp_path: Path):
 
 
 def test_a_count_may_be_written_short(tmp_path: Path):
-    config = load_recipe(recipe(tmp_path, '[data]\nsteps = "200K"\nlimit = "1M"\n'), steps())["data"].config
+    config = load_recipe(recipe(tmp_path, '[data]\nsteps = "200K"\nlimit = "1M"\n'), kinds())["data"].config
     assert (config.steps, config.limit) == (204_800, 1_048_576)
 
 
@@ -130,7 +131,7 @@ def test_a_count_may_be_written_short(tmp_path: Path):
 )
 def test_a_mistake_is_told_with_its_place_and_value(tmp_path: Path, text: str, told: str):
     with pytest.raises(HerdError, match=told) as error:
-        load_recipe(recipe(tmp_path, text), steps())
+        load_recipe(recipe(tmp_path, text), kinds())
     assert "\n" not in str(error.value)
 
 
@@ -216,9 +217,9 @@ LIFE = "[data]\n[vision]\n[pretrain]\n[evaluate]\n"
 def test_a_stage_begins_with_the_model_before_it_or_with_the_one_it_names(
     tmp_path: Path, tables: str, models: dict[str, str]
 ):
-    from herd.commands import STEPS
+    from herd.commands.stages import STAGES
 
-    nodes = load_recipe(recipe(tmp_path, LIFE + tables), STEPS)
+    nodes = load_recipe(recipe(tmp_path, LIFE + tables), STAGES)
     assert {name: node.parents["model"] for name, node in nodes.items() if "model" in node.parents} == models
     assert {node.parents.get("data", "data") for node in nodes.values()} == {"data"}
 
@@ -234,22 +235,22 @@ def test_a_stage_begins_with_the_model_before_it_or_with_the_one_it_names(
     ],
 )
 def test_a_parent_that_cannot_be_is_refused_in_words(tmp_path: Path, table: str, told: str):
-    from herd.commands import STEPS
+    from herd.commands.stages import STAGES
 
     with pytest.raises(HerdError, match=told):
-        load_recipe(recipe(tmp_path, f"{LIFE}[midtrain]\n{table}\n"), STEPS)
+        load_recipe(recipe(tmp_path, f"{LIFE}[midtrain]\n{table}\n"), STAGES)
 
 
 def test_a_stage_without_a_model_takes_no_from(tmp_path: Path):
     with pytest.raises(HerdError, match=r"\[train\] from = 'data': train begins with no model, remove the key"):
-        load_recipe(recipe(tmp_path, '[data]\n[train]\nfrom = "data"\n'), steps())
+        load_recipe(recipe(tmp_path, '[data]\n[train]\nfrom = "data"\n'), kinds())
 
 
 def test_a_stage_that_other_code_made_is_reused_and_said_to_be_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run(tmp_path, ALL, capsys)
     path = tmp_path / "run" / "train" / "herd.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"herd_version": "0.0.1", "commit": "abc"}))
-    run_recipe(load_recipe(recipe(tmp_path, ALL), steps()), tmp_path / "run")
+    run_recipe(load_recipe(recipe(tmp_path, ALL), kinds()), tmp_path / "run")
     data, train, talk = capsys.readouterr().out.splitlines()
     assert data == "data      reused (0 s)"
     assert train.startswith("train     reused (0 s), made by herd 0.0.1 (abc), this is ")
@@ -272,7 +273,7 @@ import os, signal, sys
 from pathlib import Path
 from test_recipe import Settings
 from herd.core.lineage import Stage
-from herd.stages.recipe import Node, Step, run_recipe
+from herd.stages.recipe import Node, StageKind, run_recipe
 
 def stopped(config, out):
     stage = Stage("data", out, config=config, parents={})
@@ -280,8 +281,8 @@ def stopped(config, out):
     stage.keep_time()
     os.kill(os.getpid(), signal.SIGKILL)
 
-step = Step(name="data", config=lambda: Settings, function=stopped, writes="text")
-run_recipe({"data": Node(step=step, config=Settings(), parents={})}, Path("run"))
+kind = StageKind(name="data", config=lambda: Settings, function=stopped, writes="text")
+run_recipe({"data": Node(kind=kind, config=Settings(), parents={})}, Path("run"))
 """
 
 
@@ -299,9 +300,9 @@ def test_a_killed_stage_goes_on_and_under_another_config_is_refused(tmp_path: Pa
             seen.update(path.name for path in partial(out).iterdir())
             raise KeyboardInterrupt
 
-        step = Step(name="data", config=lambda: Settings, function=look, writes="text")
+        kind = StageKind(name="data", config=lambda: Settings, function=look, writes="text")
         with pytest.raises(KeyboardInterrupt):
-            run_recipe(load_recipe(recipe(tmp_path, text), [step]), tmp_path / "run")
+            run_recipe(load_recipe(recipe(tmp_path, text), {"data": kind}), tmp_path / "run")
         return seen
 
     assert "half" in go("[data]\n")
@@ -318,7 +319,7 @@ def test_a_damaged_lineage_stops_the_run_with_its_name(tmp_path: Path, capsys: p
 
 
 def test_the_recipes_of_the_house_fit_its_stages():
-    from herd.commands import STEPS
+    from herd.commands.stages import STAGES
 
     for path in recipe_path("tiny").parent.glob("*.toml"):
-        assert load_recipe(path.stem, STEPS), path
+        assert load_recipe(path.stem, STAGES), path

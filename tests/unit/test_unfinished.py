@@ -13,9 +13,9 @@ import pytest
 import torch
 from fresh_cache import fresh_cache
 
-from herd import commands
 from herd.cli import main
 from herd.commands import COMMANDS
+from herd.commands.stages import stage
 from herd.config import MoEConfig, PretrainConfig, SpecialIds, preset
 from herd.core.batch import Batch
 from herd.core.errors import HerdError
@@ -74,9 +74,9 @@ def pretrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Comman
     """`herd pretrain … --out out`, with more options; `stop_at` presses Ctrl-C after that step."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HERD_CACHE", str(fresh_cache(tmp_path / "cache")))
-    small = commands.step(
-        "pretrain", "herd.config:PretrainConfig", "test_unfinished:pretrain_small", reads=("model", "data"),
-        writes="model",
+    small = stage(
+        "pretrain", config="herd.config:PretrainConfig", function="test_unfinished:pretrain_small",
+        reads=("model", "data"), writes="model",
     )  # fmt: skip
     monkeypatch.setitem(COMMANDS, "pretrain", dataclasses.replace(COMMANDS["pretrain"], does=small))
     for name in ("m", "d", "other"):

@@ -1,0 +1,107 @@
+"""What makes a folder of others without training: `herd data fetch`, `report`, `adopt`, `convert`."""
+
+from pathlib import Path
+
+from herd.commands.command import named
+from herd.core.console import traceback_log
+from herd.core.errors import HerdError
+
+
+def data_fetch() -> None:
+    """Bring the packages with the raw data into the cache."""
+    fetched = named("herd.data.fetch:fetch")()
+    size = sum(pack.path.stat().st_size for pack in fetched.packs.values())
+    folder = named("herd.core.files:cache_folder")()
+    print(f"{len(fetched.packs)} packages, {size / 1e6:,.0f} MB, are in {folder}")
+
+
+def report(run: Path, /, *, out: Path | None = None, against: tuple[Path, ...] = (), samples: bool = False) -> None:
+    """Write a report about a run: one HTML page.
+
+    Args:
+        run: Folder of a run or of one stage, finished or in work.
+        out: Folder to write; RUN/report if not given, beside a single stage STAGE-report.
+        against: Earlier runs or stages to compare with.
+        samples: Have the last model continue held-out texts, where no evaluation did.
+    """
+    written = named("herd.evaluate.report:report")(run, out, against=against, samples=samples)
+    print(f"wrote {written / 'report.html'}")
+
+
+def adopt(
+    source: Path,
+    out: Path,
+    /,
+    *,
+    experts: int = 1,
+    nope_every: int | None = None,
+    vision: str | None = None,
+    dtype: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Bring a dense Llama home as a Llama 4 model of the same function.
+
+    Args:
+        source: Folder of a dense Llama (Hugging Face), or a GGUF file of one.
+        out: Folder to write.
+        experts: Routed experts of each layer: 1 is silent until trained; several do half of the feed-forward's work.
+        nope_every: Take the positions from every so-many-th layer, as in Llama 4: another function, to be trained.
+        vision: Add a new encoder, to be trained: tiny.
+        dtype: float32 or bfloat16; what keeps every weight if not given.
+        seed: Of new weights.
+    """
+    if out.exists():
+        raise HerdError(f"{out} is there already: give another folder, or remove it first")
+    settings = {"experts": experts, "nope_every": nope_every, "vision": vision, "dtype": dtype, "seed": seed}
+    config = named("herd.stages.adopt:AdoptConfig")(**settings)
+    print(f"wrote {named('herd.stages.adopt:adopt')(config, source, out)}")
+
+
+def convert(
+    source: Path,
+    out: Path,
+    /,
+    *,
+    shards: int = 8,
+    dtype: str = "",
+    text_only: bool = False,
+    quantize: str | None = None,
+    group: int | None = None,
+    fit: str = "amax",
+    everywhere: bool = False,
+    keep_head: bool = False,
+    data: Path | None = None,
+    text: Path | None = None,
+    max_bytes: int = 20_000,
+) -> None:
+    """Write a model in another format: Hugging Face, Meta, GGUF, or packed to 8 or 4 bits.
+
+    Args:
+        source: Folder of a model (Hugging Face's layout, packed or not, or Meta's), or a .gguf file.
+        out: Folder to write, or a path that ends in .gguf.
+        shards: Files of Meta's folder, one for each rank of tensor parallelism.
+        dtype: bfloat16, float16 or float32; as stored if not given.
+        text_only: Leave the vision encoder out; GGUF needs it said.
+        quantize: int4, int8 or fp8: Hugging Face's layout with packed weights.
+        group: int4: weights that share a scale: 128 (default), 64 or 32.
+        fit: int4: amax as Meta does, or search for the scales of least error.
+        everywhere: fp8: every product, not the routed experts alone.
+        keep_head: Packed: leave the unembedding in bf16, as vLLM wants it.
+        data: Packed: data folder whose held-out documents are measured on.
+        text: Packed: text file to measure on instead.
+        max_bytes: Packed: text to measure on at most, of each language or of the file.
+    """
+    traceback_log.set(out.with_name(out.name + ".log"))
+    if quantize is None:
+        module = "herd.stages.convert"
+        config = named(f"{module}:ConvertConfig")(shards=shards, dtype=dtype, text_only=text_only)
+        print(f"wrote {named(f'{module}:convert')(config, source, out)}")
+        return
+    scheme = named("herd.model.quantize:Scheme")(
+        name=quantize, group=group, fit=fit, everywhere=everywhere, keep_head=keep_head
+    )
+    written = named("herd.evaluate.quantized:quantize_folder")(
+        source, out, scheme, data=data, text=text, max_bytes=max_bytes
+    )
+    print((written / "README.md").read_text(encoding="utf-8"))
+    print(f"wrote {written}")

@@ -1,0 +1,71 @@
+"""What a model takes and what this machine has: `herd plan`, `herd doctor`."""
+
+import sys
+from pathlib import Path
+
+from herd.commands.command import named
+from herd.config import PRESETS, preset
+from herd.plan.counts import Precision
+
+
+def plan(
+    model: str,
+    /,
+    *,
+    context: int | None = None,
+    quantize: Precision | None = None,
+    gpus: int | None = None,
+    gpu: str = "h100",
+    length: int = 8192,
+    batch_tokens: int = 2**24,
+    tokens: int = 30 * 10**12,
+    pipelined: bool = False,
+    here: bool = False,
+    json: bool = False,
+) -> None:
+    """Estimate what a model takes: parameters, bytes, and a training run on a cluster.
+
+    Args:
+        model: A preset's name, the folder of a model, or a config.json.
+        context: Tokens of one request, such as 8192, 128K or 10M; as many as the model claims if not given.
+        quantize: Precision that weights and cache are added up in, bf16 if not given.
+        gpus: Plan a training run on so many GPUs; what follows is for it alone.
+        gpu: a100, h100, h800, h200 or b200.
+        length: Tokens of a document.
+        batch_tokens: Tokens of an optimizer step, over all GPUs.
+        tokens: Tokens of the whole run.
+        pipelined: Try layouts with a pipeline too, which Herd's trainer has not.
+        here: Foretell a step of training on this machine, of --batch-tokens tokens in documents of --length.
+        json: Print one JSON object, for scripts.
+    """
+    is_path = model not in PRESETS and Path(model).exists()
+    shape = named("herd.model.formats.config_json:config_from_json")(Path(model)) if is_path else preset(model)
+    training = None
+    if gpus is not None:
+        training = named("herd.plan.training:TrainingPlan")(
+            gpus=gpus,
+            gpu=gpu,
+            length=length,
+            batch_tokens=batch_tokens,
+            tokens=tokens,
+            pipelined=pipelined,
+        )
+    machine = named("herd.bench.plan:this_machine")() if here else None
+    named("herd.plan.show:show")(
+        model,
+        shape,
+        context=context,
+        quantize=quantize,
+        training=training,
+        here=None if machine is None else (batch_tokens, length, machine),
+        as_json=json,
+    )
+
+
+def doctor(*, json: bool = False) -> None:
+    """Examine this machine and say what to mend.
+
+    Args:
+        json: Print one JSON object, for scripts.
+    """
+    sys.exit(named("herd.doctor:doctor")(as_json=json))
