@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -23,3 +24,12 @@ install_import_hook(CHECKED, "beartype.beartype")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["model_folder", "released"]  # the fixtures `tiny_folder`, `reference`, …
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A server in front of a model without weights, see serve_world."""
+    from serve_world import running_server  # here, as it takes a second
+
+    with running_server() as running:
+        yield running

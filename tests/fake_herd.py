@@ -8,15 +8,16 @@ number a piece, as long as it is let; "fail" makes it fail. As a program it serv
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from model_folder import random_tokenizer
 
 from herd.engine.answer import Piece, TokenLogprob
-from herd.engine.load import Prompt
+from herd.engine.filters import StopFilter
+from herd.engine.load import Model, Prompt
+from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
-from herd.engine.stops import StopFilter
 from herd.engine.structure import Structures
 
 CONTEXT = 2000
@@ -53,18 +54,27 @@ class FakeEngine:
                 reason = ("length" if number < len(words) else "stop") if last else None
                 ended = last
                 text = stop.push(word)
-                if stop.stopped:
+                if stop.verdict:
                     reason = "stop"
                 elif last:
-                    text += stop.flush()
+                    text += stop.finish()
                 told = TokenLogprob(token_id=number, logprob=-0.5 * number, top=((number, -0.5 * number), (0, -9.0)))
                 logprobs = () if params.logprobs is None else (told,)
                 yield Piece(text=text, token_ids=[number], finish_reason=reason, logprobs=logprobs)
-                if stop.stopped:
+                if stop.verdict:
                     return
         finally:
             self.running -= 1
             self.num_cancelled += not ended
+
+    def stream(self, prompt: Prompt, params: SamplingParams) -> Iterator[Piece]:
+        pieces = self.generate(prompt, params)
+        with asyncio.Runner() as runner:
+            try:
+                while (piece := runner.run(_next(pieces))) is not None:
+                    yield piece
+            finally:
+                runner.run(pieces.aclose())
 
     def words(self, prompt: Prompt) -> list[str]:
         content = json.loads(bytes(prompt.token_ids))[-1]["content"]
@@ -82,11 +92,21 @@ class FakeEngine:
         self.closed = True
 
 
+async def _next(pieces: AsyncIterator[Piece]) -> Piece | None:
+    return await anext(pieces, None)
+
+
 class FakeModel:
+    chat, chat_stream = Model.chat, Model.chat_stream
+
     def __init__(self, *, delay_s: float = 0.0) -> None:
         self.delay_s = delay_s
         self.tokenizer = random_tokenizer()
         self.structures = Structures(self.tokenizer, vocab_size=self.tokenizer.vocab_size, stop=(299,))
+
+    @property
+    def pipeline(self) -> AnswerPipeline:
+        return AnswerPipeline(self, self.engine())
 
     def engine(self) -> FakeEngine:
         self.last_engine = FakeEngine(delay_s=self.delay_s)
@@ -104,13 +124,14 @@ class FakeModel:
 
 if __name__ == "__main__":
     from herd.serve import api, terminal
+    from herd.serve.session import ChatSession
 
     model = FakeModel(delay_s=0.02)
     if sys.argv[1] == "serve":
         listener = api.listen("127.0.0.1", 0)
         print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
         engine = model.engine()
-        api.Server(api.create_app(model, engine, name="fake"), engine).run(sockets=[listener])
+        api.Server(api.create_app(AnswerPipeline(model, engine), name="fake"), engine).run(sockets=[listener])
     else:
         params = SamplingParams(max_tokens=CONTEXT)
-        terminal.converse(terminal.Conversation(model, model.engine(), params, system=None), name="fake")
+        terminal.converse(ChatSession(AnswerPipeline(model, model.engine()), params), name="fake")

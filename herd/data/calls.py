@@ -61,8 +61,8 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a model said, read."""
+class ParsedAnswer:
+    """The text of an answer, and the tool calls in it."""
 
     text: str
     """The words; all that was said when there is no call in it."""
@@ -76,30 +76,30 @@ class Answer:
 _FAULTS = (ValueError, SyntaxError, RecursionError, MemoryError)
 
 
-def parse_answer(text: str, names: Collection[str], *, cut: bool = False) -> Answer:
+def parse_answer(text: str, names: Collection[str], *, cut: bool = False) -> ParsedAnswer:
     """The words and the calls of an answer, for the tools of these `names`. What is no sound call stays text.
 
     `cut`: the answer ended at its limit; of calls that are not whole then, what there is of them.
     """
-    state, at = standing(text, names)
+    state, at = find_call(text, names)
     if state != "call":
-        return Answer(text=text)
+        return ParsedAnswer(text=text)
     body = text[at:].strip()
     for opener in OPENERS:
         body = body.removeprefix(opener)
     body = body.removesuffix(END).strip()
     words = text[:at].rstrip()
     try:
-        return Answer(text=words, calls=_calls(body, names))
+        return ParsedAnswer(text=words, calls=_calls(body, names))
     except _FAULTS as error:
         reason = str(error) or type(error).__name__
     if cut and (calls := _cut_calls(body, names)):
-        return Answer(text=words, calls=calls, cut=True)
+        return ParsedAnswer(text=words, calls=calls, cut=True)
     with contextlib.suppress(*_FAULTS):
         missing = _missing(body)
         if not cut and len(missing) == 1 and missing[0] in {")", "]", "}"}:
-            return Answer(text=words, calls=_calls(body + missing[0], names))
-    return Answer(text=text, reason=reason)
+            return ParsedAnswer(text=words, calls=_calls(body + missing[0], names))
+    return ParsedAnswer(text=text, reason=reason)
 
 
 def _calls(body: str, names: Collection[str], *, cut: bool = False) -> tuple[Call, ...]:
@@ -187,11 +187,11 @@ def _missing(body: str) -> list[str]:
     return marks
 
 
-def standing(text: str, names: Collection[str]) -> tuple[Literal["text", "open", "call"], int]:
-    """How the beginning of an answer stands, and from which character on it must not be shown yet.
+def find_call(text: str, names: Collection[str]) -> tuple[Literal["text", "open", "call"], int]:
+    """Whether a call begins in the beginning of an answer, and from which character on it must not be shown yet.
 
     "text": nothing like a call in it. "open": its end could still become one. "call": one has begun there; whether it
-    is sound, `parse_answer` says at the end.
+    is sound, `parse_answer` finds at the end.
     """
     heads = [
         head for name in names for head in (f"[{name}(", f'{{"name":"{name}"', f'{{"type":"function","name":"{name}"')
@@ -216,7 +216,8 @@ def standing(text: str, names: Collection[str]) -> tuple[Literal["text", "open",
 
 
 class CallFilter:
-    """Passes the words of a stream on and keeps a call back, however the text is cut into pieces."""
+    """Passes the words of a stream on and holds a call back, and the white space before it, however the text is cut
+    into pieces."""
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = names
@@ -225,16 +226,19 @@ class CallFilter:
 
     def push(self, text: str) -> str:
         """What can be shown by now."""
+        if not self._names:
+            return text
         self._held += text
         if self._called:
             return ""
-        state, at = standing(self._held, self._names)
+        state, at = find_call(self._held, self._names)
         self._called = state == "call"
+        at = len(self._held[:at].rstrip())
         shown, self._held = self._held[:at], self._held[at:]
         return shown
 
-    def finish(self, *, cut: bool = False) -> Answer:
-        """The calls, and the words that were kept back, when the answer ends; `cut`: at its limit."""
+    def finish(self, *, cut: bool = False) -> ParsedAnswer:
+        """The calls, and the words that were held back, when the answer ends; `cut`: at its limit."""
         return parse_answer(self._held, self._names, cut=cut)
 
 
@@ -347,7 +351,7 @@ def write_calls(calls: Sequence[Call]) -> str:
         return str(value)
 
     def argument(name: str, value: Any) -> str:
-        before, behind = around(name)
+        before, behind = argument_affixes(name)
         return f"{before}{literal(value)}{behind}"
 
     for call in calls:
@@ -357,7 +361,7 @@ def write_calls(calls: Sequence[Call]) -> str:
     return f"[{', '.join(written)}]"
 
 
-def around(name: str) -> tuple[str, str]:
+def argument_affixes(name: str) -> tuple[str, str]:
     """What is written before and behind the value of an argument."""
     return (f"{name}=", "") if PLAIN.fullmatch(name) else (f"**{{{json.dumps(name, ensure_ascii=False)}: ", "}")
 

@@ -15,9 +15,11 @@ from typing import Any
 import yaml
 
 from herd.config import LANGUAGES
-from herd.data import tasks, wordings
+from herd.data import gym, wordings
+from herd.data.chats import Chat
 from herd.data.clean import normalise
 from herd.data.fetch import Pack
+from herd.data.gym import GymTask
 from herd.data.names import capital_names, country_names
 from herd.data.pictures import Clip, Picture
 from herd.data.splits import held_out
@@ -34,22 +36,6 @@ _UNSUITABLE = re.compile(r"\b(sex\w*|porn\w*|fuck\w*|shit\w*|nude|naked|suicid\w
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Content = str | list[dict[str, str]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chat:
-    """One conversation."""
-
-    split: str
-    """`train` or `heldout`."""
-    kind: str
-    language: str
-    messages: list[dict[str, Any]]
-    answer: str
-
-    @property
-    def id(self) -> str:
-        return f"{self.kind}/{digest(repr((self.language, self.messages)))}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +80,8 @@ def all_chats(
     if "reasoning-gym" in packs:
         pack = packs["reasoning-gym"]
         # More than wanted, as some are held out and the easy ones come again and again.
-        sums = tasks.tasks(pack, tasks.SUMS, num=2 * caps.sums, seed=seed)
-        others = tasks.tasks(pack, tasks.OTHERS, num=2 * caps.tasks, seed=seed)
+        sums = GymTask(gym.SUMS, num=2 * caps.sums, seed=seed, pack=pack, wording=_sum_wording)
+        others = GymTask(gym.OTHERS, num=2 * caps.tasks, seed=seed, pack=pack)
         chats += [*limited(_sums(sums, heldout), "sums"), *limited(_tasks(others, heldout), "tasks")]
     return sorted({chat.id: chat for chat in chats}.values(), key=lambda chat: chat.id)
 
@@ -114,10 +100,17 @@ def _limited(chats: Iterable[Chat], name: str, cap: int, left_out: Counter[str])
             left_out[f"{name}: more than {cap} for training"] += 1
 
 
-def _asked(kind: str, split: str, language: str, question: Content, answer: str) -> Chat:
+def _chat(
+    kind: str, split: str, language: str, messages: list[dict[str, Any]], *, answer: str = "", verifier: str = ""
+) -> Chat:
+    name = f"{kind}/{digest(repr((language, messages)))}"
+    return Chat(id=name, split=split, kind=kind, language=language, messages=messages, answer=answer, verifier=verifier)
+
+
+def _asked(kind: str, split: str, language: str, question: Content, answer: str, *, verifier: str = "") -> Chat:
     messages: list[dict[str, Any]] = [{"role": "user", "content": question}]
     messages.append({"role": "assistant", "content": answer})
-    return Chat(split=split, kind=kind, language=language, messages=messages, answer=answer)
+    return _chat(kind, split, language, messages, answer=answer, verifier=verifier)
 
 
 def _pick(options: tuple[str, ...], *place: str) -> str:
@@ -166,18 +159,25 @@ def _about_clips(clips: Iterable[Clip]) -> Iterator[Chat]:
             yield _asked("clip", clip.split, language, _shown({"type": "video", "clip": clip.id}, question), name)
 
 
-def _sums(problems: Iterable[tasks.Task], heldout: float) -> Iterator[Chat]:
-    for index, task in enumerate(problems):
-        language = LANGUAGES[index % len(LANGUAGES)]
-        out = held_out("arithmetic", task.problem, share=heldout)
-        question = _pick(wordings.ARITHMETIC[language], "sum", task.problem, language).format(problem=task.problem)
-        yield _asked("arithmetic", "heldout" if out else "train", language, question, task.answer)
+def _sum_wording(i: int, problem: str) -> str:
+    language = LANGUAGES[i % len(LANGUAGES)]
+    return _pick(wordings.ARITHMETIC[language], "sum", problem, language).format(problem=problem)
 
 
-def _tasks(problems: Iterable[tasks.Task], heldout: float) -> Iterator[Chat]:
-    for task in problems:
-        out = held_out("task", task.problem, share=heldout)
-        yield _asked("task", "heldout" if out else "train", "en", task.problem, task.answer)
+def _sums(task: GymTask, heldout: float) -> Iterator[Chat]:
+    for i in range(len(task)):
+        yield _of_task("arithmetic", task, i, LANGUAGES[i % len(LANGUAGES)], heldout)
+
+
+def _tasks(task: GymTask, heldout: float) -> Iterator[Chat]:
+    for i in range(len(task)):
+        yield _of_task("task", task, i, "en", heldout)
+
+
+def _of_task(kind: str, task: GymTask, i: int, language: str, heldout: float) -> Chat:
+    split = "heldout" if held_out(kind, task.text(i), share=heldout) else "train"
+    [asked], answer = task.prompt(i), task.solution(i)
+    return _asked(kind, split, language, asked["content"], answer, verifier=task.problem(i).to_json())
 
 
 def _dialogues(packs: dict[str, Pack], heldout: float, left_out: Counter[str]) -> Iterator[Chat]:
@@ -206,7 +206,7 @@ def _dialogues(packs: dict[str, Pack], heldout: float, left_out: Counter[str]) -
                 continue
             messages = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
             split = "heldout" if first else "train"
-            yield Chat(split=split, kind="chat", language=language, messages=messages, answer="")
+            yield _chat("chat", split, language, messages)
 
 
 def _turns(turns: Any) -> list[str]:
@@ -228,4 +228,4 @@ def _identity() -> Iterator[Chat]:
         pairs = [*((question, answer) for question in questions), *wordings.SMALL_TALK[language]]
         for question, reply in pairs:
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
-            yield Chat(split="train", kind="chat", language=language, messages=messages, answer="")
+            yield _chat("chat", "train", language, messages)

@@ -30,7 +30,9 @@ CLIPS = pyarrow.schema(
         ("names", _STRING),
     ]
 )
-CHATS = pyarrow.schema([(name, _STRING) for name in ("id", "split", "kind", "language", "messages", "answer")])
+CHATS = pyarrow.schema(
+    [(name, _STRING) for name in ("id", "split", "kind", "language", "messages", "answer", "verifier")]
+)
 
 
 def write(path: Path, rows: list[dict[str, Any]], schema: pyarrow.Schema) -> None:

@@ -1,87 +1,53 @@
-"""Tasks whose answers can be checked, from reasoning-gym's generators: sums, legs, equations, words backward.
+"""Tasks: prompts, and what an answer to one is worth. One task serves training data, reward and evaluation.
 
-The generators run from the cached package as it is. Importing `reasoning_gym` itself would pull in all its 106 tasks
-and eleven more dependencies; so its package names are given to the few modules that are needed without running the
-packages' own `__init__`.
+Here is what a task is; `gym` makes tasks from reasoning-gym's generators, `chats` from the rows of a data folder.
 """
 
-import importlib
-import sys
-import types
-from collections.abc import Iterator
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from herd.core.streams import seed_of
-from herd.data.fetch import Pack
-
-_PACKAGES = ("arithmetic", "algebra", "algorithmic")
+Messages = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """One problem."""
+class Grade:
+    """What an answer is worth."""
 
-    generator: str
-    problem: str
-    """A bare expression for `chain_sum`; the whole question, in English, for the others."""
-    answer: str
+    score: float
+    """From 0 to 1, which is right."""
+    reason: str
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Generator:
-    name: str
-    module: str
-    config: dict[str, Any]
+    @property
+    def right(self) -> bool:
+        return self.score == 1
 
 
-SUMS = (
-    _Generator(name="chain_sum", module="arithmetic.chain_sum", config={"max_terms": 2, "max_digits": 1}),
-    _Generator(name="chain_sum", module="arithmetic.chain_sum", config={"max_terms": 3, "max_digits": 1}),
-    _Generator(name="chain_sum", module="arithmetic.chain_sum", config={"max_terms": 2, "max_digits": 2}),
-)
-OTHERS = (
-    _Generator(
-        name="leg_counting",
-        module="arithmetic.leg_counting",
-        config={"min_animals": 1, "max_animals": 2, "max_instances": 4},
-    ),
-    _Generator(
-        name="simple_equations",
-        module="algebra.simple_equations",
-        config={"min_terms": 2, "max_terms": 2, "max_value": 12, "operators_weights": [0.5, 0.5, 0.0]},
-    ),
-    _Generator(
-        name="spell_backward", module="algorithmic.spell_backward", config={"min_word_len": 3, "max_word_len": 6}
-    ),
-)
+class Task(Protocol):
+    """Prompts with a grader."""
+
+    def __len__(self) -> int:
+        """The number of prompts."""
+
+    def prompt(self, i: int) -> list[dict[str, Any]]:
+        """The messages of prompt `i`, pictures and clips by their ids in the data folder."""
+
+    def solution(self, i: int) -> str:
+        """A right answer to prompt `i`, for demonstrations; there may be others."""
+
+    def grade(self, messages: Messages, answer: str) -> Grade:
+        """Grade the answer that ends a conversation which begins with one of the prompts.
+
+        A function of its arguments alone, and total: any string has a grade, of an unknown prompt it is 0.
+        """
 
 
-def tasks(pack: Pack, generators: tuple[_Generator, ...], *, num: int, seed: int) -> Iterator[Task]:
-    """`num` problems, the generators in turn. The same problem may come again."""
-    shares = [
-        _dataset(pack, generator, size=num // len(generators) + 1, seed=seed_of(seed, "tasks", index) % 2**31)
-        for index, generator in enumerate(generators)
-    ]
-    for index in range(num):
-        generator = generators[index % len(generators)]
-        entry = shares[index % len(generators)][index // len(generators)]
-        problem = entry["metadata"]["expression"] if generator.name == "chain_sum" else entry["question"]
-        yield Task(generator=generator.name, problem=str(problem).strip(), answer=str(entry["answer"]))
+UNKNOWN = Grade(score=0.0, reason="not a prompt of this task")
 
 
-def _dataset(pack: Pack, generator: _Generator, **options: int) -> Any:
-    _mount(pack)
-    module = importlib.import_module(f"reasoning_gym.{generator.module}")
-    stem = "".join(part.capitalize() for part in generator.name.split("_"))
-    config = getattr(module, f"{stem}Config")(**generator.config, **options)
-    return getattr(module, f"{stem}Dataset")(config)
-
-
-def _mount(pack: Pack) -> None:
-    """Make `reasoning_gym` importable from inside the cached package."""
-    for name in ("reasoning_gym", *(f"reasoning_gym.{package}" for package in _PACKAGES)):
-        if name not in sys.modules:
-            shell = types.ModuleType(name)
-            shell.__path__ = [f"{pack.path}/{name.replace('.', '/')}"]
-            sys.modules[name] = shell
+def prompt_key(messages: Messages) -> str:
+    """What tells prompts apart: the messages before the assistant's first."""
+    roles = [message.get("role") for message in messages]
+    count = roles.index("assistant") if "assistant" in roles else len(roles)
+    return json.dumps([dict(message) for message in messages[:count]], sort_keys=True, default=repr)

@@ -19,8 +19,8 @@ from torch import Tensor
 from herd.core.errors import HerdError
 from herd.data.text_stream import TextStream
 from herd.data.tokenizer import Tokenizer
+from herd.engine.filters import StopFilter
 from herd.engine.sampler import Row, SamplingParams, log_probabilities, sample
-from herd.engine.stops import StopFilter
 from herd.engine.structure import Progress
 
 
@@ -111,15 +111,15 @@ class Answer:
             if self.progress:
                 self.progress.push(token)
             text = self._stop.push(self._text.push(token))
-            if self._stop.stopped:
+            if self._stop.verdict:
                 self.finish_reason = "stop"
             elif self.room <= 0:
                 self.finish_reason = "length"
         if self.finish_reason:
             text += self._stop.push(self._text.finish())
-            if self._stop.stopped:
+            if self._stop.verdict:
                 self.finish_reason = "stop"
-            text += self._stop.flush()
+            text += self._stop.finish()
         logprobs: tuple[TokenLogprob, ...] = ()
         if self.params.logprobs is not None:
             logprob, top = log_probabilities(logits_V, token, self.params.logprobs)

@@ -10,7 +10,7 @@ import contextlib
 import queue
 import secrets
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -196,7 +196,7 @@ class Engine:
 
     def stream(
         self, prompt: Prompt, params: SamplingParams, *, caller: str = "", salt: str = "", priority: int = 0
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece, None, None]:
         """As `generate`, for code without an event loop."""
         news: queue.SimpleQueue[Piece] = queue.SimpleQueue()
         request = self._submit(prompt, params, news.put, caller=caller, salt=salt, priority=priority)

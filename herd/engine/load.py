@@ -1,6 +1,6 @@
 """`herd.load(folder)`: a model folder as an object that scores, renders and generates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,11 @@ from herd.model.formats.source import find_source
 from herd.model.transformer import Transformer
 
 if TYPE_CHECKING:
+    from herd.engine.conversation import Conversation
     from herd.engine.engine import Engine
+    from herd.engine.pipeline import AnswerPipeline
+    from herd.engine.reply import Reply
+    from herd.engine.sampler import SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +93,58 @@ class Model:
     def structures(self) -> Structures:
         """The forms that answers may be asked to have."""
         return Structures(self.tokenizer, vocab_size=self.config.vocab_size, stop=self.config.special.stop)
+
+    def prompt_of_text(self, text: str) -> Prompt:
+        """A text to be continued as it is, without the chat format."""
+        return Prompt(token_ids=[self.config.special.bos, *self.tokenizer.encode(text)])
+
+    def chat(
+        self,
+        messages: "Conversation | Sequence[Mapping[str, Any]]",
+        params: "SamplingParams | None" = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> "Reply":
+        """The assistant's reply to a conversation, or to messages as herd.engine.conversation has them; greedy if
+        `params` are not given. Calls of `tools` (OpenAI's objects) come in its `tool_calls`."""
+        from herd.engine.reply import join_reply
+
+        return join_reply(self.chat_stream(messages, params, tools=tools))
+
+    def chat_stream(
+        self,
+        messages: "Conversation | Sequence[Mapping[str, Any]]",
+        params: "SamplingParams | None" = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> "Iterator[Reply]":
+        """As `chat`, in parts as they come; to close the iterator ends the generation."""
+        from herd.engine.conversation import Conversation
+        from herd.engine.sampler import SamplingParams
+
+        if not isinstance(messages, Conversation):
+            messages = Conversation(messages, tools=tools)
+        elif tools:
+            raise HerdError("the conversation has its own tools: leave out tools=, or set conversation.tools")
+        request = self.pipeline.request(messages, params or SamplingParams())
+        return self.pipeline.iterate(self.pipeline.fit(request))
+
+    def generate(self, text: str, params: "SamplingParams | None" = None) -> "Reply":
+        """How `text` goes on, without the chat format; greedy if `params` are not given."""
+        from herd.engine.pipeline import ReplyRequest
+        from herd.engine.reply import join_reply
+        from herd.engine.sampler import SamplingParams
+
+        request = ReplyRequest(prompt=self.prompt_of_text(text), params=params or SamplingParams())
+        return join_reply(self.pipeline.iterate(self.pipeline.fit(request)))
+
+    @cached_property
+    def pipeline(self) -> "AnswerPipeline":
+        """What `chat` and `generate` use: an engine with the default options, started here, for as long as the program
+        runs. Servers and the like start an engine of their own."""
+        from herd.engine.pipeline import AnswerPipeline
+
+        return AnswerPipeline(self, self.engine())
 
     def engine(self, **options: Any) -> "Engine":
         """Start an engine; the options are the fields of herd.engine.engine.EngineConfig."""

@@ -9,6 +9,7 @@ import pyarrow.parquet as parquet
 
 from herd.core.errors import HerdError
 from herd.core.streams import seed_of
+from herd.data.chats import Chat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,18 +29,6 @@ class Clip:
     id: str
     frames: list[bytes]
     seconds: list[float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chat:
-    """One row of chats.parquet."""
-
-    id: str
-    split: str
-    kind: str
-    language: str
-    messages: list[dict[str, Any]]
-    answer: str
 
 
 def _rows(path: Path, columns: list[str]) -> list[dict[str, Any]]:
@@ -75,6 +64,9 @@ def read_clips(data: Path) -> dict[str, Clip]:
 
 def read_chats(data: Path) -> list[Chat]:
     """All chats, in an order drawn by a hash of the id."""
-    rows = _rows(data / "chats.parquet", ["id", "split", "kind", "language", "messages", "answer"])
+    path, columns = data / "chats.parquet", ["id", "split", "kind", "language", "messages", "answer"]
+    if path.exists() and "verifier" in parquet.read_schema(path).names:  # older data folders have none
+        columns.append("verifier")
+    rows = _rows(path, columns)
     chats = [Chat(**{**row, "messages": json.loads(row["messages"])}) for row in rows]
     return sorted(chats, key=lambda chat: (seed_of(0, "evaluate", chat.id), chat.id))

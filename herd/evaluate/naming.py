@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from herd.data.chats import Chat
 from herd.data.spelling import normalise
 from herd.evaluate.answers import LANGUAGE_RULE, MATCH_RULE, LanguageOfAnswers
-from herd.evaluate.inputs import Chat, Picture
+from herd.evaluate.inputs import Picture
 from herd.evaluate.questions import Asker, Done, naming_question, text_of, with_picture
 from herd.evaluate.statistics import RATIO_RULE, Group, ratio_to_control, share
 

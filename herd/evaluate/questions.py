@@ -3,40 +3,43 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from herd.evaluate.inputs import Chat, Clip, Picture
+from herd.data.chats import Chat
+from herd.evaluate.inputs import Clip, Picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from herd.engine.engine import Engine
-    from herd.engine.load import Model, Prompt
+    from herd.engine.load import Prompt
+    from herd.engine.pipeline import AnswerPipeline
 
 CHUNK = 256  # prompts handed over at once: enough to fill batches, few enough for progress to be seen
-Done = Callable[[int], None]  # told how many questions were answered
+Done = Callable[[int], None]  # called with the number of questions that were answered since the last call
 
 
 class Asker:
     """Puts questions to one model; pictures are decoded once."""
 
-    def __init__(
-        self, model: "Model", engine: "Engine", pictures: Mapping[str, Picture], clips: Mapping[str, Clip]
-    ) -> None:
-        self.model, self._engine = model, engine
+    def __init__(self, pipeline: "AnswerPipeline", pictures: Mapping[str, Picture], clips: Mapping[str, Clip]) -> None:
+        self.model, self._pipeline = pipeline.model, pipeline
         self._pictures, self._clips = pictures, clips
         self._decoded: dict[str, Image] = {}
 
     def prompt(self, messages: list[dict[str, Any]]) -> "Prompt":
-        """The prompt of messages whose pictures and clips are named by their ids in the data folder."""
-        return self.model.render([{**message, "content": self._content(message["content"])} for message in messages])
+        """The prompt of messages that name their pictures and clips by their ids in the data folder."""
+        from herd.engine.conversation import Conversation
+
+        return Conversation([{**one, "content": self._content(one["content"])} for one in messages]).render(self.model)
 
     def ask(self, prompts: "Sequence[Prompt]", *, max_tokens: int, done: Done, **sampling: Any) -> list[str]:
         """The answers; greedy unless `sampling` says otherwise."""
+        from herd.engine.pipeline import ReplyRequest
         from herd.engine.sampler import SamplingParams
 
+        params = SamplingParams(max_tokens=max_tokens, **sampling)
         answers: list[str] = []
         for start in range(0, len(prompts), CHUNK):
-            chunk = list(prompts[start : start + CHUNK])
-            answers += self._engine.generate_batch(chunk, SamplingParams(max_tokens=max_tokens, **sampling))
+            chunk = [ReplyRequest(prompt=one, params=params) for one in prompts[start : start + CHUNK]]
+            answers += [reply.text for reply in self._pipeline.replies([self._pipeline.fit(one) for one in chunk])]
             done(len(chunk))
         return answers
 
@@ -64,11 +67,6 @@ class Asker:
         return self._decoded[name]
 
 
-def question_of(chat: Chat) -> list[dict[str, Any]]:
-    """The messages up to the answer: a last message of the assistant is left to the model."""
-    return chat.messages[:-1] if chat.messages[-1]["role"] == "assistant" else chat.messages
-
-
 def shows(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the messages hold anything but text."""
     parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
@@ -88,8 +86,8 @@ def naming_question(chats: Sequence[Chat], language: str) -> list[dict[str, Any]
     One wording for all pictures of a language: so the answer to another picture is what the shuffled control needs.
     """
     for chat in chats:
-        if chat.kind == "name" and chat.language == language and picture_of(question_of(chat)) is not None:
-            return question_of(chat)
+        if chat.kind == "name" and chat.language == language and picture_of(chat.question) is not None:
+            return chat.question
     return None
 
 

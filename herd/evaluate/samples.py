@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from herd.core.errors import HerdError
-from herd.evaluate.inputs import Chat, read_chats, read_texts
+from herd.data.chats import Chat
+from herd.evaluate.inputs import read_chats, read_texts
 from herd.evaluate.naming import Asked
-from herd.evaluate.questions import Asker, Done, question_of, text_of
+from herd.evaluate.questions import Asker, Done, text_of
 from herd.evaluate.run_folder import StageFolder
 
 PROMPT_BYTES = 160
@@ -31,11 +32,8 @@ def continuations(
     asker: Asker, held: Mapping[str, Sequence[str]], *, max_tokens: int, seed: int, done: Done
 ) -> list[dict[str, Any]]:
     """One continuation for each language."""
-    from herd.engine.load import Prompt
-
-    tokenizer = asker.model.tokenizer
     begins = {language: _beginning(texts[0]) for language, texts in held.items() if texts}
-    prompts = [Prompt(token_ids=[tokenizer.ids.bos, *tokenizer.encode(begin)]) for begin in begins.values()]
+    prompts = [asker.model.prompt_of_text(begin) for begin in begins.values()]
     texts = asker.ask(prompts, max_tokens=max_tokens, done=done, seed=seed, **SAMPLING)
     return [
         {"language": language, "prompt": begin, "text": text}
@@ -61,10 +59,10 @@ def select_chats(chats: Sequence[Chat], *, each: int) -> list[Chat]:
 
 def chat_samples(asker: Asker, chats: Sequence[Chat], *, max_tokens: int, done: Done) -> list[dict[str, Any]]:
     """The model's answers to held-out chats."""
-    prompts = [asker.prompt(question_of(chat)) for chat in chats]
+    prompts = [asker.prompt(chat.question) for chat in chats]
     answers = asker.ask(prompts, max_tokens=max_tokens, done=done)
     return [
-        {"language": chat.language, "question": text_of(question_of(chat)), "answer": answer}
+        {"language": chat.language, "question": text_of(chat.question), "answer": answer}
         for chat, answer in zip(chats, answers, strict=True)
     ]
 
@@ -103,6 +101,7 @@ def thumbnail(png: bytes) -> str:
 def stage_samples(stages: Sequence[StageFolder]) -> dict[str, Any]:
     """What the last finished stage of a run with a model of language and its data at hand says."""
     from herd.engine.load import load
+    from herd.engine.pipeline import AnswerPipeline
 
     models = [one for one in stages if one.finished and (one.path / "config.json").is_file()]
     found = [one for one in models if one.lineage["stage"] != "vision" and "data" in one.lineage["parents"]]
@@ -115,7 +114,7 @@ def stage_samples(stages: Sequence[StageFolder]) -> dict[str, Any]:
     engine = model.engine(num_slots=16, capacity=min(model.config.max_positions, 512))
     try:
         held = read_texts(data).get("heldout", {})
-        asker = Asker(model, engine, {}, {})
+        asker = Asker(AnswerPipeline(model, engine), {}, {})
         texts = continuations(asker, held, max_tokens=SAMPLE_TOKENS, seed=0, done=lambda _: None)
         chats = select_chats(read_chats(data), each=1) if found[-1].lineage["stage"] == "sft" else []
         answers = chat_samples(asker, chats, max_tokens=SAMPLE_TOKENS, done=lambda _: None)

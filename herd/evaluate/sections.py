@@ -7,11 +7,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from herd.data.chats import Chat
 from herd.data.spelling import normalise
 from herd.engine.load import load
+from herd.engine.pipeline import AnswerPipeline
 from herd.evaluate.answers import LanguageOfAnswers
 from herd.evaluate.bits import bits_table, cap_documents, model_bits, train_baselines
-from herd.evaluate.inputs import Chat, Picture, read_chats, read_clips, read_pictures, read_texts
+from herd.evaluate.inputs import Picture, read_chats, read_clips, read_pictures, read_texts
 from herd.evaluate.naming import (
     NAMING_RULE,
     REACHABLE_RULE,
@@ -74,9 +76,8 @@ class Evaluation:
 
     @cached_property
     def _asker(self) -> Asker:
-        return Asker(
-            self.model, self._engine, {picture.id: picture for picture in self._pictures}, read_clips(self.data)
-        )
+        pipeline = AnswerPipeline(self.model, self._engine)
+        return Asker(pipeline, {picture.id: picture for picture in self._pictures}, read_clips(self.data))
 
     def bits(self) -> dict[str, Any]:
         """Bits per byte of the model and the baselines."""

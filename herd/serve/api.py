@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -23,17 +23,15 @@ from starlette.types import Send
 
 from herd.core.errors import HerdError
 from herd.engine.engine import MAX_CAPACITY, Engine
+from herd.engine.pipeline import AnswerPipeline, collect
 from herd.engine.sampler import SamplingParams
 from herd.plan.counts import cache_bytes
-from herd.serve.completion import prepared
+from herd.serve.completion import prepare_completion
+from herd.serve.generation_config import default_params
 from herd.serve.middleware import BodyLimit, HostCheck, QueueLimit, caller_of, is_loopback, refusal, salt_of
 from herd.serve.refusal import ApiError, validation_error
-from herd.serve.reply import INTERNAL, all_joined, events
+from herd.serve.responses import INTERNAL, events
 from herd.serve.schema import FIELDS, ChatRequest
-from herd.serve.session import defaults
-
-if TYPE_CHECKING:
-    from herd.engine.load import Model
 
 log = logging.getLogger("herd.serve")
 T = TypeVar("T")
@@ -84,10 +82,9 @@ def serve(
             draft=load(draft) if draft else None,
         )
         app = create_app(
-            model,
-            engine,
+            AnswerPipeline(model, engine),
             name=name,
-            params=defaults(folder),
+            params=default_params(folder),
             loopback_host=host if is_loopback(address) else None,
             max_open=slots + max_queued_requests,
         )
@@ -133,15 +130,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def create_app(
-    model: "Model",
-    engine: Engine,
+    pipeline: AnswerPipeline,
     *,
     name: str,
     params: SamplingParams | None = None,
     loopback_host: str | None = None,
     max_open: int = 1024,
 ) -> FastAPI:
-    """The application over one loaded model and its engine; `params` are the defaults of a request that is silent.
+    """The application over one loaded model; `params` are what a request that does not say otherwise gets.
 
     At most `max_open` completions run or wait; `loopback_host` as HostCheck has it.
     """
@@ -181,20 +177,19 @@ def create_app(
     @app.post(COMPLETIONS)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         _must_be(name, body.model)
-        completion = await unless_gone(request, prepared(model, engine, body, params, name=name))
-        answers = completion.answers(engine, caller=caller_of(request), salt=salt_of(request, body.cache_salt))
+        completion = await unless_gone(request, prepare_completion(pipeline, body, params, name=name))
+        streams = completion.streams(pipeline, caller=caller_of(request), salt=salt_of(request, body.cache_salt))
         if body.stream:
-            num_prompt = len(completion.prompt.token_ids)
             return EventStream(
                 events(
-                    answers,
+                    streams,
                     completion.head,
-                    num_prompt=num_prompt,
+                    num_prompt=completion.num_prompt_tokens,
                     with_usage=body.with_usage,
                     tokenizer=completion.tokenizer,
                 )
             )
-        return JSONResponse(completion.body(await unless_gone(request, all_joined(answers))))
+        return JSONResponse(completion.body(await unless_gone(request, collect(streams))))
 
     return app
 

@@ -1,8 +1,8 @@
-"""A line of a file of prompts, and what its answer's line says beside `number` and `key`.
+"""A line of a file of prompts, and what its answer's line has beside `number` and `key`.
 
 Two kinds: ours, of which every further field (`custom_id`, `label`, …) is passed on to the answer; and OpenAI's batch
 file, `{"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}`, whose answer is OpenAI's too.
-The `model` of a body is not asked for: the folder is.
+The `model` of a body does not count: the folder does.
 """
 
 import asyncio
@@ -17,25 +17,21 @@ from pydantic import ValidationError
 from herd.core.errors import HerdError
 from herd.core.streams import seed_of
 from herd.data.chat import checked_text
-from herd.data.image import read_picture
-from herd.data.video import read_video, video_part
-from herd.engine.engine import Engine
-from herd.engine.load import Model, Prompt
+from herd.engine.conversation import Conversation, short
+from herd.engine.pipeline import AnswerPipeline, ReplyRequest, collect
 from herd.engine.sampler import SamplingParams
-from herd.serve.completion import prepared
+from herd.serve.completion import prepare_completion
 from herd.serve.refusal import ApiError, validation_error
-from herd.serve.reply import all_joined
 from herd.serve.schema import FIELDS, ChatRequest
-from herd.serve.session import answering, fitted
 
 FORMS = ("prompt", "messages", "text")
 OWN = frozenset({"number", "key", "finish_reason", "prompt_tokens", "tokens", "error"})
-"""What an answer's line says itself."""
+"""The fields that an answer's line has itself."""
 URL = "/v1/chat/completions"
 
 
 def failed(answer: dict[str, Any]) -> bool:
-    """Whether this line tells of an error."""
+    """Whether this line holds an error."""
     return answer.get("error") is not None or answer.get("response", {}).get("status_code", 200) != 200
 
 
@@ -45,14 +41,14 @@ def is_openai(asked: Any) -> bool:
 
 
 class Lines:
-    """Answers lines by one engine."""
+    """Answers lines by one pipeline."""
 
-    def __init__(self, model: Model, engine: Engine, params: SamplingParams, *, folder: Path, name: str) -> None:
+    def __init__(self, pipeline: AnswerPipeline, params: SamplingParams, *, folder: Path, name: str) -> None:
         """Paths begin at `folder`; `name` is the model's."""
-        self._model, self._engine, self._params, self._folder, self._name = model, engine, params, folder, name
+        self._pipeline, self._params, self._folder, self._name = pipeline, params, folder, name
 
     async def answer(self, line: str, number: int, key: str) -> tuple[dict[str, Any], int]:
-        """What the answer's line says, and how many tokens were made."""
+        """The fields of the answer's line, and how many tokens were generated."""
         params = dataclasses.replace(self._params, seed=seed_of(self._params.seed or 0, "prompt", number))
         try:
             asked = json.loads(line)
@@ -65,17 +61,13 @@ class Lines:
         except HerdError as error:
             return {"error": str(error)}, 0
         try:
-            prompt = await asyncio.to_thread(self._prompt, asked)
-            room = fitted(prompt, params, max_tokens=None, context=self._engine.capacity).max_tokens
-            params = dataclasses.replace(params, max_tokens=min(params.max_tokens, room))
-            text, tokens, reason = "", 0, None
-            async with answering(self._engine, prompt, params) as pieces:
-                async for piece in pieces:
-                    text, tokens, reason = text + piece.text, tokens + len(piece.token_ids), piece.finish_reason
+            request = await asyncio.to_thread(self._request, asked, params)
+            [reply] = await collect([self._pipeline.stream(request)])
         except HerdError as error:
             return {**extra, "error": str(error)}, 0
-        said = {"text": text, "finish_reason": reason, "prompt_tokens": len(prompt.token_ids), "tokens": tokens}
-        return {**extra, **said}, tokens
+        num_prompt = len(request.prompt.token_ids)
+        answer = {"text": reply.text, "finish_reason": reply.finish_reason, "prompt_tokens": num_prompt}
+        return {**extra, **answer, "tokens": reply.num_tokens}, reply.num_tokens
 
     async def _openai(self, asked: dict[str, Any], key: str, params: SamplingParams) -> tuple[dict[str, Any], int]:
         status, tokens = 200, 0
@@ -85,9 +77,10 @@ class Lines:
             request = ChatRequest.model_validate(asked["body"])
             if request.stream:
                 raise ApiError("stream: a file of requests is not streamed", param="stream")
-            limit = params.max_tokens
-            completion = await prepared(self._model, self._engine, request, params, name=self._name, max_tokens=limit)
-            body = completion.body(await all_joined(completion.answers(self._engine)))
+            completion = await prepare_completion(
+                self._pipeline, request, params, name=self._name, max_tokens=params.max_tokens
+            )
+            body = completion.body(await collect(completion.streams(self._pipeline)))
             tokens = body["usage"]["completion_tokens"]
         except ValidationError as invalid:
             error = validation_error(list(invalid.errors()), FIELDS)
@@ -104,10 +97,10 @@ class Lines:
             "error": None,
         }, tokens
 
-    def _prompt(self, asked: dict[str, Any]) -> Prompt:
+    def _request(self, asked: dict[str, Any], params: SamplingParams) -> ReplyRequest:
         if "text" in asked:
-            special = self._model.config.special
-            return Prompt(token_ids=[special.bos, *self._model.tokenizer.encode(_text(asked["text"], "text"))])
+            prompt = self._pipeline.model.prompt_of_text(_text(asked["text"], "text"))
+            return self._pipeline.fit(ReplyRequest(prompt=prompt, params=params))
         messages = asked.get("messages")
         if "prompt" in asked:
             images = asked.get("images", [])
@@ -117,31 +110,12 @@ class Lines:
             content = [*parts, {"type": "text", "text": _text(asked["prompt"], "prompt")}]
             messages = [{"role": "user", "content": content}]
         if not isinstance(messages, list) or not messages:
-            raise HerdError(f"messages is {_short(messages)}: it must be a list of messages, one at least")
+            raise HerdError(f"messages is {short(messages)}: it must be a list of messages, one at least")
         try:
-            return self._model.render([self._opened(message, f"messages[{i}]") for i, message in enumerate(messages)])
+            conversation = Conversation(messages, folder=self._folder)
+            return self._pipeline.fit(self._pipeline.request(conversation, params))
         except (AttributeError, KeyError, TypeError) as error:
             raise HerdError(f"not a conversation that can be read ({type(error).__name__}: {error})") from None
-
-    def _opened(self, message: Any, here: str) -> dict[str, Any]:
-        """The message with its pictures and videos opened."""
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise HerdError(f"{here} is {_short(message)}: it must be an object with role and content")
-        content = message.get("content")
-        if content is None and message["role"] == "assistant":
-            content = ""
-        if not isinstance(content, str | list):
-            raise HerdError(f"{here}: content is {_short(content)}: it must be a text or a list of parts")
-
-        def opened(part: dict[str, Any]) -> dict[str, Any]:
-            match part["type"]:
-                case "image":
-                    return {"type": "image", "image": read_picture(self._folder / part["image"])}
-                case "video":
-                    return video_part(read_video(self._folder / part["video"]))
-            return part
-
-        return {**message, "content": content if isinstance(content, str) else [opened(part) for part in content]}
 
 
 def _extra(asked: Any) -> dict[str, Any]:
@@ -161,10 +135,5 @@ def _extra(asked: Any) -> dict[str, Any]:
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise HerdError(f"{name} is {_short(value)}: it must be a text")
+        raise HerdError(f"{name} is {short(value)}: it must be a text")
     return checked_text(value, name)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:40] + "…"

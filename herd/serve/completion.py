@@ -1,4 +1,4 @@
-"""One chat completion from the request to OpenAI's answer: what the server and files of requests share."""
+"""One chat completion from OpenAI's request to OpenAI's answer: what the server and files of requests share."""
 
 import asyncio
 import dataclasses
@@ -7,93 +7,102 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from herd.core.errors import HerdError
 from herd.data.tokenizer import Tokenizer
-from herd.engine.engine import Engine
-from herd.engine.sampler import SamplingParams
+from herd.engine.pipeline import AnswerPipeline, ReplyRequest
+from herd.engine.reply import Reply
+from herd.engine.sampler import SamplingParams, choice_seeds
 from herd.serve.forms import form_of
-from herd.serve.messages import chat_messages
+from herd.serve.messages import read_conversation
 from herd.serve.refusal import ApiError
-from herd.serve.reply import Said, answer, best, choice, usage
+from herd.serve.responses import best, choice, usage
 from herd.serve.schema import ChatRequest, checked
-from herd.serve.session import choices, fitted
-
-if TYPE_CHECKING:
-    from herd.engine.load import Model, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """A request made ready."""
+    """A request that is ready to be answered."""
 
     request: ChatRequest
-    prompt: "Prompt"
-    params: list[SamplingParams]
-    """Of each answer that is made."""
+    choices: list[ReplyRequest]
+    """One for each reply that is generated."""
     tokenizer: Tokenizer | None
     """Where log-probabilities are asked for."""
     head: dict[str, Any]
-    """What the whole answer and every piece of it begin with."""
+    """The fields that the whole answer and every chunk of it begin with."""
 
-    def answers(self, engine: Engine, *, caller: str = "", salt: str = "") -> list[AsyncGenerator[Said, None]]:
-        """The answers, which are made once they are read."""
-        names = [tool["function"]["name"] for tool in self.request.offered]
-        return [answer(engine, self.prompt, one, names, caller=caller, salt=salt) for one in self.params]
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.choices[0].prompt.token_ids)
 
-    def body(self, drawn: Sequence[Said]) -> dict[str, Any]:
-        """OpenAI's answer, of the answers that were made."""
+    def streams(
+        self, pipeline: AnswerPipeline, *, caller: str = "", salt: str = ""
+    ) -> list[AsyncGenerator[Reply, None]]:
+        """The replies, each generated once it is read."""
+        return [pipeline.stream(one, caller=caller, salt=salt) for one in self.choices]
+
+    def body(self, replies: Sequence[Reply]) -> dict[str, Any]:
+        """OpenAI's answer, of the replies that were generated."""
         request = self.request
-        chosen = best(drawn, request.num_choices) if request.num_drawn > request.num_choices else drawn
+        chosen = best(replies, request.num_choices) if request.num_drawn > request.num_choices else replies
         return {
             **self.head,
             "object": "chat.completion",
-            "choices": [choice(index, said, self.tokenizer) for index, said in enumerate(chosen)],
-            "usage": usage(len(self.prompt.token_ids), sum(said.num_tokens for said in drawn)),
+            "choices": [choice(index, reply, self.tokenizer) for index, reply in enumerate(chosen)],
+            "usage": usage(self.num_prompt_tokens, sum(reply.num_tokens for reply in replies)),
         }
 
 
-async def prepared(
-    model: "Model",
-    engine: Engine,
+async def prepare_completion(
+    pipeline: AnswerPipeline,
     request: ChatRequest,
     defaults: SamplingParams,
     *,
     name: str,
     max_tokens: int | None = None,
 ) -> Completion:
-    """What to ask the engine; `defaults` and `max_tokens` (None: the room in the context) are of a silent request.
+    """What to ask the engine; `defaults` and `max_tokens` (None: the room in the context) where the request has none.
 
-    Raises ApiError. Cancelled, the decoding of pictures and videos ends with the next frame.
+    Raises ApiError. When cancelled, the decoding of pictures and videos ends with the next frame.
     """
     checked(request)
+    params = request.sampling(defaults)
+    params = dataclasses.replace(params, max_tokens=request.limit or max_tokens or pipeline.engine.capacity)
     cancelled = threading.Event()
 
-    def render() -> "Prompt":
-        return model.render(chat_messages(request, cancelled.is_set), tools=request.offered)
+    def prepare() -> ReplyRequest:
+        return pipeline.request(read_conversation(request, cancelled.is_set), params)
 
     try:
-        prompt = await asyncio.to_thread(render)
+        asked = await asyncio.to_thread(prepare)
     finally:
         cancelled.set()
     try:
-        params = fitted(prompt, request.sampling(defaults), max_tokens=request.limit, context=engine.capacity)
+        asked = pipeline.fit(asked, cut=request.limit is None)
     except HerdError as error:
         raise ApiError(str(error), param="messages", code="context_length_exceeded") from None
-    if request.limit is None and max_tokens is not None:
-        params = dataclasses.replace(params, max_tokens=min(max_tokens, params.max_tokens))
     if form := form_of(request):
         structure, field = form
         try:  # compiled here, where nobody else waits for it
-            await asyncio.to_thread(model.structures.start, structure)
+            await asyncio.to_thread(pipeline.model.structures.start, structure)
         except HerdError as error:
             raise ApiError(f"{field}: {error}", param=field) from None
-        params = dataclasses.replace(params, structure=structure)
+        asked = dataclasses.replace(asked, params=dataclasses.replace(asked.params, structure=structure))
     return Completion(
         request=request,
-        prompt=prompt,
-        params=choices(params, request.num_drawn),
-        tokenizer=model.tokenizer if request.logprobs else None,
+        choices=_choices(asked, request.num_drawn),
+        tokenizer=pipeline.model.tokenizer if request.logprobs else None,
         head={"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name},
     )
+
+
+def _choices(request: ReplyRequest, count: int) -> list[ReplyRequest]:
+    """Several requests of one prompt; under a seed each has one that is derived from it."""
+    if request.params.seed is None:
+        return [request] * count
+    return [
+        dataclasses.replace(request, params=dataclasses.replace(request.params, seed=seed))
+        for seed in choice_seeds(request.params.seed, count)
+    ]

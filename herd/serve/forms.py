@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from herd.core.errors import HerdError
-from herd.data.calls import around
+from herd.data.calls import argument_affixes
 from herd.engine.json_schema import prepare
 from herd.engine.structure import ANY_OBJECT, Structure
 from herd.serve.refusal import ApiError
@@ -97,7 +97,7 @@ def _call(rule: str, tool: Function) -> list[str]:
         raise HerdError(f"{tool.name}: {error}") from None
     rules = [f'{rule}: "{tool.name}(" {rule}_first0 ")"']
     for i, (name, schema) in enumerate(fields.items()):
-        before, behind = around(name)
+        before, behind = argument_affixes(name)
         for state, comma in (("first", ""), ("more", ", ")):
             skip = "" if name in needed else f" | {rule}_{state}{i + 1}"
             written, end = json.dumps(comma + before, ensure_ascii=False), f' "{behind}"' if behind else ""

@@ -1,4 +1,4 @@
-"""A request's messages as the model takes them, with pictures and videos decoded. Nothing is fetched."""
+"""A request's messages as a conversation, with pictures and videos decoded. Nothing is fetched."""
 
 import base64
 import binascii
@@ -10,7 +10,8 @@ from herd.core.errors import HerdError
 from herd.data.calls import read_arguments
 from herd.data.image import read_picture
 from herd.data.video import read_video, video_part
-from herd.serve.conversation import ImagePart, Message, RefusalPart, TextPart, VideoPart
+from herd.engine.conversation import Conversation
+from herd.serve.message_schema import ImagePart, Message, RefusalPart, TextPart, VideoPart
 from herd.serve.refusal import ApiError
 from herd.serve.schema import ChatRequest
 
@@ -18,47 +19,30 @@ MAX_MEDIA_BYTES = 20 * 2**20
 """Most bytes of one picture or video, after base64."""
 
 
-def chat_messages(request: ChatRequest, cancelled: Callable[[], bool] = lambda: False) -> list[dict[str, Any]]:
-    """The messages as `Model.render` takes them, pictures decoded; ApiError names the part that is at fault.
+def read_conversation(request: ChatRequest, cancelled: Callable[[], bool] = lambda: False) -> Conversation:
+    """The conversation that a request sends, pictures decoded; ApiError names the part that is at fault.
 
     Once `cancelled()`, decoding ends with the next picture or frame, and HerdError is raised.
-
-    The results of calls stand in the order of the calls: Llama 4's format gives them no names.
     """
-    messages: list[dict[str, Any]] = []
-    waiting: list[str] = []
-    results: dict[str, dict[str, Any]] = {}
-    called: dict[str, str] = {}
+    conversation = Conversation(tools=request.offered)
     for i, message in enumerate(request.messages):
         here = f"messages[{i}]"
         made = _message(message, here, cancelled)
         if message.tool_call_id is not None:
-            if message.tool_call_id not in waiting or message.tool_call_id in results:
-                raise ApiError(
-                    f"{here}: no call before it waits for the result {message.tool_call_id!r}",
-                    param=f"{here}.tool_call_id",
-                )
-            results[message.tool_call_id] = {
-                **made,
-                "tool_call_id": message.tool_call_id,
-                "name": called[message.tool_call_id],
-            }
-            if len(results) == len(waiting):
-                messages += [results[name] for name in waiting]
-                waiting, results = [], {}
+            try:
+                conversation.add_tool_result(message.tool_call_id, made["content"])
+            except HerdError as error:
+                raise ApiError(f"{here}: {error}", param=f"{here}.tool_call_id") from None
             continue
-        if waiting:
-            missing = next(name for name in waiting if name not in results)
-            raise ApiError(f"{here}: the call {missing!r} before it has no message with its result", param=here)
-        messages.append(made)
-        waiting = [call.id for call in message.tool_calls or ()]
-        called = {call.id: call.function.name for call in message.tool_calls or ()}
-        if len(set(waiting)) < len(waiting):
+        if pending := conversation.pending_calls:
+            raise ApiError(f"{here}: the call {pending[0]!r} before it has no message with its result", param=here)
+        conversation.add(made)
+        ids = [call.id for call in message.tool_calls or ()]
+        if len(set(ids)) < len(ids):
             raise ApiError(f"{here}: two calls have one id", param=f"{here}.tool_calls")
-    if waiting:
-        missing = next(name for name in waiting if name not in results)
-        raise ApiError(f"messages: the call {missing!r} has no message with its result", param="messages")
-    return messages
+    if pending := conversation.pending_calls:
+        raise ApiError(f"messages: the call {pending[0]!r} has no message with its result", param="messages")
+    return conversation
 
 
 def _message(message: Message, here: str, cancelled: Callable[[], bool]) -> dict[str, Any]:

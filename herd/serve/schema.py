@@ -2,7 +2,7 @@
 
 Every field of a request is honoured, refused by name, or ignored where it could not change the answer: nothing else is
 dropped in silence. Source: the types of OpenAI's Python client 3.x. `top_k`, `min_p`, `repetition_penalty`, `best_of`,
-`cache_salt`, `regex` and `grammar` are ours. Left out: audio. The messages are in `conversation`.
+`cache_salt`, `regex` and `grammar` are ours. Left out: audio. The messages are in `message_schema`.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from herd.core.errors import unknown
 from herd.engine.sampler import MAX_BIASES, MAX_TOP_LOGPROBS, SamplingParams
-from herd.serve.conversation import Message, Text, ToolName, kind_of
+from herd.serve.message_schema import Message, Text, ToolName, kind_of
 from herd.serve.refusal import ApiError, Object
 
 MAX_CHOICES = 16

@@ -2,50 +2,26 @@
 
 On a terminal lines are edited with readline, whose history is kept in the cache folder. Over a pipe every line of
 standard input is a turn and only answers go to standard output; what went wrong goes to standard error.
-The conversation is kept as messages and lives as long as the program.
+The commands that begin with a slash are in `chat_commands`; the conversation lives as long as the program.
 """
 
 import asyncio
-import dataclasses
 import io
-import json
 import os
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from herd.core.errors import HerdError, unknown
-from herd.core.files import cache_folder, write_atomic
+from herd.core.errors import HerdError
+from herd.core.files import cache_folder
 from herd.data.chat import checked_text
-from herd.data.image import read_picture
-from herd.data.video import read_video, video_part
-from herd.engine.answer import Piece
-from herd.engine.engine import Engine
+from herd.engine.load import load
+from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
-from herd.serve.session import answering, fitted
-
-if TYPE_CHECKING:
-    from herd.engine.load import Model
-
-COMMANDS = {
-    "/image": "/image PATH   attach a picture to the next message (several are welcome)",
-    "/video": "/video PATH   attach frames of a video, with their times",
-    "/system": '/system TEXT  tell the model this before the conversation; alone: show it; "": nothing',
-    "/save": "/save PATH    write the conversation as a line of JSON, which herd generate reads",
-    "/reset": "/reset        begin a new conversation",
-    "/help": "/help         show this",
-    "/quit": "/quit         leave (or Ctrl-D)",
-}
-HELP = "\n".join(
-    [
-        *COMMANDS.values(),
-        "Ctrl-C        stop the answer",
-        "A line that begins with a space is a message, whatever follows.",
-    ]
-)
+from herd.serve.chat_commands import Commands, Quit
+from herd.serve.session import ChatSession
 
 # Control characters would let a model move the cursor or recolour the terminal; they are shown as symbols.
 VISIBLE = {
@@ -63,14 +39,12 @@ def chat(
     draft: Path | None = None,
 ) -> None:
     """Talk to the model in `folder`. Raises HerdError at the end when lines of a piped input failed."""
-    from herd.engine.load import load
-
     model = load(folder)
     engine = model.engine(num_slots=1, guess_tokens=guess, draft=load(draft) if draft else None)
-    converse(Conversation(model, engine, params, system=system), name=str(folder))
+    converse(ChatSession(AnswerPipeline(model, engine), params, system=system), name=str(folder))
 
 
-def converse(conversation: "Conversation", *, name: str) -> None:
+def converse(session: ChatSession, *, name: str) -> None:
     """Hold the conversation on the terminal if there is one, else over the pipe; closes the engine."""
     # A stray byte, or a letter that the terminal cannot show, is no reason to end a conversation.
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
@@ -79,126 +53,17 @@ def converse(conversation: "Conversation", *, name: str) -> None:
     with asyncio.Runner() as runner:
         try:
             if sys.stdin.isatty() and sys.stdout.isatty():
-                on_terminal(conversation, runner, name=name)
+                on_terminal(session, runner, name=name)
             else:
-                over_pipe(conversation, runner, sys.stdin)
+                over_pipe(session, runner, sys.stdin)
         finally:
             # While the loop is still open: the engine's thread may be telling it about a stopped answer.
-            conversation.engine.close()
+            session.pipeline.engine.close()
 
 
-class Quit(Exception):
-    """The user wants to leave."""
-
-
-class Conversation:
-    """Messages so far, pictures and videos that wait for the next one, and the engine that answers; it is closed at the
-    end by who holds the conversation."""
-
-    def __init__(self, model: "Model", engine: Engine, params: SamplingParams, *, system: str | None) -> None:
-        self.model, self.engine, self.params = model, engine, params
-        self.system, self.used = system and checked_text(system, "system"), 0
-        """What the model is told first; tokens of the context that the conversation takes."""
-        self._saved: set[Path] = set()
-        self.reset()
-
-    def reset(self) -> None:
-        self.messages: list[dict[str, Any]] = []
-        self.attached: list[dict[str, Any]] = []
-
-    def tell(self, system: str) -> str:
-        """Say something else to the model before the conversation, from the next message on; says what it is told."""
-        if system:
-            self.system = checked_text(system, "/system").strip("\"'") or None
-        return f"the model is told: {self.system}" if self.system else "the model is told nothing before"
-
-    def save(self, path: str) -> str:
-        """Write the conversation; an older file of the same name only if this program wrote it."""
-        if not path:
-            raise HerdError("/save needs a path, as in: /save talk.jsonl")
-        file = Path(path).expanduser().resolve()
-        if file.exists() and file not in self._saved:
-            raise HerdError(f"{path} is there already: give another path")
-        if not file.parent.is_dir():
-            raise HerdError(f"{file.parent} is no folder: make it first")
-        # Of pictures and videos, where they lie.
-        line = json.dumps({"messages": self._told(saved=True)}, ensure_ascii=False)
-        write_atomic(file, line + "\n")
-        self._saved.add(file)
-        return f"wrote {path} ({len(self.messages)} messages)"
-
-    def _told(self, *, saved: bool = False) -> list[dict[str, Any]]:
-        """The system message if there is one, and the conversation."""
-        first = [{"role": "system", "content": self.system}] if self.system else []
-        messages = [*first, *self.messages]
-        if not saved:
-            return messages
-
-        def content(parts: Any) -> Any:
-            return parts if isinstance(parts, str) else [part.get("saved", part) for part in parts]
-
-        return [{**message, "content": content(message["content"])} for message in messages]
-
-    def attach(self, kind: str, path: str) -> str:
-        """Keep the picture or video at `path` for the next message; says what was attached."""
-        if not path:
-            raise HerdError(f"/{kind} needs a path, as in: /{kind} {'cat.png' if kind == 'image' else 'cat.mp4'}")
-        file = Path(path).expanduser()
-        if kind == "video":
-            frames = read_video(file)
-            saved = {"type": "video", "video": str(file.resolve())}
-            self.attached.append({**video_part(frames), "saved": saved})
-            return f"attached {path} ({len(frames)} frames, {frames[-1][0]:.1f} s)"
-        picture = read_picture(file)
-        saved = {"type": "image", "image": str(file.resolve())}
-        self.attached.append({"type": "image", "image": picture, "saved": saved})
-        return f"attached {path} ({picture.width} x {picture.height})"
-
-    async def answer(self, text: str) -> AsyncGenerator[Piece, None]:
-        """Pieces of the answer to `text`. Closed early, what was said by then stays in the conversation."""
-        parts = [*self.attached, {"type": "text", "text": text}]
-        question = {"role": "user", "content": parts if self.attached else text}
-        prompt = self.model.render([*self._told(), question])
-        room = fitted(prompt, self.params, max_tokens=None, context=self.engine.capacity).max_tokens
-        params = dataclasses.replace(self.params, max_tokens=min(room, self.params.max_tokens))
-        said, ended, self.used = "", False, len(prompt.token_ids)
-        try:
-            async with answering(self.engine, prompt, params) as pieces:
-                async for piece in pieces:
-                    said, ended = said + piece.text, piece.finish_reason is not None
-                    self.used += len(piece.token_ids)
-                    yield piece
-        finally:
-            # Stopped before the first word, it was never asked: the picture still waits for its question.
-            if said or ended:
-                self.messages += [question, {"role": "assistant", "content": said}]
-                self.attached = []
-
-
-def command(conversation: Conversation, line: str) -> str:
-    """Do what a line that begins with a slash asks for; returns what to tell the user."""
-    name, _, rest = line.strip().partition(" ")
-    match name:
-        case "/image" | "/video":
-            return conversation.attach(name[1:], rest.strip().strip("'\""))
-        case "/system":
-            return conversation.tell(rest.strip())
-        case "/save":
-            return conversation.save(rest.strip())
-        case "/reset":
-            conversation.reset()
-            return "a new conversation"
-        case "/help":
-            return HELP
-        case "/quit":
-            raise Quit
-        case _:
-            raise unknown("command", name, COMMANDS)
-
-
-def on_terminal(conversation: Conversation, runner: asyncio.Runner, *, name: str) -> None:
+def on_terminal(session: ChatSession, runner: asyncio.Runner, *, name: str) -> None:
     """Read, answer, repeat, until Ctrl-D, /quit, or Ctrl-C at an empty prompt that follows another Ctrl-C."""
-    colour = "NO_COLOR" not in os.environ
+    commands, colour = Commands(session), "NO_COLOR" not in os.environ
     # \001 and \002 tell readline which characters take no room.
     prompt = "\001\033[1;32m\002> \001\033[0m\002" if colour else "> "
 
@@ -207,18 +72,18 @@ def on_terminal(conversation: Conversation, runner: asyncio.Runner, *, name: str
 
     async def say(text: str) -> None:
         reason, count, begin = None, 0, time.monotonic()
-        async with aclosing(conversation.answer(text)) as pieces:
-            async for piece in pieces:
+        async with aclosing(session.ask(text)) as parts:
+            async for part in parts:
                 if not count:
                     begin = time.monotonic()  # the rate is of what follows the first tokens: before, the prompt is read
-                count += len(piece.token_ids)
-                print(piece.text.translate(VISIBLE), end="", flush=True)
-                reason = piece.finish_reason
+                count += part.num_tokens
+                print(part.text.translate(VISIBLE), end="", flush=True)
+                reason = part.finish_reason
         print()
         if reason == "length":
             note("(cut off at the limit of tokens)")
         rate = f"{(count - 1) / max(1e-9, time.monotonic() - begin):,.1f} tokens/s; " if count > 1 else ""
-        note(f"({rate}{conversation.used:,} of {conversation.engine.capacity:,} tokens of context used)")
+        note(f"({rate}{session.num_tokens:,} of {session.pipeline.engine.capacity:,} tokens of context used)")
 
     note(f"{name}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.")
     interrupted = False
@@ -239,7 +104,7 @@ def on_terminal(conversation: Conversation, runner: asyncio.Runner, *, name: str
             interrupted = False
             try:
                 if line.startswith("/"):
-                    note(command(conversation, line))
+                    note(commands.run(line))
                 elif line.strip():
                     runner.run(say(checked_text(line.strip(), "the line")))
             except Quit:
@@ -252,20 +117,20 @@ def on_terminal(conversation: Conversation, runner: asyncio.Runner, *, name: str
                 note("(stopped; Ctrl-C again or Ctrl-D leaves)")
 
 
-def over_pipe(conversation: Conversation, runner: asyncio.Runner, lines: Iterable[str]) -> None:
+def over_pipe(session: ChatSession, runner: asyncio.Runner, lines: Iterable[str]) -> None:
     """Answer every line; answers alone go to standard output."""
 
     async def say(text: str) -> None:
-        async with aclosing(conversation.answer(text)) as pieces:
-            async for piece in pieces:
-                print(piece.text, end="", flush=True)
+        async with aclosing(session.ask(text)) as parts:
+            async for part in parts:
+                print(part.text, end="", flush=True)
         print(flush=True)
 
-    num_failed = 0
+    commands, num_failed = Commands(session), 0
     for number, line in enumerate(lines, start=1):
         try:
             if line.startswith("/"):
-                print(command(conversation, line), file=sys.stderr)
+                print(commands.run(line), file=sys.stderr)
             elif line.strip():
                 runner.run(say(checked_text(line.strip(), f"line {number} of the input")))
         except Quit:
@@ -278,7 +143,7 @@ def over_pipe(conversation: Conversation, runner: asyncio.Runner, lines: Iterabl
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return
     if num_failed:
-        raise HerdError(f"{num_failed} of the lines failed, as told above")
+        raise HerdError(f"{num_failed} of the lines failed, see above")
 
 
 @contextmanager

@@ -23,8 +23,9 @@ from herd.core.files import partial, write_json
 from herd.core.lineage import Stage
 from herd.data import tables
 from herd.data.books import books
+from herd.data.chats import Chat
 from herd.data.dedup import deduplicate
-from herd.data.dialogues import Caps, Chat, all_chats
+from herd.data.dialogues import Caps, all_chats
 from herd.data.fetch import Fetched, fetch
 from herd.data.pictures import Clip, Picture, all_pictures, clips
 from herd.data.sources import LEFT_OUT, SOURCES
@@ -193,7 +194,7 @@ def _chats(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
 
 
 def _chat_row(chat: Chat) -> dict[str, Any]:
-    return {"id": chat.id, **asdict(chat), "messages": tables.to_json(chat.messages)}
+    return {**asdict(chat), "messages": tables.to_json(chat.messages)}
 
 
 def _tokenizer(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:

@@ -110,6 +110,7 @@ def test_yes_fetches_once_adopts_with_its_licence_and_talks(
 def test_a_template_without_tools_refuses_them_and_a_history_of_calls_at_the_server(alone: Path) -> None:
     from starlette.testclient import TestClient
 
+    from herd.engine.pipeline import AnswerPipeline
     from herd.serve.api import create_app
 
     dense_folder(alone / "dense")
@@ -124,7 +125,7 @@ def test_a_template_without_tools_refuses_them_and_a_history_of_calls_at_the_ser
     ]
     engine = model.engine(num_slots=1)
     try:
-        client = TestClient(create_app(model, engine, name="home"))
+        client = TestClient(create_app(AnswerPipeline(model, engine), name="home"))
 
         def asked(**body: object) -> tuple[int, str]:
             reply = client.post("/v1/chat/completions", json={"model": "home", "max_tokens": 2, **body})

@@ -187,8 +187,8 @@ def test_the_rate_and_the_context_used_are_shown_under_an_answer(lasting):
 def test_a_conversation_is_saved_with_its_system_message_and_pictures_and_can_be_asked_again(lasting, tmp_path):
     Image.new("RGB", (30, 20)).save(tmp_path / "cat.png")
     for typed, says in [
-        ("/system", "told nothing"),
-        ("/system Be brief.", "told: Be brief."),
+        ("/system", "no system message"),
+        ("/system Be brief.", "system message: Be brief."),
         (f"/image {tmp_path}/cat.png", "attached"),
         ("what is it", re.escape("[30x20]what is it")),
         (f"/save {tmp_path}/talk.jsonl", r"talk.jsonl \(2 messages\)"),
@@ -196,7 +196,7 @@ def test_a_conversation_is_saved_with_its_system_message_and_pictures_and_can_be
         (f"/save {tmp_path}/talk.jsonl", r"\(4 messages\)"),
         (f"/save {tmp_path}/cat.png", "there already"),
         ("/save", "needs a path"),
-        ('/system ""', "told nothing"),
+        ('/system ""', "no system message"),
     ]:
         lasting.type(f"{typed}\r")
         lasting.wait(says)

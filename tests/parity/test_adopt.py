@@ -18,7 +18,7 @@ import herd
 from herd.core.errors import HerdError
 from herd.core.lineage import read_lineage
 from herd.engine.sampler import SamplingParams
-from herd.serve.session import defaults
+from herd.serve.generation_config import default_params
 from herd.stages.adopt import AdoptConfig, adopt
 
 transformers = pytest.importorskip("transformers")
@@ -258,7 +258,7 @@ def test_the_source_s_sampling_is_what_the_adopted_model_answers_by(tmp_path: Pa
     adopt(AdoptConfig(), tmp_path / "dense", tmp_path / "home")
     kept = json.loads((tmp_path / "home" / path.name).read_text())
     assert kept == {"bos_token_id": 1, "pad_token_id": 2, **own}
-    assert defaults(tmp_path / "home") == SamplingParams(temperature=0.6, top_p=0.9)
+    assert default_params(tmp_path / "home") == SamplingParams(temperature=0.6, top_p=0.9)
     assert herd.load(tmp_path / "home").config.special.stop == (2, 0)
 
 

@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ import pyarrow.parquet as parquet
 from PIL import Image
 
 from herd.core.files import write_json
+from herd.engine.answer import Piece
 from herd.evaluate.harness import EvaluateConfig
 
 LANGUAGES = ("en", "de", "ru")
@@ -133,13 +134,18 @@ class Model:
         self.asked = 0
         self._index = {colour(index): index for index in range(60)}
 
+    capacity = 4096
+
     def engine(self, **_: int) -> "Model":
         return self
+
+    def prompt_of_text(self, text: str) -> Prompt:
+        return Prompt(token_ids=[256, *self.tokenizer.encode(text)])
 
     def close(self) -> None:
         pass
 
-    def render(self, messages: list[dict[str, Any]]) -> Prompt:
+    def render(self, messages: list[dict[str, Any]], *, tools: list[Any]) -> Prompt:
         content = messages[-1]["content"]
         if isinstance(content, str):
             return Prompt(token_ids=[256], text=content)
@@ -157,8 +163,8 @@ class Model:
             return f"The {name(shown, prompt.language)}!" if prompt.language == "en" else name(shown, prompt.language)
         return name(0, "en")
 
-    def generate_batch(self, prompts: list[Prompt], params: Any) -> list[str]:
-        return [self.answer(prompt) for prompt in prompts]
+    async def generate(self, prompt: Prompt, params: Any, **_: str) -> AsyncIterator[Piece]:
+        yield Piece(text=self.answer(prompt), token_ids=[1], finish_reason="stop")
 
 
 def log_likelihoods(model: Model, items: list[tuple[Prompt, list[int]]]) -> list[float]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herd.core.errors import HerdError
-from herd.data.calls import Call, CallFilter, parse_answer, standing, write_calls
+from herd.data.calls import Call, CallFilter, find_call, parse_answer, write_calls
 
 NAMES = ["weather", "get-time", "mcp.search", "2fa"]
 JSON = st.recursive(
@@ -108,7 +108,7 @@ def test_what_is_no_sound_call_is_given_back_whole_with_the_reason(text):
     "text", ["", "[1, 2]", "[weather]", "weather(a=1)", '{"name": "Bob"}', "[other()]", "a < b [x"]
 )
 def test_what_only_looks_like_a_call_is_text_at_once(text):
-    assert standing(text, NAMES)[0] == "text"
+    assert find_call(text, NAMES)[0] == "text"
     assert parse_answer(text, NAMES).reason is None
     assert CallFilter(NAMES).push(text) == text
 
@@ -129,7 +129,7 @@ def test_a_stream_shows_the_words_and_keeps_the_calls_however_it_is_cut(before, 
     stream = CallFilter(NAMES)
     shown = "".join(stream.push(text[a:b]) for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True))
     answer = stream.finish()
-    assert (shown + answer.text, answer.calls) == (before, calls)
+    assert (shown + answer.text, answer.calls) == (before.rstrip(), calls)
 
 
 @given(st.text(st.sampled_from('[{<weather("name": |python_start>)}]1, =')))
@@ -166,7 +166,7 @@ def test_of_calls_that_are_cut_off_comes_the_beginning_and_nothing_else(calls, s
     text = style(calls)
     cut = text[: data.draw(st.integers(0, len(text)))]
     answer = parse_answer(cut, NAMES, cut=True)
-    if standing(cut, NAMES)[0] != "call":
+    if find_call(cut, NAMES)[0] != "call":
         assert answer.text == cut
         return
     assert answer.text == "" and answer.calls
@@ -219,5 +219,5 @@ def test_calls_between_the_tags_of_chatml_are_read_however_they_are_cut() -> Non
     for size in (1, 3, 7):
         stream = CallFilter(names)
         shown = "".join(stream.push(said[at : at + size]) for at in range(0, len(said), size))
-        assert shown.rstrip() == "I look."
+        assert shown == "I look."
     assert parse_answer("<tool_call> is a tag", names).calls == ()

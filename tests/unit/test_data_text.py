@@ -10,7 +10,6 @@ from herd.config import LANGUAGES
 from herd.data.clean import clean_pages, html_blocks, symbol_share
 from herd.data.languages import is_language, may_be_language
 from herd.data.names import capital_names, caption_of, country_names, name_of
-from herd.data.tasks import SUMS, tasks
 from herd.data.text import read_language
 
 ENGLISH = "The river runs through the old town and past the market, where people buy bread, fruit and flowers."
@@ -114,33 +113,3 @@ def test_capitals_are_named_by_their_time_zones_and_in_english_without_one(tmp_p
     assert capitals["FR"]["de"] == "Paris-de" and capitals["FR"]["en"] == "Paris"
     assert capitals["PE"] == {"en": "Lima"}
     assert country_names(packs)["FR"]["en"] == "Land FR" and country_names(packs)["FR"]["hi"] == "Land FR hi"
-
-
-def test_generators_run_from_inside_the_cached_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-    import zipfile
-
-    from herd.data.fetch import Pack
-    from herd.data.sources import SOURCES
-
-    for name in [name for name in sys.modules if name.partition(".")[0] == "reasoning_gym"]:
-        monkeypatch.delitem(sys.modules, name)
-    code = """
-class ChainSumConfig:
-    def __init__(self, **options): self.options = options
-class ChainSumDataset:
-    def __init__(self, config): self.seed = config.options["seed"]
-    def __getitem__(self, i): return {"question": "?", "answer": i + 1, "metadata": {"expression": f"{i} + 1"}}
-"""
-    path = tmp_path / "gym.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("reasoning_gym/__init__.py", "raise ImportError('all generators')")
-        archive.writestr("reasoning_gym/arithmetic/chain_sum.py", code)
-    (gym,) = [source for source in SOURCES if source.name == "reasoning-gym"]
-    pack = Pack(source=gym, path=path, version="0", sha256="")
-    with monkeypatch.context():
-        made = list(tasks(pack, SUMS, num=5, seed=1))
-    assert [task.problem for task in made] == ["0 + 1", "0 + 1", "0 + 1", "1 + 1", "1 + 1"]
-    assert [task.answer for task in made] == ["1", "1", "1", "2", "2"]
-    for name in [name for name in sys.modules if name.partition(".")[0] == "reasoning_gym"]:
-        del sys.modules[name]

@@ -5,6 +5,7 @@ import shlex
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import pytest
 from published_configs import FORMS
@@ -81,6 +82,21 @@ def test_each_plan_line_runs(
     if "--here" in line:
         pytest.skip("measures the machine for seconds")
     assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+
+
+def test_the_python_of_the_readme_runs(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/tiny").mkdir(parents=True)
+    Path("runs/tiny/sft").symlink_to(tiny_folder)
+    [block] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+    assert len(block.splitlines()) <= 10
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    names["model"].pipeline.engine.close()
+    assert names["reply"].finish_reason in {"stop", "length"}
+    assert len(capsys.readouterr().out) > 40
 
 
 @pytest.mark.parametrize(

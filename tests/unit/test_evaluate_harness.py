@@ -10,10 +10,10 @@ import pytest
 
 from herd.core.errors import HerdError
 from herd.core.files import read_json, write_json
+from herd.data.chats import Chat
 from herd.evaluate.bits import cap_documents
 from herd.evaluate.compress import xz_bytes, xz_bytes_after
 from herd.evaluate.harness import EvaluateConfig, evaluate
-from herd.evaluate.inputs import Chat
 from herd.evaluate.tasks import frequent_answers
 
 KNOWN = [*range(20, 30), *range(40, 60)]  # half of the subjects, all styles
@@ -25,7 +25,6 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr("herd.evaluate.sections.load", lambda folder: model)
     monkeypatch.setattr("herd.engine.score.log_likelihoods", world.log_likelihoods)
     monkeypatch.setattr("herd.engine.score.token_losses", world.token_losses)
-    monkeypatch.setattr("herd.engine.load.Prompt", world.Prompt)
     (tmp_path / "sft").mkdir()
     write_json(tmp_path / "sft" / "herd.json", world.lineage("sft"))
     data = world.write_data(tmp_path / "data")

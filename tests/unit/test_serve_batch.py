@@ -15,9 +15,11 @@ from PIL import Image
 
 from herd.core.errors import HerdError
 from herd.engine.load import Model, load
+from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
 from herd.serve import batch
 from herd.serve.batch import Done, generate
+from herd.serve.batch_file import answer_key, digest_of
 
 PARAMS = SamplingParams(max_tokens=6, temperature=1.0, seed=3)
 
@@ -41,7 +43,7 @@ def prompts(tmp_path: Path) -> Path:
 def run(model: Model, prompts: Path, out: Path, params: SamplingParams = PARAMS, *, slots: int = 3) -> Done:
     engine = model.engine(num_slots=slots, capacity=600)
     try:
-        return generate(model, engine, prompts, out, params, slots=slots, name="small")
+        return generate(AnswerPipeline(model, engine), prompts, out, params, slots=slots, name="small")
     finally:
         engine.close()
 
@@ -124,12 +126,12 @@ def test_another_picture_under_the_same_name_is_another_prompt(form: str, tmp_pa
     keys = set()
     for colour in ("red", "blue"):
         Image.new("RGB", (6, 4), colour).save(path)
-        keys.add(batch._key("hash", json.dumps(line), 0, PARAMS, tmp_path, batch._digest))
+        keys.add(answer_key("hash", json.dumps(line), 0, PARAMS, tmp_path, digest_of))
     path.rename(tmp_path / "b.png")
     moved = json.dumps(line).replace("a.png", "b.png")
     keys |= {
-        batch._key("hash", json.dumps(line), 0, PARAMS, tmp_path, batch._digest),
-        batch._key("hash", moved, 0, PARAMS, tmp_path, batch._digest),
+        answer_key("hash", json.dumps(line), 0, PARAMS, tmp_path, digest_of),
+        answer_key("hash", moved, 0, PARAMS, tmp_path, digest_of),
     }
     assert len(keys) == 4
 

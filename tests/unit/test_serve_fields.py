@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from test_serve_schema import CALL, TOOL, parse
 from typing_extensions import is_typeddict
 
-from herd.serve import conversation, schema
-from herd.serve.messages import chat_messages
+from herd.serve import message_schema, schema
+from herd.serve.messages import read_conversation
 from herd.serve.refusal import ApiError, Object, validation_error
 from herd.serve.schema import FIELDS, ChatRequest
 
@@ -24,17 +24,17 @@ OF_CLIENTS = {"cache_control", "reasoning", "reasoning_content", "index"}
 """What clients of other services send in messages."""
 OURS = {
     "CompletionCreateParamsNonStreaming": ChatRequest,
-    "ChatCompletionDeveloperMessageParam": conversation.Message,
-    "ChatCompletionSystemMessageParam": conversation.Message,
-    "ChatCompletionUserMessageParam": conversation.Message,
-    "ChatCompletionAssistantMessageParam": conversation.Message,
-    "ChatCompletionToolMessageParam": conversation.Message,
-    "ChatCompletionContentPartTextParam": conversation.TextPart,
-    "ChatCompletionContentPartImageParam": conversation.ImagePart,
-    "ChatCompletionContentPartRefusalParam": conversation.RefusalPart,
-    "ImageURL": conversation.ImageUrl,
-    "ChatCompletionMessageFunctionToolCallParam": conversation.ToolCall,
-    "chat_completion_message_function_tool_call_param.Function": conversation.CalledFunction,
+    "ChatCompletionDeveloperMessageParam": message_schema.Message,
+    "ChatCompletionSystemMessageParam": message_schema.Message,
+    "ChatCompletionUserMessageParam": message_schema.Message,
+    "ChatCompletionAssistantMessageParam": message_schema.Message,
+    "ChatCompletionToolMessageParam": message_schema.Message,
+    "ChatCompletionContentPartTextParam": message_schema.TextPart,
+    "ChatCompletionContentPartImageParam": message_schema.ImagePart,
+    "ChatCompletionContentPartRefusalParam": message_schema.RefusalPart,
+    "ImageURL": message_schema.ImageUrl,
+    "ChatCompletionMessageFunctionToolCallParam": message_schema.ToolCall,
+    "chat_completion_message_function_tool_call_param.Function": message_schema.CalledFunction,
     "ChatCompletionFunctionToolParam": schema.Tool,
     "FunctionDefinition": schema.Function,
     "ChatCompletionNamedToolChoiceParam": schema.NamedTool,
@@ -90,7 +90,7 @@ def test_every_object_and_field_of_openai_is_honoured_ignored_or_refused_and_no_
         fields = set(get_type_hints(kinds[name]))
         assert not fields - known(ours), name
         theirs.setdefault(ours, set()).update(fields)
-    theirs[conversation.Message] |= set(ChatCompletionMessage.model_fields)  # an answer is sent back
+    theirs[message_schema.Message] |= set(ChatCompletionMessage.model_fields)  # an answer is sent back
     for ours, fields in theirs.items():
         assert fields <= known(ours) and not known(ours) - fields - OWN - OF_CLIENTS, ours
 
@@ -131,7 +131,7 @@ def test_every_value_that_openais_types_allow_is_taken_or_refused_with_its_field
     for name, value in SAMPLES:
         tools = {"tools": [TOOL]} if name == "tool_choice" else {"stream": True} if name == "stream_options" else {}
         try:
-            chat_messages(parse(**tools, **{name: value}))
+            read_conversation(parse(**tools, **{name: value}))
         except ApiError as error:
             refused_fields.setdefault(name, set()).add(error.param or "")
         except ValidationError as error:

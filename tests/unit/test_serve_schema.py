@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from herd.core.errors import HerdError
 from herd.data.calls import Call, parse_answer, write_calls
 from herd.data.chat import call_of
+from herd.engine.reply import tool_call_objects
 from herd.engine.sampler import SamplingParams
 from herd.serve import messages
-from herd.serve.messages import chat_messages, data_url
+from herd.serve.messages import data_url, read_conversation
 from herd.serve.refusal import ApiError, validation_error
-from herd.serve.reply import tool_calls
 from herd.serve.schema import FIELDS, ChatRequest, checked
 
 PLAIN = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
@@ -45,7 +45,7 @@ def parse(**fields: object) -> ChatRequest:
 def refused(**fields: object) -> ApiError:
     """The refusal of a request with these fields, through validation and decoding."""
     with pytest.raises((ApiError, ValidationError)) as caught:
-        chat_messages(parse(**fields))
+        read_conversation(parse(**fields))
     if isinstance(caught.value, ApiError):
         return caught.value
     return validation_error(RequestValidationError(caught.value.errors()).errors(), FIELDS)
@@ -68,16 +68,16 @@ def test_results_stand_in_the_order_of_the_calls():
     calls = [{**CALL, "id": name} for name in "ab"]
     results = [{"role": "tool", "content": name, "tool_call_id": name} for name in "ba"]
     asked = [*PLAIN["messages"], {"role": "assistant", "content": None, "tool_calls": calls}, *results]
-    made = chat_messages(parse(messages=asked))
+    made = read_conversation(parse(messages=asked)).messages
     assert [message["role"] for message in made] == ["user", "assistant", "ipython", "ipython"]
     assert [message["content"] for message in made[2:]] == ["a", "b"]
 
 
 def sent_back(*calls: Call) -> str:
     """What the model is told of these calls of its own, after the way through a client."""
-    told = tool_calls(calls)
+    told = tool_call_objects(calls)
     results = [{"role": "tool", "content": "x", "tool_call_id": call["id"]} for call in told]
-    [asked, *_] = chat_messages(parse(messages=[{"role": "assistant", "tool_calls": told}, *results]))
+    [asked, *_] = read_conversation(parse(messages=[{"role": "assistant", "tool_calls": told}, *results])).messages
     return write_calls([call_of(call) for call in asked["tool_calls"]])
 
 
@@ -112,7 +112,9 @@ def test_a_call_that_was_cut_off_can_be_sent_back_too(arguments, data):
 )
 def test_a_broken_call_of_the_past_is_told_as_well_as_it_can_be_read(arguments, told):
     message = calling(arguments)["messages"][0]
-    [asked, _] = chat_messages(parse(messages=[message, {"role": "tool", "content": "x", "tool_call_id": "1"}]))
+    [asked, _] = read_conversation(
+        parse(messages=[message, {"role": "tool", "content": "x", "tool_call_id": "1"}])
+    ).messages
     assert write_calls([call_of(call) for call in asked["tool_calls"]]) == told
 
 
@@ -272,7 +274,7 @@ def test_a_data_url_gives_back_its_bytes_however_its_base64_is_wrapped(data, at)
 
 def test_text_and_several_pictures_keep_their_order():
     parts = [image(url(png(3, 2))), {"type": "text", "text": "between"}, image(url(png(5, 4)), detail="auto")]
-    made = chat_messages(parse(messages=[{"role": "developer", "content": "be brief"}, *user(*parts)]))
+    made = read_conversation(parse(messages=[{"role": "developer", "content": "be brief"}, *user(*parts)])).messages
     assert made[0] == {"role": "system", "content": "be brief"}
     first, text, second = made[1]["content"]
     assert (first["image"].size, text, second["image"].size) == ((3, 2), {"type": "text", "text": "between"}, (5, 4))
@@ -297,7 +299,7 @@ def test_text_and_several_pictures_keep_their_order():
     ],
 )
 def test_an_answer_is_taken_back_as_clients_send_it(sent, made):
-    asked = chat_messages(parse(messages=[{"role": "assistant", **sent}, *PLAIN["messages"]]))
+    asked = read_conversation(parse(messages=[{"role": "assistant", **sent}, *PLAIN["messages"]])).messages
     assert asked[0] == {"role": "assistant", "content": made}
 
 
@@ -305,14 +307,15 @@ def test_a_result_of_a_tool_may_have_a_name_and_nothing_to_say():
     call = {**CALL, "index": 0}
     for content in ("", None, []):
         result = {"role": "tool", "name": "f", "content": content, "tool_call_id": "1"}
-        made = chat_messages(parse(messages=[{"role": "assistant", "content": None, "tool_calls": [call]}, result]))
+        made = read_conversation(
+            parse(messages=[{"role": "assistant", "content": None, "tool_calls": [call]}, result])
+        ).messages
         assert (made[1]["role"], made[1]["content"]) == ("ipython", "")
 
 
 def test_a_picture_of_low_detail_is_one_tile():
-    [low, high] = chat_messages(parse(messages=user(*(image(url(png()), detail=d) for d in ("low", "high")))))[0][
-        "content"
-    ]
+    sent = user(*(image(url(png()), detail=detail) for detail in ("low", "high")))
+    [low, high] = read_conversation(parse(messages=sent)).messages[0]["content"]
     assert (low["max_tiles"], "max_tiles" in high) == (1, False)
 
 
@@ -379,7 +382,7 @@ some_messages = st.lists(
 def test_any_json_is_taken_or_refused_in_one_line(body, said):
     body = {"messages": said} | body
     try:
-        chat_messages(checked(ChatRequest.model_validate({**PLAIN, **body})))
+        read_conversation(checked(ChatRequest.model_validate({**PLAIN, **body})))
     except ApiError as error:
         refusal = error
     except ValidationError as error:

@@ -3,7 +3,7 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from herd.engine.stops import StopFilter
+from herd.engine.filters import StopFilter
 
 letters = st.text(alphabet="ab\n", max_size=12)
 stops = st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=4)
@@ -12,7 +12,7 @@ stops = st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=4)
 def filtered(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
     stop = StopFilter(stops)
     text = "".join(stop.push(piece) for piece in pieces)
-    return text + stop.flush(), stop.stopped
+    return text + stop.finish(), stop.verdict is not None
 
 
 def letter_by_letter(text: str, stops: list[str]) -> tuple[str, bool]:
@@ -37,9 +37,9 @@ def test_only_a_possible_beginning_of_a_stop_string_is_held_back(pieces, stops):
     for piece in pieces:
         passed, text = passed + stop.push(piece), text + piece
         held = text[len(passed) :]
-        assert stop.stopped or held == "" or any(one.startswith(held) and one != held for one in stops)
+        assert stop.verdict or held == "" or any(one.startswith(held) and one != held for one in stops)
 
 
 def test_nothing_passes_after_a_stop_string():
     stop = StopFilter(["."])
-    assert [stop.push("a.b"), stop.push("c"), stop.flush()] == ["a", "", ""]
+    assert [stop.push("a.b"), stop.push("c"), stop.finish()] == ["a", "", ""]

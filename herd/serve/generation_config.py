@@ -1,0 +1,17 @@
+"""The sampling that a model folder asks for."""
+
+from pathlib import Path
+
+from herd.core.files import read_json
+from herd.engine.sampler import SamplingParams
+
+
+def default_params(folder: Path) -> SamplingParams:
+    """As the folder's generation_config.json has it; greedy where it says nothing, as transformers."""
+    path = folder / "generation_config.json"
+    config = read_json(path) if path.exists() else {}
+    if not config.get("do_sample"):
+        return SamplingParams()
+    fields = {"temperature": float, "top_p": float, "top_k": int, "min_p": float, "repetition_penalty": float}
+    given = {name: kind(config[name]) for name, kind in fields.items() if config.get(name) is not None}
+    return SamplingParams(**{"temperature": 1.0, **given})
