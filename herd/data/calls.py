@@ -65,7 +65,7 @@ class ParsedAnswer:
     """The text of an answer, and the tool calls in it."""
 
     text: str
-    """The words; all that was said when there is no call in it."""
+    """The words; the whole text where there is no call in it."""
     calls: tuple[Call, ...] = ()
     cut: bool = False
     """Whether the limit cut the calls off."""
@@ -258,7 +258,7 @@ def _pythonic(body: str) -> Iterator[Call]:
             value = _literal(part[key.end() :])
             for name, item in ({key[1]: value} if key[1] else value).items():
                 if name in arguments:
-                    raise ValueError(f"the argument {name!r} stands twice")
+                    raise ValueError(f"the argument {name!r} is given twice")
                 arguments[name] = item
         yield Call(name=opened[1], arguments=arguments)
         after = re.compile(r"\s*(,(?:\s*\])?|\])").match(body, at)

@@ -2,7 +2,7 @@
 
 `<|begin_of_text|>` then, for each message, `<|header_start|>role<|header_end|>\\n\\n…<|eot|>`; a message of tool calls
 and the result of a tool, whose role is `ipython`, end with `<|eom|>`. Pictures stand in the content as their image
-tokens; a video is its frames, each behind its time. Tools are told in the system message, and calls written as
+tokens; a video is its frames, each behind its time. Tools are listed in the system message, and calls written as
 `[f(a=1), g(b="x")]`. Text is taken as it is and never becomes a control token. Id for id Meta's ChatFormat
 (llama-models 0.3.0) except where its calls could not be read back: quotes inside a string, dictionaries, several calls,
 words before a call.
@@ -40,7 +40,7 @@ class Rendered:
 
 
 def header(tokenizer: Tokenizer, role: str) -> list[int]:
-    """What stands before a message of `role`."""
+    """What precedes a message of `role`."""
     special = tokenizer.special
     return [
         special["<|header_start|>"], *tokenizer.encode(role), special["<|header_end|>"], *tokenizer.encode("\n\n")
@@ -142,15 +142,15 @@ def parts_of(message: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def with_tools(messages: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """`messages` with the tools told at the end of the system message, which begins them if there is none."""
+    """`messages` with the tools listed at the end of the system message, which is added if there is none."""
     if not tools:
         return list(messages)
     system, rest = {"role": "system", "content": ""}, list(messages)
     if rest and rest[0]["role"] == "system":
         system = rest.pop(0)
     text = "".join(part["text"] for part in parts_of(system))
-    told = f"{text}\n\n{tools_prompt(tools)}" if text else tools_prompt(tools)
-    return [{"role": "system", "content": told}, *rest]
+    content = f"{text}\n\n{tools_prompt(tools)}" if text else tools_prompt(tools)
+    return [{"role": "system", "content": content}, *rest]
 
 
 def call_of(call: Mapping[str, Any]) -> Call:

@@ -19,7 +19,7 @@ from herd.serve.schema import ChatRequest, Function, JsonSchemaFormat
 
 
 def form_of(request: ChatRequest) -> tuple[Structure, str] | None:
-    """The form of the answer and the field that asks for it; None where anything may be said."""
+    """The form of the answer and the field that asks for it; None where the answer is free."""
     given = _of_the_answer(request)
     offered = [tool.function for tool in request.tools or ()] if request.tool_choice != "none" else []
     bound = request.must_call or request.parallel_tool_calls is False or any(tool.strict for tool in offered)
@@ -58,7 +58,7 @@ def _of_the_answer(request: ChatRequest) -> tuple[Structure, str] | None:
 
 
 WORDS = Structure(kind="regex", source=r"[^\[{<](?s:.*)")
-"""Words in which no call can begin: with what stands before a call's name, and no call further on."""
+"""Words in which no call can begin: neither at their start nor further on."""
 
 
 def calls_grammar(tools: Sequence[Function], *, words: Structure | None, several: bool) -> str:

@@ -33,7 +33,7 @@ class TextPart(Object):
 
 
 class RefusalPart(Object):
-    """What an assistant said when it would not answer."""
+    """An assistant's text where it would not answer."""
 
     type: Literal["refusal"]
     refusal: Text
@@ -105,7 +105,7 @@ class ToolCall(Object):
 
 
 class Message(Object):
-    # The format of the model has no names, and what an assistant thought is not told again.
+    # The format of the model has no names, and an assistant's reasoning is not repeated.
     ignored = frozenset({"name", "annotations", "cache_control", "reasoning", "reasoning_content"})
     unsupported: ClassVar = {"audio": (), "function_call": ()}
 

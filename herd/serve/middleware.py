@@ -116,5 +116,5 @@ def caller_of(request: Request) -> str:
 
 def salt_of(request: Request, cache_salt: str | None) -> str:
     """Only requests of one salt share what the engine has computed: how fast an answer begins tells others nothing."""
-    said = repr((caller_of(request), request.headers.get("Authorization"), cache_salt))
-    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+    parts = repr((caller_of(request), request.headers.get("Authorization"), cache_salt))
+    return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()

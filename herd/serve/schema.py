@@ -151,7 +151,7 @@ class ChatRequest(Object):
 
     @property
     def offered(self) -> list[dict[str, Any]]:
-        """The tools that the model is told of."""
+        """The tools that the prompt lists."""
         if self.tool_choice == "none":
             return []
         return [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in self.tools or ()]
@@ -180,8 +180,8 @@ class ChatRequest(Object):
         return self.best_of or self.num_choices
 
     def sampling(self, defaults: SamplingParams) -> SamplingParams:
-        """How answers are drawn, but for their length and form; what is not said is as in `defaults`."""
-        said = {
+        """How answers are sampled, but for their length and form; what the request leaves out is as in `defaults`."""
+        given = {
             name: value
             for name in (
                 *("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
@@ -191,7 +191,7 @@ class ChatRequest(Object):
         }
         return dataclasses.replace(
             defaults,
-            **said,
+            **given,
             logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
             stop=tuple(self.stops) or defaults.stop,
             # The best are chosen by their log-probabilities.

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from herd.config import LANGUAGES
 from herd.core.errors import HerdError
 from herd.data.chats import Chat, ChatTask
+from herd.data.dialogues import _sum_wording, _sums
 from herd.data.fetch import Pack
 from herd.data.gym import SUMS, Generator, GymTask, Problem
 from herd.data.sources import SOURCES
@@ -94,6 +96,21 @@ def test_every_string_has_a_grade_from_0_to_1(pack: Pack, answer: str) -> None:
         for messages in (one.prompt(0), [], [{"content": answer}]):
             grade = one.grade(messages, answer)
             assert 0 <= grade.score <= 1 and grade.reason
+
+
+def test_the_chats_of_a_task_ask_in_every_language_and_keep_the_verifier(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("herd.data.gym.pack_of", lambda name: pack)
+    task = GymTask(SUMS, num=2 * len(LANGUAGES), seed=1, pack=pack, wording=_sum_wording)
+    chats = list(_sums(task, 0.3))
+    assert {chat.language for chat in chats} == set(LANGUAGES)
+    assert {chat.split for chat in chats} == {"train", "heldout"}
+    graded = ChatTask(chats)
+    for i, chat in enumerate(chats):
+        assert chat.messages == [*task.prompt(i), {"role": "assistant", "content": chat.answer}]
+        assert Problem.from_json(chat.verifier) == task.problem(i)
+        assert graded.grade(graded.prompt(i), f"{chat.answer}.0").right  # which comparing texts would not take
 
 
 def test_a_question_with_several_right_answers_takes_each() -> None:
