@@ -90,7 +90,9 @@ def call(name: str, args: list[str]) -> None:
     command, registry = COMMANDS[name], number_rules()
     about = f"{command.summary}.\n\nExample: {command.example}"
     if not isinstance(command.does, StageKind):
-        tyro.cli(command.does, prog=f"herd {name}", description=about, args=args, registry=registry)
+        # A parameter that is a config gives each of its fields as an option of its own.
+        flat = (tyro.conf.OmitArgPrefixes,)
+        tyro.cli(command.does, prog=f"herd {name}", description=about, args=args, registry=registry, config=flat)
         return
     usage = stage_usage(command.does, args)
     usage = tyro.cli(usage, prog=f"herd {name}", description=about, args=args, registry=registry)

@@ -15,7 +15,8 @@ from model_folder import random_tokenizer
 
 from herd.engine.answer import Piece, TokenLogprob
 from herd.engine.filters import StopFilter
-from herd.engine.load import Model, Prompt
+from herd.engine.load import Model
+from herd.engine.model import Prompt
 from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
 from herd.engine.structure import Structures
@@ -26,7 +27,7 @@ CONTEXT = 2000
 class FakeEngine:
     def __init__(self, *, delay_s: float) -> None:
         self.delay_s = delay_s
-        self.capacity = CONTEXT
+        self.max_model_len = CONTEXT
         self.seen: list[tuple[Prompt, SamplingParams]] = []
         self.callers: list[str] = []
         self.salts: list[str] = []
@@ -58,7 +59,8 @@ class FakeEngine:
                     reason = "stop"
                 elif last:
                     text += stop.finish()
-                told = TokenLogprob(token_id=number, logprob=-0.5 * number, top=((number, -0.5 * number), (0, -9.0)))
+                logprob, top = -0.5 * number, ((number, -0.5 * number), (0, -9.0))
+                told = TokenLogprob(token_id=number, logprob=logprob, sampled_logprob=logprob, top=top)
                 logprobs = () if params.logprobs is None else (told,)
                 yield Piece(text=text, token_ids=[number], finish_reason=reason, logprobs=logprobs)
                 if stop.verdict:

@@ -57,8 +57,9 @@ class Herd:
         from herd.core.errors import HerdError
         from herd.model.formats.source import find_source
         from herd.model.fused import FusedForward, why_not
+        from herd.model.pack import pack_sequences
 
-        self._torch = torch
+        self._torch, self._pack = torch, pack_sequences
         model = find_source(folder).transformer()
         if reason := why_not(model):
             raise HerdError(f"the native forward does not serve: {reason}")
@@ -77,14 +78,11 @@ class Herd:
         )
 
     def _read(self, slots: Any, slot: int, ids: list[int]) -> int:
-        torch = self._torch
-        hidden_RD = torch.empty(0)
+        torch, hidden_RD = self._torch, self._torch.empty(0)
         for begin in range(0, len(ids), PIECE):
-            piece = torch.tensor(ids[begin : begin + PIECE])
-            positions_N = torch.arange(begin, begin + len(piece))
-            view = slots.at([slot], positions_N, torch.tensor([0, len(piece)], dtype=torch.int32))
-            rows_R = torch.tensor([len(piece) - 1] if begin + len(piece) == len(ids) else [], dtype=torch.int64)
-            hidden_RD = self._call(piece, positions_N=positions_N, cache=view, rows_R=rows_R)
+            pack = self._pack([ids[begin : begin + PIECE]], num_cached=[begin])
+            rows_R = pack.last_S if begin + PIECE >= len(ids) else torch.zeros(0, dtype=torch.int64)
+            hidden_RD = self._call(pack, cache=slots.at(pack, [slot]), rows_R=rows_R)
         return int(self._call.unembed(hidden_RD).argmax())
 
     def prefill(self, count: int) -> float:
@@ -95,22 +93,20 @@ class Herd:
             return time.perf_counter() - begin
 
     def decode(self, sequences: int, past: int, steps: int) -> float:
-        torch = self._torch
-        with torch.inference_mode():
+        with self._torch.inference_mode():
             slots = self._slots(sequences, past + steps + WARM)
-            tokens_N = torch.tensor([self._read(slots, slot, prompt(past, slot)) for slot in range(sequences)])
-            starts_S, everyone = torch.arange(sequences + 1, dtype=torch.int32), range(sequences)
+            tokens = [self._read(slots, slot, prompt(past, slot)) for slot in range(sequences)]
             for step in range(WARM + steps):
                 if step == WARM:
                     begin = time.perf_counter()
-                positions_N = torch.full((sequences,), past + step)
-                view = slots.at(everyone, positions_N, starts_S)
-                hidden_RD = self._call(tokens_N, positions_N=positions_N, cache=view, rows_R=torch.arange(sequences))
-                tokens_N = self._call.unembed(hidden_RD).argmax(-1)
+                pack = self._pack([[token] for token in tokens], num_cached=[past + step] * sequences)
+                hidden_RD = self._call(pack, cache=slots.at(pack, range(sequences)), rows_R=pack.last_S)
+                tokens = self._call.unembed(hidden_RD).argmax(-1).tolist()
             return (time.perf_counter() - begin) / steps
 
     def served(self, sequences: int, past: int, steps: int) -> float:
-        from herd.engine.load import Prompt, load
+        from herd.engine.load import load
+        from herd.engine.model import Prompt
         from herd.engine.sampler import SamplingParams
 
         async def answer(engine: Any, seed: int) -> int:
@@ -121,7 +117,7 @@ class Herd:
         async def answers(engine: Any, first: int) -> int:
             return sum(await asyncio.gather(*(answer(engine, first + seed) for seed in range(sequences))))
 
-        with closing(load(self._folder).engine(num_slots=sequences, capacity=past + steps)) as engine:
+        with closing(load(self._folder).engine(max_num_seqs=sequences, max_model_len=past + steps)) as engine:
             asyncio.run(answers(engine, sequences))  # warm, with prompts of its own
             begin = time.perf_counter()
             count = asyncio.run(answers(engine, 0))

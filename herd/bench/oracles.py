@@ -21,6 +21,7 @@ from herd.core.batch import Images
 from herd.data.image import ImageProcessor, Tiles, normalise
 from herd.model.formats.config_json import config_to_json
 from herd.model.formats.huggingface import rules
+from herd.model.pack import pack_sequences
 from herd.model.transformer import Transformer
 
 
@@ -51,19 +52,13 @@ def random_model(config: ModelConfig, seed: int, scale: float = 0.06) -> Transfo
 @torch.inference_mode()
 def ours(model: Transformer, requests: list[Request]) -> list[Tensor]:
     """Logits of requests that are packed into one forward."""
-    tokens_N = torch.cat([request.tokens_N for request in requests])
-    sizes = [len(request.tokens_N) for request in requests]
+    pack = pack_sequences([request.tokens_N for request in requests])
     tiles = [request.tiles for request in requests if request.tiles is not None]
     patch = model.config.special.patch
     assert patch is not None, "parity is shown of models that see"
-    rows = torch.nonzero(tokens_N == patch)[:, 0]
-    hidden_ND = model(
-        tokens_N,
-        positions_N=torch.cat([torch.arange(size) for size in sizes]),
-        starts_S=torch.tensor([0, *sizes]).cumsum(0).to(torch.int32),
-        images=Images(tiles=torch.cat(tiles), rows=rows) if tiles else None,
-    )
-    return list(model.unembed(hidden_ND).split(sizes))
+    rows = torch.nonzero(pack.tokens_N == patch)[:, 0]
+    images = Images(tiles=torch.cat(tiles), rows=rows) if tiles else None
+    return list(model.unembed(model.forward_packed(pack, images=images)).split(pack.lengths))
 
 
 def in_transformers(model: Transformer) -> Any:

@@ -26,6 +26,7 @@ from herd.bench.table import Row, show
 from herd.config import ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
 from herd.core.errors import HerdError
 from herd.model.cache import Slots
+from herd.model.pack import pack_sequences
 from herd.model.transformer import Transformer
 
 BOUND = 1e-5
@@ -115,11 +116,10 @@ def decode(model: Transformer, request: Request) -> Tensor:
     """Logits [N, V] of a request without pictures that is fed to the cache token by token."""
     count = len(request.tokens_N)
     cache = Slots(model.config, num_slots=1, capacity=count, dtype=torch.float32, device=torch.device("cpu"))
-    starts_S, rows = torch.tensor([0, 1]), []
+    rows = []
     for i in range(count):
-        positions_N = torch.tensor([i])
-        where = cache.at([0], positions_N, starts_S)
-        rows.append(model(request.tokens_N[i : i + 1], positions_N=positions_N, starts_S=starts_S, cache=where))
+        pack = pack_sequences([request.tokens_N[i : i + 1]], num_cached=[i])
+        rows.append(model.forward_packed(pack, cache=cache.at(pack, [0])))
     return model.unembed(torch.cat(rows))
 
 

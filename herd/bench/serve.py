@@ -123,7 +123,7 @@ def process(command: Sequence[object]) -> Iterator["subprocess.Popen[str]"]:
 
 @contextmanager
 def herd_server(folder: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "herd", "serve", folder, "--port", 0, "--slots", SLOTS]
+    command = [sys.executable, "-m", "herd", "serve", folder, "--port", 0, "--max-num-seqs", SLOTS]
     with process(command) as running:
         assert running.stdout is not None
         line = running.stdout.readline()

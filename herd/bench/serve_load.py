@@ -111,7 +111,7 @@ def engine_alone(pipe: Connection, folder: Path, slots: int) -> None:
     from herd.engine.sampler import SamplingParams
 
     model = open_folder(folder)
-    engine = model.engine(num_slots=slots)
+    engine = model.engine(max_num_seqs=slots)
     params = SamplingParams(max_tokens=ANSWER_TOKENS)
 
     async def ask(text: str) -> AsyncIterator[object]:

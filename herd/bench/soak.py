@@ -21,7 +21,8 @@ from torch import Tensor
 from herd.bench.table import machine
 from herd.core.errors import HerdError
 from herd.engine.engine import Engine
-from herd.engine.load import Model, Prompt, load
+from herd.engine.load import Model, load
+from herd.engine.model import Prompt
 from herd.engine.sampler import SamplingParams
 from herd.plan.counts import cache_bytes
 
@@ -56,9 +57,9 @@ def soak(folder: Path, *, minutes: float, seed: int, out: Path | None, as_json: 
     context = min(CONTEXT, model.config.max_positions)
     room = ROOM * cache_bytes(model.config, context, number_bytes=number_bytes)
     prompt, params = Prompt(token_ids=prompts(model, random.Random(seed))[0][:100]), SamplingParams(max_tokens=40)
-    own = {name: tensor.clone() for name, tensor in model.transformer.named_parameters() if name.endswith("qkv.weight")}
+    own = {name: tensor.clone() for name, tensor in model.transformer.state_dict().items()}
     record = Record()
-    with closing(model.engine(num_slots=NUM_SLOTS, capacity=context, cache_bytes=room)) as engine:
+    with closing(model.engine(max_num_seqs=NUM_SLOTS, max_model_len=context, kv_cache_memory_bytes=room)) as engine:
         [before] = engine.generate_batch([prompt], params)
         asyncio.run(live(engine, model, own, record, seconds=60 * minutes, seed=seed))
         engine.update_weights(-1, own)
@@ -94,7 +95,7 @@ async def live(
 
     async def client(rng: random.Random) -> None:
         while time.monotonic() < end:
-            length = rng.choice([3, 40, 200, engine.capacity // 2 - 60])
+            length = rng.choice([3, 40, 200, engine.max_model_len // 2 - 60])
             tail = rng.choices(rng.choice(beginnings), k=rng.randint(0, 50))
             prompt = Prompt(token_ids=rng.choice(beginnings)[:length] + tail)
             params = SamplingParams(
@@ -126,7 +127,9 @@ async def live(
             record.points.append((seconds - end + time.monotonic(), resident_mb(), used, kept))
             if number % 5 == 4:
                 scale = 1 + 0.01 * (number % 3)
-                fresh = {name: tensor * scale for name, tensor in own.items()}
+                fresh = {
+                    name: tensor * scale if name.endswith("qkv.weight") else tensor for name, tensor in own.items()
+                }
                 await asyncio.to_thread(engine.update_weights, number, fresh)
                 record.counts["updates"] += 1
 

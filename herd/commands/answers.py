@@ -3,6 +3,10 @@
 from pathlib import Path
 
 from herd.commands.command import named
+from herd.config import EngineConfig
+
+CHAT_ENGINE = EngineConfig(max_num_seqs=1)
+BATCH_ENGINE = EngineConfig(max_num_seqs=32)
 
 DEFAULT_MODEL = Path("runs/tiny/sft")
 """What the demo trains."""
@@ -28,8 +32,8 @@ def chat(
     max_tokens: int = 512,
     seed: int | None = None,
     system: str | None = None,
-    guess: int = 0,
-    draft: Path | None = None,
+    engine: EngineConfig = CHAT_ENGINE,
+    draft_model: Path | None = None,
     yes: bool = False,
 ) -> None:
     """Talk to a model in the terminal, with pictures.
@@ -44,8 +48,8 @@ def chat(
         max_tokens: Longest answer.
         seed: Makes what is drawn repeatable.
         system: What the model is told before the conversation.
-        guess: Tokens guessed ahead at most; changes no answer in fp32, in bf16 one at a near tie.
-        draft: Folder of a smaller model of the same tokenizer, that guesses.
+        engine: Options of the engine.
+        draft_model: Folder of a smaller model of the same tokenizer, which drafts ahead.
         yes: Fetch the small model without asking.
     """
     params = named("herd.engine.sampler:SamplingParams")(
@@ -57,7 +61,8 @@ def chat(
         max_tokens=max_tokens,
         seed=seed,
     )
-    named("herd.serve.terminal:chat")(default_model(folder, yes=yes), params, system=system, guess=guess, draft=draft)
+    model = default_model(folder, yes=yes)
+    named("herd.serve.terminal:chat")(model, params, engine, system=system, draft_model=draft_model)
 
 
 def generate(
@@ -75,9 +80,8 @@ def generate(
     stop: tuple[str, ...] = (),
     seed: int = 0,
     schema: Path | None = None,
-    slots: int = 32,
-    guess: int = 0,
-    draft: Path | None = None,
+    engine: EngineConfig = BATCH_ENGINE,
+    draft_model: Path | None = None,
     json: bool = False,
 ) -> None:
     """Answer a file of prompts; a kill loses nothing that is written.
@@ -96,9 +100,8 @@ def generate(
         stop: Texts that end an answer and are left out of it.
         seed: With the number of a prompt it gives what is drawn.
         schema: File with a JSON schema that every answer follows.
-        slots: Answers under way at a time.
-        guess: Tokens guessed ahead at most; changes no answer in fp32, in bf16 one at a near tie.
-        draft: Folder of a smaller model of the same tokenizer, that guesses.
+        engine: Options of the engine.
+        draft_model: Folder of a smaller model of the same tokenizer, which drafts ahead.
         json: Print one JSON object at the end, for scripts.
     """
     params = named("herd.engine.sampler:SamplingParams")(
@@ -112,7 +115,7 @@ def generate(
         seed=seed,
     )
     named("herd.serve.batch:run")(
-        folder, prompts, out, params, schema=schema, slots=slots, guess=guess, draft=draft, as_json=json
+        folder, prompts, out, params, engine, schema=schema, draft_model=draft_model, as_json=json
     )
 
 
@@ -122,10 +125,9 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    slots: int = 32,
     max_queued_requests: int = 128,
-    guess: int = 0,
-    draft: Path | None = None,
+    engine: EngineConfig = BATCH_ENGINE,
+    draft_model: Path | None = None,
     yes: bool = False,
 ) -> None:
     """Serve a model to OpenAI clients and browsers.
@@ -134,18 +136,16 @@ def serve(
         folder: Folder of a model, or a .gguf file; runs/tiny/sft if not given, else a small model from PyPI.
         host: Address to listen on; 0.0.0.0 lets other machines in.
         port: Port to listen on; 0 takes a free one.
-        slots: Answers that are made at a time.
-        max_queued_requests: Requests that wait for a slot at most; one more is refused with 429.
-        guess: Tokens guessed ahead at most; changes no answer in fp32, in bf16 one at a near tie.
-        draft: Folder of a smaller model of the same tokenizer, that guesses.
+        max_queued_requests: Requests that wait at most; one more is refused with 429.
+        engine: Options of the engine.
+        draft_model: Folder of a smaller model of the same tokenizer, which drafts ahead.
         yes: Fetch the small model without asking.
     """
     named("herd.serve.api:serve")(
         default_model(folder, yes=yes),
         host=host,
         port=port,
-        slots=slots,
+        config=engine,
         max_queued_requests=max_queued_requests,
-        guess=guess,
-        draft=draft,
+        draft_model=draft_model,
     )

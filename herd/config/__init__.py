@@ -5,6 +5,7 @@ Presets: `tiny` is what `herd run tiny` raises in minutes on two cores. `scout` 
 with the same kinds of layers in a few megabytes. `herd plan PRESET` counts any of them.
 """
 
+from herd.config.engine import EngineConfig
 from herd.config.model import PAGE_TOKENS, ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
 from herd.config.presets import (
     PRESETS,
@@ -45,6 +46,7 @@ __all__ = [
     "TINY_VOCAB",
     "CheckpointConfig",
     "DataConfig",
+    "EngineConfig",
     "GuardConfig",
     "MidtrainConfig",
     "MoEConfig",

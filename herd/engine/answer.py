@@ -1,8 +1,8 @@
 """One answer as it grows: its tokens drawn, its text without stop strings, and why it ends.
 
-The engine gives logits and tells the pieces; everything that a request remembers between two forwards is here. Guessing
-ahead needs no more: where the engine has the logits behind some drafted tokens too, `take` draws at each place in turn
-and goes on as long as what is drawn is what was drafted, so that the answer is the one without drafts.
+The engine gives logits and passes the pieces on; all that an answer remembers between two forwards is here. Speculative
+decoding needs no more: where the engine has the logits behind some drafted tokens too, `advance` draws at each place in
+turn and goes on as long as what is drawn is what was drafted, so that the answer is the one without drafts.
 """
 
 # N rows of logits, V vocabulary
@@ -26,11 +26,13 @@ from herd.engine.structure import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLogprob:
-    """How likely the model found a token of the answer, before anything that sampling adds."""
+    """How likely a token of the answer was; natural logarithms."""
 
     token_id: int
     logprob: float
-    """Natural logarithm."""
+    """By the model itself, before anything that sampling adds."""
+    sampled_logprob: float
+    """In the distribution that it was drawn from, after temperature, filters and the structure's mask."""
     top: tuple[tuple[int, float], ...] = ()
     """The likeliest tokens at its place, as many as were asked for."""
 
@@ -42,13 +44,17 @@ class Piece:
     text: str
     token_ids: list[int]
     finish_reason: str | None
-    """None while running; "stop" at an end token or a stop string, "length" at max_tokens or the context's end; "error"
-    where the request is at fault or the engine was closed, "fault" where the engine failed, with the reason as the
-    text."""
+    """None while running; "stop" at an end token or a stop string, "length" at max_tokens or the context's end, "abort"
+    where it was cancelled; "error" where the request is at fault or the engine was closed, "fault" where the engine
+    failed, with the reason as the text."""
     logprobs: tuple[TokenLogprob, ...] = ()
     """Of `token_ids`, and of the end token; where they were asked for."""
+    index: int = 0
+    """Which answer of the request."""
+    end_token: int | None = None
+    """The token that ended the answer, which is not among `token_ids`."""
     version: int = 0
-    """Of the weights that made these tokens; see `Engine.update_weights`."""
+    """Of the weights that these tokens were drawn from; see `Engine.update_weights`."""
     prompt_logprobs: tuple[float, ...] = ()
     """With the first piece, where asked for: of every token of the prompt but the first."""
 
@@ -67,7 +73,7 @@ class Answer:
         seed: int,
         progress: Progress | None = None,
     ) -> None:
-        """`seed` is for params without one, `progress` the beginning of the structure that they ask for."""
+        """`progress` is the beginning of the structure that `params` ask for; `seed` stands for theirs."""
         if beyond := [token for token in params.logit_bias if token >= tokenizer.vocab_size]:
             raise HerdError(f"logit_bias: there is no token {beyond[0]}, the tokenizer has {tokenizer.vocab_size}")
         self.params, self.progress, self.prompt = params, progress, prompt
@@ -75,7 +81,7 @@ class Answer:
         self.finish_reason: str | None = None
         self.num_drafted = self.num_accepted = self.last_accepted = 0
         """Tokens that were guessed, that proved right, and that did so in the last step."""
-        self.seed = seed if params.seed is None else params.seed
+        self.seed = seed
         self._counts: Counter[int] = Counter()
         self._distinct = torch.tensor(sorted(set(prompt)), dtype=torch.int64)
         self._end_tokens, self._limit = frozenset(end_tokens), min(room, params.max_tokens)
@@ -100,8 +106,8 @@ class Answer:
             allowed=self.progress.allowed() if self.progress and ahead is None else None,
         )
 
-    def push(self, token: int, logits_V: Float[Tensor, "v"]) -> Piece:
-        """Go on by `token`, drawn from `logits_V`."""
+    def push(self, token: int, logits_V: Float[Tensor, "v"], sampled_logprob: float | None) -> Piece:
+        """Append `token`, drawn from `logits_V`."""
         ended = token in self._end_tokens
         if ended:
             self.finish_reason, text = "stop", ""
@@ -122,39 +128,58 @@ class Answer:
             text += self._stop.finish()
         logprobs: tuple[TokenLogprob, ...] = ()
         if self.params.logprobs is not None:
+            assert sampled_logprob is not None
             logprob, top = log_probabilities(logits_V, token, self.params.logprobs)
-            logprobs = (TokenLogprob(token_id=token, logprob=logprob, top=tuple(top)),)
-        return Piece(text=text, token_ids=[] if ended else [token], finish_reason=self.finish_reason, logprobs=logprobs)
+            logprobs = (TokenLogprob(token_id=token, logprob=logprob, sampled_logprob=sampled_logprob, top=tuple(top)),)
+        return Piece(
+            text=text,
+            token_ids=[] if ended else [token],
+            finish_reason=self.finish_reason,
+            logprobs=logprobs,
+            end_token=token if ended else None,
+        )
 
 
-def take(
+def advance(
     answers: Sequence[Answer], logits_NV: Float[Tensor, "n v"], drafts: Sequence[Sequence[int]] = ()
 ) -> list[Piece]:
-    """The next tokens of each answer.
+    """Draw the next tokens of each answer.
 
-    The rows of an answer lie together: the logits behind its last token, then behind each of its drafted tokens. An
-    answer goes on by one token at least and by one more than were drafted at most; where it then stands, its `tokens`
-    say, and a cache must forget what was read beyond.
+    The rows of an answer are adjacent: the logits behind its last token, then behind each of its drafted tokens. An
+    answer grows by one token at least and by one more than were drafted at most; `tokens` holds what it came to, and a
+    cache must drop what was computed beyond. What fails for one answer ends that answer alone.
     """
     drafts = drafts or [()] * len(answers)
     first_rows = list(accumulate((1 + len(draft) for draft in drafts), initial=0))
     assert first_rows.pop() == len(logits_NV), f"{len(logits_NV)} rows of logits for drafts of {list(map(len, drafts))}"
     pieces: list[list[Piece]] = [[] for _ in answers]
+
+    def fail(i: int, error: Exception) -> None:
+        pieces[i] = [failure(error)]
+        answers[i].finish_reason = pieces[i][0].finish_reason
+
     going, depth = list(range(len(answers))), 0
     while going:
         rows: dict[int, Row] = {}
         for i in going:
             try:
                 rows[i] = answers[i].row()
-            except HerdError as error:  # the one answer's, not the others'
-                answers[i].finish_reason = "error"
-                pieces[i] = [Piece(text=str(error), token_ids=[], finish_reason="error")]
+            except Exception as error:
+                fail(i, error)
         if not rows:
             break
         logits_BV = logits_NV if len(rows) == len(logits_NV) else logits_NV[[first_rows[i] + depth for i in rows]]
         going = []
-        for i, logits_V, token in zip(rows, logits_BV, sample(logits_BV, list(rows.values())), strict=True):
-            pieces[i].append(answers[i].push(token, logits_V))
+        for i, logits_V, draw in zip(rows, logits_BV, sample_each(logits_BV, list(rows.values())), strict=True):
+            if isinstance(draw, Exception):
+                fail(i, draw)
+                continue
+            token, logprob = draw
+            try:
+                pieces[i].append(answers[i].push(token, logits_V, logprob))
+            except Exception as error:
+                fail(i, error)
+                continue
             if depth < len(drafts[i]) and drafts[i][depth] == token and answers[i].finish_reason is None:
                 going.append(i)
         depth += 1
@@ -163,6 +188,25 @@ def take(
         answer.last_accepted = len(parts) - 1
         answer.num_accepted += answer.last_accepted
     return [joined(parts) for parts in pieces]
+
+
+def sample_each(logits_BV: Float[Tensor, "b v"], rows: Sequence[Row]) -> list[tuple[int, float | None] | Exception]:
+    """The draw of each row, or why it failed: rows are tried one by one only after they failed together."""
+    try:
+        draws = sample(logits_BV, rows)
+        return list(zip(draws.tokens, draws.logprobs, strict=True))
+    except Exception as error:
+        if len(rows) == 1:
+            return [error]
+        return [sample_each(logits_V[None], [row])[0] for logits_V, row in zip(logits_BV, rows, strict=True)]
+
+
+def failure(error: Exception) -> Piece:
+    """The last piece of an answer that cannot go on: the request's mistake where it is a HerdError, else a fault."""
+    if isinstance(error, HerdError):
+        return Piece(text=str(error), token_ids=[], finish_reason="error")
+    text = f"generation failed: {type(error).__name__}: {error}"
+    return Piece(text=text, token_ids=[], finish_reason="fault")
 
 
 def joined(pieces: Sequence[Piece]) -> Piece:
@@ -174,4 +218,5 @@ def joined(pieces: Sequence[Piece]) -> Piece:
         token_ids=[token for piece in pieces for token in piece.token_ids],
         finish_reason=pieces[-1].finish_reason,
         logprobs=tuple(one for piece in pieces for one in piece.logprobs),
+        end_token=pieces[-1].end_token,
     )

@@ -10,16 +10,14 @@ Left out: addresses of other hosts, as nothing is fetched.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from herd.core.errors import HerdError
 from herd.data.chat import checked_text, parts_of
 from herd.data.image import read_picture
 from herd.data.video import read_video, video_part
+from herd.engine.model import LoadedModel, Prompt
 from herd.engine.reply import Reply
-
-if TYPE_CHECKING:
-    from herd.engine.load import Model, Prompt
 
 Message = dict[str, Any]
 RESULT_ROLES = ("tool", "ipython")
@@ -106,7 +104,7 @@ class Conversation:
         self.attached.append(part)
         return part
 
-    def render(self, model: "Model") -> "Prompt":
+    def render(self, model: LoadedModel) -> Prompt:
         """The prompt for the assistant's next message."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return model.render([*system, *self.messages], tools=self.tools)

@@ -1,11 +1,11 @@
-"""Who holds which page of the cache: free pages, reference counts, and prefixes that requests share. No torch.
+"""Which pages of the cache are free, who holds them, and which prefixes requests share. No torch.
 
-A `Table` is one request's pages: global ones from its first token on, local ones from its current chunk on, given back
-at the chunk's edge. What has been computed is entered in a tree, one node a page, by the page's exact contents (token
-ids; for a picture's tokens a digest of the picture), under a root that names the tenant: who gives another salt finds
-nothing of it, and no hash can collide. A request that begins like an earlier one takes its pages as they are; of a page
-that agrees in its first tokens only, or is not full, it takes a copy (`Copy`), so that nobody writes where others read.
-A prefix that ends inside a chunk needs the chunk's local pages too: a node keeps its own for as long as there is room.
+A `BlockTable` is one request's pages: global ones from its first token on, local ones from its current chunk on,
+released at the chunk's edge. What has been computed is entered in a tree, one node a page, by the page's exact contents
+(token ids; for a picture's tokens a digest of the picture), under a root that names the tenant: who gives another salt
+finds nothing of it, and no hash can collide. A request that begins like an earlier one shares its pages; of a page that
+agrees in its first tokens only, or is not full, it gets a copy (`Copy`), so that nobody writes where others read. A
+prefix that ends inside a chunk needs the chunk's local pages too: a node keeps its own for as long as there is room.
 
 The tree's pages are evicted when others need room, the least recently used first.
 """
@@ -33,57 +33,57 @@ class Copy(NamedTuple):
     is_global: bool
 
 
-class Pool:
-    """Numbered pages with counts of their holders. `grow(n)` is called before page n - 1 is used for the first time."""
+class PagePool:
+    """Numbered pages with reference counts. `grow(n)` is called before page n - 1 is used for the first time."""
 
     def __init__(self, size: int, grow: Callable[[int], None] | None = None) -> None:
-        self.size, self.holders = size, [0] * size
-        self.idle = 0
+        self.size, self.ref_counts = size, [0] * size
+        self.num_evictable = 0
         """Pages that the tree alone holds."""
         self._in_tree = [False] * size
-        self._freed: list[int] = []
+        self._free: list[int] = []
         self._fresh = 0
         self._grow = grow
 
     @property
-    def free(self) -> int:
-        return self.size - self._fresh + len(self._freed)
+    def num_free(self) -> int:
+        return self.size - self._fresh + len(self._free)
 
-    def take(self) -> int:
-        if self._freed:
-            page = self._freed.pop()
+    def allocate(self) -> int:
+        if self._free:
+            page = self._free.pop()
         else:
             assert self._fresh < self.size
             if self._grow is not None:
                 self._grow(self._fresh + 1)
             page = self._fresh
             self._fresh += 1
-        self.holders[page] = 1
+        self.ref_counts[page] = 1
         return page
 
-    def share(self, page: int) -> None:
-        self.idle -= self._in_tree[page] and self.holders[page] == 1
-        self.holders[page] += 1
+    def retain(self, page: int) -> None:
+        self.num_evictable -= self._in_tree[page] and self.ref_counts[page] == 1
+        self.ref_counts[page] += 1
 
-    def drop(self, page: int) -> None:
-        self.holders[page] -= 1
-        assert self.holders[page] >= 0
-        if not self.holders[page]:
-            self._freed.append(page)
-        self.idle += self._in_tree[page] and self.holders[page] == 1
+    def release(self, page: int) -> None:
+        self.ref_counts[page] -= 1
+        assert self.ref_counts[page] >= 0
+        if not self.ref_counts[page]:
+            self._free.append(page)
+        self.num_evictable += self._in_tree[page] and self.ref_counts[page] == 1
 
-    def keep(self, page: int) -> None:
+    def retain_in_tree(self, page: int) -> None:
         """The tree becomes a holder, beside the one who has it."""
-        assert not self._in_tree[page] and self.holders[page]
+        assert not self._in_tree[page] and self.ref_counts[page]
         self._in_tree[page] = True
-        self.holders[page] += 1
+        self.ref_counts[page] += 1
 
-    def forget(self, page: int) -> None:
+    def release_from_tree(self, page: int) -> None:
         """The tree is a holder no more."""
         assert self._in_tree[page]
-        self.idle -= self.holders[page] == 1
+        self.num_evictable -= self.ref_counts[page] == 1
         self._in_tree[page] = False
-        self.drop(page)
+        self.release(page)
 
 
 class Node:
@@ -97,13 +97,13 @@ class Node:
         self.alive = True
 
 
-class Table:
+class BlockTable:
     """The pages of one request."""
 
-    __slots__ = ("chunk", "entered", "length", "local", "node", "pages", "partial")
+    __slots__ = ("chunk", "entered", "global_pages", "length", "local_pages", "node", "partial")
 
     def __init__(self) -> None:
-        self.pages, self.local = array("i"), array("i")
+        self.global_pages, self.local_pages = array("i"), array("i")
         self.chunk = 0
         """The chunk that `local` belongs to."""
         self.length = 0
@@ -116,8 +116,8 @@ class Table:
         """The node of the page after, which is not full."""
 
 
-class Pages:
-    """The books of both pools."""
+class PageManager:
+    """Allocates, shares and frees the pages of both pools."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class Pages:
     ) -> None:
         assert chunk_size % page_tokens == 0
         self.size, self.chunk_size = page_tokens, chunk_size
-        self.whole, self.chunk = Pool(num_global, grow), Pool(num_local)
+        self.global_pages, self.local_pages = PagePool(num_global, grow), PagePool(num_local)
         # A root lives as long as a table or a child refers to it.
         self._roots: WeakValueDictionary[str, Node] = WeakValueDictionary()
         # Least recently used first; of the pages of one prefix the later ones come first.
@@ -141,9 +141,9 @@ class Pages:
         """Most pages of both kinds that a request of `length` tokens holds at one time."""
         return -(-length // self.size), -(-min(length, self.chunk_size) // self.size)
 
-    def begin(self, table: Table, salt: str, content: Sequence[int], limit: int) -> list[Copy]:
+    def begin(self, table: BlockTable, salt: str, content: Sequence[int], limit: int) -> list[Copy]:
         """Give an empty table the longest known prefix of `content` of at most `limit` tokens."""
-        assert not table.pages and not table.local
+        assert not table.global_pages and not table.local_pages
         root = self._roots.get(salt)
         if root is None:
             root = self._roots[salt] = Node(None, (), -1, None)
@@ -160,17 +160,17 @@ class Pages:
         count = next((i for i in range(first, count) if chain[i + 1].local is None), count)
         table.chunk = count * size // self.chunk_size
         for child in chain[1 : count + 1]:
-            self.whole.share(child.page)
-            table.pages.append(child.page)
+            self.global_pages.retain(child.page)
+            table.global_pages.append(child.page)
         for child in chain[first + 1 : count + 1]:
             assert child.local is not None
-            self.chunk.share(child.local)
-            table.local.append(child.local)
+            self.local_pages.retain(child.local)
+            table.local_pages.append(child.local)
         table.node, table.entered, table.length = chain[count], count, count * size
         self._touch(table.node)
         return self._begin_within_page(table, content, limit)
 
-    def _begin_within_page(self, table: Table, content: Sequence[int], limit: int) -> list[Copy]:
+    def _begin_within_page(self, table: BlockTable, content: Sequence[int], limit: int) -> list[Copy]:
         """Copy the page that agrees in most of the tokens that come next."""
         assert table.node is not None
         wanted = tuple(content[table.length : min(limit, table.length + self.size)])
@@ -186,40 +186,40 @@ class Pages:
             return []
         assert best.local is not None
         # What is to be copied must not be evicted to make room for its copy.
-        self.whole.share(best.page)
-        self.chunk.share(best.local)
-        before = len(table.pages), len(table.local)
+        self.global_pages.retain(best.page)
+        self.local_pages.retain(best.local)
+        before = len(table.global_pages), len(table.local_pages)
         try:
-            table.local.append(self._take(self.chunk))
-            table.pages.append(self._take(self.whole))
+            table.local_pages.append(self._allocate(self.local_pages))
+            table.global_pages.append(self._allocate(self.global_pages))
         except (OutOfPages, OSError):
             self._cut(table, *before)
             return []
         finally:
-            self.whole.drop(best.page)
-            self.chunk.drop(best.local)
+            self.global_pages.release(best.page)
+            self.local_pages.release(best.local)
         table.length += most
-        return [Copy(best.page, table.pages[-1], True), Copy(best.local, table.local[-1], False)]
+        return [Copy(best.page, table.global_pages[-1], True), Copy(best.local, table.local_pages[-1], False)]
 
-    def extend(self, table: Table, length: int) -> None:
+    def extend(self, table: BlockTable, length: int) -> None:
         """Pages for tokens up to `length`, in the same chunk. All or nothing; OutOfPages, or what `grow` raises."""
         chunk = table.length // self.chunk_size
         assert table.length < length <= (chunk + 1) * self.chunk_size
         if chunk != table.chunk:
             self._drop_local(table)
             table.chunk = chunk
-        before = len(table.pages), len(table.local)
+        before = len(table.global_pages), len(table.local_pages)
         try:
-            while len(table.pages) * self.size < length:
-                table.pages.append(self._take(self.whole))
-            while chunk * self.chunk_size + len(table.local) * self.size < length:
-                table.local.append(self._take(self.chunk))
+            while len(table.global_pages) * self.size < length:
+                table.global_pages.append(self._allocate(self.global_pages))
+            while chunk * self.chunk_size + len(table.local_pages) * self.size < length:
+                table.local_pages.append(self._allocate(self.local_pages))
         except BaseException:
             self._cut(table, *before)
             raise
         table.length = length
 
-    def enter(self, table: Table, content: Sequence[int], computed: int, *, partly: bool = False) -> None:
+    def enter(self, table: BlockTable, content: Sequence[int], computed: int, *, partly: bool = False) -> None:
         """Enter the first `computed` tokens of `content` in the tree: full pages, with `partly` the last one too."""
         known, size = min(computed, len(content)), self.size
         while table.node is not None and (table.entered + 1) * size <= known:
@@ -232,32 +232,32 @@ class Pages:
             self._forget_partial(table)
             table.partial = self._enter_page(table, rest)
 
-    def _enter_page(self, table: Table, content: tuple[int, ...]) -> Node | None:
+    def _enter_page(self, table: BlockTable, content: tuple[int, ...]) -> Node | None:
         """The node of the page after the entered ones; None where the nodes before it have been evicted."""
         assert table.node is not None
         if not table.node.alive:
             return None
-        page = table.pages[table.entered]
+        page = table.global_pages[table.entered]
         place = table.entered - table.chunk * self.chunk_size // self.size
-        local = table.local[place] if 0 <= place < len(table.local) else None
+        local = table.local_pages[place] if 0 <= place < len(table.local_pages) else None
         node = table.node.children.get(content)
         if node is None:
             node = Node(table.node, content, page, None)
             table.node.children[content] = node
-            self.whole.keep(page)
+            self.global_pages.retain_in_tree(page)
             self._nodes[node] = None
         if node.local is None and local is not None:
             node.local = local
-            self.chunk.keep(local)
+            self.local_pages.retain_in_tree(local)
             self._local_nodes[node] = None
         return node
 
-    def _forget_partial(self, table: Table) -> None:
+    def _forget_partial(self, table: BlockTable) -> None:
         if table.partial is not None and table.partial.alive:
             self._evict(table.partial)
         table.partial = None
 
-    def truncate(self, table: Table, length: int) -> None:
+    def truncate(self, table: BlockTable, length: int) -> None:
         """Take back tokens from `length` on. The table may come out shorter: where the chunk of `length` has been left,
         at its beginning, and where the page is shared, at the page's; what is cut too much is computed again."""
         assert length <= table.length
@@ -277,7 +277,7 @@ class Pages:
             table.node = table.node and table.node.parent
         table.length = length
 
-    def release(self, table: Table) -> None:
+    def release(self, table: BlockTable) -> None:
         """Give all pages back; the table is of no use any more."""
         if table.partial is not None and table.partial.alive:
             self._touch(table.partial)
@@ -286,7 +286,7 @@ class Pages:
         self._drop_local(table)
         self._cut(table, 0, 0)
 
-    def forget_all(self) -> None:
+    def forget_prefixes(self) -> None:
         """Empty the tree."""
         for root in self._roots.values():
             for node in list(root.children.values()):
@@ -301,41 +301,41 @@ class Pages:
                 self._local_nodes.move_to_end(node)
             node = node.parent
 
-    def _drop_local(self, table: Table) -> None:
-        while table.local:
-            self.chunk.drop(table.local.pop())
+    def _drop_local(self, table: BlockTable) -> None:
+        while table.local_pages:
+            self.local_pages.release(table.local_pages.pop())
 
-    def _cut(self, table: Table, num_pages: int, num_local: int) -> None:
-        while len(table.pages) > num_pages:
-            self.whole.drop(table.pages.pop())
-        while len(table.local) > num_local:
-            self.chunk.drop(table.local.pop())
+    def _cut(self, table: BlockTable, num_pages: int, num_local: int) -> None:
+        while len(table.global_pages) > num_pages:
+            self.global_pages.release(table.global_pages.pop())
+        while len(table.local_pages) > num_local:
+            self.local_pages.release(table.local_pages.pop())
 
-    def _take(self, pool: Pool) -> int:
-        if pool.free:
+    def _allocate(self, pool: PagePool) -> int:
+        if pool.num_free:
             try:
-                return pool.take()
+                return pool.allocate()
             except OSError:  # the disk is full
-                if not pool.idle:
+                if not pool.num_evictable:
                     raise
-        if not pool.idle:
+        if not pool.num_evictable:
             raise OutOfPages
-        nodes, before = self._nodes if pool is self.whole else self._local_nodes, pool.free
-        while pool.free == before:
+        nodes, before = self._nodes if pool is self.global_pages else self._local_nodes, pool.num_free
+        while pool.num_free == before:
             node = next(iter(nodes))
-            page = node.page if pool is self.whole else node.local
+            page = node.page if pool is self.global_pages else node.local
             assert page is not None
-            if pool.holders[page] > 1:
+            if pool.ref_counts[page] > 1:
                 nodes.move_to_end(node)  # somebody uses it now
-            elif pool is self.whole:
+            elif pool is self.global_pages:
                 self._evict(node)
             else:
                 self._forget_local(node)
-        return pool.take()
+        return pool.allocate()
 
     def _forget_local(self, node: Node) -> None:
         if node.local is not None:
-            self.chunk.forget(node.local)
+            self.local_pages.release_from_tree(node.local)
             node.local = None
             del self._local_nodes[node]
 
@@ -350,5 +350,5 @@ class Pages:
             gone.children.clear()
             gone.alive = False
             self._forget_local(gone)
-            self.whole.forget(gone.page)
+            self.global_pages.release_from_tree(gone.page)
             del self._nodes[gone]

@@ -12,24 +12,21 @@ import dataclasses
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from herd.core.errors import HerdError
 from herd.engine.conversation import Conversation
+from herd.engine.engine import Engine
 from herd.engine.filters import StreamFilter
+from herd.engine.model import LoadedModel, Prompt
 from herd.engine.reply import Reply, ReplyBuilder, join_reply
 from herd.engine.sampler import SamplingParams
-
-if TYPE_CHECKING:
-    from herd.engine.engine import Engine
-    from herd.engine.load import Model, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplyRequest:
     """What the engine is asked, and how its answer is read."""
 
-    prompt: "Prompt"
+    prompt: Prompt
     params: SamplingParams
     tool_names: tuple[str, ...] = ()
     """Calls of these are read as calls."""
@@ -38,7 +35,9 @@ class ReplyRequest:
 class AnswerPipeline:
     """Replies by one engine; `filters` are made anew for each reply, and run in this order."""
 
-    def __init__(self, model: "Model", engine: "Engine", *, filters: Sequence[Callable[[], StreamFilter]] = ()) -> None:
+    def __init__(
+        self, model: LoadedModel, engine: Engine, *, filters: Sequence[Callable[[], StreamFilter]] = ()
+    ) -> None:
         self.model, self.engine, self._filters = model, engine, filters
 
     def request(self, conversation: Conversation, params: SamplingParams) -> ReplyRequest:
@@ -51,7 +50,7 @@ class AnswerPipeline:
 
         Raises HerdError where it leaves none; without `cut`, also where it leaves less than `max_tokens`.
         """
-        num_tokens, context = len(request.prompt.token_ids), self.engine.capacity
+        num_tokens, context = len(request.prompt.token_ids), self.engine.max_model_len
         room, wanted = context - num_tokens, request.params.max_tokens
         if room < 1:
             raise HerdError(

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from herd.core.errors import HerdError
-from herd.engine.load import Model
-from herd.model.cache import KVCache, chunk_pieces
+from herd.engine.model import LoadedModel
+from herd.model.cache import CacheView, KVCache, chunk_pieces
 from herd.model.certified import Arranged, Certificate, attend
+from herd.model.pack import Pack, pack_sequences
 from herd.plan.counts import amount, cache_bytes
 
 CHUNKS_AT_ONCE = 4
@@ -32,7 +33,7 @@ class Reader:
     """Reads up to `context` tokens with `model`; the question and its answer count too."""
 
     def __init__(
-        self, model: Model, *, context: int, budget_bytes: int | None = None, dtype: torch.dtype | None = None
+        self, model: LoadedModel, *, context: int, budget_bytes: int | None = None, dtype: torch.dtype | None = None
     ) -> None:
         config = model.config
         self.model, self.context = model, context
@@ -112,20 +113,26 @@ class Reader:
         """Whole chunks, each a sequence of its own."""
         count = len(tokens) // self.chunk
         self._changes(begin)
-        positions_N = torch.arange(begin, begin + len(tokens), device=self.device)
-        starts_S = torch.arange(0, len(tokens) + 1, self.chunk, device=self.device, dtype=torch.int32)
+        pack = pack_sequences(
+            tokens.split(self.chunk),
+            num_cached=range(begin, begin + len(tokens), self.chunk),
+            device=self.device,
+        )
         local = [self._local(i + 1) for i in range(count)]
-        view = self.cache.at([self._until(begin + len(tokens))] * count, local, positions_N, starts_S)
-        self.model.transformer.read(tokens.to(self.device), positions_N=positions_N, starts_S=starts_S, cache=view)
+        view = self.cache.at(pack, [self._until(begin + len(tokens))] * count, local)
+        self.model.transformer.read(pack, cache=view)
 
     @torch.inference_mode()
     def _read_piece(self, tokens: Tensor, begin: int) -> None:
         """A piece of one chunk, whose past is in the first local pages."""
+        pack, view = self._piece(tokens, begin)
+        self.model.transformer.read(pack, cache=view)
+
+    def _piece(self, tokens: Sequence[int] | Tensor, begin: int) -> tuple[Pack, CacheView]:
+        """Tokens of one chunk from position `begin` on, behind what is in the first local pages."""
         self._changes(begin)
-        positions_N = torch.arange(begin, begin + len(tokens), device=self.device)
-        starts_S = torch.tensor([0, len(tokens)], dtype=torch.int32, device=self.device)
-        view = self.cache.at([self._until(begin + len(tokens))], [self._local(0)], positions_N, starts_S)
-        self.model.transformer.read(tokens.to(self.device), positions_N=positions_N, starts_S=starts_S, cache=view)
+        pack = pack_sequences([tokens], num_cached=[begin], device=self.device)
+        return pack, self.cache.at(pack, [self._until(begin + len(tokens))], [self._local(0)])
 
     @torch.inference_mode()
     def answer(
@@ -180,23 +187,14 @@ class Reader:
         tokens, asked = torch.tensor([*question, *answer]), len(question) - 1
         if asked:
             self._read_piece(tokens[:asked], at)
-        rest = tokens[asked:-1].to(self.device)
-        begin = at + asked
-        self._changes(begin)
-        positions_N = torch.arange(begin, begin + len(rest), device=self.device)
-        starts_S = torch.tensor([0, len(rest)], dtype=torch.int32, device=self.device)
-        view = self.cache.at([self._until(begin + len(rest))], [self._local(0)], positions_N, starts_S)
-        hidden_ND = self.model.transformer(rest, positions_N=positions_N, starts_S=starts_S, cache=view)
-        return self.model.transformer.unembed(hidden_ND)
+        pack, view = self._piece(tokens[asked:-1], at + asked)
+        return self.model.transformer.unembed(self.model.transformer.forward_packed(pack, cache=view))
 
     def _logits(self, token: int, position: int, epsilon: float | None = None) -> Tensor:
         """Logits after one more token."""
         if position >= self.context:
             raise HerdError(f"the context of {self.context:,} tokens is full")
-        self._changes(position)
-        positions_N = torch.tensor([position], device=self.device)
-        starts_S = torch.tensor([0, 1], dtype=torch.int32, device=self.device)
-        view = self.cache.at([self._until(position + 1)], [self._local(0)], positions_N, starts_S)
+        pack, view = self._piece([token], position)
         if epsilon is not None:
             if not self._arranged:
                 raise HerdError("the text was not arranged, or has changed since: call `arrange` before an epsilon")
@@ -207,9 +205,7 @@ class Reader:
                 return out_HC
 
             view = replace(view, instead=some)
-        hidden_ND = self.model.transformer(
-            torch.tensor([token], device=self.device), positions_N=positions_N, starts_S=starts_S, cache=view
-        )
+        hidden_ND = self.model.transformer.forward_packed(pack, cache=view)
         return self.model.transformer.unembed(hidden_ND)[0].float()
 
     @contextmanager

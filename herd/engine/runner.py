@@ -1,27 +1,26 @@
-"""The planned step as one packed forward: the only place where requests become tensors.
+"""The planned step on the model: tiles are encoded, pages copied, and all tokens computed as one packed forward.
 
 The forward is one native call where that serves (herd.model.fused) and was found to agree with the Transformer's own
-(herd.model.agreement), which serves elsewhere. What
-comes back are logits for the rows after which tokens are drawn, and the log-probabilities of prompts that asked.
+(herd.model.agreement), which serves elsewhere. The results are logits for the rows after which tokens are drawn, and
+the log-probabilities of prompts that asked for them. A request whose pictures cannot be encoded fails alone.
 """
 
 # N tokens of the pack, D width, V vocabulary, R rows of one request
 
 import hashlib
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from herd.core.batch import Images
-from herd.core.errors import HerdError
-from herd.engine.load import Model, Prompt
+from herd.engine.model import LoadedModel, Prompt
 from herd.engine.scheduler import Request, Step, Work
 from herd.model.agreement import check_agreement
 from herd.model.cache import CacheView, KVCache
 from herd.model.fused import FusedForward, why_not
+from herd.model.pack import Pack, pack_sequences
 
 LOGIT_ROWS = 128
 """Rows of a prompt whose logits exist at one time."""
@@ -34,8 +33,8 @@ class TokenRequest(Request):
     prompt: Prompt
     ids: list[int]
     """As `content`, but with the ids of pictures' tokens; the same list where there are no pictures."""
-    features: Images | None = None
-    """The pictures, encoded, while the prompt is read."""
+    patch_rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    """Where the tokens of the pictures' tiles are in the prompt, in their order."""
     scored: bool = False
     """Whether log-probabilities of the prompt are asked for."""
 
@@ -61,38 +60,47 @@ class Result:
 class Runner:
     """Computes steps over one cache."""
 
-    def __init__(self, model: Model, cache: KVCache) -> None:
+    def __init__(self, model: LoadedModel, cache: KVCache) -> None:
         self.model, self.cache = model, cache
         self._fused = None
         if why_not(model.transformer, cache) is None:
             self._fused = FusedForward(model.transformer)
             check_agreement(model.transformer, self._fused)
 
+    def encode(self, step: Step[T]) -> dict[T, Exception]:
+        """Encode the step's tiles; the requests for which that failed."""
+        failed: dict[T, Exception] = {}
+        for request, tiles in step.tiles.items():
+            try:
+                features = self.model.encode_tiles(request.prompt.pixels(tiles)).chunk(len(tiles))
+                request.features.update(zip(tiles, features, strict=True))
+            except Exception as error:
+                failed[request] = error
+        return failed
+
     def run(self, step: Step[T]) -> list[Result]:
         """The results of the step's works, in their order."""
         for copy in step.copies:
             self.cache.copy_page(copy.source, copy.target, is_global=copy.is_global)
         works = list(step.works.values())
-        starts = list(accumulate((work.end - work.begin for work in works), initial=0))
-        positions_N = torch.cat([torch.arange(work.begin, work.end) for work in works])
-        starts_S = torch.tensor(starts, dtype=torch.int32)
-        # Of works whose prompt is scored all rows are read, of the others those before a token that is drawn.
-        kept = [
-            range(begin if work.request.scored else end - work.num_logits, end)
-            for work, begin, end in zip(works, starts, starts[1:], strict=False)
-        ]
-        hidden_RD = self._forward(
-            torch.tensor([token for work in works for token in tokens_of(work)]),
-            self._images(works, starts),
-            positions_N,
-            self.cache.at(
-                [work.request.table.pages for work in works],
-                [work.request.table.local for work in works],
-                positions_N,
-                starts_S,
-            ),
-            torch.tensor([row for rows in kept for row in rows], dtype=torch.int64),
+        pack = pack_sequences(
+            [tokens_of(work) for work in works],
+            num_cached=[work.begin for work in works],
+            device=self.model.device,
         )
+        view = self.cache.at(
+            pack,
+            [work.request.table.global_pages for work in works],
+            [work.request.table.local_pages for work in works],
+        )
+        # Of works whose prompt is scored all rows are read, of the others those before a token that is drawn.
+        ends = pack.starts_S.tolist()[1:]
+        kept = [
+            range(end - length if work.request.scored else end - work.num_logits, end)
+            for work, length, end in zip(works, pack.lengths, ends, strict=True)
+        ]
+        rows_R = torch.tensor([row for rows in kept for row in rows], dtype=torch.int64, device=self.model.device)
+        hidden_RD = self._forward(pack, self._images(works, ends), view, rows_R)
         parts = hidden_RD.split([len(rows) for rows in kept])
         counts = [work.num_logits for work in works]
         drawn = [part[len(part) - count :] for part, count in zip(parts, counts, strict=True)]
@@ -102,44 +110,42 @@ class Runner:
             for work, logits, part in zip(works, logits_RV.split(counts), parts, strict=True)
         ]
 
-    def _forward(
-        self, tokens_N: Tensor, images: Images | None, positions_N: Tensor, view: CacheView, rows_R: Tensor
-    ) -> Tensor:
+    def _forward(self, pack: Pack, images: Images | None, view: CacheView, rows_R: Tensor) -> Tensor:
         """Hidden states of the rows that are read."""
         transformer = self.model.transformer
         if self._fused is not None:
-            embedded = None if images is None else transformer.embed(tokens_N, images)
-            return self._fused(tokens_N, positions_N=positions_N, cache=view, rows_R=rows_R, embedded_ND=embedded)
-        hidden_ND = transformer(tokens_N, positions_N=positions_N, starts_S=view.starts_S, images=images, cache=view)
-        return hidden_ND[rows_R]
+            embedded = None if images is None else transformer.embed(pack.tokens_N, images)
+            return self._fused(pack, cache=view, rows_R=rows_R, embedded_ND=embedded)
+        return transformer.forward_packed(pack, images=images, cache=view)[rows_R]
 
     def _unembed(self, hidden_RD: Tensor) -> Tensor:
         if self._fused is not None:
             return self._fused.unembed(hidden_RD)
         return self.model.transformer.unembed(hidden_RD).float()
 
-    def _images(self, works: list[Work[T]], starts: list[int]) -> Images | None:
-        """Features of the pictures' tokens among the works."""
-        tiles, rows = [], []
-        for work, start in zip(works, starts, strict=False):
+    def _images(self, works: list[Work[T]], ends: list[int]) -> Images | None:
+        """Features of the pictures' tokens among the works; those of tiles that are then read are dropped."""
+        features, rows = [], []
+        for work, end in zip(works, ends, strict=True):
             request = work.request
-            if not request.prompt.tiles or work.begin >= request.num_prompt:
-                continue
-            if request.features is None:
-                request.features = self.model.encode([request.prompt])
-            assert request.features is not None
-            inside = (request.features.rows >= work.begin) & (request.features.rows < work.end)
-            tiles.append(request.features.tiles[inside])
-            rows.append(request.features.rows[inside] - work.begin + start)
-            if work.end >= request.num_prompt:
-                request.features = None
-        return Images(tiles=torch.cat(tiles), rows=torch.cat(rows), encoded=True) if tiles else None
+            for tile in [tile for tile in sorted(request.features) if request.tiles[tile][0] < work.end]:
+                encoded = request.features[tile]
+                patches = request.patch_rows[tile * len(encoded) : (tile + 1) * len(encoded)]
+                inside = (patches >= work.begin) & (patches < work.end)
+                features.append(encoded[inside.to(encoded.device)])
+                rows.append(patches[inside] + (end - work.end))
+                if request.tiles[tile][1] <= work.end:
+                    del request.features[tile]
+        if not features:
+            return None
+        return Images(tiles=torch.cat(features), rows=torch.cat(rows).to(self.model.device), encoded=True)
 
     def _prompt_logprobs(self, work: Work[T], hidden_ND: Tensor) -> list[float]:
         request = work.request
         if not request.scored:
             return []
-        targets_N = torch.tensor(request.ids[work.begin + 1 : min(work.end + 1, request.num_prompt)])
+        target_ids = request.ids[work.begin + 1 : min(work.end + 1, request.num_prompt)]
+        targets_N = torch.tensor(target_ids, dtype=torch.int64, device=hidden_ND.device)
         logprobs: list[float] = []
         for begin in range(0, len(targets_N), LOGIT_ROWS):
             target = targets_N[begin : begin + LOGIT_ROWS]
@@ -153,21 +159,18 @@ def tokens_of(work: Work[T]) -> list[int]:
     return request.ids[work.begin : work.end] + request.draft[max(0, work.begin - known) : max(0, work.end - known)]
 
 
-def content_of(prompt: Prompt, model: Model) -> list[int]:
+def content_of(prompt: Prompt, model: LoadedModel, patch_rows: Tensor) -> list[int]:
     """The prompt's tokens with each patch of a picture as a number of its own, by the picture's pixels."""
-    ids, vision, patch = prompt.token_ids, model.config.vision, model.config.special.patch
-    if vision is None or patch is None:
-        return ids
-    count = ids.count(patch)
-    expected = sum(len(tiles.pixels) for tiles in prompt.tiles) * vision.tokens_per_tile
-    if count != expected:
-        raise HerdError(f"{count} patch tokens stand in the prompt, its pictures have {expected}")
-    if not count:
-        return ids
+    if not len(patch_rows):
+        return prompt.token_ids
+    assert model.config.vision is not None
     patches = (
         -(int.from_bytes(digest, "little") << 32) - index - 1
         for tiles in prompt.tiles
         for digest in [hashlib.blake2b(tiles.pixels.numpy().tobytes(), digest_size=16).digest()]
-        for index in range(len(tiles.pixels) * vision.tokens_per_tile)
+        for index in range(len(tiles.pixels) * model.config.vision.tokens_per_tile)
     )
-    return [next(patches) if token == patch else token for token in ids]
+    content = list(prompt.token_ids)
+    for row in patch_rows.tolist():
+        content[row] = next(patches)
+    return content

@@ -13,7 +13,7 @@
 E is a function of the seed, the token's place in the answer, and the token: what is drawn depends on nothing else, not
 on the batch, a preemption, or how many tokens were guessed ahead. A draft model that draws with the same numbers
 guesses what the model will draw (Daliri et al., arXiv:2408.07978), see `speculative`.
-Left out: a draw needs 24 bits of luck; a token of less than 1e-8 comes more seldom than that.
+Left out: the noise has 24 bits; a token of less than 1e-8 is drawn more seldom than that.
 """
 
 # B requests, V vocabulary, K likeliest tokens
@@ -21,6 +21,7 @@ Left out: a draw needs 24 bits of luck; a token of less than 1e-8 comes more sel
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -64,9 +65,9 @@ class SamplingParams:
     seed: int | None = None
     """The same seed gives the same answer; in bf16 what runs beside it may change one (docs/engine.md)."""
     logprobs: int | None = None
-    """Tell the log-probability of each token of the answer, and of so many likeliest alternatives."""
+    """Return the log-probability of each token of the answer, and of so many likeliest alternatives."""
     prompt_logprobs: bool = False
-    """Tell the log-probability of each token of the prompt, which is then read whole, whatever others began with."""
+    """Return the log-probability of each token of the prompt, which is then computed whole: no prefix is reused."""
     structure: Structure | None = None
     """The form that the answer must have."""
 
@@ -108,17 +109,32 @@ class Row:
     """[V], what the structure allows."""
 
 
-def sample(logits_BV: Float[Tensor, "b v"], rows: Sequence[Row]) -> list[int]:
-    """The next token of each answer; fp32 inside, the logits stay as they are."""
+class Draws(NamedTuple):
+    """The next token of each answer."""
+
+    tokens: list[int]
+    logprobs: list[float | None]
+    """Natural log-probability of the token in the distribution that it was drawn from, after all the steps above; 0 at
+    temperature 0. Of rows whose params ask for `logprobs`."""
+
+
+def sample(logits_BV: Float[Tensor, "b v"], rows: Sequence[Row]) -> Draws:
+    """Draw for each row; fp32 inside, the logits stay as they are."""
     scores_BV = adjusted(logits_BV.float(), rows)
     drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0]
     tokens_B = scores_BV.argmax(-1)
+    logprobs: list[float | None] = [None if row.params.logprobs is None else 0.0 for row in rows]
     if drawn:
         params = [rows[i].params for i in drawn]
         scores_DV = scores_BV if len(drawn) == len(rows) else scores_BV[drawn]
         kept_DV = truncated(scores_DV / torch.tensor([[one.temperature] for one in params]), params)
-        tokens_B[drawn] = (kept_DV + luck(kept_DV.shape[1], [(rows[i].seed, rows[i].place) for i in drawn])).argmax(-1)
-    return [int(token) for token in tokens_B]
+        noise_DV = gumbel_noise(kept_DV.shape[1], [(rows[i].seed, rows[i].place) for i in drawn])
+        tokens_B[drawn] = (kept_DV + noise_DV).argmax(-1)
+        if asking := [place for place, one in enumerate(params) if one.logprobs is not None]:
+            logs_AV = torch.log_softmax(kept_DV[asking], -1)
+            for logs_V, place in zip(logs_AV, asking, strict=True):
+                logprobs[drawn[place]] = float(logs_V[tokens_B[drawn[place]]])
+    return Draws([int(token) for token in tokens_B], logprobs)
 
 
 def adjusted(logits_BV: Float[Tensor, "b v"], rows: Sequence[Row]) -> Float[Tensor, "b v"]:
@@ -181,15 +197,15 @@ def least_kept(sorted_K: Float[Tensor, "k"], top_p: float, whole: Tensor | None 
     return sorted_K[max(1, kept) - 1]
 
 
-def luck(size: int, places: Sequence[tuple[int, int]]) -> Float[Tensor, "b v"]:
+def gumbel_noise(size: int, places: Sequence[tuple[int, int]]) -> Float[Tensor, "b v"]:
     """-ln E of each token for each (seed, place in the answer), E ~ Exp(1)."""
-    luck_BV = torch.empty(len(places), size)
+    noise_BV = torch.empty(len(places), size)
     generator = torch.Generator()
-    for luck_V, (seed, place) in zip(luck_BV, places, strict=True):
+    for noise_V, (seed, place) in zip(noise_BV, places, strict=True):
         generator.manual_seed(seed_of(seed, place))
-        luck_V.uniform_(generator=generator)
+        noise_V.uniform_(generator=generator)
     # In place: [32, 202048] is 26 MB.
-    return luck_BV.log_().neg_().log_().neg_()
+    return noise_BV.log_().neg_().log_().neg_()
 
 
 def log_probabilities(logits_V: Float[Tensor, "v"], token: int, count: int) -> tuple[float, list[tuple[int, float]]]:

@@ -1,10 +1,11 @@
-"""Which tokens of which requests the next forward computes. No torch: `schedule` says what to do, others do it.
+"""Which tokens of which requests the next forward computes. No torch: `schedule` plans a step, others compute it.
 
-Each step every request that is being answered gets its next token, and what is left of the step's budget reads prompts,
-in pieces that no chunk edge divides. Pages are taken as they are needed. Where they run out, the request that was
-admitted last gives its own back and waits; later it reads again what the tree (herd.engine.pages) has not kept. The one
-that was admitted first is therefore never held up, and as no request is accepted that could not have all it needs by
-itself, each one ends.
+Each step every request that is being answered gets its next token, and the step's budget of tokens is spent on prompts,
+in pieces that no chunk edge divides. Pictures are encoded tile by tile before their tokens are read; a tile costs as
+much of the budget as its tokens, so that a long video delays nobody's next token. Pages are allocated as they are
+needed. Where they run out, the request that was admitted last gives its own back and waits; later it reads again what
+the tree (herd.engine.pages) has not kept. The one that was admitted first is therefore never held up, and as no request
+is accepted that could not have all it needs by itself, each one ends.
 
 Callers share fairly: the next to be admitted, or to read, is of the caller that has had the fewest tokens; who comes
 back from a pause does not bring a claim along. Among one caller's requests the oldest is first. A step of priority is
@@ -14,12 +15,12 @@ starves: a head that does not fit lets none pass. Source: Sheng et al., "Fairnes
 """
 
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from herd.engine.pages import Copy, OutOfPages, Pages, Table
+from herd.engine.pages import BlockTable, Copy, OutOfPages, PageManager
 
 HEAD_START = 4096
 """Tokens that one step of priority is worth."""
@@ -42,10 +43,14 @@ class Request:
     priority: int = 0
     reuse: bool = True
     """False: every token of the prompt is computed, as its log-probability is asked for."""
+    tiles: Sequence[tuple[int, int]] = ()
+    """Of each tile of the prompt's pictures, the place of its first token and the one after its last; ascending."""
+    features: dict[int, Any] = field(default_factory=dict)
+    """By number, the tiles that are encoded and not yet read; None: the step that is planned encodes it."""
     draft: list[int] = field(default_factory=list)
-    """Guesses of what follows `content`, computed along with its last token."""
+    """Drafted tokens behind `content`, computed along with its last token."""
     cancelled: bool = False
-    table: Table = field(default_factory=Table)
+    table: BlockTable = field(default_factory=BlockTable)
     arrived: int = 0
     """Tokens that all callers had had when it came, less the head start of its priority."""
     rank: int | None = None
@@ -77,21 +82,26 @@ class Work(Generic[R]):
 
 @dataclass(kw_only=True)
 class Step(Generic[R]):
-    """One forward: first the copies, in their order, then the work."""
+    """One forward: first the tiles and the copies, in their order, then the work."""
 
+    tiles: dict[R, list[int]] = field(default_factory=dict)
+    """To be encoded, by number."""
     copies: list[Copy] = field(default_factory=list)
     works: dict[R, Work[R]] = field(default_factory=dict)
     refused: list[tuple[R, str]] = field(default_factory=list)
     """Requests that ended here, and why."""
+    cancelled: list[R] = field(default_factory=list)
 
 
 class Scheduler(Generic[R]):
-    """At most `num_slots` requests run at a time; a step reads at most `prompt_tokens` of prompts, or `beside_tokens`
-    where answers are under way and would wait for it."""
+    """At most `max_num_seqs` requests run at a time; a step reads at most `max_prefill_tokens` of prompts, or
+    `max_mixed_prefill_tokens` where answers are under way and would wait for it."""
 
-    def __init__(self, pages: Pages, *, num_slots: int, prompt_tokens: int, beside_tokens: int) -> None:
-        self.pages, self.num_slots = pages, num_slots
-        self.prompt_tokens, self.beside_tokens = prompt_tokens, beside_tokens
+    def __init__(
+        self, pages: PageManager, *, max_num_seqs: int, max_prefill_tokens: int, max_mixed_prefill_tokens: int
+    ) -> None:
+        self.pages, self.max_num_seqs = pages, max_num_seqs
+        self.max_prefill_tokens, self.max_mixed_prefill_tokens = max_prefill_tokens, max_mixed_prefill_tokens
         self.running: list[R] = []
         """By rank."""
         self.waiting: dict[str, list[R]] = {}
@@ -118,7 +128,7 @@ class Scheduler(Generic[R]):
     def fits(self, limit: int) -> bool:
         """Whether a request of so many tokens could run if it were alone."""
         whole, chunk = self.pages.needs(limit)
-        return whole <= self.pages.whole.size and chunk <= self.pages.chunk.size
+        return whole <= self.pages.global_pages.size and chunk <= self.pages.local_pages.size
 
     def schedule(self) -> Step[R]:
         """The next forward. After it, `truncate` what does not hold, then `enter` or `finish` each of its requests."""
@@ -126,17 +136,24 @@ class Scheduler(Generic[R]):
         preempted = self.num_preempted
         for request in [r for r in [*self.running, *self.all_waiting()] if r.cancelled]:
             self.finish(request)
-        budget = self.beside_tokens if any(self._answers(r) for r in self.running) else self.prompt_tokens
-        for request in [r for r in self.running if self._answers(r)]:
-            self._work(step, request, len(request.content) + len(request.draft))
+            step.cancelled.append(request)
+        decoding = [r for r in self.running if self._answers(r)]
+        budget = self.max_mixed_prefill_tokens if decoding else self.max_prefill_tokens
+        for request in decoding:
+            if request not in self.running:
+                continue  # preempted by one before it
+            end = len(request.content) + len(request.draft)
+            if request.table.length < request.num_prompt:  # the prompt's last token, which may be a picture's
+                self._encode(step, request, end, budget=end)
+            self._work(step, request, end)
         # Readers by what their callers have had; a stable sort, so by rank within a caller.
         for request in sorted((r for r in self.running if not self._answers(r)), key=lambda r: self.served[r.caller]):
-            budget -= self._work(step, request, request.table.length + budget) if budget > 0 else 0
+            budget -= self._read(step, request, budget) if budget > 0 else 0
         if self.num_preempted > preempted:
             return step  # who has just given way must not come straight back
         while budget > 0 and (head := self._next()) is not None and self._make_room(step, head):
             step.copies += self._admit(head)
-            budget -= self._work(step, head, head.table.length + budget)
+            budget -= self._read(step, head, budget)
         return step
 
     def enter(self, request: R) -> None:
@@ -161,11 +178,36 @@ class Scheduler(Generic[R]):
 
     def forget_prefixes(self) -> None:
         """The weights are others: nothing computed before is shared any more, running requests keep what they have."""
-        self.pages.forget_all()
+        self.pages.forget_prefixes()
 
     def _answers(self, request: R) -> bool:
         """Whether all of the request but its last token is computed."""
         return request.table.length >= len(request.content) - 1
+
+    def _read(self, step: Step[R], request: R, budget: int) -> int:
+        """Plan tiles and tokens of a prompt for `budget` tokens, which the last tile may exceed; gives what it used."""
+        if request not in self.running:
+            return 0  # preempted by one before it
+        begin = request.table.length
+        encoded, end = self._encode(step, request, begin + budget, budget)
+        end = min(end, begin + budget - encoded)
+        return encoded + (self._work(step, request, end) if end > begin else 0)
+
+    def _encode(self, step: Step[R], request: R, end: int, budget: int) -> tuple[int, int]:
+        """Plan the tiles that tokens up to `end` need, for `budget` tokens. Returns the tokens that they count as, and
+        how far the request can then be read."""
+        begin, used = request.table.length, 0
+        for tile, (first, last) in enumerate(request.tiles):
+            if first >= end:
+                break
+            if last <= begin or tile in request.features:
+                continue
+            if used >= budget:
+                return used, max(first, begin)
+            step.tiles.setdefault(request, []).append(tile)
+            request.features[tile] = None
+            used += last - first
+        return used, end
 
     def _work(self, step: Step[R], request: R, end: int) -> int:
         """Plan the request's tokens up to `end`; fewer at a chunk edge. Gives their number, 0 if there is no room."""
@@ -183,6 +225,7 @@ class Scheduler(Generic[R]):
                 if last is request:
                     return 0
             except OSError as error:
+                step.tiles.pop(request, None)
                 self.finish(request, computed=False)
                 step.refused.append((request, f"the cache's file cannot grow: {error.strerror or error}"))
                 return 0
@@ -196,6 +239,7 @@ class Scheduler(Generic[R]):
     def _preempt(self, step: Step[R], request: R) -> None:
         """Take a request's pages; it waits for its turn."""
         planned = step.works.pop(request, None)
+        step.tiles.pop(request, None)
         self.running.remove(request)
         self._release(request, planned.begin if planned else request.table.length)
         self._wait(request)
@@ -205,7 +249,8 @@ class Scheduler(Generic[R]):
         """Give the request's pages back; the tree keeps what is computed while there is room."""
         self.pages.enter(request.table, request.content, computed, partly=True)
         self.pages.release(request.table)
-        request.table, request.draft, request.shared = Table(), [], 0
+        request.table, request.draft, request.shared = BlockTable(), [], 0
+        request.features.clear()
 
     def _next(self) -> R | None:
         """Who is to be admitted next; who only waits for another one to read what both begin with is passed over."""
@@ -235,7 +280,7 @@ class Scheduler(Generic[R]):
 
     def _make_room(self, step: Step[R], request: R) -> bool:
         """Whether the request can be admitted, if need be in the place of one of less priority."""
-        while len(self.running) >= self.num_slots or not self._has_pages(request):
+        while len(self.running) >= self.max_num_seqs or not self._has_pages(request):
             lesser = [r for r in self.running if self._yields(r, request)]
             if not lesser:
                 return False
@@ -247,10 +292,12 @@ class Scheduler(Generic[R]):
         whole, chunk = self.pages.needs(len(request.content))
         for other in self.running:
             most_whole, most_chunk = self.pages.needs(other.limit)
-            whole += most_whole > len(other.table.pages)
-            chunk += most_chunk > len(other.table.local)
-        pools = self.pages.whole, self.pages.chunk
-        return all(pool.free + pool.idle >= needed for pool, needed in zip(pools, (whole, chunk), strict=True))
+            whole += most_whole > len(other.table.global_pages)
+            chunk += most_chunk > len(other.table.local_pages)
+        pools = self.pages.global_pages, self.pages.local_pages
+        return all(
+            pool.num_free + pool.num_evictable >= needed for pool, needed in zip(pools, (whole, chunk), strict=True)
+        )
 
     def _yields(self, running: R, request: R) -> bool:
         if running.priority >= request.priority:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from herd.core.batch import Images
-from herd.engine.load import Model, Prompt
+from herd.engine.model import LoadedModel, Prompt
 from herd.model.cache import Slots, chunk_pieces
+from herd.model.pack import pack_sequences
 
 PACK_TOKENS = 8192
 """Tokens of one forward."""
@@ -20,24 +21,19 @@ LOGIT_ROWS = 128
 
 
 @torch.inference_mode()
-def _losses(model: Model, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+def _losses(model: LoadedModel, prompts: Sequence[Prompt]) -> list[np.ndarray]:
     """Nats of every token but the first of each prompt, in one packed forward."""
-    lengths = [len(prompt.token_ids) for prompt in prompts]
-    tokens_N = torch.tensor([token for prompt in prompts for token in prompt.token_ids])
-    hidden_ND = model.transformer(
-        tokens_N,
-        positions_N=torch.cat([torch.arange(length) for length in lengths]),
-        starts_S=torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
-        images=model.encode(prompts),
-    )
+    pack = pack_sequences([prompt.token_ids for prompt in prompts], device=model.device)
+    tokens_N = pack.tokens_N
+    hidden_ND = model.transformer.forward_packed(pack, images=model.encode(prompts))
     parts: list[Tensor] = []
     for begin in range(0, len(tokens_N) - 1, LOGIT_ROWS):
         target = tokens_N[begin + 1 : begin + 1 + LOGIT_ROWS]
         logits_NV = model.transformer.unembed(hidden_ND[begin : begin + len(target)]).float()
         parts.append(torch.logsumexp(logits_NV, -1) - logits_NV.gather(1, target[:, None])[:, 0])
-    losses = torch.cat(parts).numpy() if parts else np.zeros(0, dtype=np.float32)
-    starts = np.cumsum([0, *lengths])
-    return [losses[begin : begin + length - 1] for begin, length in zip(starts, lengths, strict=False)]
+    losses = torch.cat(parts).cpu().numpy() if parts else np.zeros(0, dtype=np.float32)
+    starts = pack.starts_S.tolist()
+    return [losses[begin : begin + length - 1] for begin, length in zip(starts, pack.lengths, strict=False)]
 
 
 def _packs(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -55,7 +51,7 @@ def _packs(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 @torch.inference_mode()
-def log_likelihoods(model: Model, items: Sequence[tuple[Prompt, list[int]]]) -> list[float]:
+def log_likelihoods(model: LoadedModel, items: Sequence[tuple[Prompt, list[int]]]) -> list[float]:
     """Natural-log probability of each continuation given its prompt.
 
     Neighbouring items with the same prompt object read it once: give all continuations of a prompt together.
@@ -67,7 +63,7 @@ def log_likelihoods(model: Model, items: Sequence[tuple[Prompt, list[int]]]) -> 
     return result
 
 
-def _continuations(model: Model, prompt: Prompt, continuations: list[list[int]]) -> list[float]:
+def _continuations(model: LoadedModel, prompt: Prompt, continuations: list[list[int]]) -> list[float]:
     """Log-probabilities of continuations of one prompt, over one reading of it."""
     network, config = model.transformer, model.config
     length, longest = len(prompt.token_ids), max(map(len, continuations))
@@ -78,15 +74,8 @@ def _continuations(model: Model, prompt: Prompt, continuations: list[list[int]])
     features = model.encode([prompt])
 
     def forward(slots: list[int], runs: list[list[int]], begin: int, images: Images | None) -> Tensor:
-        starts_S = torch.tensor([0, *np.cumsum([len(run) for run in runs])], dtype=torch.int32)
-        positions_N = torch.cat([torch.arange(begin, begin + len(run)) for run in runs])
-        return network(
-            torch.tensor([token for run in runs for token in run]),
-            positions_N=positions_N,
-            starts_S=starts_S,
-            images=images,
-            cache=cache.at(slots, positions_N, starts_S),
-        )
+        pack = pack_sequences(runs, num_cached=[begin] * len(runs), device=model.device)
+        return network.forward_packed(pack, images=images, cache=cache.at(pack, slots))
 
     for begin, end in chunk_pieces(0, length, config.chunk_size, PACK_TOKENS):
         images = None
@@ -106,12 +95,12 @@ def _continuations(model: Model, prompt: Prompt, continuations: list[list[int]])
         row = 0
         for i, run in zip(slots, runs, strict=True):
             targets = continuations[i][begin - length + 1 : begin - length + 1 + len(run)]
-            scores[i] += float(log_NV[torch.arange(row, row + len(run)), torch.tensor(targets)].sum())
+            scores[i] += float(log_NV[range(row, row + len(run)), targets].sum())
             row += len(run)
     return scores
 
 
-def token_losses(model: Model, documents: Sequence[list[int]], *, context: int = 512) -> list[np.ndarray]:
+def token_losses(model: LoadedModel, documents: Sequence[list[int]], *, context: int = 512) -> list[np.ndarray]:
     """Nats of each token of each document (ids without begin-of-text, which is put before the first).
 
     A document longer than `context` is read in windows that overlap by half, and a token is scored in the window that

@@ -1,21 +1,21 @@
-"""Guessing ahead: drafted tokens that one forward of the model then checks together.
+"""Speculative decoding: drafted tokens that one forward of the model then checks together.
 
-The check is in `answer.take`: at each place the model's own token is drawn, and the draft holds while it is the same.
-An answer is thus what it would be without drafts, to the token, at every temperature; only its speed changes. Drafts
-come from the form that an answer must have, where that leaves no choice; from the answer's own past (`NGrams`: Saxena,
-"Prompt lookup decoding", 2023); or from a small model of the same tokenizer (`DraftModel`), which draws with the same
-luck: where the two distributions are D apart (total variation), a draft holds with probability (1 - D) / (1 + D) at
-least (Daliri et al., arXiv:2408.07978). Rejection sampling (Leviathan et al., arXiv:2211.17192) reaches 1 - D, but what
-a seed answers would depend on where each draft began, which a scheduler decides; for a draft without luck of its own
-(n-grams, temperature 0) the two are the same rule.
-Left out: trees of drafts; pictures in the draft model, which guesses nothing for their requests.
+The check is in `answer.advance`: at each place the model's own token is drawn, and the draft holds while it is the
+same. An answer is thus what it would be without drafts, to the token, at every temperature; only its speed changes.
+Drafts come from the form that an answer must have, where that leaves no choice; from the answer's own past (`NGrams`:
+Saxena, "Prompt lookup decoding", 2023); or from a small model of the same tokenizer (`DraftModel`), which draws with
+the same Gumbel noise: where the two distributions are D apart (total variation), a draft holds with probability
+(1 - D) / (1 + D) at least (Daliri et al., arXiv:2408.07978). Rejection sampling (Leviathan et al., arXiv:2211.17192)
+reaches 1 - D, but what a seed answers would depend on where each draft began, which a scheduler decides; for a draft
+without noise of its own (n-grams, temperature 0) the two are the same rule.
+Left out: trees of drafts; pictures in the draft model, which drafts nothing for their requests.
 """
 
 # N tokens of the pack, D width, S sequences, V vocabulary
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, takewhile
+from itertools import takewhile
 from typing import Protocol
 
 import torch
@@ -23,9 +23,10 @@ from torch import Tensor
 
 from herd.core.errors import HerdError
 from herd.engine.answer import Answer
-from herd.engine.load import Model
+from herd.engine.model import LoadedModel
 from herd.engine.sampler import sample
 from herd.model.cache import Slots, chunk_pieces
+from herd.model.pack import pack_sequences
 
 LONGEST, SHORTEST = 4, 2
 """Tokens in a row that are looked for in the past."""
@@ -34,14 +35,14 @@ READ_TOKENS = 2048
 
 
 class Drafter(Protocol):
-    """Who guesses."""
+    """Source of drafts."""
 
     def draft(self, answers: Sequence[Answer], counts: Sequence[int]) -> list[list[int]]:
         """At most `counts[i]` tokens that may come next in `answers[i]`; any other answer is forgotten."""
 
 
 def num_drafts(answer: Answer, most: int, *, chunk_size: int) -> int:
-    """How many tokens are worth guessing: two more than held the last time, at most `most`.
+    """How many tokens are worth drafting: two more than were accepted the last time, at most `most`.
 
     What a forward reads of one request lies in one chunk: here the last token and the drafts behind it. The token
     behind the last draft is drawn too, so that one less than there is room for is drafted.
@@ -51,13 +52,19 @@ def num_drafts(answer: Answer, most: int, *, chunk_size: int) -> int:
 
 
 def drafts(drafter: Drafter, answers: Sequence[Answer], counts: Sequence[int]) -> list[list[int]]:
-    """The guesses for a step: what a form leaves no choice about, else the drafter's."""
-    forced = [
-        answer.progress.forced(count) if answer.progress and count else []
-        for answer, count in zip(answers, counts, strict=True)
-    ]
-    guessed = drafter.draft(answers, [0 if sure else count for sure, count in zip(forced, counts, strict=True)])
-    return [sure or guess for sure, guess in zip(forced, guessed, strict=True)]
+    """The drafts for a step: what a form leaves no choice about, else the drafter's."""
+    forced = [_forced(answer, count) for answer, count in zip(answers, counts, strict=True)]
+    drafted = drafter.draft(answers, [0 if sure else count for sure, count in zip(forced, counts, strict=True)])
+    return [sure or draft for sure, draft in zip(forced, drafted, strict=True)]
+
+
+def _forced(answer: Answer, count: int) -> list[int]:
+    if answer.progress is None or not count:
+        return []
+    try:
+        return answer.progress.forced(count)
+    except Exception:  # the same error ends this one answer when its next token is drawn
+        return []
 
 
 class NGrams:
@@ -100,9 +107,9 @@ class _Past:
 
 
 class DraftModel:
-    """A smaller model's guesses, over a cache of its own for `num_slots` requests of at most `capacity` tokens."""
+    """A smaller model's drafts, over its own cache for `max_num_seqs` requests of `max_model_len` tokens at most."""
 
-    def __init__(self, model: Model, target: Model, *, num_slots: int, capacity: int) -> None:
+    def __init__(self, model: LoadedModel, target: LoadedModel, *, max_num_seqs: int, max_model_len: int) -> None:
         ours, theirs = model.tokenizer, target.tokenizer
         if ours.vocabulary != theirs.vocabulary or model.config.vocab_size != target.config.vocab_size:
             raise HerdError(
@@ -112,9 +119,9 @@ class DraftModel:
         self._model = model
         weight = model.transformer.embedding.weight  # the unembedding may be packed
         self._cache = Slots(
-            model.config, num_slots=num_slots, capacity=capacity, dtype=weight.dtype, device=weight.device
+            model.config, num_slots=max_num_seqs, capacity=max_model_len, dtype=weight.dtype, device=weight.device
         )
-        self._free, self._capacity = list(range(num_slots)), capacity
+        self._free, self._max_model_len = list(range(max_num_seqs)), max_model_len
         self._readings: dict[Answer, _Reading] = {}
 
     @torch.inference_mode()
@@ -131,7 +138,7 @@ class DraftModel:
             drawn = [list(going)[i] for i in ready]
             rows = [answer.row(ahead=drafts[answer]) for answer in drawn]
             going = {}
-            for answer, token in zip(drawn, sample(logits_SV[ready], rows) if drawn else [], strict=True):
+            for answer, token in zip(drawn, sample(logits_SV[ready], rows).tokens if drawn else [], strict=True):
                 drafts[answer].append(token)
                 if len(drafts[answer]) < wanted[answer] and self._may_read(answer):
                     going[answer] = [token]
@@ -141,7 +148,7 @@ class DraftModel:
         """Whether the answer has a slot, or gets one now."""
         if answer not in self._readings and self._free and self._model.config.special.patch not in answer.prompt:
             self._readings[answer] = _Reading(slot=self._free.pop())
-        return answer in self._readings and _length(answer) < self._capacity
+        return answer in self._readings and _length(answer) < self._max_model_len
 
     def _unread(self, answer: Answer) -> list[int]:
         """What is to be read next: the tokens behind those whose keys and values hold."""
@@ -159,27 +166,21 @@ class DraftModel:
         """Whether a guess may be read as well. In local layers the next chunk takes the place of this one, which is
         needed again where a guess proves wrong."""
         at, chunk = len(self._readings[answer].tokens), self._model.config.chunk_size
-        return at // chunk == _length(answer) // chunk and at < self._capacity
+        return at // chunk == _length(answer) // chunk and at < self._max_model_len
 
     def _read(self, news: Mapping[Answer, list[int]]) -> Tensor:
         """Logits behind the last token of each."""
         readings = [self._readings[answer] for answer in news]
-        starts_S = torch.tensor([0, *accumulate(map(len, news.values()))], dtype=torch.int32)
-        positions_N = torch.cat(
-            [
-                torch.arange(len(reading.tokens), len(reading.tokens) + len(tokens))
-                for reading, tokens in zip(readings, news.values(), strict=True)
-            ]
+        pack = pack_sequences(
+            list(news.values()),
+            num_cached=[len(reading.tokens) for reading in readings],
+            device=self._model.device,
         )
-        hidden_ND = self._model.transformer(
-            torch.tensor([token for tokens in news.values() for token in tokens]),
-            positions_N=positions_N,
-            starts_S=starts_S,
-            cache=self._cache.at([reading.slot for reading in readings], positions_N, starts_S),
-        )
+        view = self._cache.at(pack, [reading.slot for reading in readings])
+        hidden_ND = self._model.transformer.forward_packed(pack, cache=view)
         for reading, tokens in zip(readings, news.values(), strict=True):
             reading.tokens += tokens
-        return self._model.transformer.unembed(hidden_ND[starts_S[1:].long() - 1]).float()
+        return self._model.transformer.unembed(hidden_ND[pack.last_S]).float()
 
 
 @dataclass(kw_only=True)

@@ -30,12 +30,14 @@ from herd.data import planted
 from herd.data.haystack import haystack
 from herd.data.long import evaluation_keys
 from herd.data.planted import Keys, Planter, Quiz
-from herd.engine.load import Model, load
+from herd.engine.load import load
+from herd.engine.model import LoadedModel
 from herd.engine.reader import Reader
 from herd.evaluate import book, grammar
 from herd.evaluate.charts import recall_map
 from herd.evaluate.harness import EvaluateConfig, Sections
 from herd.evaluate.needle import DEPTHS, Asked, Haystack
+from herd.model.pack import pack_sequences
 from herd.model.transformer import Transformer
 
 Maker = Callable[[np.random.Generator, Keys], Quiz]
@@ -83,7 +85,7 @@ def share_right(answers: dict[float, list[Asked]]) -> float:
 
 
 @contextmanager
-def answering(hay: Haystack, other: Model) -> Iterator[None]:
+def answering(hay: Haystack, other: LoadedModel) -> Iterator[None]:
     """Let another model answer from the same cache: one that differs in its queries alone."""
     own = hay.reader.model
     hay.reader.model = other
@@ -93,7 +95,7 @@ def answering(hay: Haystack, other: Model) -> Iterator[None]:
         hay.reader.model = own
 
 
-def without_temperature(model: Model) -> Model:
+def without_temperature(model: LoadedModel) -> LoadedModel:
     """The same weights, queries unscaled. Keys and values do not depend on the temperature."""
     config = replace(model.config, temperature=False)
     other = Transformer(config).requires_grad_(False)
@@ -102,14 +104,12 @@ def without_temperature(model: Model) -> Model:
 
 
 @torch.inference_mode()
-def loss_by_position(model: Model, ids: np.ndarray, length: int, documents: int = 8) -> list[dict[str, float]]:
+def loss_by_position(model: LoadedModel, ids: np.ndarray, length: int, documents: int = 8) -> list[dict[str, float]]:
     """Mean loss in nats between powers of two of the position, over documents of `length` tokens."""
     losses = []
     for index in range(min(documents, len(ids) // length)):
         tokens_N = torch.from_numpy(ids[index * length : (index + 1) * length]).long()
-        hidden_ND = model.transformer(
-            tokens_N, positions_N=torch.arange(length), starts_S=torch.tensor([0, length], dtype=torch.int32)
-        )
+        hidden_ND = model.transformer.forward_packed(pack_sequences([tokens_N], device=model.device))
         logits_NV = model.transformer.unembed(hidden_ND[:-1]).float()
         losses.append(F.cross_entropy(logits_NV, tokens_N[1:], reduction="none"))
     mean_N = torch.stack(losses).mean(0)
@@ -157,7 +157,7 @@ class Questions:
     """What is asked of one model, each kind at each length a section of its own. The text is read when the first
     question comes that no earlier attempt has answered."""
 
-    def __init__(self, model: Model, ids: np.ndarray, keys: Keys, sections: Sections) -> None:
+    def __init__(self, model: LoadedModel, ids: np.ndarray, keys: Keys, sections: Sections) -> None:
         self.model, self.ids, self.keys, self.sections = model, ids, keys, sections
 
     @cached_property
@@ -168,7 +168,7 @@ class Questions:
         return Haystack(reader, Planter(self.model.tokenizer), self.ids)
 
     def answers(
-        self, name: str, maker: Maker, length: int, seeds: int, *, control: str = "", other: Model | None = None
+        self, name: str, maker: Maker, length: int, seeds: int, *, control: str = "", other: LoadedModel | None = None
     ) -> dict[float, list[Asked]]:
         """Answers by depth; a control has the same questions, unplanted or to another model."""
 

@@ -18,7 +18,7 @@ from herd.evaluate.questions import Asker, Done, naming_question, text_of, with_
 from herd.evaluate.statistics import RATIO_RULE, Group, ratio_to_control, share
 
 if TYPE_CHECKING:
-    from herd.engine.load import Prompt
+    from herd.engine.model import Prompt
 
 NAMING_RULE = (
     "Subjects: things of which no picture was trained on, in any style, nor any picture or clip with one of their "

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from herd.evaluate.inputs import read_texts
 from herd.model.formats import compressed
 from herd.model.formats.config_json import config_from_json
 from herd.model.moe import MoE
+from herd.model.pack import pack_sequences
 from herd.model.quantize import Scheme, kept
 from herd.model.transformer import Transformer
 
@@ -97,12 +97,12 @@ def measure(reference: Model, quantized: Model, documents: list[str]) -> dict[st
     worst, count = 0.0, 0
     for begin in range(0, len(pieces), PACK):
         chosen = pieces[begin : begin + PACK]
-        tokens_N = torch.tensor([token for piece in chosen for token in piece])
-        lengths = [len(piece) for piece in chosen]
+        pack = pack_sequences(chosen)
+        tokens_N = pack.tokens_N
         last_N = torch.zeros(len(tokens_N), dtype=torch.bool)
-        last_N[np.cumsum(lengths) - 1] = True
+        last_N[pack.last_S] = True
         rows = torch.nonzero(~last_N)[:, 0]
-        hidden = [forward(model, tokens_N, lengths) for model in (reference, quantized)]
+        hidden = [model.transformer.forward_packed(pack) for model in (reference, quantized)]
         for row in rows.split(LOGIT_ROWS):
             ours, theirs = (
                 model.transformer.unembed(states[row]).float()
@@ -137,13 +137,6 @@ def measure(reference: Model, quantized: Model, documents: list[str]) -> dict[st
             for expert in torch.nonzero(counts == 0)[:, 0].tolist()
         ],
     }
-
-
-def forward(model: Model, tokens_N: Tensor, lengths: list[int]) -> Tensor:
-    """Hidden states of pieces that lie end to end."""
-    positions_N = torch.cat([torch.arange(length) for length in lengths])
-    starts_S = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
-    return model.transformer(tokens_N, positions_N=positions_N, starts_S=starts_S)
 
 
 def watch_experts(model: Model) -> tuple[dict[int, Tensor], list[Any]]:

@@ -9,7 +9,7 @@ from herd.evaluate.inputs import Clip, Picture
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from herd.engine.load import Prompt
+    from herd.engine.model import Prompt
     from herd.engine.pipeline import AnswerPipeline
 
 CHUNK = 256  # prompts handed over at once: enough to fill batches, few enough for progress to be seen

@@ -111,7 +111,7 @@ def stage_samples(stages: Sequence[StageFolder]) -> dict[str, Any]:
     if not data.is_dir():
         raise HerdError(f"the data folder {data} of {found[-1].path} is not there: leave --samples out")
     model = load(found[-1].path)
-    engine = model.engine(num_slots=16, capacity=min(model.config.max_positions, 512))
+    engine = model.engine(max_num_seqs=16, max_model_len=min(model.config.max_positions, 512))
     try:
         held = read_texts(data).get("heldout", {})
         asker = Asker(AnswerPipeline(model, engine), {}, {})

@@ -43,7 +43,9 @@ class Evaluation:
     def __init__(self, cfg: "EvaluateConfig", model: Path, data: Path) -> None:
         self.cfg, self.data = cfg, data
         self.model = load(model)
-        self._engine = self.model.engine(num_slots=NUM_SLOTS, capacity=min(self.model.config.max_positions, CAPACITY))
+        self._engine = self.model.engine(
+            max_num_seqs=NUM_SLOTS, max_model_len=min(self.model.config.max_positions, CAPACITY)
+        )
 
     def __enter__(self) -> Self:
         return self

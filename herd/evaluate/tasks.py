@@ -10,7 +10,7 @@ from herd.evaluate.questions import Asker
 from herd.evaluate.statistics import share
 
 if TYPE_CHECKING:
-    from herd.engine.load import Prompt
+    from herd.engine.model import Prompt
 
 KINDS = ("flag", "capital", "arithmetic", "task", "clip")
 

@@ -20,6 +20,7 @@ from herd.core.errors import HerdError
 from herd.model.attention import plan
 from herd.model.cache import CacheView, KVCache
 from herd.model.fused import FusedForward
+from herd.model.pack import Pack, pack_sequences
 from herd.model.transformer import Layer, Transformer
 
 NEAR, FAR = 8, 4
@@ -37,12 +38,15 @@ def check_agreement(transformer: Transformer, fused: FusedForward) -> None:
     """Raises HerdError that names the first layer, or the unembedding, in which the two differ."""
     config, weight = transformer.config, transformer.embedding.weight
     generator = torch.Generator().manual_seed(0)
-    spans = [span for _ in range(COPIES) for span in sequences(config)]
-    positions_CN = torch.cat([torch.arange(begin, end) for begin, end in spans])
-    count = len(positions_CN) // COPIES
-    tokens_N = torch.randint(config.vocab_size, (count,), generator=generator)
-    views = [view_of(config, some, weight.dtype) for some in (spans, spans[: len(spans) // COPIES])]
-    shared = plan(positions_CN, views[0].starts_S, config, cached=True)
+    spans = sequences(config)
+    lengths = [end - begin for begin, end in spans]
+    ids = list(torch.randint(config.vocab_size, (sum(lengths),), generator=generator).split(lengths))
+    packs = [pack_sequences(ids * copies, num_cached=[begin for begin, _ in spans] * copies) for copies in (COPIES, 1)]
+    views = [
+        view_of(pack, config, spans * copies, weight.dtype) for pack, copies in zip(packs, (COPIES, 1), strict=True)
+    ]
+    tokens_N, count = packs[1].tokens_N, len(packs[1].tokens_N)
+    shared = plan(packs[0].positions_N, packs[0].starts_S, config, cached=True)
     unit = torch.finfo(weight.dtype).eps
     x_ND = transformer.embed(tokens_N, None)
     for index, layer in enumerate(transformer.layers):
@@ -51,13 +55,13 @@ def check_agreement(transformer: Transformer, fused: FusedForward) -> None:
         noisy_CND = (x_ND.float() * (1 + noise_CND)).to(x_ND.dtype)
         out_CND = layer(torch.cat([x_ND, noisy_CND.flatten(0, 1)]), shared, views[0]).view(COPIES, *x_ND.shape)
         normed_CND = transformer.norm(out_CND.float()).float()
-        other_ND = fused.layer(index, x_ND, positions_N=positions_CN[:count], cache=views[1])
+        other_ND = fused.layer(index, x_ND, packs[1], cache=views[1])
         moved_N = (normed_CND[1:] - normed_CND[0]).norm(dim=-1).amax(0)
-        compare(f"layer {index}", other_ND, normed_CND[0], MARGIN * moved_N, views[1].starts_S, unit)
+        compare(f"layer {index}", other_ND, normed_CND[0], MARGIN * moved_N, packs[1].starts_S, unit)
         x_ND = out_CND[0]
     hidden_ND = transformer.norm(x_ND)
     logits_NV, others_NV = transformer.unembed(hidden_ND).float(), fused.unembed(hidden_ND.float())
-    compare("the unembedding", others_NV, logits_NV, torch.zeros(count), views[1].starts_S, unit)
+    compare("the unembedding", others_NV, logits_NV, torch.zeros(count), packs[1].starts_S, unit)
 
 
 def sequences(config: ModelConfig) -> list[tuple[int, int]]:
@@ -70,15 +74,14 @@ def sequences(config: ModelConfig) -> list[tuple[int, int]]:
     return [*spans, (begin, begin + length)] if config.temperature and begin + length <= config.max_positions else spans
 
 
-def view_of(config: ModelConfig, spans: list[tuple[int, int]], dtype: torch.dtype) -> CacheView:
+def view_of(pack: Pack, config: ModelConfig, spans: list[tuple[int, int]], dtype: torch.dtype) -> CacheView:
     """Room for the sequences. Each has one page, which also stands for all that comes before it."""
     cache = KVCache(config, num_global=len(spans), num_local=len(spans), dtype=dtype, device=torch.device("cpu"))
     size, chunk = config.page_tokens, config.chunk_size
     return cache.at(
+        pack,
         [[page] * -(-end // size) for page, (_, end) in enumerate(spans)],
         [[page] * -(-((end - 1) % chunk + 1) // size) for page, (_, end) in enumerate(spans)],
-        torch.cat([torch.arange(begin, end) for begin, end in spans]),
-        torch.tensor([0, *(end - begin for begin, end in spans)]).cumsum(0).int(),
     )
 
 

@@ -1,7 +1,7 @@
 """Keys and values of running requests, in pages.
 
 A page holds `config.page_tokens` tokens of one request. There are two pools: a global page stands for the same tokens
-in all global layers, a local page in all local layers, so that who keeps the books (herd.engine.pages) knows nothing of
+in all global layers, a local page in all local layers, so that the bookkeeping (herd.engine.pages) knows nothing of
 layers. A request's tokens fill its pages in order. Local layers see the current chunk alone: there a table holds the
 chunk's pages only, and begins anew at the edge.
 
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from herd import native
 from herd.config import ModelConfig
+from herd.model.pack import Pack
 from herd.model.page_store import PageFile, store_int8
 from herd.model.precision import FEWEST_ROWS
 
@@ -92,13 +93,12 @@ class KVCache:
 
     def at(
         self,
-        global_tables: Sequence[Sequence[int] | np.ndarray],
-        local_tables: Sequence[Sequence[int] | np.ndarray],
-        positions_N: Tensor,
-        starts_S: Tensor,
+        pack: Pack,
+        global_pages: Sequence[Sequence[int] | np.ndarray],
+        local_pages: Sequence[Sequence[int] | np.ndarray],
     ) -> "CacheView":
-        """The view for one forward: sequence s of the pack has the pages of `global_tables[s]`, all from position 0 on,
-        and of `local_tables[s]`, from its current chunk's beginning on; what the forward adds has its room in them.
+        """The view for one forward: sequence s of the pack has the pages `global_pages[s]`, all from position 0 on, and
+        `local_pages[s]`, from its current chunk's beginning on; what the forward adds has its room in them.
 
         Within a forward each sequence must stay inside one chunk; `chunk_pieces` cuts a prompt so.
         """
@@ -108,18 +108,18 @@ class KVCache:
             for row, pages in zip(table, tables, strict=True):
                 row[: len(pages)] = pages
             return Places(
-                table_SB=torch.from_numpy(table).to(positions_N.device),
-                seen_S=span_N[starts_S[:-1]],
+                table_SB=torch.from_numpy(table).to(span_N.device),
+                seen_S=span_N[pack.starts_S[:-1]],
                 span_N=span_N,
-                starts_S=starts_S,
+                starts_S=pack.starts_S,
                 page_tokens=self.config.page_tokens,
             )
 
         return CacheView(
             cache=self,
-            starts_S=starts_S,
-            whole=places(global_tables, positions_N),
-            chunk=places(local_tables, positions_N % self.config.chunk_size),
+            starts_S=pack.starts_S,
+            global_pages=places(global_pages, pack.positions_N),
+            local_pages=places(local_pages, pack.positions_N % self.config.chunk_size),
         )
 
 
@@ -155,8 +155,8 @@ class CacheView:
 
     cache: KVCache
     starts_S: Tensor
-    whole: Places
-    chunk: Places
+    global_pages: Places
+    local_pages: Places
     instead: Callable[[int, Tensor], Tensor] | None = None
     """What a global layer does for one new token in place of `attend_pages`: (layer, q_HC) to out_HC."""
 
@@ -173,7 +173,7 @@ class CacheView:
 
     def store(self, layer: int, k_NKC: Tensor, v_NKC: Tensor) -> Places:
         """Store the new keys and values; gives where the layer finds them and the older ones."""
-        places = self.whole if self.cache.config.is_global(layer) else self.chunk
+        places = self.global_pages if self.cache.config.is_global(layer) else self.local_pages
         keys_PKLC, values_PKLC = self.cache.keys[layer], self.cache.values[layer]
         if (scales := self.cache.scales[layer]) is not None:
             store_int8(keys_PKLC, values_PKLC, *scales, places.page_N, places.slot_N, k_NKC, v_NKC)
@@ -263,11 +263,9 @@ class Slots:
         self._global = np.arange(num_slots * wide).reshape(num_slots, wide)
         self._local = np.arange(num_slots * narrow).reshape(num_slots, narrow)
 
-    def at(self, slots: Sequence[int], positions_N: Tensor, starts_S: Tensor) -> CacheView:
+    def at(self, pack: Pack, slots: Sequence[int]) -> CacheView:
         """As `KVCache.at`, by slots."""
-        return self.cache.at(
-            [self._global[slot] for slot in slots], [self._local[slot] for slot in slots], positions_N, starts_S
-        )
+        return self.cache.at(pack, [self._global[slot] for slot in slots], [self._local[slot] for slot in slots])
 
     def copy_slot(self, source: int) -> None:
         """Give every slot the past of slot `source`."""

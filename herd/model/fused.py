@@ -2,8 +2,9 @@
 
 At batch 1 a step of a small model takes a millisecond, of which PyTorch's calls, one for each operator, take most. So
 the model is written twice: here, and in herd/model (attention.py, moe.py, transformer.py), whose forward with a cache
-is the twin. That serves where `why_not` names a reason. Whoever changes one changes the other: tests compare them, and
-agreement.py does so layer by layer whenever an engine is started on a model. Values between products are fp32 here, so
+is the twin. That serves where `why_not` names a reason; a model with a field that fused_fields.py does not list is
+refused. Whoever changes one changes the other: tests compare them, and agreement.py does so layer by layer whenever an
+engine is started on a model. Values between products are fp32 here, so
 that bf16 results differ by rounding; in fp32 those of a row depend neither on rows beside it, nor on the threads, nor
 on how its prompt was cut.
 """
@@ -20,7 +21,9 @@ from herd import native
 from herd.core.errors import HerdError
 from herd.model.attention import Attention, rope_frequencies
 from herd.model.cache import CacheView, KVCache
+from herd.model.fused_fields import unknown_field
 from herd.model.moe import MoE
+from herd.model.pack import Pack
 from herd.model.quantize import ACTIVATION_CAP, STORED, Packed
 from herd.model.transformer import Layer, Transformer
 from herd.native import forward as call
@@ -39,6 +42,8 @@ def why_not(transformer: Transformer, cache: KVCache | None = None) -> str | Non
         return f"the model is on {embedding.device}"
     if embedding.dtype not in (torch.bfloat16, torch.float32):
         return f"the model is in {embedding.dtype}"
+    if reason := unknown_field(transformer):
+        return reason
     config = transformer.config
     if odd := [size for size in (config.dim, config.dense_ffn_dim, config.moe.ffn_dim) if size % 2]:
         return f"a width is odd: {odd[0]}"
@@ -116,6 +121,9 @@ class FusedForward:
         self._cache: KVCache | None = None
         self._frequencies = rope_frequencies(config).contiguous()
         self._layers = (call.Layer * config.num_layers)()
+        self._mixtures: list[tuple[call.Layer, MoE]] = []
+        self._biases: list[Tensor] = []
+        """Those of the last call: the kernel reads their memory."""
         self._model = call.Model(
             embedding=transformer.embedding.weight.data_ptr(),
             norm=transformer.norm.weight.data_ptr(),
@@ -144,6 +152,7 @@ class FusedForward:
             dense = layer.ffn
             if isinstance(dense, MoE):
                 to.router = dense.router.weight.data_ptr()
+                self._mixtures.append((to, dense))
                 to.expert_gate_up, to.expert_down = matrix(dense.gate_up_EDF), matrix(dense.down_EFD)
                 dense = dense.shared
             to.gate_up, to.down = matrix(dense.gate_up), matrix(dense.down)
@@ -152,44 +161,31 @@ class FusedForward:
             if weight.is_contiguous():
                 call.huge_pages(weight)
 
-    def __call__(
-        self,
-        tokens_N: Tensor,
-        *,
-        positions_N: Tensor,
-        cache: CacheView,
-        rows_R: Tensor,
-        embedded_ND: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, pack: Pack, *, cache: CacheView, rows_R: Tensor, embedded_ND: Tensor | None = None) -> Tensor:
         """Hidden states [R, D], fp32, of the rows `rows_R` (ascending); all rows' keys and values go to the cache.
 
         `embedded_ND` stands for the embeddings of the tokens, where pictures are among them.
         """
         self._use(cache.cache)
-        return self._run(self._model, tokens_N, positions_N, cache, rows_R, embedded_ND)
+        return self._run(self._model, pack, cache, rows_R, embedded_ND)
 
-    def layer(self, index: int, x_ND: Tensor, *, positions_N: Tensor, cache: CacheView) -> Tensor:
-        """What the final norm [N, D], fp32, makes of the output of layer `index` alone on the input `x_ND`."""
+    def layer(self, index: int, x_ND: Tensor, pack: Pack, *, cache: CacheView) -> Tensor:
+        """The final norm [N, D], fp32, of the output of layer `index` alone on the input `x_ND`; the pack's tokens are
+        not read."""
         self._use(cache.cache)
         alone = call.Model.from_buffer_copy(self._model)
         alone.layers, alone.num_layers = ctypes.pointer(self._layers[index]), 1
-        rows_R = torch.arange(len(x_ND))
-        return self._run(alone, torch.zeros(len(x_ND), dtype=torch.int64), positions_N, cache, rows_R, x_ND)
+        return self._run(alone, pack, cache, torch.arange(len(x_ND)), x_ND)
 
     def _run(
-        self,
-        model: call.Model,
-        tokens_N: Tensor,
-        positions_N: Tensor,
-        cache: CacheView,
-        rows_R: Tensor,
-        embedded_ND: Tensor | None,
+        self, model: call.Model, pack: Pack, cache: CacheView, rows_R: Tensor, embedded_ND: Tensor | None
     ) -> Tensor:
+        self._set_biases()
         hidden_RD = torch.empty(len(rows_R), model.dim)
-        places = (cache.chunk, cache.whole)
+        places = (cache.local_pages, cache.global_pages)
         tables = [place.table_SB.contiguous() for place in places]
         seen = [place.seen_S.contiguous() for place in places]
-        tokens_N, positions_N, rows_R = (x.contiguous() for x in (tokens_N, positions_N, rows_R))
+        tokens_N, positions_N, rows_R = (x.contiguous() for x in (pack.tokens_N, pack.positions_N, rows_R))
         starts_S = cache.starts_S.int().contiguous()
         if embedded_ND is not None:
             embedded_ND = embedded_ND.to(self._transformer.embedding.weight.dtype).contiguous()
@@ -209,6 +205,17 @@ class FusedForward:
         )
         call.forward(model, batch)
         return hidden_RD
+
+    def _set_biases(self) -> None:
+        """Where experts are chosen with a bias, as in training, the trainer replaces it between two calls."""
+        self._biases.clear()
+        for to, mixture in self._mixtures:
+            to.router_bias = None
+            if mixture.bias_E is not None:
+                bias_E = mixture.bias_E.detach().to("cpu", torch.float32).contiguous()
+                assert bias_E.shape == (mixture.config.num_experts,)
+                self._biases.append(bias_E)
+                to.router_bias = bias_E.data_ptr()
 
     def unembed(self, hidden_RD: Tensor) -> Tensor:
         """Logits [R, V], fp32."""

@@ -15,12 +15,13 @@ FEWEST_ROWS = 8
 """Rows of an exact product: the library multiplies fewer by other kernels, which add in another order."""
 
 
-def steadily(product: Callable[[Tensor], Tensor], x_ND: Tensor) -> Tensor:
+def steadily(product: Callable[[Tensor], Tensor], x_ND: Tensor, *, fewest: int = FEWEST_ROWS) -> Tensor:
     """`product(x)`, of rows with a matrix. Without gradient, in fp32 on a CPU, a row's sums do not depend on how many
-    rows there are: a request's logits are the same to the bit alone, among others, and however its prompt was cut."""
+    rows there are: a request's logits are the same to the bit alone, among others, and however its prompt was cut.
+    `fewest`: where the library changes its kernel at another number of rows."""
     exact = x_ND.dtype == torch.float32 and x_ND.device.type == "cpu" and not torch.is_grad_enabled()
-    if exact and 0 < len(x_ND) < FEWEST_ROWS:
-        return product(F.pad(x_ND, (0, 0, 0, FEWEST_ROWS - len(x_ND))))[: len(x_ND)]
+    if exact and 0 < len(x_ND) < fewest:
+        return product(F.pad(x_ND, (0, 0, 0, fewest - len(x_ND))))[: len(x_ND)]
     return product(x_ND)
 
 

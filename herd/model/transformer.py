@@ -25,6 +25,7 @@ from herd.core.batch import Images
 from herd.model.attention import Attention, AttentionPlan, plan
 from herd.model.cache import CacheView
 from herd.model.moe import OBSERVED, FeedForward, MoE
+from herd.model.pack import Pack
 from herd.model.precision import steadily
 from herd.model.vision import VisionEncoder
 
@@ -123,21 +124,20 @@ class Transformer(nn.Module):
                 x_ND = layer(x_ND, shared, cache)
         return self.norm(x_ND)
 
-    def read(
-        self,
-        tokens_N: Int[Tensor, "n"],
-        *,
-        positions_N: Int[Tensor, "n"],
-        starts_S: Int[Tensor, "s1"],
-        images: Images | None = None,
-        cache: CacheView,
-    ) -> None:
-        """Take tokens into the cache as `forward` does, with no output: the last layer asks nothing of the past.
+    def forward_packed(self, pack: Pack, *, images: Images | None = None, cache: CacheView | None = None) -> Tensor:
+        """Hidden states [N, D] of packed sequences."""
+        hidden_ND: Tensor = self(
+            pack.tokens_N, positions_N=pack.positions_N, starts_S=pack.starts_S, images=images, cache=cache
+        )
+        return hidden_ND
+
+    def read(self, pack: Pack, *, cache: CacheView) -> None:
+        """Store the keys and values of tokens as `forward` does, with no output: the last layer attends to nothing.
 
         Where no other layer is global, the cost of a token does not grow with what was read before it.
         """
-        x_ND = self.embed(tokens_N, images)
-        shared = plan(positions_N, starts_S, self.config, cached=True)
+        x_ND = self.embed(pack.tokens_N, None)
+        shared = plan(pack.positions_N, pack.starts_S, self.config, cached=True)
         for layer in self.layers[:-1]:
             x_ND = layer(x_ND, shared, cache)
         last = self.layers[-1]

@@ -5,7 +5,7 @@ token unturned), post-norm, class token dropped; pixel shuffle joins 2 x 2 patch
 projector to the text width. Biases in the encoder, none after it. Source: llama-models 0.3.0, transformers 5.23.
 """
 
-# T tiles, P patches + 1, D width, H heads, C head width, Q tokens a tile
+# T tiles, P patches + 1, D width, H heads, C head width, Q tokens a tile, R tokens of all tiles
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from herd.config import VisionConfig
+from herd.model.precision import steadily
+
+FEWEST_ADAPTER_ROWS = 32
+"""Rows of the adapter's products, for `steadily`: a small tile gives four, and the library was seen to change its
+kernel between 12 and 16."""
 
 
 def turns_2d(config: VisionConfig) -> Tensor:
@@ -85,8 +90,14 @@ class VisionEncoder(nn.Module):
 
     def forward(self, tiles: Float[Tensor, "t 3 side side"]) -> Float[Tensor, "t q d"]:
         x_TQD = pixel_shuffle(self.encode(tiles), self.config.grid)
-        x_TQD = F.gelu(self.adapter_out(F.gelu(self.adapter_in(x_TQD))))
-        return self.projector(x_TQD)
+        # A tile's features are the same to the bit whatever number of tiles is encoded with it.
+        x_RD = steadily(self.adapt, x_TQD.flatten(0, 1), fewest=FEWEST_ADAPTER_ROWS)
+        return x_RD.unflatten(0, x_TQD.shape[:2])
+
+    def adapt(self, x_RD: Tensor) -> Tensor:
+        """Joined patches to features of the text model's width."""
+        features_RD: Tensor = self.projector(F.gelu(self.adapter_out(F.gelu(self.adapter_in(x_RD)))))
+        return features_RD
 
 
 def cut_patches(tiles: Float[Tensor, "t 3 side side"], size: int) -> Float[Tensor, "t p pixels"]:

@@ -18,6 +18,7 @@ namespace {
 
 struct Layer {
   const void *attention_norm, *ffn_norm, *router;  // no router: a dense layer, whose feed-forward is `gate_up`, `down`
+  const float* router_bias;  // added to the logits where experts are chosen, if not null
   Matrix qkv, out, gate_up, down, expert_gate_up, expert_down;
   void *keys, *values;
   i64 is_global;
@@ -303,9 +304,10 @@ struct Forward {
     team.wait();
   }
 
-  // The experts of row i: those of the largest logits, the first among equals, with the sigmoid of the logit.
+  // The experts of row i: those of the largest logits (with the bias), the first among equals, with the sigmoid of the
+  // logit (without).
   void route(const Layer& layer, i64 i, const float* row) {
-    float* logits = scratch<float>(6, m.experts);
+    float *logits = scratch<float>(6, 2 * m.experts), *scores = logits + m.experts;
     for (i64 e = 0; e < m.experts; ++e) {
       __m512 sum = _mm512_setzero_ps();
       for (i64 j = 0; j < m.dim; j += 16) {
@@ -313,11 +315,12 @@ struct Forward {
         sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, row + j), any(layer.router, m.narrow, e * m.dim + j, mask), sum);
       }
       logits[e] = _mm512_reduce_add_ps(sum);
+      scores[e] = layer.router_bias ? logits[e] + layer.router_bias[e] : logits[e];
     }
     for (i64 s = i * m.top_k; s < (i + 1) * m.top_k; ++s) {
-      picked[s] = std::max_element(logits, logits + m.experts) - logits;
+      picked[s] = std::max_element(scores, scores + m.experts) - scores;
       gates[s] = 1.f / (1.f + std::exp(-logits[picked[s]]));
-      logits[picked[s]] = -INFINITY;
+      scores[picked[s]] = -INFINITY;
     }
     memcpy(normed + i * m.dim, row, m.dim * sizeof(float));
   }

@@ -38,10 +38,10 @@ class Matrix(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    """`router` is null in a dense layer."""
+    """`router` is null in a dense layer; `router_bias`, fp32, where experts are chosen without one."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("attention_norm", "ffn_norm", "router")),
+        *((name, c_void_p) for name in ("attention_norm", "ffn_norm", "router", "router_bias")),
         *((name, Matrix) for name in ("qkv", "out", "gate_up", "down", "expert_gate_up", "expert_down")),
         *((name, c_void_p) for name in ("keys", "values")),
         ("is_global", c_int64),

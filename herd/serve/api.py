@@ -5,6 +5,7 @@ other hosts, nothing is stored, and nobody is asked for a key: it listens on thi
 """
 
 import asyncio
+import dataclasses
 import logging
 import socket
 import sys
@@ -21,8 +22,11 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from starlette.exceptions import HTTPException
 from starlette.types import Send
 
+from herd.config import EngineConfig
+from herd.config.engine import DEFAULT_MAX_MODEL_LEN
 from herd.core.errors import HerdError
-from herd.engine.engine import MAX_CAPACITY, Engine
+from herd.engine.engine import Engine
+from herd.engine.model import LoadedModel
 from herd.engine.pipeline import AnswerPipeline, collect
 from herd.engine.sampler import SamplingParams
 from herd.plan.counts import cache_bytes
@@ -46,7 +50,7 @@ PAGE_POLICY = (
 SWITCH_S = 0.0002
 """After so long a thread gives way to one that waits. Python's own 5 ms are most of a small model's step."""
 WHOLE_REQUESTS = 8
-"""The cache has room for so many requests of the whole context; most are shorter, and more run."""
+"""The cache has room for so many requests of 8,192 tokens if not set; most are shorter, and more run."""
 COMPLETIONS = "/v1/chat/completions"
 
 
@@ -55,12 +59,11 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    slots: int = 32,
+    config: EngineConfig,
     max_queued_requests: int = 128,
-    guess: int = 0,
-    draft: Path | None = None,
+    draft_model: Path | None = None,
 ) -> None:
-    """Serve the model in `folder` until Ctrl-C. Port 0 takes a free one. `guess` and `draft` as in EngineConfig."""
+    """Serve the model in `folder` until Ctrl-C. Port 0 takes a free one."""
     from herd.engine.load import load
 
     if max_queued_requests < 0:
@@ -72,26 +75,33 @@ def serve(
         address, port = listener.getsockname()[:2]
         name = folder.resolve().name
         model = load(folder)
-        capacity, weight = min(model.config.max_positions, MAX_CAPACITY), model.transformer.embedding.weight
-        whole = cache_bytes(model.config, capacity, number_bytes=weight.itemsize)
-        engine = model.engine(
-            num_slots=slots,
-            capacity=capacity,
-            cache_bytes=min(slots, WHOLE_REQUESTS) * whole,
-            guess_tokens=guess,
-            draft=load(draft) if draft else None,
-        )
+        if config.kv_cache_memory_bytes is None:
+            config = dataclasses.replace(config, kv_cache_memory_bytes=default_cache_bytes(model, config))
+        engine = Engine(model, config, draft_model=load(draft_model) if draft_model else None)
         app = create_app(
             AnswerPipeline(model, engine),
             name=name,
             params=default_params(folder),
             loopback_host=host if is_loopback(address) else None,
-            max_open=slots + max_queued_requests,
+            max_open=config.max_num_seqs + max_queued_requests,
         )
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         print(f"Serving {folder} as {name!r}: chat at {url}, API at {url}/v1. Ctrl-C stops.", flush=True)
         with suppress(KeyboardInterrupt):  # uvicorn has then ended in good order, and passes it on
             Server(app, engine).run(sockets=[listener])
+
+
+def default_cache_bytes(model: LoadedModel, config: EngineConfig) -> int:
+    """Room for WHOLE_REQUESTS of the usual context, and for one of `max_model_len` at least."""
+    number_bytes = model.transformer.embedding.weight.itemsize
+
+    def room(context: int) -> int:
+        int8 = config.kv_cache_dtype == "int8"
+        return cache_bytes(model.config, context, number_bytes=number_bytes, int8=int8)
+
+    usual = min(model.config.max_positions, DEFAULT_MAX_MODEL_LEN)
+    longest = config.max_model_len or usual
+    return max(room(longest), min(config.max_num_seqs, WHOLE_REQUESTS) * room(min(usual, longest)))
 
 
 class Server(uvicorn.Server):

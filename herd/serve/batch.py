@@ -21,9 +21,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from herd.config import EngineConfig
 from herd.core.errors import HerdError
 from herd.core.files import read_json, read_text, write_atomic
 from herd.core.lineage import hash_of
+from herd.engine.engine import Engine
 from herd.engine.load import load
 from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
@@ -54,25 +56,24 @@ def run(
     prompts: Path,
     out: Path,
     params: SamplingParams,
+    config: EngineConfig,
     *,
     schema: Path | None = None,
-    slots: int = 32,
-    guess: int = 0,
-    draft: Path | None = None,
+    draft_model: Path | None = None,
     as_json: bool = False,
 ) -> None:
     """Open the model, answer, and print what was written. Raises HerdError at the end when prompts failed."""
     if schema is not None:
         params = dataclasses.replace(params, structure=Structure.schema(read_json(schema)))
     model = load(folder)
-    engine = model.engine(num_slots=slots, guess_tokens=guess, draft=load(draft) if draft else None)
+    engine = Engine(model, config, draft_model=load(draft_model) if draft_model else None)
     try:
         done = generate(
             AnswerPipeline(model, engine),
             prompts,
             out,
             params,
-            slots=slots,
+            slots=config.max_num_seqs,
             source=hash_of(folder),
             name=folder.resolve().name,
         )
@@ -82,12 +83,13 @@ def run(
     finally:
         engine.close()
     summary = dataclasses.asdict(done) | {"tokens_per_s": done.tokens / max(1e-9, done.seconds), "out": str(out)}
-    if guess:
+    if config.num_speculative_tokens:
         summary |= {"drafted": stats["drafted"], "accepted": stats["accepted"]}
     if as_json:
         print(json.dumps(summary))
     else:
-        guessed = f", {stats['accepted']:,} of {stats['drafted']:,} guesses right" if guess else ""
+        drafted = f", {stats['accepted']:,} of {stats['drafted']:,} drafted tokens accepted"
+        guessed = drafted if config.num_speculative_tokens else ""
         print(
             f"wrote {out}: {done.answered:,} answers, {done.reused:,} of them were there, {done.tokens:,} tokens in "
             f"{done.seconds:,.0f} s ({summary['tokens_per_s']:,.0f} tokens/s{guessed})"

@@ -69,7 +69,7 @@ async def prepare_completion(
     """
     checked(request)
     params = request.sampling(defaults)
-    params = dataclasses.replace(params, max_tokens=request.limit or max_tokens or pipeline.engine.capacity)
+    params = dataclasses.replace(params, max_tokens=request.limit or max_tokens or pipeline.engine.max_model_len)
     cancelled = threading.Event()
 
     def prepare() -> ReplyRequest:

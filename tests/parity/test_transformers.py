@@ -11,7 +11,8 @@ from PIL import Image
 from herd.config import ModelConfig, MoEConfig, RopeScaling, SpecialIds, preset
 from herd.core.batch import Images
 from herd.data.image import normalise
-from herd.engine.load import Prompt, load
+from herd.engine.load import load
+from herd.engine.model import Prompt
 from herd.engine.sampler import SamplingParams
 from herd.model.formats import huggingface
 from herd.model.transformer import Transformer

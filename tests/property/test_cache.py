@@ -13,6 +13,7 @@ from herd.bench.oracles import Request, ours, random_model, random_request
 from herd.config import ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig, preset
 from herd.core.batch import Images
 from herd.model.cache import Slots, chunk_pieces
+from herd.model.pack import pack_sequences
 from herd.model.transformer import Transformer
 
 SPECIAL = SpecialIds(bos=1, end_of_text=2, eom=3, eot=4, pad=5, image_start=6, image_end=7, patch=8)
@@ -64,10 +65,9 @@ def in_pieces(model: Transformer, requests: list[Request], pieces: list[list[tup
     while any(waiting):
         running = [i for i in range(len(requests)) if waiting[i]]
         now = [(i, *waiting[i].pop(0)) for i in running]
-        tokens_N = torch.cat([requests[i].tokens_N[begin:end] for i, begin, end in now])
-        positions_N = torch.cat([torch.arange(begin, end) for _, begin, end in now])
-        sizes = torch.tensor([end - begin for _, begin, end in now])
-        starts_S = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+        pack = pack_sequences(
+            [requests[i].tokens_N[begin:end] for i, begin, end in now], num_cached=[begin for _, begin, _ in now]
+        )
         seen = []
         for i, begin, end in now:
             of_one = features[i]
@@ -75,11 +75,11 @@ def in_pieces(model: Transformer, requests: list[Request], pieces: list[list[tup
                 is_patch = requests[i].tokens_N == config.special.patch
                 before, after = int(is_patch[:begin].sum()), int(is_patch[:end].sum())
                 seen.append(of_one[before:after])
-        rows = torch.nonzero(tokens_N == config.special.patch)[:, 0]
+        rows = torch.nonzero(pack.tokens_N == config.special.patch)[:, 0]
         images = Images(tiles=torch.cat(seen), rows=rows, encoded=True) if seen else None
-        where = cache.at([3 - i for i in running], positions_N, starts_S)
-        hidden_ND = model(tokens_N, positions_N=positions_N, starts_S=starts_S, images=images, cache=where)
-        for i, part in zip(running, model.unembed(hidden_ND).split(sizes.tolist()), strict=True):
+        where = cache.at(pack, [3 - i for i in running])
+        hidden_ND = model.forward_packed(pack, images=images, cache=where)
+        for i, part in zip(running, model.unembed(hidden_ND).split(pack.lengths), strict=True):
             parts[i].append(part)
     return [torch.cat(of_one) for of_one in parts]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from herd.engine.pages import Pages, Table
+from herd.engine.pages import BlockTable, Copy, PageManager
 from herd.engine.scheduler import HEAD_START, Request, Scheduler, Step
 
 Cell = tuple[str, int, int]  # salt, weights, token
@@ -22,25 +22,36 @@ class World:
     chunk_size: int = 16
     num_global: int = 40
     num_local: int = 14
-    num_slots: int = 4
-    prompt_tokens: int = 24
-    beside_tokens: int = 10
+    max_num_seqs: int = 4
+    max_prefill_tokens: int = 24
+    max_mixed_prefill_tokens: int = 10
     weights: int = 0
     requests: list[Request] = field(default_factory=list)
     weights_of: dict[Request, list[int]] = field(default_factory=dict)
     released: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        pages = Pages(
+        pages = PageManager(
             page_tokens=self.page_tokens,
             chunk_size=self.chunk_size,
             num_global=self.num_global,
             num_local=self.num_local,
         )
-        self.pages = pages
+        self.pages, self.pools = pages, (pages.global_pages, pages.local_pages)
         self.scheduler: Scheduler[Request] = Scheduler(
-            pages, num_slots=self.num_slots, prompt_tokens=self.prompt_tokens, beside_tokens=self.beside_tokens
+            pages,
+            max_num_seqs=self.max_num_seqs,
+            max_prefill_tokens=self.max_prefill_tokens,
+            max_mixed_prefill_tokens=self.max_mixed_prefill_tokens,
         )
+        admit = self.scheduler._admit
+
+        def admit_and_note(request: Request) -> list[Copy]:
+            copies = admit(request)
+            self.weights_of[request] = [self.weights] * request.reused  # its past is the tree's, of these weights
+            return copies
+
+        self.scheduler._admit = admit_and_note  # type: ignore[method-assign]
         self.cells: dict[tuple[bool, int], list[Cell | None]] = {}
 
     def ask(self, prompt: list[int], answer: int, **options: object) -> Request:
@@ -54,6 +65,12 @@ class World:
         """Schedule, compute, draw the next tokens, in the engine's order."""
         before = {r: r.table.length for r in self.scheduler.running}
         step = self.scheduler.schedule()
+        budget = max(self.max_prefill_tokens, self.max_mixed_prefill_tokens)
+        sizes = [last - first for r, tiles in step.tiles.items() for first, last in [r.tiles[tile] for tile in tiles]]
+        assert sum(sizes) - max(sizes, default=0) < budget, "pictures hold up a step"
+        for request, tiles in step.tiles.items():
+            assert request in self.scheduler.running
+            request.features.update(dict.fromkeys(tiles, "encoded"))
         for source, target, is_global in step.copies:
             self.cells[is_global, target] = list(self._page(is_global, source))
         for work in step.works.values():
@@ -62,10 +79,13 @@ class World:
             assert work.begin // self.chunk_size == (work.end - 1) // self.chunk_size, "a piece crosses a chunk edge"
             if request in before and request.table.length == work.end and before[request] != work.begin:
                 assert before[request] > work.begin or before[request] == 0 or work.begin == 0
+            for tile, (first, last) in enumerate(request.tiles):
+                if first < work.end and last > work.begin:
+                    assert request.features[tile] == "encoded", "tokens of a picture are read before it is encoded"
+                    if last <= work.end:
+                        del request.features[tile]
             tokens = request.content + request.draft
-            versions = self.weights_of.setdefault(request, [])
-            if work.begin == 0 or request not in before:  # admitted now: its past is the tree's, of these weights
-                versions[:] = [self.weights] * work.begin
+            versions = self.weights_of[request]
             del versions[work.begin :]
             versions += [self.weights] * (work.end - work.begin)
             self._write(request, tokens, versions, work.begin, work.end)
@@ -81,10 +101,10 @@ class World:
 
     def _places(self, request: Request, position: int) -> list[tuple[bool, int, int]]:
         table, size = request.table, self.page_tokens
-        places = [(True, table.pages[position // size], position % size)]
+        places = [(True, table.global_pages[position // size], position % size)]
         inside = position - table.chunk * self.chunk_size
         if inside >= 0:
-            places.append((False, table.local[inside // size], inside % size))
+            places.append((False, table.local_pages[inside // size], inside % size))
         return places
 
     def _write(self, request: Request, tokens: list[int], versions: list[int], begin: int, end: int) -> None:
@@ -120,29 +140,38 @@ class World:
         locals_ = [node.local for node in self.pages._local_nodes]
         assert all(node.alive for node in nodes) and set(self.pages._local_nodes) <= set(nodes)
         for pool, held in (
-            (self.pages.whole, [p for t in tables for p in t.pages] + [node.page for node in nodes]),
-            (self.pages.chunk, [p for t in tables for p in t.local] + [p for p in locals_ if p is not None]),
+            (self.pools[0], [p for t in tables for p in t.global_pages] + [node.page for node in nodes]),
+            (
+                self.pages.local_pages,
+                [p for t in tables for p in t.local_pages] + [p for p in locals_ if p is not None],
+            ),
         ):
             counts = Counter(held)
-            assert all(pool.holders[page] == counts[page] for page in range(pool.size))
-            assert pool.free + len(counts) == pool.size
-            in_tables = {p for t in tables for p in (t.pages if pool is self.pages.whole else t.local)}
-            assert pool.idle == len(set(held) - in_tables)
+            assert all(pool.ref_counts[page] == counts[page] for page in range(pool.size))
+            assert pool.num_free + len(counts) == pool.size
+            in_tables = {p for t in tables for p in (t.global_pages if pool is self.pools[0] else t.local_pages)}
+            assert pool.num_evictable == len(set(held) - in_tables)
         for request in self.scheduler.running:
-            assert len(request.table.local) * self.page_tokens <= self.chunk_size
+            assert len(request.table.local_pages) * self.page_tokens <= self.chunk_size
         for request in [r for queue in self.scheduler.waiting.values() for r in queue]:
-            assert not request.table.pages and not request.table.local
+            assert not request.table.global_pages and not request.table.local_pages
+
+
+def tiles_of(rng: random.Random, length: int) -> list[tuple[int, int]]:
+    """Some stretches of the prompt, which may reach to its end."""
+    cuts = sorted(rng.sample(range(length + 1), k=min(length + 1, rng.choice([0, 0, 2, 4]))))
+    return list(zip(cuts[::2], cuts[1::2], strict=False))
 
 
 def live_through(seed: int) -> World:
-    """Requests that begin alike and unlike, drafts, cancellations, new weights, until all have ended."""
+    """Requests that begin alike and unlike, pictures, drafts, cancellations, new weights, until all have ended."""
     rng = random.Random(seed)
     world = World(
         rng=rng,
         page_tokens=rng.choice([1, 2, 4]),
-        num_slots=rng.randint(1, 5),
-        prompt_tokens=rng.randint(1, 40),
-        beside_tokens=rng.randint(1, 12),
+        max_num_seqs=rng.randint(1, 5),
+        max_prefill_tokens=rng.randint(1, 40),
+        max_mixed_prefill_tokens=rng.randint(1, 12),
     )
     scale = world.page_tokens
     world.num_global, world.num_local = rng.randint(48, 120) // scale, rng.randint(16, 60) // scale
@@ -158,6 +187,7 @@ def live_through(seed: int) -> World:
                 salt=rng.choice(["", "", "other"]),
                 priority=rng.choice([0, 0, 0, 1, -1]),
                 reuse=rng.random() < 0.9,
+                tiles=tiles_of(rng, len(prompt)),
             )
         if rng.random() < 0.1 and world.requests:
             rng.choice(world.requests).cancelled = True
@@ -170,7 +200,9 @@ def live_through(seed: int) -> World:
             break
         world.step()
     assert world.scheduler.idle, "a request never ended"
-    assert all(pool.free + pool.idle == pool.size for pool in (world.pages.whole, world.pages.chunk))
+    assert all(
+        pool.num_free + pool.num_evictable == pool.size for pool in (world.pages.global_pages, world.pages.local_pages)
+    )
     return world
 
 
@@ -201,12 +233,14 @@ def test_a_cancelled_request_s_pages_are_free_within_two_steps(seed: int) -> Non
         request.cancelled = True
     world.step()
     assert world.scheduler.idle
-    assert all(pool.free + pool.idle == pool.size for pool in (world.pages.whole, world.pages.chunk))
+    assert all(
+        pool.num_free + pool.num_evictable == pool.size for pool in (world.pages.global_pages, world.pages.local_pages)
+    )
 
 
 def test_callers_who_always_ask_get_the_same_whatever_they_ask() -> None:
     world = World(rng=random.Random(0), num_global=80, num_local=16)
-    had, bound = Counter[str](), 2 * world.num_slots * 40
+    had, bound = Counter[str](), 2 * world.max_num_seqs * 40
     for _ in range(200):
         waiting = Counter(request.caller for queue in world.scheduler.waiting.values() for request in queue)
         for caller, length, answer in (("many small", 3, 4), ("few large", 30, 10), ("long answers", 5, 35)):
@@ -237,7 +271,7 @@ def test_nobody_starves(seed: int, ahead: int, monkeypatch: pytest.MonkeyPatch) 
         world.step()
     newcomers = [world.ask(strangers(world, 25), 15, caller=caller) for caller in ("new", "same")]
     # What may come first: of each other caller what priority lets it be ahead, and what runs or is admitted meanwhile.
-    bound = len(floods) * ahead * 100 + 2 * (world.num_slots + len(floods)) * most
+    bound = len(floods) * ahead * 100 + 2 * (world.max_num_seqs + len(floods)) * most
     bounds = {newcomers[0]: bound, newcomers[1]: 2 * bound + len(floods) * 5 * most}
     before, ended = world.scheduler.clock, {}
     while len(ended) < 2:
@@ -269,7 +303,7 @@ def test_who_has_priority_takes_the_place_of_one_that_then_ends_all_the_same() -
 @pytest.mark.parametrize("over", [-1, 0])
 def test_priority_lets_a_caller_be_so_far_ahead_of_another_and_no_further(priority: int, over: int) -> None:
     """One token short of its head start it takes the other's place; with all of it had, it waits."""
-    world = World(rng=random.Random(0), num_slots=1)
+    world = World(rng=random.Random(0), max_num_seqs=1)
     lesser = world.ask(strangers(world, 10), 30, caller="batch", priority=-1)
     world.step()
     steps_of_priority = priority - lesser.priority
@@ -284,7 +318,7 @@ def test_priority_lets_a_caller_be_so_far_ahead_of_another_and_no_further(priori
 
 @pytest.mark.parametrize("priority", [0, 1])
 def test_only_more_priority_takes_a_place_whatever_the_callers_have_had(priority: int) -> None:
-    world = World(rng=random.Random(0), num_slots=1)
+    world = World(rng=random.Random(0), max_num_seqs=1)
     running = world.ask(strangers(world, 10), 30, caller="batch", priority=1)
     world.step()
     world.scheduler.served["batch"] += 10 * HEAD_START
@@ -295,7 +329,7 @@ def test_only_more_priority_takes_a_place_whatever_the_callers_have_had(priority
 
 @pytest.mark.parametrize("later", [HEAD_START - 1, HEAD_START])
 def test_among_one_caller_s_requests_priority_outweighs_so_many_tokens_of_waiting(later: int) -> None:
-    world = World(rng=random.Random(0), num_slots=1)
+    world = World(rng=random.Random(0), max_num_seqs=1)
     world.ask(strangers(world, 10), 30)
     world.scheduler.clock += later
     urgent = world.ask(strangers(world, 10), 5, priority=1)
@@ -306,23 +340,23 @@ def test_among_one_caller_s_requests_priority_outweighs_so_many_tokens_of_waitin
 
 
 def test_tokens_are_taken_back_over_a_chunk_s_edge_and_into_a_shared_page() -> None:
-    pages = Pages(page_tokens=4, chunk_size=16, num_global=12, num_local=8)
-    table, content = Table(), list(range(100, 140))
+    pages = PageManager(page_tokens=4, chunk_size=16, num_global=12, num_local=8)
+    table, content = BlockTable(), list(range(100, 140))
     assert pages.begin(table, "", content, 39) == []
     for end in (16, 19):
         pages.extend(table, end)
     # The local pages of the first chunk are gone: what stands before position 14 in it is computed again.
     pages.truncate(table, 14)
-    assert (table.length, table.chunk, len(table.pages), len(table.local)) == (0, 0, 0, 0)
-    assert (pages.whole.free, pages.chunk.free) == (12, 8)
+    assert (table.length, table.chunk, len(table.global_pages), len(table.local_pages)) == (0, 0, 0, 0)
+    assert (pages.global_pages.num_free, pages.local_pages.num_free) == (12, 8)
     # To the edge itself nothing needs them.
     for end in (16, 19):
         pages.extend(table, end)
     pages.truncate(table, 16)
-    assert (table.length, table.chunk, len(table.pages), len(table.local)) == (16, 1, 4, 0)
+    assert (table.length, table.chunk, len(table.global_pages), len(table.local_pages)) == (16, 1, 4, 0)
     # Page 5 is shared from 24 tokens on; others read it, so it is not written again.
     pages.extend(table, 26)
     pages.enter(table, content, 26)
     pages.truncate(table, 22)
-    assert (table.length, table.entered, len(table.pages), len(table.local)) == (20, 5, 5, 1)
-    assert pages.whole.idle == 1
+    assert (table.length, table.entered, len(table.global_pages), len(table.local_pages)) == (20, 5, 5, 1)
+    assert pages.global_pages.num_evictable == 1

@@ -134,7 +134,7 @@ class Model:
         self.asked = 0
         self._index = {colour(index): index for index in range(60)}
 
-    capacity = 4096
+    max_model_len = 4096
 
     def engine(self, **_: int) -> "Model":
         return self

@@ -169,7 +169,7 @@ def build(texts: Sequence[str], *filters: StreamFilter, tools: Sequence[str] = (
     builder, parts = ReplyBuilder(tools, filters), []
     for i, text in enumerate(texts):
         reason = "stop" if i == len(texts) - 1 else None
-        logprob = TokenLogprob(token_id=i, logprob=-1.0)
+        logprob = TokenLogprob(token_id=i, logprob=-1.0, sampled_logprob=-1.0)
         parts.append(builder.push(Piece(text=text, token_ids=[i], finish_reason=reason, logprobs=(logprob,))))
         if parts[-1].finish_reason:
             break

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from herd.core.errors import HerdError
 from herd.data.text_stream import TextStream
-from herd.engine.answer import Answer, Piece, joined, take
+from herd.engine import sampler
+from herd.engine.answer import Answer, Piece, advance, joined
 from herd.engine.sampler import SamplingParams
 from herd.engine.structure import Structure, Structures
 
@@ -33,10 +34,10 @@ def logits_behind(tokens: Sequence[int]) -> Tensor:
     return logits
 
 
-def begin(params: SamplingParams, *, room: int = 1000, seed: int = 0) -> Answer:
+def begin(params: SamplingParams, *, room: int = 1000) -> Answer:
     progress = STRUCTURES.start(params.structure) if params.structure else None
     return Answer(
-        params, prompt=PROMPT, tokenizer=TOKENIZER, end_tokens=END, room=room, seed=seed, progress=progress
+        params, prompt=PROMPT, tokenizer=TOKENIZER, end_tokens=END, room=room, seed=params.seed or 0, progress=progress
     )  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def run(answer: Answer, guess: Any = lambda tokens: []) -> Piece:
     while answer.finish_reason is None:
         draft = guess(answer.tokens)
         rows = [logits_behind([*answer.tokens, *draft[:k]]) for k in range(len(draft) + 1)]
-        pieces += take([answer], torch.stack(rows), [draft])
+        pieces += advance([answer], torch.stack(rows), [draft])
     return joined(pieces)
 
 
@@ -65,14 +66,14 @@ many_params = st.builds(
 
 
 @settings(max_examples=40, deadline=None)
-@given(params=many_params, luck=st.randoms())
-def test_drafts_right_and_wrong_change_nothing_of_an_answer(params: SamplingParams, luck: Any) -> None:
+@given(params=many_params, chance=st.randoms())
+def test_drafts_right_and_wrong_change_nothing_of_an_answer(params: SamplingParams, chance: Any) -> None:
     plain = begin(params)
     wanted = run(plain)
 
     def guess(tokens: list[int]) -> list[int]:
-        known = plain.tokens[len(tokens) : len(tokens) + luck.randint(0, 5)]
-        return [token if luck.random() < 0.8 else luck.randrange(SIZE) for token in known]
+        known = plain.tokens[len(tokens) : len(tokens) + chance.randint(0, 5)]
+        return [token if chance.random() < 0.8 else chance.randrange(SIZE) for token in known]
 
     drafted = begin(params)
     assert run(drafted, guess) == wanted
@@ -115,7 +116,7 @@ def says(
         if answer.finish_reason is None:
             sure = torch.zeros(1, SIZE)
             sure[0, token] = 50
-            pieces += take([answer], sure)
+            pieces += advance([answer], sure)
     return answer, pieces
 
 
@@ -138,7 +139,7 @@ def test_a_row_to_spare_is_no_text() -> None:
     answer = begin(SamplingParams(max_tokens=3))
     sure = torch.zeros(1, SIZE)
     sure[0, SIZE - 1] = 50
-    assert [take([answer], sure)[0].text for _ in range(3)] == ["", "", ""]
+    assert [advance([answer], sure)[0].text for _ in range(3)] == ["", "", ""]
     assert answer.finish_reason == "length"
 
 
@@ -167,9 +168,24 @@ def test_a_structure_that_cannot_go_on_ends_its_answer_and_no_other() -> None:
     dead = begin(SamplingParams(structure=Structure(kind="grammar", source=f'start: "a" <[{END[0] - 1}]>')))
     alive = begin(SamplingParams(max_tokens=3))
     for _ in range(2):
-        pieces = take([dead, alive], torch.stack([logits_behind(())] * 2))
+        pieces = advance([dead, alive], torch.stack([logits_behind(())] * 2))
     assert pieces[0].finish_reason == dead.finish_reason == "error" and "cannot be continued" in pieces[0].text
     assert pieces[1].token_ids == alive.tokens[1:] != []
+
+
+def test_a_draw_that_fails_for_one_answer_fails_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = sampler.adjusted
+
+    def broken(logits_BV: Tensor, rows: Sequence[sampler.Row]) -> Tensor:
+        if any(row.params.min_p == 0.5 for row in rows):
+            raise IndexError("a hook failed")
+        return sound(logits_BV, rows)
+
+    monkeypatch.setattr(sampler, "adjusted", broken)
+    bad, good = begin(SamplingParams(min_p=0.5)), begin(SamplingParams())
+    pieces = advance([bad, good], torch.stack([logits_behind(())] * 2))
+    assert pieces[0].finish_reason == bad.finish_reason == "fault" and "IndexError: a hook failed" in pieces[0].text
+    assert pieces[1].finish_reason is None and len(good.tokens) == 1
 
 
 def test_a_bias_for_a_token_that_is_none_is_refused() -> None:

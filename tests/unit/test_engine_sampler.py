@@ -133,7 +133,7 @@ def test_what_is_drawn_follows_the_probabilities_that_the_filters_leave() -> Non
         SamplingParams(temperature=1.5, top_k=3, logit_bias={4: 3.0}, presence_penalty=0.5),
     ]:
         rows = [row(params, seed=seed, said=(1,)) for seed in range(3_000)]
-        seen = torch.bincount(torch.tensor(sample(logits.expand(len(rows), -1), rows)), minlength=6)
+        seen = torch.bincount(torch.tensor(sample(logits.expand(len(rows), -1), rows).tokens), minlength=6)
         scores = truncated(adjusted(logits[None], rows[:1]) / params.temperature, [params])[0]
         expected = torch.softmax(scores.double(), -1) * len(rows)
         possible = expected > 0
@@ -154,19 +154,19 @@ def test_a_row_draws_the_same_alone_as_in_company(seeds: list[int], data: st.Dat
         )
         for seed in seeds
     ]
-    assert sample(logits, rows) == [sample(logits[i : i + 1], [rows[i]])[0] for i in range(len(rows))]
+    assert sample(logits, rows).tokens == [sample(logits[i : i + 1], [rows[i]]).tokens[0] for i in range(len(rows))]
 
 
 def test_top_p_of_zero_draws_the_likeliest() -> None:
     logits = torch.randn(3, 2000)
     rows = [row(SamplingParams(temperature=2.0, top_p=0.0), seed=seed) for seed in range(3)]
-    assert sample(logits, rows) == logits.argmax(-1).tolist()
+    assert sample(logits, rows).tokens == logits.argmax(-1).tolist()
 
 
-def test_each_place_and_each_choice_has_luck_of_its_own() -> None:
+def test_each_place_and_each_choice_has_noise_of_its_own() -> None:
     params, logits = SamplingParams(temperature=1.0), torch.zeros(1, 1000)
-    places = [sample(logits, [row(params, seed=7, said=(1,) * n)])[0] for n in range(20)]
-    choices = [sample(logits, [row(params, seed=seed)])[0] for seed in choice_seeds(7, 20)]
+    places = [sample(logits, [row(params, seed=7, said=(1,) * n)]).tokens[0] for n in range(20)]
+    choices = [sample(logits, [row(params, seed=seed)]).tokens[0] for seed in choice_seeds(7, 20)]
     assert len(set(places)) > 15 and len(set(choices)) > 15
     assert choices[0] == places[0]  # the first choice is what the seed alone gives
     assert choice_seeds(7, 3) == choice_seeds(7, 20)[:3]
@@ -175,7 +175,7 @@ def test_each_place_and_each_choice_has_luck_of_its_own() -> None:
 def test_temperature_zero_takes_the_likeliest_among_drawing_neighbours() -> None:
     logits = torch.randn(3, 30, generator=torch.Generator().manual_seed(1))
     drawing = SamplingParams(temperature=5.0)
-    tokens = sample(logits, [row(drawing), row(SamplingParams(top_k=5, top_p=0.1)), row(drawing, seed=2)])
+    tokens = sample(logits, [row(drawing), row(SamplingParams(top_k=5, top_p=0.1)), row(drawing, seed=2)]).tokens
     assert tokens[1] == int(logits[1].argmax())
 
 

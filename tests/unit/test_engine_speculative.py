@@ -14,7 +14,7 @@ from torch import Tensor
 
 from herd.config import preset
 from herd.core.errors import HerdError
-from herd.engine.answer import Answer, take
+from herd.engine.answer import Answer, advance
 from herd.engine.load import Model, load
 from herd.engine.sampler import SamplingParams, sample
 from herd.engine.speculative import DraftModel, NGrams, num_drafts
@@ -46,7 +46,7 @@ def begin(prompt: Sequence[int], params: SamplingParams, *, seed: int = 0, room:
 
 def put(answer: Answer, tokens: Sequence[int]) -> Answer:
     for token in tokens:
-        answer.push(token, torch.zeros(1))
+        answer.push(token, torch.zeros(1), None)
     return answer
 
 
@@ -89,8 +89,10 @@ def test_an_engine_that_guesses_answers_as_one_that_does_not(
     texts = ["the cat", "der Hund " * 15, "mat mat mat mat", "ねこ"]
     asked = [model.render([{"role": "user", "content": text}]) for text in texts]
     params = SamplingParams(max_tokens=40, temperature=temperature, seed=5, repetition_penalty=1.05)
-    plain = model.engine(num_slots=3, capacity=700)
-    guessing = model.engine(num_slots=3, capacity=700, guess_tokens=5, draft=sibling if with_draft_model else None)
+    plain = model.engine(max_num_seqs=3, max_model_len=700)
+    guessing = model.engine(
+        max_num_seqs=3, max_model_len=700, num_speculative_tokens=5, draft_model=sibling if with_draft_model else None
+    )
     wanted = plain.generate_batch(asked, params)
     got = guessing.generate_batch(asked, params)
     stats = guessing.stats()
@@ -114,8 +116,8 @@ def test_drafts_across_a_chunk_edge_change_nothing(tiny_folder: Path) -> None:
     )
     wanted = None
     # The draft model is the model: every guess holds, but for what the edges forbid.
-    for options in ({}, {"guess_tokens": 6, "draft": small}, {"guess_tokens": 6}):
-        engine = small.engine(num_slots=2, capacity=190, **options)
+    for options in ({}, {"num_speculative_tokens": 6, "draft_model": small}, {"num_speculative_tokens": 6}):
+        engine = small.engine(max_num_seqs=2, max_model_len=190, **options)
         answer = engine.generate_batch([prompt, prompt], params)
         stats = engine.stats()
         engine.close()
@@ -126,7 +128,7 @@ def test_drafts_across_a_chunk_edge_change_nothing(tiny_folder: Path) -> None:
 
 
 def test_a_form_without_choice_is_guessed(model: Model) -> None:
-    engine = model.engine(num_slots=1, capacity=300, guess_tokens=6)
+    engine = model.engine(max_num_seqs=1, max_model_len=300, num_speculative_tokens=6)
     form = Structure.schema({"const": {"the cat sat on the mat": "der Hund"}})
     prompt = model.render([{"role": "user", "content": "?"}])
     [text] = engine.generate_batch([prompt], SamplingParams(max_tokens=80, structure=form))
@@ -150,7 +152,7 @@ def padded(logits_BV: Tensor) -> Tensor:
 
 
 def test_answers_with_drafts_are_distributed_as_the_model_says() -> None:
-    """Chi-square over all answers of three tokens, drafted by another model with the same luck, by fixed seeds."""
+    """Chi-square over all answers of three tokens, drafted by another model with the same noise, by fixed seeds."""
     target, drafter = transitions(1, 1.0), transitions(2, 1.0)
     params = SamplingParams(max_tokens=3, temperature=0.8)
     seen: Counter[tuple[int, ...]] = Counter()
@@ -160,7 +162,7 @@ def test_answers_with_drafts_are_distributed_as_the_model_says() -> None:
         for _ in range(2):
             last = [(answer.tokens + guess or [0])[-1] for answer, guess in zip(going, guesses, strict=True)]
             rows = [answer.row(ahead=guess) for answer, guess in zip(going, guesses, strict=True)]
-            for guess, token in zip(guesses, sample(padded(drafter[last]), rows), strict=True):
+            for guess, token in zip(guesses, sample(padded(drafter[last]), rows).tokens, strict=True):
                 guess.append(token)
         guesses = [guess[: answer.room - 1] for answer, guess in zip(going, guesses, strict=True)]
         behind = [
@@ -168,7 +170,7 @@ def test_answers_with_drafts_are_distributed_as_the_model_says() -> None:
             for answer, guess in zip(going, guesses, strict=True)
             for token in [(answer.tokens or [0])[-1], *guess]
         ]
-        take(going, padded(target[behind]), guesses)
+        advance(going, padded(target[behind]), guesses)
     for answer in answers:
         seen[tuple(answer.tokens)] += 1
     share = torch.softmax(target.double() / 0.8, -1)
@@ -189,10 +191,10 @@ def test_answers_with_drafts_are_distributed_as_the_model_says() -> None:
 
 
 @pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])
-def test_drafts_with_the_same_luck_hold_as_often_as_the_theory_says(spread: float) -> None:
+def test_drafts_with_the_same_noise_hold_as_often_as_the_theory_says(spread: float) -> None:
     target, drafter = transitions(5, spread)[:1], transitions(6, spread)[:1]
     rows = [begin([0], SamplingParams(temperature=1.0), seed=seed).row() for seed in range(3000)]
-    drawn, guessed = (sample(padded(logits).expand(3000, -1), rows) for logits in (target, drafter))
+    drawn, guessed = (sample(padded(logits).expand(3000, -1), rows).tokens for logits in (target, drafter))
     apart = float((torch.softmax(target, -1) - torch.softmax(drafter, -1)).abs().sum() / 2)
     held = sum(a == b for a, b in zip(drawn, guessed, strict=True)) / 3000
     noise = 4 * 0.5 / 3000**0.5
@@ -203,6 +205,6 @@ def test_a_draft_model_of_another_tokenizer_is_refused(model: Model) -> None:
     shape = replace(preset("tiny", vocab_size=500, special=model.config.special), vision=None)
     other = replace(model, config=shape)
     with pytest.raises(HerdError, match="another tokenizer"):
-        DraftModel(other, model, num_slots=1, capacity=64)
-    with pytest.raises(HerdError, match="guess_tokens=0"):
-        model.engine(draft=model)
+        DraftModel(other, model, max_num_seqs=1, max_model_len=64)
+    with pytest.raises(HerdError, match="num_speculative_tokens=0"):
+        model.engine(draft_model=model)

@@ -19,7 +19,7 @@ from model_folder import random_tokenizer
 
 from herd.core.errors import HerdError
 from herd.engine import structure
-from herd.engine.answer import Answer, joined, take
+from herd.engine.answer import Answer, advance, joined
 from herd.engine.json_schema import FORMATS
 from herd.engine.sampler import SamplingParams
 from herd.engine.structure import ANY_OBJECT, Structure, Structures
@@ -69,7 +69,7 @@ def said(form: Structure, *, seed: int, max_tokens: int = 100, wish: float = 0.0
     while answer.finish_reason is None:
         logits = torch.randn(1, SIZE, generator=generator) * 3
         logits[0, list(END)] += wish
-        pieces += take([answer], logits)
+        pieces += advance([answer], logits)
     return answer, joined(pieces).text, answer.finish_reason
 
 

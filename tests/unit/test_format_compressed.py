@@ -16,7 +16,7 @@ from torch import Tensor
 import herd
 from herd.core.errors import HerdError
 from herd.core.files import read_json, write_json
-from herd.engine.load import Prompt
+from herd.engine.model import Prompt
 from herd.engine.sampler import SamplingParams
 from herd.evaluate.quantized import quantize_folder
 from herd.model.formats import compressed, huggingface
@@ -115,7 +115,7 @@ def test_every_product_of_a_forward_equals_that_of_dequantised_weights(made: Pat
 
 def test_the_engine_answers(made: Path) -> None:
     model = herd.load(made)
-    engine = model.engine(num_slots=2, capacity=200)
+    engine = model.engine(max_num_seqs=2, max_model_len=200)
     prompts = [Prompt(token_ids=[9, 50, 60]), Prompt(token_ids=[9, *range(40, 140)])]
     answers = engine.generate_batch(prompts, SamplingParams(max_tokens=8))
     assert answers == engine.generate_batch(prompts, SamplingParams(max_tokens=8))

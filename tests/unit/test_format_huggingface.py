@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import herd
 from herd.core.errors import HerdError
-from herd.engine.load import Prompt
+from herd.engine.model import Prompt
 from herd.engine.sampler import SamplingParams
 from herd.model.formats import huggingface
 from herd.model.transformer import Transformer

@@ -1,6 +1,7 @@
 """The whole forward in one native call against the Transformer's own, over pages of unequal sequences."""
 
 import copy
+import dataclasses
 import os
 import pkgutil
 import subprocess
@@ -22,9 +23,12 @@ from herd.engine.load import load
 from herd.model.agreement import check_agreement
 from herd.model.cache import Slots
 from herd.model.fused import FusedForward, weights_of, why_not
+from herd.model.fused_fields import CONFIG_FIELDS, MODULE_FIELDS, language_modules, module_fields
+from herd.model.pack import pack_sequences
 from herd.model.quantize import Scheme, quantize_model
 from herd.model.transformer import Transformer
 from herd.native import forward
+from herd.train.balance import mixtures
 
 needs_kernels = pytest.mark.skipif(native.find().library is None, reason="no C++ compiler or no AVX-512 with VNNI")
 SCOUT, MAVERICK = replace(SCOUT_LIKE, vision=None), replace(MAVERICK_LIKE, vision=None)
@@ -71,18 +75,15 @@ def logits(model: Transformer, plan: list[list[tuple[int, int, int]]], *, fused:
     call = FusedForward(model) if fused else None
     out = [torch.full((length, config.vocab_size), torch.nan) for length in LENGTHS]
     for step in plan:
-        tokens_N = torch.cat([ids[s][begin:end] for s, begin, end in step])
-        positions_N = torch.cat([torch.arange(begin, end) for _, begin, end in step])
-        starts_S = torch.tensor([0, *(end - begin for _, begin, end in step)]).cumsum(0).int()
-        view = slots.at([s for s, _, _ in step], positions_N, starts_S)
-        rows_R = torch.arange(len(tokens_N))[::every]
+        pack = pack_sequences([ids[s][begin:end] for s, begin, end in step], num_cached=[begin for _, begin, _ in step])
+        view = slots.at(pack, [s for s, _, _ in step])
+        rows_R = torch.arange(len(pack.tokens_N))[::every]
         if call is not None:
-            found = call.unembed(call(tokens_N, positions_N=positions_N, cache=view, rows_R=rows_R))
+            found = call.unembed(call(pack, cache=view, rows_R=rows_R))
         else:
-            hidden = model(tokens_N, positions_N=positions_N, starts_S=starts_S, cache=view)
-            found = model.unembed(hidden[rows_R]).float()
-        wide = torch.full((len(tokens_N), config.vocab_size), torch.nan).index_copy(0, rows_R, found)
-        for (s, begin, end), part in zip(step, wide.split(torch.diff(starts_S).tolist()), strict=True):
+            found = model.unembed(model.forward_packed(pack, cache=view)[rows_R]).float()
+        wide = torch.full((len(pack.tokens_N), config.vocab_size), torch.nan).index_copy(0, rows_R, found)
+        for (s, begin, end), part in zip(step, wide.split(pack.lengths), strict=True):
             out[s][begin:end] = part
     return out
 
@@ -102,6 +103,60 @@ def test_a_model_whose_global_layer_turns_is_not_taken() -> None:
     model = random_model(SCOUT, seed=1)
     model.layers[3].attention.turns = True
     assert why_not(model) == "positions turn a global layer"
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", SHAPES)
+def test_experts_are_chosen_with_the_bias_of_a_model_in_training(shape: str) -> None:
+    model = random_model(SHAPES[shape], seed=1)
+    call, before = FusedForward(model), torch.cat(logits(model, steps(model.config, [64]), fused=True))
+    bias_LE = torch.randn(
+        len(mixtures(model)), model.config.moe.num_experts, generator=torch.Generator().manual_seed(4)
+    )
+    for moe, bias_E in zip(mixtures(model), bias_LE, strict=True):
+        moe.bias_E = bias_E  # as herd.train.balance sets it
+    plan = steps(model.config, [64, 1, 3])
+    ours, twins = (torch.cat(logits(model, plan, fused=fused)) for fused in (True, False))
+    assert float((twins - before).abs().max()) > 0.05  # the bias matters
+    torch.testing.assert_close(ours, twins, rtol=0, atol=1e-5)
+    check_agreement(model, call)  # of a call that was made before there was a bias
+
+
+@needs_kernels
+def test_a_config_with_a_field_that_the_kernel_does_not_know_is_not_taken() -> None:
+    # Fails where a field is added: teach the kernel, or show that it changes nothing, and list it in fused_fields.py.
+    for kind, known in CONFIG_FIELDS.items():
+        assert {field.name for field in dataclasses.fields(kind)} == known, kind
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Softcapped(ModelConfig):
+        softcap: float = 30.0
+
+    known_fields = {field.name: getattr(SCOUT, field.name) for field in dataclasses.fields(SCOUT)}
+    assert "Softcapped has the field" in str(why_not(random_model(Softcapped(**known_fields), seed=1)))
+
+
+@needs_kernels
+def test_a_module_with_a_field_that_the_kernel_does_not_know_is_not_taken() -> None:
+    for shape in (SCOUT, MAVERICK):
+        models = [random_model(shape, seed=1), random_model(shape, seed=1).bfloat16()]
+        quantize_model(models[1], Scheme(name="int8"), shape)
+        for model in models:
+            for name, module in language_modules(model):
+                assert module_fields(module) == MODULE_FIELDS[type(module)], name
+
+    def refused(change: Callable[[Transformer], object]) -> str:
+        model = random_model(SCOUT, seed=1)
+        change(model)
+        return str(why_not(model))
+
+    assert "layers.1.ffn has the field 'scale'" in refused(lambda m: setattr(m.layers[1].ffn, "scale", 2.0))
+    assert "layers.0.attention has the field 'sinks'" in refused(
+        lambda m: m.layers[0].attention.register_buffer("sinks", torch.zeros(4))
+    )
+    assert "forward hook" in refused(lambda m: m.layers[0].register_forward_pre_hook(lambda *_: None))
+    assert "has eps=" in refused(lambda m: setattr(m.layers[0].ffn_norm, "eps", 1e-3))
+    assert "is a Sequential" in refused(lambda m: setattr(m.layers[0], "ffn", torch.nn.Sequential()))
 
 
 @needs_kernels
@@ -205,10 +260,10 @@ def test_a_change_of_any_part_of_a_layer_is_found(
 @needs_kernels
 def test_a_model_is_checked_when_an_engine_is_started_on_it(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(tiny_folder)
-    model.engine(num_slots=1).close()
+    model.engine(max_num_seqs=1).close()
     monkeypatch.setattr("herd.model.moe.combine", lambda shared, *_: 2 * shared)
     with pytest.raises(HerdError, match="disagree in layer 0"):
-        model.engine(num_slots=1)
+        model.engine(max_num_seqs=1)
 
 
 @needs_kernels
@@ -271,15 +326,13 @@ def test_only_the_wanted_rows_are_told() -> None:
 @torch.inference_mode()
 def test_embedded_rows_stand_for_tokens() -> None:
     model = random_model(MAVERICK, seed=2).bfloat16()
-    tokens_N, positions_N, starts_S = torch.arange(40, 52), torch.arange(12), torch.tensor([0, 12]).int()
+    tokens_N = torch.arange(40, 52)
 
     def run(embedded_ND: Tensor | None) -> Tensor:
         slots = Slots(model.config, num_slots=1, capacity=16, dtype=torch.bfloat16, device=torch.device("cpu"))
-        view = slots.at([0], positions_N, starts_S)
-        ids = tokens_N if embedded_ND is None else torch.zeros_like(tokens_N)
-        return FusedForward(model)(
-            ids, positions_N=positions_N, cache=view, rows_R=torch.tensor([11]), embedded_ND=embedded_ND
-        )
+        pack = pack_sequences([tokens_N if embedded_ND is None else torch.zeros_like(tokens_N)])
+        view = slots.at(pack, [0])
+        return FusedForward(model)(pack, cache=view, rows_R=torch.tensor([11]), embedded_ND=embedded_ND)
 
     assert torch.equal(run(None), run(model.embedding(tokens_N)))
 

@@ -13,6 +13,7 @@ import torch
 from openai.types.chat import ChatCompletion
 from PIL import Image
 
+from herd.config import EngineConfig
 from herd.core.errors import HerdError
 from herd.engine.load import Model, load
 from herd.engine.pipeline import AnswerPipeline
@@ -41,7 +42,7 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def run(model: Model, prompts: Path, out: Path, params: SamplingParams = PARAMS, *, slots: int = 3) -> Done:
-    engine = model.engine(num_slots=slots, capacity=600)
+    engine = model.engine(max_num_seqs=slots, max_model_len=600)
     try:
         return generate(AnswerPipeline(model, engine), prompts, out, params, slots=slots, name="small")
     finally:
@@ -106,14 +107,14 @@ def test_a_model_that_was_trained_again_in_place_answers_again(
     shutil.copytree(tiny_folder, folder)
     prompts.write_text(json.dumps({"text": "the cat"}))
     params = SamplingParams(max_tokens=2)
-    batch.run(folder, prompts, out, params)
+    batch.run(folder, prompts, out, params, EngineConfig())
     before = out.read_bytes()
     (folder / "herd.json").write_text(json.dumps({"stage": "sft", "hash": "another"}))
     with pytest.raises(HerdError, match="answers of another model"):
-        batch.run(folder, prompts, out, params)
+        batch.run(folder, prompts, out, params, EngineConfig())
     folder.rename(tmp_path / "moved")  # the same model at another place answers the same
     (tmp_path / "moved" / "herd.json").write_bytes((tiny_folder / "herd.json").read_bytes())
-    batch.run(tmp_path / "moved", prompts, out, params)
+    batch.run(tmp_path / "moved", prompts, out, params, EngineConfig())
     assert out.read_bytes() == before
 
 
@@ -265,7 +266,7 @@ def test_nothing_to_do_is_told(model: Model, tmp_path: Path) -> None:
 def many(tmp_path: Path) -> list[str]:
     prompts, out = tmp_path / "many.jsonl", tmp_path / "out.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"the cat {n}"}) + "\n" for n in range(60)))
-    return [str(prompts), "--out", str(out), "--max-tokens", "30", "--temperature", "1", "--slots", "4"]
+    return [str(prompts), "--out", str(out), "--max-tokens", "30", "--temperature", "1", "--max-num-seqs", "4"]
 
 
 def test_a_killed_command_goes_on_without_repeating_or_losing_an_answer(tiny_folder: Path, many: list[str]) -> None:
@@ -279,7 +280,9 @@ def test_a_killed_command_goes_on_without_repeating_or_losing_an_answer(tiny_fol
     killed.kill()
     killed.communicate()
     stood = {line for line in out.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")}
-    ended = subprocess.run([*command, "--guess", "3", "--json"], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(
+        [*command, "--num-speculative-tokens", "3", "--json"], capture_output=True, text=True, timeout=120
+    )
     assert ended.returncode == 0, ended.stderr
     told = json.loads(ended.stdout)
     assert (told["prompts"], told["answered"], told["reused"]) == (60, 60, len(stood))

@@ -42,7 +42,7 @@ def test_of_several_answers_one_that_fails_ends_all(server):
 
 def test_the_best_of_several_answers_are_those_of_the_likeliest_tokens():
     def reply(*logprobs: float) -> Reply:
-        given = tuple(TokenLogprob(token_id=0, logprob=one) for one in logprobs)
+        given = tuple(TokenLogprob(token_id=0, logprob=one, sampled_logprob=one) for one in logprobs)
         return Reply(text=str(logprobs), num_tokens=len(logprobs), finish_reason="stop", logprobs=given)
 
     short, long, poor = reply(-1.0), reply(-0.5, -0.5, -0.5), reply(-2.0, -0.1)
