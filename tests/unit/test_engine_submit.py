@@ -211,3 +211,15 @@ def test_a_long_row_of_pictures_is_encoded_beside_the_answers_of_others(
         next(running)  # one that decodes meanwhile
         assert engine.submit(prompt, params).result()[0].token_ids == wanted.token_ids
     assert max(encoded) <= 2 and sum(encoded) == sum(len(tiles.pixels) for tiles in prompt.tiles)
+
+
+def test_a_context_of_ten_million_tokens_is_served(model: Model, tmp_path: Path) -> None:
+    options = {"max_model_len": 10 * 2**20, "kv_cache_dtype": "int8", "kv_cache_folder": tmp_path}
+    with closing(model.engine(max_num_seqs=2, **options)) as engine:
+        assert engine.max_model_len == 10_485_760
+        prompt = prompt_of(model, text("the cat"))
+        whole = SamplingParams(max_tokens=10_000_000, stop=("e", "a", "i"))
+        [output] = engine.submit(prompt, whole).result()
+        assert output.finish_reason == "stop"
+        # Two of them would not fit at the same time: the cache has room for one, and the other waits.
+        assert engine.cache_bytes < 2 * engine._bytes_of(10_485_760)
