@@ -4,26 +4,22 @@ Whatever goes wrong is told in one line on stderr. The traceback of a bug goes t
 `OUT.log` beside the folder that a single stage writes, else `logs/herd.log` in the cache.
 """
 
-import argparse
-import dataclasses
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
 from herd import __version__
 from herd.commands import COMMANDS
-from herd.commands.stages import STAGES
-from herd.core.boards import VARIABLE, asked_for
+from herd.config.renamed import new_name
 from herd.core.child import INTERRUPTED
 from herd.core.console import exit_code, traceback_log
-from herd.core.errors import HerdError, Misunderstood, unknown
+from herd.core.errors import Misunderstood, unknown
 from herd.core.numbers import whole_number
-from herd.core.ranks import rank, world
-from herd.stages.recipe import StageKind, load_recipe, run_stage
-from herd.stages.unfinished import changes_since, how_unfinished, put_in_place
+from herd.core.ranks import rank
 
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry
@@ -86,32 +82,16 @@ def call(name: str, args: list[str]) -> None:
     """Parse what follows the command's name, and do it."""
     import tyro
 
-    refuse_repeated(args)
     command, registry = COMMANDS[name], number_rules()
+    refuse_repeated(args)
+    refuse_renamed(name, command.place or name, args)
     about = f"{command.summary}.\n\nExample: {command.example}"
-    if not isinstance(command.does, StageKind):
+    parse = partial(tyro.cli, prog=f"herd {name}", description=about, args=args, registry=registry)
+    if command.usage is None:
         # A parameter that is a config gives each of its fields as an option of its own.
-        flat = (tyro.conf.OmitArgPrefixes,)
-        tyro.cli(command.does, prog=f"herd {name}", description=about, args=args, registry=registry, config=flat)
-        return
-    usage = stage_usage(command.does, args)
-    usage = tyro.cli(usage, prog=f"herd {name}", description=about, args=args, registry=registry)
-    if world() > 1 and "parallel" not in {field.name for field in dataclasses.fields(usage.config)}:
-        raise HerdError(f"herd {name} works in one process, {world()} were started: say it without torchrun")
-    out: Path = usage.out
-    parents = {role: getattr(usage, role) for role in command.does.reads}
-    if rank() == 0 and put_in_place(out) and not changes_since(out, usage.config, parents):
-        print(f"wrote {out}")  # all but its name was done when it was killed
-        return
-    if out.exists():
-        raise HerdError(f"{out} is there already: give another --out, or remove it first")
-    unfinished = how_unfinished(resume_with_changes=usage.resume_with_changes, restart=usage.restart)
-    os.environ[VARIABLE] = usage.track
-    asked_for()  # a mistake in it is told before anything is written
-    out.parent.mkdir(parents=True, exist_ok=True)
-    traceback_log.set(out.with_name(out.name + ".log"))
-    run_stage(command.does, usage.config, parents, out, unfinished)
-    print(f"wrote {out}")
+        parse(command.does, config=(tyro.conf.OmitArgPrefixes,))
+    else:
+        command.does(parse(command.usage(args)))
 
 
 def refuse_repeated(args: Sequence[str]) -> None:
@@ -119,6 +99,20 @@ def refuse_repeated(args: Sequence[str]) -> None:
     seen = [word.partition("=")[0].replace("_", "-") for word in args if word.startswith("--")]
     if twice := [option for option in seen if seen.count(option) > 1]:
         raise Misunderstood(f"{twice[0]} is given twice: give it once, with all its values behind it")
+
+
+def refuse_renamed(command: str, place: str, args: Sequence[str]) -> None:
+    """Name the option of today for one of an earlier version; `place`: the stage whose settings the options are."""
+    for option in (word.partition("=")[0] for word in args if word.startswith("--")):
+        setting = option.removeprefix("--").replace("-", "_")
+        if command == "run":  # --TABLE.SETTING
+            place, _, setting = setting.partition(".")
+        if (now := new_name(place, setting)) is not None:
+            there, name = now[0], now[1].replace("_", "-")
+            if command == "run":
+                raise Misunderstood(f"{option} is now --{there}.{name}")
+            elsewhere = "" if there == place else f" of herd {there}"
+            raise Misunderstood(f"{option} is now --{name}{elsewhere}")
 
 
 def number_rules() -> "ConstructorRegistry":
@@ -140,33 +134,6 @@ def number_rules() -> "ConstructorRegistry":
 
     registry.primitive_rule(rule)
     return registry
-
-
-def stage_usage(stage: StageKind, args: list[str]) -> Any:
-    """The usage of a stage's command: its parents, --out, --recipe, and each field of its config."""
-    from tyro.conf import Positional, arg
-
-    # What the recipe says are the defaults that --help shows, so it is read ahead.
-    ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    ahead.add_argument("--recipe", default="")
-    recipe = ahead.parse_known_args(args)[0].recipe
-    nodes = load_recipe(recipe, STAGES) if recipe else {}
-    config = nodes[stage.name].config if stage.name in nodes else stage.config()()
-    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
-    for role in stage.reads:
-        kind = Annotated[Path, arg(help=f"Folder with the {role}.")]
-        fields.append((role, Positional[kind] if role == "model" else kind))
-    fields.append(("out", Annotated[Path, arg(help="Folder to write.")]))
-    about = "Recipe whose table gives the defaults below."
-    fields.append(("recipe", Annotated[str, arg(help=about, metavar="RECIPE")], recipe))
-    about = "Show metrics elsewhere too: tensorboard, trackio, or both with a comma."
-    fields.append(("track", Annotated[str, arg(help=about, metavar="BOARDS")], os.environ.get(VARIABLE, "")))
-    about = "Go on with unfinished work though settings differ; herd.json records what changed at which step."
-    fields.append(("resume_with_changes", Annotated[bool, arg(help=about)], False))
-    about = "Move unfinished work aside and begin anew."
-    fields.append(("restart", Annotated[bool, arg(help=about)], False))
-    fields.append(("config", Annotated[type(config), arg(name="")], config))
-    return dataclasses.make_dataclass("Usage", fields, kw_only=True)
 
 
 def tune_allocator() -> None:

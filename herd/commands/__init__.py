@@ -10,16 +10,14 @@ from herd.commands.bench import BENCHES
 from herd.commands.command import Command, command
 from herd.commands.folders import adopt, convert, data_fetch, report
 from herd.commands.machine import doctor, plan
-from herd.commands.run import run
+from herd.commands.run import RUN
+from herd.commands.single import stage_command
 from herd.commands.stages import STAGES
 
 COMMANDS: dict[str, Command] = {
-    "run": command(run, example="herd run tiny", computes=True),
+    "run": RUN,
     "data fetch": command(data_fetch, example="herd data fetch"),
-    **{
-        kind.command: Command(summary=kind.summary, example=kind.example, does=kind, computes=kind.computes)
-        for kind in STAGES.values()
-    },
+    **{kind.command: stage_command(kind) for kind in STAGES.values() if kind.command},
     "report": command(report, example="herd report runs/tiny"),
     "adopt": command(adopt, example="herd adopt SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2"),
     "chat": command(chat, example="herd chat runs/tiny/sft --temperature 0.7"),

@@ -1,11 +1,9 @@
 """What a line of `herd --help` is, and how it finds its code without importing it before it is called."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
-
-from herd.stages.recipe import StageKind
 
 
 def named(place: str) -> Any:
@@ -20,8 +18,12 @@ class Command:
 
     summary: str
     example: str
-    does: Callable[..., None] | StageKind
-    """A function whose signature is the usage; or a stage, whose config's fields are."""
+    does: Callable[..., None]
+    """A function whose signature is the usage; or one that takes what was parsed by `usage`."""
+    usage: Callable[[Sequence[str]], Any] | None = None
+    """Makes the type that tyro parses, from the arguments, where it depends on them: a recipe's settings."""
+    place: str = ""
+    """The stage whose settings its options are, for those that were renamed; else the command's own name."""
     computes: bool = False
     """Whether it works on large tensors for minutes, so that memory is worth tuning."""
 

@@ -15,7 +15,15 @@ def data_fetch() -> None:
     print(f"{len(fetched.packs)} packages, {size / 1e6:,.0f} MB, are in {folder}")
 
 
-def report(run: Path, /, *, out: Path | None = None, against: tuple[Path, ...] = (), samples: bool = False) -> None:
+def report(
+    run: Path,
+    /,
+    *,
+    out: Path | None = None,
+    against: tuple[Path, ...] = (),
+    samples: bool = False,
+    stage: str = "",
+) -> None:
     """Write a report about a run: one HTML page.
 
     Args:
@@ -23,8 +31,9 @@ def report(run: Path, /, *, out: Path | None = None, against: tuple[Path, ...] =
         out: Folder to write; RUN/report if not given, beside a single stage STAGE-report.
         against: Earlier runs or stages to compare with.
         samples: Have the last model continue held-out texts, where no evaluation did.
+        stage: Stage whose model the report is about, with what it was made from and its evaluations; all if not given.
     """
-    written = named("herd.evaluate.report:report")(run, out, against=against, samples=samples)
+    written = named("herd.evaluate.report:report")(run, out, against=against, samples=samples, stage=stage)
     print(f"wrote {written / 'report.html'}")
 
 

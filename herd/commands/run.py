@@ -1,46 +1,68 @@
-"""`herd run`: the stages of a recipe, each in a process of its own."""
+"""`herd run`: the stages of a recipe, each in a process of its own. The settings of its tables are options too."""
 
+import dataclasses
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from herd import __version__
-from herd.commands.stages import REPORT, STAGES, NoSettings
+from herd.commands.command import Command
+from herd.commands.single import Fields, unfinished_options
+from herd.commands.stages import STAGES
 from herd.core.child import run_in_child
 from herd.core.console import exit_code, logged_to, traceback_log
 from herd.core.files import partial as work_of
-from herd.stages.recipe import Node, StageKind, load_recipe, run_recipe, run_stage
-from herd.stages.unfinished import Unfinished, how_unfinished, telling_what_is_kept
+from herd.stages.recipe import Node, StageKind, load_recipe, stages_to_report
+from herd.stages.runner import run_recipe, run_stage
+from herd.stages.unfinished import Unfinished, how_unfinished, saying_what_is_kept
+
+REPORT = "report"
+"""The stage that ends every run, unless the recipe has a table of that name."""
 
 
-def run(recipe: str, /, *, out: Path | None = None, resume_with_changes: bool = False, restart: bool = False) -> None:
-    """Raise a herd: all stages of a recipe; those that stand are reused.
+def run_usage(args: Sequence[str]) -> Any:
+    """The usage of `herd run`: of a recipe that is named first, each table's fields are options, `--TABLE.FIELD`."""
+    from tyro.conf import Positional, arg
 
-    Args:
-        recipe: A recipe's name, or the path of a TOML file.
-        out: Folder of the run, runs/RECIPE if not given.
-        resume_with_changes: Go on with an unfinished stage though its settings differ; herd.json records the changes.
-        restart: Move unfinished stages aside and begin them anew.
-    """
-    nodes = load_recipe(recipe, STAGES)  # a mistake in it is told before anything is written
-    unfinished = how_unfinished(resume_with_changes=resume_with_changes, restart=restart)
-    folder = out or Path("runs") / Path(recipe).stem
+    about = (
+        "A recipe's name, or the path of a TOML file. Each setting of its tables is an option behind it: --TABLE.KEY."
+    )
+    fields: Fields = [("recipe", Positional[Annotated[str, arg(help=about)]])]
+    about = "Folder of the run, runs/RECIPE if not given."
+    fields.append(("out", Annotated[Path | None, arg(help=about)], None))
+    fields += unfinished_options()
+    nodes = load_recipe(args[0], STAGES) if args and not args[0].startswith("-") else {}
+    for number, (name, node) in enumerate(nodes.items()):
+        if not node.kind.reads_run:
+            fields.append((f"table_{number}", Annotated[type(node.config), arg(name=name)], node.config))
+    return dataclasses.make_dataclass("Usage", fields, kw_only=True, namespace={"nodes": nodes})
+
+
+def run(usage: Any) -> None:
+    """Run what a usage of `run_usage` says."""
+    nodes: dict[str, Node] = usage.nodes or load_recipe(usage.recipe, STAGES)  # an option stood before the recipe
+    for number, (name, node) in enumerate(nodes.items()):
+        nodes[name] = dataclasses.replace(node, config=getattr(usage, f"table_{number}", node.config))
+    if REPORT not in nodes:
+        kind = STAGES[REPORT]
+        nodes[REPORT] = Node(kind=kind, config=kind.config()(), parents=stages_to_report(nodes))
+    unfinished = how_unfinished(resume_with_changes=usage.resume_with_changes, restart=usage.restart)
+    folder = usage.out or Path("runs") / Path(usage.recipe).stem
     folder.mkdir(parents=True, exist_ok=True)
     traceback_log.set(folder / "run.log")
     start = time.monotonic()
-    with logged_to(folder / "run.log", f"herd {__version__}: run {recipe}"):
-        nodes["report"] = Node(kind=REPORT, config=NoSettings(), parents={name: name for name in nodes})
+    with logged_to(folder / "run.log", f"herd {__version__}: run {usage.recipe}"):
         run_recipe(nodes, folder, do=partial(run_apart, unfinished))
         print(f"wrote {folder} in {time.monotonic() - start:.0f} s")
 
 
 def run_apart(unfinished: Unfinished, kind: StageKind, config: Any, parents: Mapping[str, Path], out: Path) -> None:
     """Run one stage in a process of its own, so that none inherits the memory of those before it."""
-    with telling_what_is_kept(work_of(out)):
-        code = run_in_child(kind.name, stage_of_run, kind, config, parents, out, unfinished)
+    with saying_what_is_kept(work_of(out)):
+        code = run_in_child(out.name, stage_of_run, kind, config, parents, out, unfinished)
     if code:
         sys.exit(code)  # the child has told why
 
@@ -54,4 +76,13 @@ def stage_of_run(kind: StageKind, config: Any, parents: Mapping[str, Path], out:
         with logged_to(log):
             run_stage(kind, config, parents, out, unfinished)
 
-    return exit_code(work, f"stage {kind.name}")
+    return exit_code(work, f"stage {out.name}")
+
+
+RUN = Command(
+    summary="Run all stages of a recipe; finished ones are reused",
+    example="herd run tiny --pretrain.num-tokens 8M --out runs/longer",
+    does=run,
+    usage=run_usage,
+    computes=True,
+)

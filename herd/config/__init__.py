@@ -6,13 +6,16 @@ with the same kinds of layers in a few megabytes. `herd plan PRESET` counts any 
 """
 
 from herd.config.engine import EngineConfig
+from herd.config.evaluate import EvaluateConfig, LongConfig, ReportConfig
 from herd.config.model import PAGE_TOKENS, ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
+from herd.config.new_model import EncoderConfig, NewModelConfig
 from herd.config.presets import (
     PRESETS,
     RELEASED_IDS,
     RELEASED_VISION,
     RELEASED_VOCAB,
     TINY_VOCAB,
+    PresetName,
     behemoth,
     maverick,
     preset,
@@ -46,14 +49,20 @@ __all__ = [
     "TINY_VOCAB",
     "CheckpointConfig",
     "DataConfig",
+    "EncoderConfig",
     "EngineConfig",
+    "EvaluateConfig",
     "GuardConfig",
+    "LongConfig",
     "MidtrainConfig",
     "MoEConfig",
     "ModelConfig",
+    "NewModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "PresetName",
     "PretrainConfig",
+    "ReportConfig",
     "RopeScaling",
     "SftConfig",
     "SpecialIds",

@@ -1,6 +1,8 @@
 """Shapes by name: what the tiny herd is, the released models, and their small kin."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 from herd.config.model import ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
 from herd.core.errors import unknown
@@ -161,7 +163,10 @@ def tiny_long(vocab_size: int, special: SpecialIds) -> ModelConfig:
     )
 
 
-PRESETS = {
+PresetName = Literal[
+    "tiny", "scout", "maverick", "behemoth", "tiny-scout", "tiny-maverick", "tiny-behemoth", "tiny-long"
+]
+PRESETS: dict[str, Callable[[int, SpecialIds], ModelConfig]] = {
     "tiny": tiny,
     "scout": scout,
     "maverick": maverick,

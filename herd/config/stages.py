@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from herd.config.presets import PRESETS, TINY_VOCAB
+from herd.config.presets import TINY_VOCAB
 from herd.config.ranges import (
     Checked,
     Context,
@@ -18,7 +18,7 @@ from herd.config.ranges import (
     at_least,
 )
 from herd.config.training import HOW_IT_RUNS, CheckpointConfig, GuardConfig, OptimizerConfig, ParallelConfig
-from herd.core.errors import HerdError, unknown
+from herd.core.errors import HerdError
 
 LANGUAGES = ("en", "de", "fr", "es", "it", "pt", "ru", "ja", "zh", "vi", "id", "hi", "ar")
 """The languages of the tiny herd, ISO 639-1."""
@@ -68,14 +68,10 @@ class DataConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class VisionStageConfig(Checked):
-    """A new model, and the contrastive training of its encoder."""
+    """The contrastive training of a vision encoder."""
 
-    preset: str = "tiny"
-    """Shape of the model, as `herd plan` names them."""
     seed: Seed = 0
-    """Of the first weights, of the order of the views, and of how each is changed."""
-    likeness: Share = 0.0
-    """How far the first queries of global layers are their keys (0 to 1): finding in a long text begins sooner."""
+    """Of the order of the views, and of how each is changed."""
     num_views: Count = 100_000
     """Views of pictures in all."""
     batch_pictures: Count = 256
@@ -88,8 +84,6 @@ class VisionStageConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.preset not in PRESETS:
-            raise unknown("preset", self.preset, PRESETS)
         if self.num_views < self.batch_pictures:
             raise HerdError(
                 f"num_views={self.num_views} are no whole step of batch_pictures={self.batch_pictures}: "

@@ -26,6 +26,8 @@ class OptimizerConfig(Checked):
     """What steps the matrices of the layers."""
     moments: Literal["fp32", "8bit"] = "fp32"
     """How AdamW keeps its moments, but for norms and routers: 8 or 2 bytes for each weight."""
+    lr_scale: Rate = 1.0
+    """Factor on all the rates below."""
     matrix_lr: Rate = 0.02
     """Muon's step, as the root mean square of an update relative to sqrt(max(1, rows / columns))."""
     adamw_lr: Rate = 0.002

@@ -6,16 +6,17 @@ parent is passed on to it. It ends with its parent, however that ends: a second 
 never write beside the first.
 """
 
-import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from multiprocessing.context import SpawnProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from herd.core.errors import HerdError, Interrupted, Stopped
+
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnProcess
 
 INTERRUPTED = Interrupted.exit_code
 """Exit code of a program that Ctrl-C stopped."""
@@ -26,6 +27,8 @@ def run_in_child(name: str, function: Callable[..., int], *arguments: Any) -> in
 
     Raises HerdError when a signal ended the child, and KeyboardInterrupt unless the child returned INTERRUPTED for it.
     """
+    import multiprocessing  # not needed for `herd --help`, which is to be fast
+
     child = multiprocessing.get_context("spawn").Process(target=_child, args=(function, *arguments), name=name)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -65,7 +68,7 @@ def run_in_child(name: str, function: Callable[..., int], *arguments: Any) -> in
     return code
 
 
-def _stop(child: SpawnProcess) -> None:
+def _stop(child: "SpawnProcess") -> None:
     """Ask the child to end, and wait; a second Ctrl-C ends it at once."""
     child.terminate()
     try:
@@ -82,6 +85,8 @@ def _child(function: Callable[..., int], *arguments: Any) -> None:
 
 
 def _end_with_parent() -> None:
+    import multiprocessing
+
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

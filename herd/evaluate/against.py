@@ -1,7 +1,7 @@
 """One run beside an earlier one: what was set otherwise (in the stage, and in the model that it wrote), the figures at
 the end, the curves in one picture.
 
-Stages are paired by what they are (`pretrain`, `sft`, …); of two single stages, whatever they are.
+Stages are paired by their names, else by what they are (`pretrain`, `sft`, …); two single stages, whatever they are.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ END = 0.05
 """Share of the steps, at the end, whose mean is a final figure."""
 TITLES = {
     "tokens_per_s": "tokens per second",
-    "lr": "learning rate, share of its peak",
+    "lr_factor": "factor of the learning rates",
     "grad_norm": "gradient norm",
     "max_vio": "MaxVio of a step",
 }
@@ -62,14 +62,15 @@ def compare(ours: Sequence[StageFolder], theirs: Sequence[StageFolder], names: t
     """The stages that both runs have."""
     if len(ours) == len(theirs) == 1:
         return [_pair(ours[0], theirs[0], names)]
-    other = {stage.lineage["stage"]: stage for stage in theirs}
-    return [_pair(one, other[kind], names) for one in ours if (kind := one.lineage["stage"]) in other]
+    named, kinds = {stage.name: stage for stage in theirs}, {stage.lineage["stage"]: stage for stage in theirs}
+    pairs = [(one, named.get(one.name) or kinds.get(one.lineage["stage"])) for one in ours]
+    return [_pair(one, other, names) for one, other in pairs if other is not None]
 
 
 def _pair(one: StageFolder, other: StageFolder, names: tuple[str, str]) -> Pair:
     both = measured(one) & measured(other)
     charts = []
-    for key in ("loss", *kinds(one), "lr", "grad_norm", *speeds(one), "max_vio"):
+    for key in ("loss", *kinds(one), "lr_factor", "grad_norm", *speeds(one), "max_vio"):
         if key in both:
             curves = {name: curve(stage.metrics, key) for name, stage in zip(names, (one, other), strict=True)}
             charts.append(
@@ -143,7 +144,7 @@ def _facts(stage: StageFolder) -> dict[str, tuple[float | None, int]]:
     facts |= {"seconds": (stage.lineage.get("time_s"), -1), "peak bytes": (stage.lineage.get("peak_memory_bytes"), -1)}
     facts["parameters"] = (stage.lineage.get("parameters", {}).get("total"), 0)
     if (results := stage.path / "results.json").is_file():
-        facts |= _results(read_json(results))
+        facts |= headlines(read_json(results))
     return {name: fact for name, fact in facts.items() if fact[0] is not None}
 
 
@@ -153,8 +154,8 @@ def _end(stage: StageFolder, key: str) -> float | None:
     return float(np.mean([value for _, value in last])) if last else None
 
 
-def _results(results: Mapping[str, Any]) -> dict[str, tuple[float | None, int]]:
-    """The headlines of an evaluation."""
+def headlines(results: Mapping[str, Any]) -> dict[str, tuple[float | None, int]]:
+    """The chief figures of an evaluation: value, and whether less (-1) or more (1) is better."""
     facts: dict[str, tuple[float | None, int]] = {"bits per byte": (results["bits_per_byte"]["all"]["model"], -1)}
     for split, ways in results["naming"]["splits"].items():
         for way, table in ways.items():

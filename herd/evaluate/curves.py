@@ -28,7 +28,7 @@ def training_charts(lines: Lines) -> list[str]:
     losses = {"all": curve(lines, "loss"), **{kind.removesuffix("_loss"): curve(lines, kind) for kind in kinds}}
     charts = [
         line_chart("Loss, nats per token", losses),
-        line_chart("Learning rate, share of its peak", {"lr": curve(lines, "lr")}, from_zero=True),
+        line_chart("Factor of the learning rates", {"factor": curve(lines, "lr_factor")}, from_zero=True),
         line_chart("Gradient norm", {"norm": curve(lines, "grad_norm")}, from_zero=True),
         *(line_chart(_speed_title(speed), {speed: curve(lines, speed)}, from_zero=True) for speed in speeds),
         line_chart("MaxVio", violations(lines), from_zero=True),

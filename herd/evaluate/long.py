@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from herd.config import EvaluateConfig
 from herd.core.files import write_atomic, write_json
 from herd.core.lineage import Stage
 from herd.core.streams import stream
@@ -35,7 +36,7 @@ from herd.engine.model import LoadedModel
 from herd.engine.reader import Reader
 from herd.evaluate import book, grammar
 from herd.evaluate.charts import recall_map
-from herd.evaluate.harness import EvaluateConfig, Sections
+from herd.evaluate.harness import Sections
 from herd.evaluate.needle import DEPTHS, Asked, Haystack
 from herd.model.pack import pack_sequences
 from herd.model.transformer import Transformer

@@ -15,14 +15,24 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from herd.config import ReportConfig
 from herd.core.errors import HerdError
 from herd.core.files import read_json, write_atomic, write_json
 from herd.core.lineage import Stage, commit_id, read_lineage
-from herd.evaluate.against import Pair, compare
+from herd.evaluate.against import Pair, compare, headlines
 from herd.evaluate.charts import dot_plot
 from herd.evaluate.curves import load_at_the_end, load_charts, training_charts
 from herd.evaluate.load import load_facts, load_of
-from herd.evaluate.run_folder import PARTIAL, StageFolder, machine, model_facts, read_stages, unfinished
+from herd.evaluate.run_folder import (
+    PARTIAL,
+    StageFolder,
+    evaluated_model,
+    line_to,
+    machine,
+    model_facts,
+    read_stages,
+    unfinished,
+)
 from herd.evaluate.samples import stage_samples
 from herd.evaluate.verdicts import COMPETITOR_NAMES, Verdict, read_reasons, recipe_verdicts
 
@@ -33,29 +43,43 @@ LANGUAGE_NAMES = {
 }  # fmt: skip
 
 
-def report(run: Path, out: Path | None = None, *, against: Sequence[Path] = (), samples: bool = False) -> Path:
+def report(
+    run: Path,
+    out: Path | None = None,
+    *,
+    against: Sequence[Path] = (),
+    samples: bool = False,
+    stage: str = "",
+    among: Sequence[Path] | None = None,
+) -> Path:
     """Write `report.html` and `verdicts.json` about a run, or one stage of it, finished or in work.
 
     `against` are other runs or stages to compare with. `samples` has the last finished model of language continue
-    held-out texts, where no evaluation did so. `out` is RUN/report, or beside a single stage STAGE-report.
+    held-out texts, where no evaluation did so. `stage` is the one whose model the page is about, with the stages that
+    it was made from and its evaluations; all stages if not given. `among` are the folders that are read, all of the run
+    if not given. `out` is RUN/report, or beside a single stage STAGE-report.
     """
-    stages = read_stages(run)
+    found = read_stages(run)
+    if among is not None:
+        found = [one for one in found if one.name in {folder.name for folder in among}]
+    stages = line_to(found, stage) if stage else found
     alone = len(stages) == 1 and run.name.removesuffix(PARTIAL) == stages[0].name
     if out is None:
         out = run.with_name(f"{stages[0].name}-report") if alone else run / "report"
     if out.exists() and not is_report(out):
         raise HerdError(f"{out} is there and no report: give another --out")
     earlier = {other: read_stages(other) for other in against}
-    stage = Stage("report", out, config={}, parents={one.name: one.path for one in stages if one.finished})
+    parents = {one.name: one.path for one in found if one.finished}
+    work = Stage("report", out, config=ReportConfig(stage=stage), parents=parents)
     said = stage_samples(stages) if samples else None
     names = {other: (f"{run.name}, this run", f"{other.name}, earlier") for other in against}
     beside = {other: compare(stages, theirs, names[other]) for other, theirs in earlier.items()}
     page, verdicts = render(run, stages, beside, said=said, alone=alone)
-    write_atomic(stage.work / "report.html", page)
-    write_json(stage.work / "verdicts.json", [asdict(verdict) for verdict in verdicts])
+    write_atomic(work.work / "report.html", page)
+    write_json(work.work / "verdicts.json", [asdict(verdict) for verdict in verdicts])
     if out.exists():
         shutil.rmtree(out)  # it tells nothing that this one does not
-    return stage.finish()
+    return work.finish()
 
 
 def is_report(folder: Path) -> bool:
@@ -79,6 +103,7 @@ def render(
         return next((one for one in reversed(stages) if one.lineage.get("stage") == name), None)
 
     evaluation, long = newest("evaluate"), newest("evaluate-long")
+    models = {one.name: model for one in stages if (model := evaluated_model(one, stages))}
     results = read_json(evaluation.path / "results.json") if evaluation else None
     reasons = read_reasons(evaluation.lineage["config"].get("reasons", [])) if evaluation else {}
     verdicts = [Verdict(**verdict) for verdict in results["verdicts"]] if results else []
@@ -97,7 +122,10 @@ def render(
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         commit=commit_id(),
         machine=machine(),
-        model=next((found for one in reversed(stages) if (found := model_facts(one))), None),
+        models=models,
+        evaluations=_evaluations(stages),
+        shown=[one.name for one in (evaluation, long) if one],
+        **_model(stages, models.get(evaluation.name if evaluation else "")),
         verdicts=verdicts,
         unfinished=unfinished(run),
         results=results,
@@ -115,6 +143,19 @@ def render(
         facts=facts,
     )
     return page, verdicts
+
+
+def _evaluations(stages: Sequence[StageFolder]) -> dict[str, Mapping[str, Any]]:
+    """The chief figures of each evaluation, where there are several."""
+    found = [one for one in stages if one.lineage.get("stage") == "evaluate"]
+    return {one.name: headlines(read_json(one.path / "results.json")) for one in found} if len(found) > 1 else {}
+
+
+def _model(stages: Sequence[StageFolder], evaluated: str | None) -> dict[str, Any]:
+    """The name and the facts of the model that is shown: the one that was evaluated, else the last."""
+    found = {one.name: model for one in stages if (model := model_facts(one))}
+    name = evaluated if evaluated in found else next(reversed(found), None)
+    return {"model_name": name, "model": found.get(name or "")}
 
 
 def _bits_chart(results: Mapping[str, Any] | None) -> str:

@@ -2,16 +2,18 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from herd.core.errors import HerdError
+from herd.core.errors import HerdError, unknown
 from herd.core.files import partial, read_json
 from herd.core.lineage import read_lineage
 from herd.core.tracker import read_metrics
 
 PARTIAL = ".partial"
+EVALUATIONS = ("evaluate", "evaluate-long")
 ASIDE = re.compile(r".*\.\d+(\.partial)?")
 """Names of earlier folders of a stage, finished or not, that were moved aside."""
 
@@ -61,6 +63,30 @@ def _read(folder: Path) -> StageFolder | None:
     if not (folder / "herd.json").is_file() or (lineage := read_lineage(folder)).get("stage") == "report":
         return None
     return StageFolder(path=folder, lineage=lineage, metrics=lines)
+
+
+def line_to(stages: Sequence[StageFolder], name: str) -> list[StageFolder]:
+    """The stage called `name`, those that its model was made from, and its evaluations, as far as they are there."""
+    named = [one for one in stages if one.name == name]
+    if not named:
+        raise unknown("stage", name, (one.name for one in stages))
+    line = {name}
+    while more := {one.name for one in stages for of in stages if of.name in line and _made_from(of, one)} - line:
+        line |= more
+    return [one for one in stages if one.name in line or evaluated_model(one, stages) == name]
+
+
+def _made_from(stage: StageFolder, parent: StageFolder) -> bool:
+    return parent.lineage.get("hash") in {told["hash"] for told in stage.lineage["parents"].values()}
+
+
+def evaluated_model(stage: StageFolder, stages: Sequence[StageFolder]) -> str | None:
+    """The stage whose model an evaluation measured, or the path of the folder; None if it is no evaluation."""
+    model = stage.lineage["parents"].get("model")
+    if stage.lineage.get("stage") not in EVALUATIONS or model is None:
+        return None
+    names = [one.name for one in stages if one.lineage.get("hash") == model["hash"]]
+    return Path(model["path"]).name if Path(model["path"]).name in names else next(iter(names), str(model["path"]))
 
 
 def unfinished(run: Path) -> list[str]:

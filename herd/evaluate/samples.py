@@ -104,7 +104,9 @@ def stage_samples(stages: Sequence[StageFolder]) -> dict[str, Any]:
     from herd.engine.pipeline import AnswerPipeline
 
     models = [one for one in stages if one.finished and (one.path / "config.json").is_file()]
-    found = [one for one in models if one.lineage["stage"] != "vision" and "data" in one.lineage["parents"]]
+    found = [
+        one for one in models if one.lineage["stage"] not in {"model", "vision"} and "data" in one.lineage["parents"]
+    ]
     if not found:
         raise HerdError("no stage here has a model of language: leave --samples out")
     data = Path(found[-1].lineage["parents"]["data"]["path"])

@@ -28,7 +28,7 @@ from herd.evaluate.samples import SAMPLE_RULE, chat_samples, continuations, pict
 from herd.evaluate.tasks import frequent_answers, select, task_prompts, task_table
 
 if TYPE_CHECKING:
-    from herd.evaluate.harness import EvaluateConfig
+    from herd.config import EvaluateConfig
 
 SPLITS = ("subjects", "styles")
 NUM_SLOTS = 48  # questions in work at once

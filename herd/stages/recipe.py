@@ -1,41 +1,37 @@
-"""A recipe: one TOML table a stage, its keys the fields of the stage's config. Here it is read, checked and run.
+"""A recipe: a TOML file whose tables are the stages of a run. Here it is read and checked; runner.py runs it.
 
-The tables are a graph: a stage begins with the model of the stage that its `from` names, else with that of the nearest
-stage before it. A stage whose folder was made with the same config from the same parents is reused. Otherwise it runs
-again, and so do the stages after it, as far as what they read has changed; the folder that was there is kept under
-another name. That the code has changed is said and no reason to run again: most commits change nothing of what a stage
-writes, and hours of training would go with each.
+`[sft]` is a stage of the kind sft; `[stage.NAME]` with `kind = "sft"` is one too, under a name of its own, so that a
+kind may come more than once. The keys of a table are the fields of the stage's config.
 
-What is wrong is told with the file, the table, the key and the value; a misspelt name with the nearest right one.
-Imports no torch and no stage: the caller says which stages there are.
+A run is a graph. A stage begins with the model that its `from` names, else with that of the nearest table above it; its
+data folder likewise (`data`). Either may name a table above, or a folder of the user's. So several stages may begin
+with one model, and a run with a model that is there already. The stages run in the order of the file.
+
+What is wrong is told in one line, before anything is written. Imports no torch and no stage: the caller says which
+kinds of stages there are.
 """
 
-import dataclasses
+import re
 import tomllib
-import types
-import typing
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from herd.core.errors import HerdError, unknown
-from herd.core.files import alone_in, partial
-from herd.core.lineage import code_version, made_by, read_lineage
-from herd.core.numbers import whole_number
-from herd.core.ranks import rank
-from herd.stages.unfinished import (
-    Unfinished,
-    changes_since,
-    move_aside,
-    put_in_place,
-    request,
-    take_up,
-    telling_what_is_kept,
-    told,
-)
+from herd.stages.settings import make_config, refuse_renamed
+
+NAMED = "stage"
+"""The table of the stages that have names of their own."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""What a stage may be called: it is the name of its folder too. Names with dots are those of folders moved aside."""
+KEYS = {"model": "from", "data": "data"}
+"""What a stage reads → the key that says which one."""
+SIGNS = {"model": "config.json", "data": "tokenizer"}
+"""What every such folder has."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class StageKind:
     """What a stage is: as recipes, the command line and `--help` know it."""
 
@@ -47,10 +43,12 @@ class StageKind:
     """Does the work: `function(config, *parents, out)` returns the finished folder."""
     reads: tuple[str, ...] = ()
     """The folders that it reads, by what they hold (data, model), in the order in which the function takes them."""
+    reads_run: bool = False
+    """Whether it reads the folders of all stages above it instead; `from` then gives its config's `stage`."""
     writes: str
     """What its own folder holds."""
     command: str = ""
-    """The words behind `herd`; its name if not given."""
+    """The words behind `herd`; none if it is no command."""
     summary: str = ""
     """Its line of `herd --help`."""
     example: str = ""
@@ -58,18 +56,25 @@ class StageKind:
     computes: bool = False
     """Whether it works on large tensors for minutes, so that memory is worth tuning."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "command", self.command or self.name)
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Node:
     """A stage of a recipe: its settings, and whose folders it reads."""
 
     kind: StageKind
     config: Any
-    parents: Mapping[str, str]
-    """What it reads → the table whose folder that is."""
+    parents: Mapping[str, str | Path]
+    """What it reads → the stage of the run whose folder that is, or a folder of the user's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A stage as the file has it."""
+
+    kind: StageKind
+    values: dict[str, Any]
+    where: str
+    """The file and the table, for errors."""
 
 
 def recipe_path(name: str) -> Path:
@@ -87,148 +92,140 @@ def recipe_path(name: str) -> Path:
 
 
 def load_recipe(name: str, kinds: Mapping[str, StageKind]) -> dict[str, Node]:
-    """Name of each stage that the recipe has a table for → what is to be done, in the order of `kinds`."""
+    """Name of each stage of a recipe → what is to be done, in the order of the file."""
     path = recipe_path(name)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise HerdError(f"{path} is not valid TOML: {error}") from None
-    for table, value in tables.items():
-        if table not in kinds:
-            raise unknown(f"table in {path}:", table, kinds)
-        if not isinstance(value, dict):
-            raise HerdError(f"{path}: {table} = {value!r} stands alone, a stage is a table: [{table}]")
+    tables, folders = read_tables(path, kinds)
     nodes: dict[str, Node] = {}
-    for kind in [kind for name, kind in kinds.items() if name in tables]:
-        where, values = f"{path} [{kind.name}]", dict(tables[kind.name])
-        given = {"model": _given_parent(kind, values.pop("from"), tables, nodes, where)} if "from" in values else {}
-        parents = {role: given.get(role) or _nearest(kind, role, nodes, kinds, path) for role in kind.reads}
-        config = make_config(kind.config(), values, where=where)
-        nodes[kind.name] = Node(kind=kind, config=config, parents=parents)
+    for stage, table in tables.items():
+        kind, where = table.kind, table.where
+        refuse_renamed(kind.name, table.values, where=where)
+        values = {key: value for key, value in table.values.items() if key not in KEYS.values()}
+        given = {role: named_parent(role, stage, tables, nodes) for role, key in KEYS.items() if key in table.values}
+        parents: dict[str, str | Path] = {}
+        if kind.reads_run:
+            values |= {"stage": given["model"]} if given else {}
+            parents = stages_to_report(nodes)
+        for role in kind.reads:
+            parents[role] = given.get(role) or nearest_parent(role, table, nodes, folders, kinds)
+        nodes[stage] = Node(kind=kind, config=make_config(kind.config(), values, where=where), parents=parents)
     return nodes
 
 
-def _nearest(kind: StageKind, role: str, before: dict[str, Node], kinds: Mapping[str, StageKind], path: Path) -> str:
-    """The last stage before this one that writes what it reads."""
-    for name, node in reversed(before.items()):
-        if node.kind.writes == role:
-            return name
-    earlier = list(kinds.values())[: list(kinds).index(kind.name)]
-    writers = " or ".join(f"[{other.name}]" for other in earlier if other.writes == role)
-    raise HerdError(f"{path}: [{kind.name}] reads a {role} folder and no table before it writes one: add {writers}")
+def stages_to_report(nodes: Mapping[str, Node]) -> dict[str, str | Path]:
+    """The parents of a stage that reads the whole run; reports aside, which tell nothing that it does not."""
+    return {name: name for name, node in nodes.items() if not node.kind.reads_run}
 
 
-def _given_parent(
-    kind: StageKind, value: Any, tables: Mapping[str, Any], before: Mapping[str, Node], where: str
-) -> str:
-    """The stage that `from` names: one before this that writes a model."""
-    models = [name for name, node in before.items() if node.kind.writes == "model"]
-    if "model" not in kind.reads:
-        raise HerdError(f"{where} from = {value!r}: {kind.name} begins with no model, remove the key")
-    if not isinstance(value, str) or value not in tables:
-        raise unknown(f"table in {where} from =", str(value), models)
-    if value not in before:
-        raise HerdError(f"{where} from = {value!r}: [{value}] runs later, name one of: {', '.join(models)}")
-    if value not in models:
-        raise HerdError(f"{where} from = {value!r}: [{value}] writes no model, name one of: {', '.join(models)}")
-    return value
-
-
-def make_config(cls: Any, values: Mapping[str, Any], *, where: str, base: Any = None) -> Any:
-    """The dataclass `cls` with `values` in its fields, the others as in `base` or by default."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
-    given: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in fields:
-            raise unknown(f"key in {where}:", key, fields)
-        given[key] = _convert(value, hints[key], fields[key], f"{where} {key}")
-    missing = [name for name, field in fields.items() if base is None and name not in given and not _has_default(field)]
-    if missing:
-        raise HerdError(f"{where} lacks {', '.join(missing)}")
+def read_tables(path: Path, kinds: Mapping[str, StageKind]) -> tuple[dict[str, Table], dict[str, Path]]:
+    """The stages of a recipe by name, in the order of the file; and the folders that stand in for a stage."""
     try:
-        return cls(**given) if base is None else dataclasses.replace(base, **given)
-    except ValueError as error:  # a config that checks itself names the values; here the place is added
-        raise HerdError(f"{where}: {error}") from error
+        text = path.read_text(encoding="utf-8")
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise HerdError(f"{path} is not valid TOML: {error}") from None
+    tables: dict[str, Table] = {}
+    folders: dict[str, Path] = {}
+    for name, value in document.items():
+        if name in KEYS and isinstance(value, str):
+            folders[name] = user_folder(name, value, f"{path}: {name}")
+        elif name != NAMED:
+            if isinstance(value, dict) and "kind" in value:
+                raise HerdError(f"{path} [{name}]: a stage that says its kind is written [{NAMED}.{name}]")
+            if name not in kinds:
+                raise unknown(f"table in {path}:", name, kinds)
+            if not isinstance(value, dict):
+                raise HerdError(f"{path}: {name} = {value!r} stands alone, a stage is a table: [{name}]")
+            tables[name] = Table(kind=kinds[name], values=value, where=f"{path} [{name}]")
+    named = document.get(NAMED, {})
+    if not isinstance(named, dict) or not all(isinstance(value, dict) for value in named.values()):
+        raise HerdError(f'{path}: a stage with a name of its own is a table: [{NAMED}.NAME], with kind = "sft" in it')
+    for name, value in named.items():
+        where = f"{path} [{NAMED}.{name}]"
+        if not NAME.fullmatch(name):
+            raise HerdError(f"{where}: the name is that of a folder too: use letters, digits, - and _")
+        if name in tables:
+            raise HerdError(f"{where}: there is a [{name}] too: give one of them another name")
+        if "kind" not in value:
+            raise HerdError(f"{where} lacks kind, which is one of: {', '.join(kinds)}")
+        if value["kind"] not in kinds:
+            raise unknown(f"stage in {where} kind =", str(value["kind"]), kinds)
+        values = {key: one for key, one in value.items() if key != "kind"}
+        tables[name] = Table(kind=kinds[value["kind"]], values=values, where=where)
+    return {name: tables[name] for name in order_of_tables(text) if name in tables}, folders
 
 
-def _has_default(field: "dataclasses.Field[Any]") -> bool:
-    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+def order_of_tables(text: str) -> list[str]:
+    """The names of the stages of a recipe in the order in which the file begins their tables: once it is read,
+    those under `stage` stand together, wherever they were."""
+    lines, found = text.splitlines(keepends=True), dict[str, None]()
+    for end, line in enumerate(lines, 1):
+        if end == len(lines) or line.lstrip().startswith("["):
+            try:
+                document = tomllib.loads("".join(lines[:end]))
+            except tomllib.TOMLDecodeError:
+                continue  # not the line of a table: within a string or a list of several lines
+            found |= dict.fromkeys(name for name in document if name != NAMED)
+            found |= dict.fromkeys(document.get(NAMED, {}))
+    return list(found)
 
 
-def _default(field: "dataclasses.Field[Any]") -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
+def named_parent(role: str, stage: str, tables: Mapping[str, Table], before: Mapping[str, Node]) -> str | Path:
+    """What `from` or `data` of a stage names: a stage above it, or a folder of the user's."""
+    table, key = tables[stage], KEYS[role]
+    value = table.values[key]
+    if role not in table.kind.reads and not (table.kind.reads_run and role == "model"):
+        raise HerdError(f"{table.where} {key} = {value!r}: {table.kind.name} reads no {role}, remove the key")
+    where = f"{table.where} {key} ="
+    writers = [name for name, node in before.items() if node.kind.writes == role]
+    names = f"name one of: {', '.join(writers)}" if writers else f"no table above writes a {role}"
+    if not isinstance(value, str):
+        raise HerdError(f"{where} {value!r} must be the name of a table above or a folder")
+    if value in writers:
+        return value
+    if value in before:
+        raise HerdError(f"{where} {value!r}: [{value}] writes no {role}, {names}")
+    if value == stage:
+        raise HerdError(f"{where} {value!r} is the stage itself: {names}")
+    if value in tables:
+        if stage in (line := line_of(value, key, tables)):
+            cycle = " → ".join([stage, *line[: line.index(stage) + 1]])
+            raise HerdError(f"{where} {value!r} closes a cycle, {cycle}: {names}")
+        raise HerdError(f"{where} {value!r}: [{value}] comes later in the file, move it above this table; or {names}")
+    if not table.kind.reads_run and ("/" in value or Path(value).is_dir()):
+        return user_folder(role, value, where.removesuffix(" ="))
+    raise unknown(f"table in {where}", value, writers)
 
 
-def _convert(value: Any, hint: Any, field: "dataclasses.Field[Any]", where: str) -> Any:
-    """What TOML read, as the type that the field asks for."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in {types.UnionType, typing.Union}:  # only `X | None`, and TOML cannot say None
-        [hint] = [option for option in inner if option is not type(None)]
-        return _convert(value, hint, field, where)
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return make_config(hint, value, where=where, base=_default(field))
-    if origin is typing.Literal and value not in inner:
-        raise unknown(f"value in {where} =", str(value), map(str, inner))
-    if origin is tuple and isinstance(value, list) and (len(value) == len(inner) or inner[1:] == (...,)):
-        kinds = [inner[0]] * len(value) if inner[1:] == (...,) else inner
-        return tuple(_convert(item, kind, field, where) for item, kind in zip(value, kinds, strict=True))
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if hint is int and isinstance(value, str) and value[-1:].lower() in {"k", "m", "g"}:
-        try:
-            return whole_number(value)
-        except HerdError as error:
-            raise HerdError(f"{where} = {error}") from None
-    if hint is float and type(value) is int:
-        return float(value)
-    if origin is not typing.Literal and type(value) is not hint:  # exact, as a bool is an int to isinstance
-        kind = hint.__name__ if isinstance(hint, type) and origin is None else str(hint)
-        raise HerdError(f"{where} = {value!r} must be {kind}, it is {type(value).__name__}")
-    return value
+def line_of(stage: str, key: str, tables: Mapping[str, Table]) -> list[str]:
+    """The stages that `key` leads to, one from the other, beginning with `stage`."""
+    line: list[str] = []
+    while stage in tables and stage not in line:
+        line.append(stage)
+        stage = str(tables[stage].values.get(key))
+    return line
 
 
-def run_stage(
-    kind: StageKind, config: Any, parents: Mapping[str, Path], out: Path, unfinished: Unfinished = "resume"
-) -> Path:
-    """Run one stage. Its unfinished work is gone on with if it was begun for the same; else see `unfinished`."""
-    if rank() > 0:  # what is done once is done by the first rank, before it joins the others
-        return kind.function(config, *parents.values(), out)
-    if out.exists() and not (out / "herd.json").exists():
-        raise HerdError(f"{out} is there and no folder of Herd's: move it away, or give another --out")
-    wanted = request(config, parents)  # a parent that is not there is told before anything is written
-    if unfinished == "restart":
-        move_aside(out)
-    work = partial(out)
-    with alone_in(work), telling_what_is_kept(work):
-        take_up(out, config, wanted, unfinished)
-        kind.function(config, *parents.values(), out)
-    return out
+def user_folder(role: str, value: str, where: str) -> Path:
+    """A folder that a recipe names, relative to the working directory."""
+    folder = Path(value).expanduser()
+    if not folder.is_dir():
+        raise HerdError(f"{where} = {value!r}: there is no such folder")
+    if not (folder / SIGNS[role]).exists():
+        raise HerdError(f"{where} = {value!r} is no {role} folder: it has no {SIGNS[role]}")
+    return folder
 
 
-def run_recipe(nodes: Mapping[str, Node], run: Path, *, do: Callable[..., object] = run_stage) -> None:
-    """Run the stages in order into `run/STAGE`; those that stand as wanted are reused.
-
-    `do` takes what `run_stage` takes and has it done elsewhere.
-    """
-    now = code_version()
-    for name, node in nodes.items():
-        parents = {role: run / parent for role, parent in node.parents.items()}
-        out = run / name
-        put_in_place(out)
-        reused = False
-        if not (out / "herd.json").exists():
-            print(f"{name:<9} begins")
-        elif differ := changes_since(out, node.config, parents):
-            print(f"{name:<9} begins again: {told(differ)}")
-        else:
-            reused = True
-        if not reused:
-            do(node.kind, node.config, parents, out)
-        lineage = read_lineage(out)
-        print(f"{name:<9} {'reused' if reused else 'done'} ({lineage['time_s']:.0f} s)", end="")
-        if reused and made_by(lineage) != now:
-            print(f", made by herd {made_by(lineage)}, this is {now}: remove {out} to make it again", end="")
-        print()
+def nearest_parent(
+    role: str, table: Table, before: Mapping[str, Node], folders: Mapping[str, Path], kinds: Mapping[str, StageKind]
+) -> str | Path:
+    """The last stage above a table that writes what it reads, else the folder that stands in for one."""
+    writers = [name for name, node in before.items() if node.kind.writes == role]
+    if writers:
+        return writers[-1]
+    if role in folders:
+        return folders[role]
+    first = " or ".join(f"[{kind.name}]" for kind in kinds.values() if kind.writes == role and role not in kind.reads)
+    folder = f', or {KEYS[role]} = "FOLDER"' if role in KEYS else ""
+    raise HerdError(
+        f"{table.where} reads a {role} folder and no table above it writes one: add {first} above it{folder}"
+    )

@@ -77,12 +77,12 @@ def changes_since(out: Path, config: Any, parents: Mapping[str, Path]) -> Change
     return changes(made, request(config, parents), config)
 
 
-def told(differ: Changes) -> str:
+def describe(differ: Changes) -> str:
     """`optimizer.matrix_lr 0.02 → 0.01, num_tokens 100 → 200`."""
     return ", ".join(f"{name} {_short(old)} → {_short(new)}" for name, (old, new) in differ.items())
 
 
-def take_up(out: Path, config: Any, wanted: Mapping[str, Any], how: Unfinished) -> None:
+def prepare_work(out: Path, config: Any, wanted: Mapping[str, Any], how: Unfinished) -> None:
     """Make the unfinished work of `out` ready to go on with what is `wanted`, the request for `config`. Raises
     HerdError where it was begun for something else."""
     work = partial(out)
@@ -97,7 +97,7 @@ def take_up(out: Path, config: Any, wanted: Mapping[str, Any], how: Unfinished) 
     elif differ := changes(read_json(mark), wanted, config):
         step = saved_step(work)
         anew = "--restart to move it aside and begin anew"
-        begun = f"{work} was begun with other settings: {told(differ)}. Give the old ones to go on"
+        begun = f"{work} was begun with other settings: {describe(differ)}. Give the old ones to go on"
         if step is None:
             raise HerdError(f"{begun}, or {anew}")
         if "model" in differ:
@@ -106,7 +106,7 @@ def take_up(out: Path, config: Any, wanted: Mapping[str, Any], how: Unfinished) 
             raise HerdError(f"{begun}, --resume-with-changes to go on from step {step} with the new ones, or {anew}")
         fields = {name: {"before": old, "after": new} for name, (old, new) in differ.items()}
         write_json(work / CHANGED, {"request": wanted, "fields": fields})
-        print(f"going on from step {step} with {told(differ)}")
+        print(f"going on from step {step} with {describe(differ)}")
 
 
 def has_work(work: Path) -> bool:
@@ -137,7 +137,7 @@ def put_in_place(out: Path) -> bool:
 
 
 @contextmanager
-def telling_what_is_kept(work: Path) -> Iterator[None]:
+def saying_what_is_kept(work: Path) -> Iterator[None]:
     """Within, a KeyboardInterrupt says what is left of the work."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""`herd vision`: a new model whose vision encoder already knows pictures from their names.
+"""`herd vision`: the vision encoder of a model learns pictures from their names, before the model learns language.
 
 Two losses, for a shelf of pictures that is small enough to hold every name at once. As in SuperClass (arXiv 2411.03313)
 a tile's features predict the tokens of its names, as a bag, through the language model's own norm and unembedding. And
@@ -6,7 +6,7 @@ in the manner of MetaCLIP (arXiv 2309.16671) they are drawn to the thing's own n
 same logits: a name's score is the mean of its tokens'. So the encoder learns to speak as the language model does.
 
 Each of a tile's tokens speaks for some of the languages: one vector of a small model's width cannot hold the names in
-all of them apart. Everything else in the new folder is at its first weights; `herd pretrain` goes on from there.
+all of them apart. Encoder and unembedding are trained; everything else stays as it was.
 """
 
 # B pictures of a batch, P things with names, Q tokens of a tile, V vocabulary, D width
@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from herd.config import LANGUAGES, VisionStageConfig, preset
+from herd.config import LANGUAGES, VisionStageConfig
 from herd.core.errors import HerdError
 from herd.core.lineage import Stage
 from herd.core.streams import stream
 from herd.data.image import ImageProcessor, normalise
 from herd.data.loader import PictureShelf
 from herd.data.tokenizer import Tokenizer
-from herd.model.init import first_weights
+from herd.model.formats import huggingface
 from herd.model.transformer import Transformer
 from herd.stages.pretrain import save_model, tell_left_out
 from herd.train.loop import train
@@ -107,8 +107,8 @@ def contrastive_loss(
     score_QBP = hidden_BQD.float().transpose(0, 1) @ names_QPD.float().mT
     twins_BP = (group_P[own_B, None] == group_P) & (own_B[:, None] != torch.arange(len(group_P)))
     score_QBP = score_QBP.masked_fill(twins_BP, float("-inf"))
-    nearest = (score_QBP.sum(0).argmax(-1) == own_B).float().mean()
-    return F.cross_entropy((sharpness * score_QBP).flatten(0, 1), own_B.repeat(hidden_BQD.shape[1])), float(nearest)
+    accuracy = (score_QBP.sum(0).argmax(-1) == own_B).float().mean()
+    return F.cross_entropy((sharpness * score_QBP).flatten(0, 1), own_B.repeat(hidden_BQD.shape[1])), float(accuracy)
 
 
 def naming_loss(
@@ -125,16 +125,16 @@ def naming_loss(
     return mean + (hidden_RD.float() * (unembedding_VD[0].float() - names_RD)).sum(-1).mean()
 
 
-def vision(config: VisionStageConfig, data: Path, out: Path) -> Path:
-    """Make a new model of shape `config.preset` and train its encoder; returns the finished folder `out`."""
-    stage = Stage("vision", out, config=config, parents={"data": data})
-    tokenizer = Tokenizer.load(data / "tokenizer")
-    shape = preset(config.preset, vocab_size=tokenizer.vocab_size, special=tokenizer.ids)
-    model = first_weights(shape, config.seed, likeness=config.likeness)
+def vision(config: VisionStageConfig, model: Path, data: Path, out: Path) -> Path:
+    """Train the encoder of the model folder `model`; returns the finished folder `out`."""
+    stage = Stage("vision", out, config=config, parents={"model": model, "data": data})
+    network = huggingface.load(model, dtype=torch.bfloat16)
+    shape = network.config
     if shape.vision is None:
-        return save_model(model, tokenizer, stage)  # a model of text alone: its first weights
+        raise HerdError(f"{model} has no vision encoder: leave the vision stage out, or give a model that has one")
+    tokenizer = Tokenizer.load(model, ids=shape.special)
     # Gradients only where the losses reach.
-    for name, parameter in model.named_parameters():
+    for name, parameter in network.named_parameters():
         parameter.requires_grad_(name.startswith(("vision.", "unembedding.")))
 
     processor = ImageProcessor(shape.vision)
@@ -157,10 +157,11 @@ def vision(config: VisionStageConfig, data: Path, out: Path) -> Path:
         assert model.vision is not None
         hidden_BQD = model.norm(model.vision(batch.tiles.to(torch.bfloat16)))
         names_QPD = torch.sparse.mm(weights_RV, model.unembedding.weight.float()).unflatten(0, (num_tokens, -1))
-        drawn, nearest = contrastive_loss(hidden_BQD, names_QPD, batch.thing_B, group_P, config.sharpness)
+        drawn, accuracy = contrastive_loss(hidden_BQD, names_QPD, batch.thing_B, group_P, config.sharpness)
         own_RD = names_QPD[:, batch.thing_B].transpose(0, 1).flatten(0, 1)
         spoken = naming_loss(hidden_BQD.flatten(0, 1), model.unembedding.weight, own_RD)
-        return drawn + spoken, {"contrastive_loss": drawn.item(), "naming_loss": spoken.item(), "nearest": nearest}
+        figures = {"contrastive_loss": drawn.item(), "naming_loss": spoken.item(), "contrastive_accuracy": accuracy}
+        return drawn + spoken, figures
 
-    train(model, batches, loss_fn, config, stage)
-    return save_model(model, tokenizer, stage, told=lambda _: facts)
+    train(network, batches, loss_fn, config, stage)
+    return save_model(network, tokenizer, stage, told=lambda _: facts)

@@ -96,7 +96,7 @@ def train(
             parallel.sum_gradients(optimizer.parameters)
             objective, size, told = parallel.total(loss, batch.size, counted)
             rate, norm = optimizer.schedule(step), optimizer.grad_norm()
-            metrics: dict[str, object] = {"loss": objective, **told, "lr": rate, "grad_norm": norm}
+            metrics: dict[str, object] = {"loss": objective, **told, "lr_factor": rate, "grad_norm": norm}
             outlier = guard.judge(objective, norm)
             if outlier is None:
                 optimizer.step(step, norm)

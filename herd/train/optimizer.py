@@ -94,10 +94,10 @@ class Optimizer:
                 self.scales[name] = torch.zeros(-(-weight.numel() // BLOCK), 2, device=weight.device)
 
     def schedule(self, step: int) -> float:
-        """Factor on all step sizes: a rise, a plateau, a linear fall to zero at the last step."""
+        """Factor on all step sizes: a rise, a plateau at `lr_scale`, a linear fall to zero at the last step."""
         warmup = max(1, round(self.config.warmup * self.num_steps))
         decay = max(1, round(self.config.decay * self.num_steps))
-        return min(1.0, (step + 1) / warmup, (self.num_steps - step) / decay)
+        return self.config.lr_scale * min(1.0, (step + 1) / warmup, (self.num_steps - step) / decay)
 
     def grad_norm(self) -> float:
         """The norm of all gradients together, on all ranks."""

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import herd
-from herd.config import PretrainConfig, SftConfig, VisionStageConfig
+from herd.config import NewModelConfig, PretrainConfig, SftConfig, VisionStageConfig
 from herd.core.files import partial
 from herd.core.lineage import read_lineage
 from herd.core.tracker import read_metrics
+from herd.stages.new_model import new_model
 from herd.stages.pretrain import pretrain
 from herd.stages.sft import sft
 from herd.stages.vision import vision
@@ -21,14 +22,15 @@ transformers = pytest.importorskip("transformers")
 @pytest.fixture(scope="module")
 def life(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("life")
-    vision(replace(VisionStageConfig(), num_views=128, batch_pictures=32), tiny_data, run / "vision")
+    new_model(NewModelConfig(), tiny_data, run / "model")
+    vision(replace(VisionStageConfig(), num_views=128, batch_pictures=32), run / "model", tiny_data, run / "vision")
     small = {"num_tokens": 6000, "batch_tokens": 1000, "context": 128}
     pretrain(replace(PretrainConfig(), **small), run / "vision", tiny_data, run / "pretrain")
     sft(replace(SftConfig(), **small), run / "pretrain", tiny_data, run / "sft")
     return run
 
 
-@pytest.mark.parametrize("stage", ["vision", "pretrain", "sft"])
+@pytest.mark.parametrize("stage", ["model", "vision", "pretrain", "sft"])
 def test_every_folder_is_whole_and_opens_in_transformers(life: Path, stage: str) -> None:
     folder = life / stage
     assert not partial(folder).exists() and not (folder / "state").exists()
@@ -59,4 +61,4 @@ def test_metrics_have_a_line_for_every_step_and_the_load_of_every_expert(life: P
         (tokens,) = {sum(layer) for layer in line["expert_load"]}
         assert tokens > 0 and {len(layer) for layer in line["expert_load"]} == {8}
     told = set().union(*lines)
-    assert {"text_loss", "picture_loss", "lr", "grad_norm", "tokens_per_s", "seconds"} <= told
+    assert {"text_loss", "picture_loss", "lr_factor", "grad_norm", "tokens_per_s", "seconds"} <= told

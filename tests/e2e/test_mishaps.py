@@ -16,6 +16,9 @@ from herd.core.lineage import read_lineage
 from herd.core.tracker import read_metrics
 from herd.train.checkpoint import candidates
 
+MODEL = """
+[model]
+"""
 VISION = """
 [vision]
 num_views = 64
@@ -59,7 +62,7 @@ def weights(folder: Path) -> list[bytes]:
 
 
 def test_a_run_killed_in_training_goes_on_to_the_same_bits(tiny_data: Path, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "own.toml", tiny_data, VISION + PRETRAIN)
+    recipe = write_recipe(tmp_path / "own.toml", tiny_data, MODEL + VISION + PRETRAIN)
     run, whole = tmp_path / "run", tmp_path / "whole"
     shutil.copytree(tiny_data, run / "data")
     work = run / "pretrain.partial"
@@ -75,29 +78,29 @@ def test_a_run_killed_in_training_goes_on_to_the_same_bits(tiny_data: Path, tmp_
 
     vanished = (run / "data" / "text.parquet").rename(tmp_path / "text.parquet")
     code, told, err = go(recipe, run)
-    assert (code, told) == (1, ["data reused", "vision reused"])
+    assert (code, told) == (1, ["data reused", "model reused", "vision reused"])
     assert f"{run}/data/text.parquet is missing" in err and len(err.splitlines()) == 1
     vanished.rename(run / "data" / "text.parquet")
 
     code, told, err = go(recipe, run)
     assert (code, err) == (0, "")
-    assert told == ["data reused", "vision reused", "pretrain done", "report done"]
+    assert told == ["data reused", "model reused", "vision reused", "pretrain done", "report done"]
     lines = read_metrics(run / "pretrain" / "metrics.jsonl")
     assert 0 < resumed < len(lines)
     assert lines[:resumed] == before  # with their times: what the first attempt did was not done again
     assert [line["step"] for line in lines] == list(range(len(lines)))
 
-    for stage in "data", "vision":
+    for stage in "data", "model", "vision":
         shutil.copytree(run / stage, whole / stage)
     code, told, err = go(recipe, whole)
-    assert (code, told[:2]) == (0, ["data reused", "vision reused"]), err
+    assert (code, told[:3]) == (0, ["data reused", "model reused", "vision reused"]), err
     assert weights(run / "pretrain") == weights(whole / "pretrain") != []
     assert read_lineage(run / "pretrain")["hash"] == read_lineage(whole / "pretrain")["hash"]
 
 
 def test_sigterm_saves_and_stops_with_a_code_of_its_own(tiny_data: Path, tmp_path: Path) -> None:
     tables = VISION.replace("every_s = 0.0", "every_s = 1000.0").replace("num_views = 64", "num_views = 6400")
-    recipe = write_recipe(tmp_path / "own.toml", tiny_data, tables)
+    recipe = write_recipe(tmp_path / "own.toml", tiny_data, MODEL + tables)
     run = tmp_path / "run"
     shutil.copytree(tiny_data, run / "data")
     metrics = run / "vision.partial" / "metrics.jsonl"
@@ -135,8 +138,10 @@ def resize(disk: Path, mebibytes: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={mebibytes}m", str(disk)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_more_space_mends_it(tiny_data: Path, tmp_path: Path, small_disk: Path) -> None:
-    recipe = write_recipe(tmp_path / "own.toml", tiny_data, VISION)
+def test_a_full_disk_is_one_line_and_more_space_mends_it(
+    tiny_data: Path, tiny_folder: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    recipe = write_recipe(tmp_path / "own.toml", tiny_data, f'{VISION}from = "{tiny_folder}"\n')
     shutil.copytree(tiny_data, small_disk / "data")
     work = small_disk / "vision.partial"
     for mebibytes, place in (4, "state/step-1"), (25, "model-00000.safetensors"):

@@ -11,14 +11,14 @@ from dense_llama import CHATML, VOCABULARY, backend, dense_folder
 
 import herd
 from herd.cli import main
-from herd.config import PretrainConfig, SftConfig, preset
+from herd.config import EvaluateConfig, PretrainConfig, SftConfig, preset
 from herd.core.errors import HerdError
 from herd.core.lineage import read_lineage
 from herd.data import loader
 from herd.data.image import ImageProcessor
 from herd.data.loader import PretrainBatches, SftBatches
 from herd.data.tokenizer import Tokenizer
-from herd.evaluate.harness import EvaluateConfig, evaluate
+from herd.evaluate.harness import evaluate
 from herd.stages.adopt import AdoptConfig, adopt
 from herd.stages.pretrain import pretrain
 from herd.stages.sft import sft

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 from PIL import Image
 
+from herd.config import EvaluateConfig
 from herd.core.files import write_json
 from herd.engine.answer import Piece
-from herd.evaluate.harness import EvaluateConfig
 
 LANGUAGES = ("en", "de", "ru")
 QUESTIONS = {"en": "What is this?", "de": "Was ist das?", "ru": "Что это?"}

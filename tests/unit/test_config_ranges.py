@@ -13,8 +13,12 @@ from herd.cli import main
 from herd.config import (
     CheckpointConfig,
     DataConfig,
+    EncoderConfig,
+    EvaluateConfig,
     GuardConfig,
+    LongConfig,
     MidtrainConfig,
+    NewModelConfig,
     OptimizerConfig,
     ParallelConfig,
     PretrainConfig,
@@ -23,12 +27,11 @@ from herd.config import (
 )
 from herd.config.ranges import Range
 from herd.core.errors import HerdError
-from herd.evaluate.harness import EvaluateConfig, LongConfig
 from herd.stages.convert import ConvertConfig
 
 CONFIGS = (
-    DataConfig, VisionStageConfig, PretrainConfig, MidtrainConfig, SftConfig, EvaluateConfig, LongConfig, ConvertConfig,
-    OptimizerConfig, ParallelConfig, CheckpointConfig, GuardConfig,
+    DataConfig, NewModelConfig, EncoderConfig, VisionStageConfig, PretrainConfig, MidtrainConfig, SftConfig,
+    EvaluateConfig, LongConfig, ConvertConfig, OptimizerConfig, ParallelConfig, CheckpointConfig, GuardConfig,
 )  # fmt: skip
 
 
@@ -87,7 +90,7 @@ def test_a_config_is_made_only_of_numbers_in_range(number: tuple[Any, str, Any],
         (lambda: MidtrainConfig(plain_share=0.6, quote_share=0.6), "plain_share=0.6 and quote_share=0.6 are more"),
         (lambda: MidtrainConfig(lengths=()), "lengths is empty"),
         (lambda: MidtrainConfig(lengths=(1024, 100)), r"lengths=\(1024, 100\) must be at least 128"),
-        (lambda: VisionStageConfig(preset="tinny"), "unknown preset 'tinny', did you mean 'tiny'"),
+        (lambda: NewModelConfig(preset="tinny"), "unknown preset 'tinny', did you mean 'tiny'"),  # type: ignore[arg-type]
         (lambda: VisionStageConfig(num_views=8), "num_views=8 are no whole step of batch_pictures=256"),
         (lambda: EvaluateConfig(languages=("en", "xx")), "unknown language 'xx'"),
         (lambda: LongConfig(lengths=()), "lengths is empty"),

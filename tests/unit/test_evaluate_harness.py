@@ -8,12 +8,13 @@ import evaluate_world as world
 import numpy as np
 import pytest
 
+from herd.config import EvaluateConfig
 from herd.core.errors import HerdError
 from herd.core.files import read_json, write_json
 from herd.data.chats import Chat
 from herd.evaluate.bits import cap_documents
 from herd.evaluate.compress import xz_bytes, xz_bytes_after
-from herd.evaluate.harness import EvaluateConfig, evaluate
+from herd.evaluate.harness import evaluate
 from herd.evaluate.tasks import frequent_answers
 
 KNOWN = [*range(20, 30), *range(40, 60)]  # half of the subjects, all styles

@@ -11,20 +11,21 @@ import torch
 from test_engine_reader import CHUNK, model_of, shape, tokens
 
 from herd.commands.stages import STAGES
-from herd.config import MoEConfig, preset
+from herd.config import EvaluateConfig, LongConfig, MoEConfig, preset
 from herd.core.files import write_json
 from herd.data import planted
 from herd.data.planted import Keys
 from herd.data.tokenizer import Tokenizer
 from herd.evaluate import book, grammar, long
 from herd.evaluate.book import Chapter
-from herd.evaluate.harness import EvaluateConfig, LongConfig, evaluate
+from herd.evaluate.harness import evaluate
 from herd.evaluate.long import loss_by_position, without_temperature
 from herd.evaluate.report import report
 from herd.model.formats import huggingface
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
-from herd.stages.recipe import Node, run_recipe
+from herd.stages.recipe import Node
+from herd.stages.runner import run_recipe
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 
 from herd.core.errors import HerdError
 from herd.core.files import write_json
+from herd.core.lineage import read_lineage
 from herd.evaluate.charts import heat_map, line_chart, load_map, ticks
 from herd.evaluate.curves import curve
 from herd.evaluate.harness import evaluate
@@ -59,7 +60,7 @@ def train_stage(run: Path, name: str, *, steps: int = 40, experts: int = 8, **fa
         for step in range(steps):
             load = random.multinomial(4096, np.full(experts, 1 / experts), size=4)
             line = {
-                "step": step, "loss": 9 / (1 + step), "text_loss": 8 / (1 + step), "lr": 0.01, "grad_norm": 1.0,
+                "step": step, "loss": 9 / (1 + step), "text_loss": 8 / (1 + step), "lr_factor": 0.5, "grad_norm": 1.0,
                 "tokens_per_s": 9000.0, "expert_load": load.tolist(), "max_vio": 0.2,
             }  # fmt: skip
             file.write(json.dumps(line) + "\n")
@@ -171,6 +172,46 @@ def test_the_page_names_the_size_of_the_last_model(run: Path, text_alone: bool) 
     shape = {"num_local_experts": 8, "num_hidden_layers": 4, "hidden_size": 256, "vocab_size": 8192}
     write_json(run / "sft" / "config.json", shape if text_alone else {"text_config": shape})
     assert "12,345,678 parameters" in page_of(run)
+
+
+@pytest.fixture
+def branches(run: Path) -> Path:
+    """The run with its base model evaluated too, and a second line of fine-tuning."""
+    for name, parent in ("sft", "pretrain"), ("sft-code", "pretrain"):
+        model = {"model": {"path": f"{run}/{parent}", "hash": f"{parent}-hash"}}
+        (run / name).mkdir(exist_ok=True)
+        finished = "2026-01-02T00:00:00Z"
+        facts = world.lineage("sft", parents=model, hash=f"{name}-hash", finished=finished)
+        write_json(run / name / "herd.json", facts)
+    evaluate(world.CONFIG, run / "pretrain", run / "data", run / "evaluate-base")
+    return run
+
+
+def test_a_page_about_several_evaluations_compares_them_and_names_the_one_it_shows(branches: Path) -> None:
+    page = page_of(branches)
+    checked(page)
+    words = re.sub(r"<[^>]+>", "", page)
+    assert "evaluate of sft, evaluate-base of pretrain. What follows shows evaluate-base." in words
+    [table] = re.findall(r"<tr><th>figure</th>(.*?)</table>", page, re.S)
+    assert [*re.findall(r'<th class="n">([^<]+)</th>', table)] == ["sft", "pretrain"]
+    assert "<tr><td>bits per byte</td>" in table
+
+
+def test_a_page_about_one_stage_leaves_the_other_branches_out(branches: Path) -> None:
+    page = (report(branches, stage="sft") / "report.html").read_text(encoding="utf-8")
+    assert "its settings" in page and "sft-code" not in page and "evaluate-base" not in page
+    assert {"pretrain: its settings", "sft: its settings", "evaluate: its settings"} <= set(
+        re.findall(r"<summary>([^<]+)</summary>", page)
+    )
+    assert read_lineage(branches / "report")["config"] == {"stage": "sft"}
+    with pytest.raises(HerdError, match="unknown stage 'sftt', did you mean 'sft'"):
+        report(branches, stage="sftt")
+
+
+def test_the_report_of_a_recipe_reads_the_stages_of_the_recipe_alone(branches: Path) -> None:
+    among = [branches / name for name in ("pretrain", "sft")]
+    report(branches, branches / "report", among=among)
+    assert set(read_lineage(branches / "report")["parents"]) == {"pretrain", "sft"}
 
 
 def test_ticks_are_round_and_inside() -> None:

@@ -78,7 +78,7 @@ def test_the_plan_of_tiny_is_that_of_the_model_which_the_tiny_recipe_makes() -> 
     tokenizer = train_tokenizer(["a few words"], 300)
     assert tiny_ids(tokenizer.vocab_size) == tokenizer.ids
     recipe = load_recipe("tiny", STAGES)
-    assert recipe["vision"].config.preset == "tiny"
+    assert recipe["model"].config.shape(preset("tiny")) == preset("tiny")
     assert preset("tiny").vocab_size == recipe["data"].config.vocab_size
     assert round(count(preset("tiny")).total / 1e6, 2) == 12.85  # the parameters in runs/tiny/sft/herd.json
 

@@ -5,16 +5,31 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
 
+from herd.commands.stages import STAGES
+from herd.config import (
+    PRESETS,
+    EncoderConfig,
+    ModelConfig,
+    MoEConfig,
+    NewModelConfig,
+    PresetName,
+    VisionConfig,
+    preset,
+    renamed,
+)  # fmt: skip
+from herd.config.new_model import MOE
 from herd.core.errors import HerdError
 from herd.core.files import partial
-from herd.core.lineage import Stage
-from herd.stages.recipe import StageKind, load_recipe, make_config, recipe_path, run_recipe
+from herd.core.lineage import Stage, read_lineage
+from herd.stages.recipe import StageKind, load_recipe, recipe_path
+from herd.stages.runner import run_recipe
+from herd.stages.settings import make_config, refuse_renamed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +44,7 @@ class Settings:
     share: float = 0.5
     fast: bool = True
     languages: tuple[str, ...] = ("en",)
-    kind: Literal["muon", "adamw"] = "muon"
+    rule: Literal["muon", "adamw"] = "muon"
     limit: int | None = None
     inner: Inner = field(default_factory=lambda: Inner(rate=0.7))
 
@@ -46,8 +61,8 @@ class Needy:
 def write_stage(config: Settings, *folders: Path) -> Path:
     """A stage whose file depends on its steps only, not on the share."""
     *parents, out = folders
-    roles = {"data": "text", "train": "model"}
-    stage = Stage(out.name, out, config=config, parents={roles[parent.name]: parent for parent in parents})
+    roles = {"data": "text"}
+    stage = Stage(out.name, out, config=config, parents={roles.get(one.name, "model"): one for one in parents})
     (stage.work / "file").write_text(str(config.steps))
     return stage.finish()
 
@@ -82,7 +97,7 @@ def test_values_take_the_types_of_their_fields(tmp_path: Path):
     share = 1
     fast = false
     languages = ["de", "fr"]
-    kind = "adamw"
+    rule = "adamw"
     limit = 5
     [data.inner]
     betas = [0, 1]
@@ -93,7 +108,7 @@ def test_values_take_the_types_of_their_fields(tmp_path: Path):
         share=1.0,
         fast=False,
         languages=("de", "fr"),
-        kind="adamw",
+        rule="adamw",
         limit=5,
         inner=Inner(rate=0.7, betas=(0.0, 1.0)),  # the rate as the stage has it, not as Inner would
     )
@@ -121,12 +136,13 @@ def test_a_count_may_be_written_short(tmp_path: Path):
         ("[data]\nlanguages = [1]", r"\[data\] languages = 1 must be str, it is int"),
         ("[data.inner]\nbetas = [1]", r"\[data\] inner betas = \[1\] must be tuple\[float, float\], it is list"),
         ("[data]\ninner = 3", r"\[data\] inner = 3 must be Inner, it is int"),
-        ('[data]\nkind = "adam"', r"\[data\] kind = 'adam', did you mean 'adamw'"),
-        ("[data]\nkind = 3", r"\[data\] kind = '3', known: adamw, muon"),
+        ('[data]\nrule = "adam"', r"\[data\] rule = 'adam', did you mean 'adamw'"),
+        ("[data]\nrule = 3", r"\[data\] rule = '3', known: adamw, muon"),
         ("[data]\nsteps = -1", r"own\.toml \[data\]: steps=-1 is negative"),
         ("data = 3", r"own\.toml: data = 3 stands alone"),
         ("[data", r"own\.toml is not valid TOML: "),
-        ("[train]", r"\[train\] reads a text folder and no table before it writes one: add \[data\]"),
+        ("[train]", r"\[train\] reads a text folder and no table above it writes one: add \[data\] above it"),
+        ("[train]\n[data]", r"\[train\] reads a text folder and no table above it writes one"),
     ],
 )
 def test_a_mistake_is_told_with_its_place_and_value(tmp_path: Path, text: str, told: str):
@@ -199,51 +215,206 @@ def test_a_folder_that_is_not_herds_is_never_written_over(tmp_path: Path, capsys
     assert (tmp_path / "run" / "data" / "thesis").exists()
 
 
-LIFE = "[data]\n[vision]\n[pretrain]\n[evaluate]\n"
+LIFE = "[data]\n[model]\n[vision]\n[pretrain]\n"
+
+
+def models_of(folder: Path, text: str) -> dict[str, object]:
+    """Each stage of a recipe of the house's stages → the stage or folder whose model it reads."""
+    nodes = load_recipe(recipe(folder, text), STAGES)
+    return {name: node.parents["model"] for name, node in nodes.items() if "model" in node.kind.reads}
 
 
 @pytest.mark.parametrize(
     ("tables", "models"),
     [
-        ("", {"pretrain": "vision", "evaluate": "pretrain"}),
-        ("[sft]\n", {"pretrain": "vision", "sft": "pretrain", "evaluate": "sft"}),
-        ("[midtrain]\n[sft]\n", {"pretrain": "vision", "midtrain": "pretrain", "sft": "midtrain", "evaluate": "sft"}),
+        ("[evaluate]", {"evaluate": "pretrain"}),
+        ("[sft]\n[evaluate]", {"sft": "pretrain", "evaluate": "sft"}),
+        ("[midtrain]\n[sft]\n[evaluate]", {"midtrain": "pretrain", "sft": "midtrain", "evaluate": "sft"}),
         (
-            '[midtrain]\n[sft]\nfrom = "pretrain"\n',
-            {"pretrain": "vision", "midtrain": "pretrain", "sft": "pretrain", "evaluate": "sft"},
+            '[midtrain]\n[sft]\nfrom = "pretrain"\n[evaluate]',
+            {"midtrain": "pretrain", "sft": "pretrain", "evaluate": "sft"},
         ),
+        ('[evaluate]\nfrom = "vision"', {"evaluate": "vision"}),
+        # A kind twice, one after the other.
+        (
+            '[midtrain]\n[stage.longer]\nkind = "midtrain"\n[sft]\n[evaluate]',
+            {"midtrain": "pretrain", "longer": "midtrain", "sft": "longer", "evaluate": "sft"},
+        ),
+        # Two lines from one stage, each with its evaluation: the nearest above it.
+        (
+            '[sft]\n[evaluate]\n[stage.code]\nkind = "sft"\nfrom = "pretrain"\n[stage.measure]\nkind = "evaluate"',
+            {"sft": "pretrain", "evaluate": "sft", "code": "pretrain", "measure": "code"},
+        ),
+        # The order is that of the file, though TOML gives the tables under `stage` together.
+        (
+            '[stage.first]\nkind = "sft"\n[evaluate]\n[stage.second]\nkind = "sft"',
+            {"first": "pretrain", "evaluate": "first", "second": "first"},
+        ),
+        ('[evaluate]\nreasons = ["""\n[stage.sham]\n"""]\n[sft]', {"evaluate": "pretrain", "sft": "pretrain"}),
     ],
 )
-def test_a_stage_begins_with_the_model_before_it_or_with_the_one_it_names(
+def test_a_stage_begins_with_the_nearest_model_above_it_or_with_the_one_it_names(
     tmp_path: Path, tables: str, models: dict[str, str]
 ):
-    from herd.commands.stages import STAGES
-
-    nodes = load_recipe(recipe(tmp_path, LIFE + tables), STAGES)
-    assert {name: node.parents["model"] for name, node in nodes.items() if "model" in node.parents} == models
-    assert {node.parents.get("data", "data") for node in nodes.values()} == {"data"}
+    assert models_of(tmp_path, LIFE + tables) == {"vision": "model", "pretrain": "vision", **models}
 
 
 @pytest.mark.parametrize(
     ("table", "told"),
     [
         ('[sft]\nfrom = "midtrian"', r"unknown table in .* \[sft\] from = 'midtrian', did you mean 'midtrain'"),
-        ("[sft]\nfrom = 3", r"unknown table in .* \[sft\] from = '3', known: midtrain, pretrain, vision"),
-        ('[sft]\nfrom = "sft"', r"\[sft\] from = 'sft': \[sft\] runs later, name one of: vision, pretrain, midtrain"),
-        ('[sft]\nfrom = "evaluate"', r"\[sft\] from = 'evaluate': \[evaluate\] runs later"),
+        ("[sft]\nfrom = 3", r"\[sft\] from = 3 must be the name of a table above or a folder"),
+        ('[sft]\nfrom = "sft"', r"\[sft\] from = 'sft' is the stage itself: name one of: model, vision, pretrain, mid"),
+        ('[sft]\nfrom = "x"\n[stage.x]\nkind = "sft"', r"\[sft\] from = 'x': \[x\] comes later in the file, move it"),
+        (
+            '[sft]\nfrom = "x"\n[stage.x]\nkind = "sft"\nfrom = "y"\n[stage.y]\nkind = "sft"\nfrom = "sft"',
+            r"\[sft\] from = 'x' closes a cycle, sft → x → y → sft: name one of: model",
+        ),
         ('[sft]\nfrom = "data"', r"\[sft\] from = 'data': \[data\] writes no model"),
+        ('[sft]\nfrom = "models/none"', r"\[sft\] from = 'models/none': there is no such folder"),
+        ('[sft]\nfrom = "empty"', r"\[sft\] from = 'empty' is no model folder: it has no config\.json"),
+        ('[sft]\ndata = "empty"', r"\[sft\] data = 'empty' is no data folder: it has no tokenizer"),
+        ('[sft]\ndata = "pretrain"', r"\[sft\] data = 'pretrain': \[pretrain\] writes no data, name one of: data"),
+        ('[stage.x]\nkind = "data"\nfrom = "pretrain"', r"\[stage\.x\] from = 'pretrain': data reads no model, remove"),
+        (
+            '[stage.x]\nkind = "report"\nfrom = "sft"',
+            r"unknown table in .* from = 'sft', known: midtrain, model",
+        ),
+        ('[x]\nkind = "sft"', r"\[x\]: a stage that says its kind is written \[stage\.x\]"),
+        ('[sft]\nkind = "sft"', r"\[sft\]: a stage that says its kind is written \[stage\.sft\]"),
+        ('[stage.x]\nfrom = "sft"', r"\[stage\.x\] lacks kind, which is one of: data, model, vision"),
+        ('[stage.x]\nkind = "stf"', r"unknown stage in .*\[stage\.x\] kind = 'stf', did you mean 'sft'"),
+        ('[stage."a.1"]\nkind = "sft"', r"\[stage\.a\.1\]: the name is that of a folder too: use letters"),
+        ('[sft]\n[stage.sft]\nkind = "sft"', r"\[stage\.sft\]: there is a \[sft\] too"),
+        ("[stage]\nsft = 3", r"a stage with a name of its own is a table: \[stage\.NAME\]"),
     ],
 )
-def test_a_parent_that_cannot_be_is_refused_in_words(tmp_path: Path, table: str, told: str):
-    from herd.commands.stages import STAGES
-
-    with pytest.raises(HerdError, match=told):
+def test_a_graph_that_cannot_be_is_refused_in_one_line(
+    tmp_path: Path, table: str, told: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    with pytest.raises(HerdError, match=told) as error:
         load_recipe(recipe(tmp_path, f"{LIFE}[midtrain]\n{table}\n"), STAGES)
+    assert "\n" not in str(error.value)
 
 
-def test_a_stage_without_a_model_takes_no_from(tmp_path: Path):
-    with pytest.raises(HerdError, match=r"\[train\] from = 'data': train begins with no model, remove the key"):
-        load_recipe(recipe(tmp_path, '[data]\n[train]\nfrom = "data"\n'), kinds())
+def test_a_run_may_begin_with_folders_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, sign in ("models/scout", "config.json"), ("mine", "config.json"), ("corpus", "tokenizer"):
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / sign).touch()
+    text = 'data = "corpus"\n[pretrain]\nfrom = "models/scout"\n[sft]\n[stage.other]\nkind = "sft"\nfrom = "mine"\n'
+    assert models_of(tmp_path, text) == {"pretrain": Path("models/scout"), "sft": "pretrain", "other": Path("mine")}
+    nodes = load_recipe(recipe(tmp_path, text), STAGES)
+    assert {node.parents["data"] for node in nodes.values()} == {Path("corpus")}
+    assert models_of(tmp_path, 'data = "corpus"\nmodel = "mine"\n[sft]') == {"sft": Path("mine")}
+    # A table wins over a folder of its name.
+    Path("pretrain").mkdir()
+    assert models_of(tmp_path, LIFE + '[sft]\nfrom = "pretrain"')["sft"] == "pretrain"
+
+
+def test_a_folder_of_the_users_is_a_parent_and_what_is_in_it_decides_what_runs_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine/config.json").write_text("1")
+    text = '[talk]\nfrom = "mine"\n'
+    assert run(tmp_path, text, capsys) == {"talk": "done"}
+    assert run(tmp_path, text, capsys) == {"talk": "reused"}
+    Path("mine/config.json").write_text("2")
+    assert run(tmp_path, text, capsys) == {"talk": "done"}
+    assert read_lineage(Path("run/talk"))["parents"]["model"]["path"] == "mine"
+
+
+def test_branches_run_from_one_stage_and_a_change_in_one_leaves_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    text = '[data]\n[train]\n[talk]\n[stage.talk-b]\nkind = "talk"\nfrom = "train"\n'
+    assert run(tmp_path, text, capsys) == {"data": "done", "train": "done", "talk": "done", "talk-b": "done"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"data", "train", "talk", "talk-b"}
+    reused = {"data": "reused", "train": "reused", "talk": "reused", "talk-b": "done"}
+    assert run(tmp_path, text + "steps = 9\n", capsys) == reused
+    hashes = {name: read_lineage(tmp_path / "run" / name)["parents"]["model"]["hash"] for name in ("talk", "talk-b")}
+    assert set(hashes.values()) == {read_lineage(tmp_path / "run" / "train")["hash"]}
+
+
+def test_a_report_reads_all_stages_above_it_and_may_be_about_one(tmp_path: Path):
+    text = LIFE + '[sft]\n[evaluate]\n[stage.report-base]\nkind = "report"\nfrom = "pretrain"\n[report]\n'
+    nodes = load_recipe(recipe(tmp_path, text), STAGES)
+    stages = ["data", "model", "vision", "pretrain", "sft", "evaluate"]
+    assert list(nodes["report-base"].parents.values()) == list(nodes["report"].parents.values()) == stages
+    assert (nodes["report-base"].config.stage, nodes["report"].config.stage) == ("pretrain", "")
+
+
+@pytest.mark.parametrize("key", ['preset = "tiny"', "likeness = 0.5"])
+def test_a_setting_of_an_earlier_version_is_refused_with_its_new_place(tmp_path: Path, key: str):
+    name = key.split()[0]
+    with pytest.raises(HerdError, match=rf"\[vision\] {name}: this setting is now {name} of \[model\]"):
+        load_recipe(recipe(tmp_path, f"[data]\n[vision]\n{key}\n"), STAGES)
+
+
+def test_a_renamed_table_is_named_with_the_key_in_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(renamed.RENAMED, (renamed.ANY, "inner"), (renamed.ANY, "core"))
+    for values, told in ({"inner": {"rate": 1}}, "core"), ({"inner": 3}, "core"):
+        with pytest.raises(HerdError, match=f"this setting is now {told}$"):
+            refuse_renamed("train", values, where="[train]")
+    assert renamed.new_name("train", "inner.rate") == ("train", "core.rate")
+    assert renamed.new_name("train", "rate.inner") is None
+
+
+def test_the_shape_of_a_new_model_is_a_preset_with_changes(tmp_path: Path):
+    text = """
+    [data]
+    [model]
+    preset = "tiny-maverick"
+    num_experts = 4
+    moe_every = 1
+    dim = 64
+    qk_norm = true
+    vision.num_layers = 2
+    """
+    config = load_recipe(recipe(tmp_path, text), STAGES)["model"].config
+    base = preset("tiny-maverick", vocab_size=300)
+    shape = config.shape(base)
+    assert shape == replace(
+        base,
+        dim=64,
+        qk_norm=True,
+        moe=replace(base.moe, num_experts=4, every=1),
+        vision=replace(base.vision, num_layers=2),
+    )
+    assert NewModelConfig(preset="tiny").shape(preset("tiny")) == preset("tiny")
+    assert NewModelConfig(text_only=True).shape(preset("tiny")) == replace(preset("tiny"), vision=None)
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ('preset = "tinny"', r"\[model\] preset = 'tinny', did you mean 'tiny'"),
+        ("num_expert = 4", "did you mean 'num_experts'"),
+        ("top_k = 9", r"\[model\]: top_k=9 is not between 1 and num_experts=8"),
+        ("num_kv_heads = 3", r"\[model\]: num_heads=4 is not divisible by num_kv_heads=3"),
+        ("text_only = true\nvision.dim = 64", r"\[model\]: vision\.dim=64: text_only=True has no vision encoder"),
+        ('preset = "tiny-long"\nvision.dim = 64', "vision.dim=64: preset=tiny-long has no vision encoder"),
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, keys: str, told: str):
+    with pytest.raises(HerdError, match=told):
+        load_recipe(recipe(tmp_path, f"[data]\n[model]\n{keys}\n"), STAGES)
+
+
+def test_a_table_can_change_every_field_of_a_shape_but_what_the_tokenizer_says():
+    """`rope_scaling` and `norm_eps` are left to the presets."""
+    ours = {field.name for field in fields(NewModelConfig)} - {"preset", "seed", "likeness", "text_only"}
+    assert ours - set(MOE) == {field.name for field in fields(ModelConfig)} - {
+        "vocab_size", "special", "moe", "rope_scaling", "norm_eps",
+    }  # fmt: skip
+    assert set(MOE.values()) == {field.name for field in fields(MoEConfig)}
+    left = {"rope_theta", "norm_eps"}
+    assert {field.name for field in fields(EncoderConfig)} == {field.name for field in fields(VisionConfig)} - left
+    assert set(get_args(PresetName)) == set(PRESETS)
 
 
 def test_a_stage_that_other_code_made_is_reused_and_said_to_be_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -272,8 +443,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from test_recipe import Settings
-from herd.core.lineage import Stage
-from herd.stages.recipe import Node, StageKind, run_recipe
+from herd.core.lineage import Stage, read_lineage
+from herd.stages.recipe import Node, StageKind
+from herd.stages.runner import run_recipe
 
 def stopped(config, out):
     stage = Stage("data", out, config=config, parents={})
@@ -319,7 +491,5 @@ def test_a_damaged_lineage_stops_the_run_with_its_name(tmp_path: Path, capsys: p
 
 
 def test_the_recipes_of_the_house_fit_its_stages():
-    from herd.commands.stages import STAGES
-
     for path in recipe_path("tiny").parent.glob("*.toml"):
         assert load_recipe(path.stem, STAGES), path

@@ -178,3 +178,24 @@ def test_the_schedule_rises_stays_and_falls_to_nothing() -> None:
     factors = [optimizer.schedule(step) for step in range(100)]
     assert factors[0] == pytest.approx(0.1) and factors[9:51] == [1.0] * 42
     assert factors[99] == pytest.approx(0.02) and factors[50:] == sorted(factors[50:], reverse=True)
+    halved = Optimizer(fresh_model(), OptimizerConfig(warmup=0.1, decay=0.5, lr_scale=0.5), 100)
+    assert [2 * halved.schedule(step) for step in range(100)] == factors
+
+
+def test_one_factor_scales_every_learning_rate() -> None:
+    rates = ("matrix_lr", "adamw_lr", "embedding_lr", "other_lr", "unembedding_lr")
+    base = OptimizerConfig()
+    by_hand = replace(base, **{name: 0.5 * getattr(base, name) for name in rates})
+    ends = []
+    for config in (replace(base, lr_scale=0.5), by_hand):
+        model = fresh_model()
+        optimizer = Optimizer(model, config, 4)
+        for step in range(3):
+            for number, parameter in enumerate(model.parameters()):
+                parameter.grad = torch.full_like(parameter, 0.01 * (number + 1))
+            optimizer.step(step, 1.0)
+        ends.append({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
+    first = fresh_model()
+    for name, before in first.named_parameters():
+        assert torch.equal(ends[0][name], ends[1][name]), name
+        assert not torch.equal(ends[0][name], before.detach()), name

@@ -15,6 +15,7 @@ from fresh_cache import fresh_cache
 
 from herd.cli import main
 from herd.commands import COMMANDS
+from herd.commands.single import stage_command
 from herd.commands.stages import stage
 from herd.config import MoEConfig, PretrainConfig, SpecialIds, preset
 from herd.core.batch import Batch
@@ -78,12 +79,12 @@ def pretrain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Comman
         "pretrain", config="herd.config:PretrainConfig", function="test_unfinished:pretrain_small",
         reads=("model", "data"), writes="model",
     )  # fmt: skip
-    monkeypatch.setitem(COMMANDS, "pretrain", dataclasses.replace(COMMANDS["pretrain"], does=small))
+    monkeypatch.setitem(COMMANDS, "pretrain", stage_command(small))
     for name in ("m", "d", "other"):
         Path(name).mkdir()
         (Path(name) / "herd.json").write_text(json.dumps({"hash": f"hash of {name}"}))
     settings = "num_tokens = 600\nbatch_tokens = 100\ncheckpoint.every_s = 1e9\n"
-    Path("own.toml").write_text(f"[data]\n[vision]\n[pretrain]\n{settings}")
+    Path("own.toml").write_text(f"[data]\n[model]\n[pretrain]\n{settings}")
     log, threads = Tracker.log, torch.get_num_threads()
     torch.set_num_threads(1)  # its matrices are too small for two
 
@@ -183,7 +184,7 @@ def test_a_changed_setting_is_refused_by_name_and_goes_on_where_asked(
     ]
     assert lineage()["config"]["optimizer"]["matrix_lr"] == 0.005
     assert steps() == list(range(8))
-    assert [line["lr"] for line in read_metrics(Path("out/metrics.jsonl"))][3:] == [1, 1, 0.75, 0.5, 0.25]
+    assert [line["lr_factor"] for line in read_metrics(Path("out/metrics.jsonl"))][3:] == [1, 1, 0.75, 0.5, 0.25]
     assert sorted(path.name for path in Path("out").glob(".*")) == []
 
 

@@ -1,0 +1,70 @@
+"""The settings of `herd evaluate` and of a report."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from herd.config.ranges import Checked, Count, Seed, at_least
+from herd.config.stages import LANGUAGES
+from herd.core.errors import HerdError, unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongConfig(Checked):
+    """What the suite for long texts asks."""
+
+    lengths: tuple[Count, ...] = (4096, 16_384, 65_536, 262_144, 1_048_576)
+    """Tokens of text before a question; whole chunks of them are taken."""
+    trained: Count = 4096
+    """Longest document of training: lengths are told in multiples of it, and losses by position go up to it."""
+    seeds: Count = 2
+    """Needles at each depth and length."""
+    asks: Count = 20
+    """Questions of each other kind at each length."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.lengths:
+            raise HerdError("lengths is empty: give the tokens of at least one text, such as 4096")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Checked):
+    """How much is asked; the same for every model that is compared."""
+
+    suite: Literal["general", "long"] = "general"
+    """`long`: what is found in long texts, as `long` below says, and none of the rest."""
+    long: LongConfig = field(default_factory=LongConfig)
+    seed: Seed = 0
+    """Of samples, and of the confidence intervals."""
+    languages: tuple[str, ...] = ("en", "de", "fr", "es", "ru", "ja", "hi", "zh")
+    """Languages in which pictures are named."""
+    heldout_bytes: Count = 40_000
+    """Held-out text for each language."""
+    pictures: Count = 60
+    """Pictures of each split for each language."""
+    closed_pictures: Count = 32
+    """Of these, how many are also asked with candidates: each costs as much as reading hundreds of names."""
+    candidates: Annotated[int, at_least(2)] = 100
+    """Names to choose from."""
+    chats: Count = 100
+    """Held-out chats of each kind."""
+    answer_tokens: Count = 24
+    """Longest answer to a question."""
+    sample_tokens: Count = 64
+    """Longest sample."""
+    reasons: tuple[str, ...] = ()
+    """Why a bar is missed, as `BAR: why`; shown in the report where that bar fell short."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for language in self.languages:
+            if language not in LANGUAGES:
+                raise unknown("language", language, LANGUAGES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What a report is about."""
+
+    stage: str = ""
+    """The stage whose model it is about, with those that it was made from and its evaluations; all if not given."""

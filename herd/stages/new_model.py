@@ -1,0 +1,18 @@
+"""`herd model`: a new model of the shape that was asked for, at its first weights, with the data folder's tokenizer."""
+
+from pathlib import Path
+
+from herd.config import NewModelConfig, preset
+from herd.core.lineage import Stage
+from herd.data.tokenizer import Tokenizer
+from herd.model.init import first_weights
+from herd.stages.pretrain import save_model
+
+
+def new_model(config: NewModelConfig, data: Path, out: Path) -> Path:
+    """Write the model that training begins with; returns the finished folder `out`."""
+    stage = Stage("model", out, config=config, parents={"data": data})
+    tokenizer = Tokenizer.load(data / "tokenizer")
+    base = preset(config.preset, vocab_size=tokenizer.vocab_size, special=tokenizer.ids)
+    network = first_weights(config.shape(base), config.seed, likeness=config.likeness)
+    return save_model(network, tokenizer, stage)

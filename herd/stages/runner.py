@@ -1,0 +1,71 @@
+"""Runs the stages of a recipe, or one stage: what is finished as wanted is reused, what is unfinished is resumed.
+
+A stage whose folder was made with the same config from the same parents is reused. Otherwise it runs again, and so do
+the stages after it, as far as what they read has changed; the folder that was there is kept under another name. That
+the code has changed is printed and no reason to run again: most commits change nothing of what a stage writes, and
+hours of training would go with each. Imports no torch.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from herd.core.errors import HerdError
+from herd.core.files import alone_in, partial
+from herd.core.lineage import code_version, made_by, read_lineage
+from herd.core.ranks import rank
+from herd.stages.recipe import Node, StageKind
+from herd.stages.unfinished import (
+    Unfinished,
+    changes_since,
+    describe,
+    move_aside,
+    prepare_work,
+    put_in_place,
+    request,
+    saying_what_is_kept,
+)
+
+
+def run_stage(
+    kind: StageKind, config: Any, parents: Mapping[str, Path], out: Path, unfinished: Unfinished = "resume"
+) -> Path:
+    """Run one stage. Its unfinished work is gone on with if it was begun for the same; else see `unfinished`."""
+    if rank() > 0:  # what is done once is done by the first rank, before it joins the others
+        return kind.function(config, *parents.values(), out)
+    if out.exists() and not (out / "herd.json").exists():
+        raise HerdError(f"{out} is there and no folder of Herd's: move it away, or give another --out")
+    wanted = request(config, parents)  # a parent that is not there is told before anything is written
+    if unfinished == "restart":
+        move_aside(out)
+    work = partial(out)
+    with alone_in(work), saying_what_is_kept(work):
+        prepare_work(out, config, wanted, unfinished)
+        kind.function(config, *parents.values(), out)
+    return out
+
+
+def run_recipe(nodes: Mapping[str, Node], run: Path, *, do: Callable[..., object] = run_stage) -> None:
+    """Run the stages in order into `run/STAGE`; those that stand as wanted are reused.
+
+    `do` takes what `run_stage` takes and has it done elsewhere.
+    """
+    now, width = code_version(), max(9, *map(len, nodes))
+    for name, node in nodes.items():
+        parents = {role: run / of if isinstance(of, str) else of for role, of in node.parents.items()}
+        out = run / name
+        put_in_place(out)
+        reused = False
+        if not (out / "herd.json").exists():
+            print(f"{name:<{width}} begins")
+        elif differ := changes_since(out, node.config, parents):
+            print(f"{name:<{width}} begins again: {describe(differ)}")
+        else:
+            reused = True
+        if not reused:
+            do(node.kind, node.config, parents, out)
+        lineage = read_lineage(out)
+        print(f"{name:<{width}} {'reused' if reused else 'done'} ({lineage['time_s']:.0f} s)", end="")
+        if reused and made_by(lineage) != now:
+            print(f", made by herd {made_by(lineage)}, this is {now}: remove {out} to make it again", end="")
+        print()

@@ -1,0 +1,82 @@
+"""What TOML read, as the dataclass of a stage's settings.
+
+What is wrong is told with the file, the table, the key and the value; a misspelt name with the nearest right one, a
+name of an earlier version with today's.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from herd.config.renamed import new_name
+from herd.core.errors import HerdError, unknown
+from herd.core.numbers import whole_number
+
+
+def refuse_renamed(kind: str, values: Mapping[str, Any], *, where: str, above: str = "") -> None:
+    """Raise HerdError for the first key of a stage's table that an earlier version had under another name."""
+    for key, value in values.items():
+        if (now := new_name(kind, f"{above}{key}")) is not None:
+            place = "" if now[0] == kind else f" of [{now[0]}]"
+            raise HerdError(f"{where} {above}{key}: this setting is now {now[1]}{place}")
+        if isinstance(value, Mapping):
+            refuse_renamed(kind, value, where=where, above=f"{above}{key}.")
+
+
+def make_config(cls: Any, values: Mapping[str, Any], *, where: str, base: Any = None) -> Any:
+    """The dataclass `cls` with `values` in its fields, the others as in `base` or by default."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise unknown(f"key in {where}:", key, fields)
+        given[key] = _convert(value, hints[key], fields[key], f"{where} {key}")
+    missing = [name for name, field in fields.items() if base is None and name not in given and not _has_default(field)]
+    if missing:
+        raise HerdError(f"{where} lacks {', '.join(missing)}")
+    try:
+        return cls(**given) if base is None else dataclasses.replace(base, **given)
+    except ValueError as error:  # a config that checks itself names the values; here the place is added
+        raise HerdError(f"{where}: {error}") from error
+
+
+def _has_default(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def _convert(value: Any, hint: Any, field: "dataclasses.Field[Any]", where: str) -> Any:
+    """What TOML read, as the type that the field asks for."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in {types.UnionType, typing.Union}:  # only `X | None`, and TOML cannot say None
+        [hint] = [option for option in inner if option is not type(None)]
+        return _convert(value, hint, field, where)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return make_config(hint, value, where=where, base=_default(field))
+    if origin is typing.Literal and value not in inner:
+        raise unknown(f"value in {where} =", str(value), map(str, inner))
+    if origin is tuple and isinstance(value, list) and (len(value) == len(inner) or inner[1:] == (...,)):
+        kinds = [inner[0]] * len(value) if inner[1:] == (...,) else inner
+        return tuple(_convert(item, kind, field, where) for item, kind in zip(value, kinds, strict=True))
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is int and isinstance(value, str) and value[-1:].lower() in {"k", "m", "g"}:
+        try:
+            return whole_number(value)
+        except HerdError as error:
+            raise HerdError(f"{where} = {error}") from None
+    if hint is float and type(value) is int:
+        return float(value)
+    if origin is not typing.Literal and type(value) is not hint:  # exact, as a bool is an int to isinstance
+        kind = hint.__name__ if isinstance(hint, type) and origin is None else str(hint)
+        raise HerdError(f"{where} = {value!r} must be {kind}, it is {type(value).__name__}")
+    return value
