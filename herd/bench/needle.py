@@ -70,7 +70,7 @@ def needle(folder: Path, data: Path, *, context: int, seeds: int, budget_gb: flo
             told(f"read {done[0]:,} of {length:,}, {done[0] / (time.perf_counter() - begin):,.0f} tokens/s")
         return True
 
-    reader.read(torch.from_numpy(ids), told=heard)
+    reader.read(torch.from_numpy(ids), on_progress=heard)
     reading = time.perf_counter() - begin
     rows = [Row(case=f"read {length:,} tokens", unit="s", ours=reading, peer=1800, peer_name="bar: 30 minutes")]
     times = []

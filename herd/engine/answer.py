@@ -95,7 +95,7 @@ class Answer:
     def row(self, *, ahead: Sequence[int] | None = None) -> Row:
         """What the next token depends on. Raises HerdError where the structure allows none.
 
-        For a guess, `ahead` are the guesses before it, and the structure is left out: it knows nothing of them.
+        For a draft, `ahead` are the drafted tokens before it, and the structure is left out: it knows nothing of them.
         """
         return Row(
             params=self.params,

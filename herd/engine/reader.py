@@ -67,10 +67,12 @@ class Reader:
         config = self.model.config
         return [layer for layer in range(config.num_layers) if config.is_global(layer)] == [config.num_layers - 1]
 
-    def read(self, tokens: Tensor, *, begin: int | None = None, told: Callable[[int], bool] | None = None) -> None:
+    def read(
+        self, tokens: Tensor, *, begin: int | None = None, on_progress: Callable[[int], bool] | None = None
+    ) -> None:
         """Read `tokens` from position `begin` on, a chunk's edge; from where reading stopped if not given.
 
-        `told` hears how many tokens were read since it last heard, and stops the reading by returning False.
+        `on_progress` gets the number of tokens since its last call, and stops the reading by returning False.
         """
         begin = self.length if begin is None else begin
         if begin % self.chunk:
@@ -83,7 +85,7 @@ class Reader:
             part = tokens[at : min(at + step, whole)]
             self._read_chunks(part, begin + at)
             self.length = max(self.length, begin + at + len(part))
-            if told is not None and not told(len(part)):
+            if on_progress is not None and not on_progress(len(part)):
                 return
         if whole < len(tokens):
             self._read_piece(tokens[whole:], begin + whole)
@@ -91,7 +93,7 @@ class Reader:
 
     def arrange(self) -> None:
         """Copy the global layers' keys and values, like beside like, so that answers may leave some unread. It holds
-        until text is read in place of what stands now."""
+        until text is read in their place."""
         for layer in range(self.model.config.num_layers):
             if self.model.config.is_global(layer):
                 self._arranged[layer] = Arranged(self.cache.keys[layer], self.cache.values[layer], self.length)
@@ -144,7 +146,7 @@ class Reader:
         stop: Sequence[int] = (),
         epsilon: float | None = None,
     ) -> list[int]:
-        """Greedy continuation of what stands before position `at`, a chunk's edge, and of `question` after it.
+        """Greedy continuation of the text before position `at`, a chunk's edge, and of `question` after it.
 
         Text that stood there before is covered over: `kept` puts it back. With an `epsilon`, global layers leave pages
         unread that provably have no more than this share of a head's mass (herd.model.certified); call `arrange` once
@@ -167,14 +169,14 @@ class Reader:
 
     @torch.inference_mode()
     def follow(self, question: Sequence[int], answer: Sequence[int], *, at: int) -> list[int]:
-        """The likeliest token at each place of `answer`, given what of it stands before: all are those of `answer`
+        """The likeliest token at each place of `answer`, given what of it comes before: all are those of `answer`
         just where `answer` is the greedy continuation. One pass over the cache instead of one for each token."""
         likeliest: list[int] = self._along(question, answer, at).argmax(-1).tolist()
         return likeliest
 
     @torch.inference_mode()
     def losses(self, question: Sequence[int], answer: Sequence[int], *, at: int) -> list[float]:
-        """What each token of `answer` costs after what stands before it, in nats."""
+        """Loss of each token of `answer` after what comes before it, in nats."""
         logits_NV = self._along(question, answer, at).float()
         answer_N = torch.tensor(answer, device=self.device)
         losses: list[float] = F.cross_entropy(logits_NV, answer_N, reduction="none").tolist()

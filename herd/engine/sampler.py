@@ -11,8 +11,8 @@
 6. The draw, by the Gumbel trick: every token has a number E ~ Exp(1), and the least E / probability wins.
 
 E is a function of the seed, the token's place in the answer, and the token: what is drawn depends on nothing else, not
-on the batch, a preemption, or how many tokens were guessed ahead. A draft model that draws with the same numbers
-guesses what the model will draw (Daliri et al., arXiv:2408.07978), see `speculative`.
+on the batch, a preemption, or how many tokens were drafted. A draft model that draws with the same numbers
+drafts what the model will draw (Daliri et al., arXiv:2408.07978), see `speculative`.
 Left out: the noise has 24 bits; a token of less than 1e-8 is drawn more seldom than that.
 """
 
@@ -55,9 +55,9 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     """Above 1: tokens of prompt and answer become less likely."""
     frequency_penalty: float = 0.0
-    """Taken from a token's logit for every time that it stands in the answer."""
+    """Subtracted from a token's logit for every time that it is in the answer."""
     presence_penalty: float = 0.0
-    """Taken once from the logit of a token that stands in the answer."""
+    """Subtracted once from the logit of a token that is in the answer."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits of tokens by id."""
     stop: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ class Row:
     place: int
     """Tokens of the answer so far."""
     counts: Counter[int]
-    """How often each stands in it."""
+    """How often each is in it."""
     prompt: Tensor
     """The distinct tokens of the prompt."""
     allowed: Tensor | None = None
@@ -192,7 +192,7 @@ def truncated(logits_BV: Float[Tensor, "b v"], params: Sequence[SamplingParams])
 def least_kept(sorted_K: Float[Tensor, "k"], top_p: float, whole: Tensor | None = None) -> Tensor:
     """The least of these descending logits that top_p keeps; `whole` is the logsumexp, where they are not all."""
     share_K = (sorted_K - (sorted_K.logsumexp(0) if whole is None else whole)).exp()
-    # A token stays as long as what lies before it has not filled top_p; the first always stays.
+    # A token stays as long as those before it have not filled top_p; the first always stays.
     kept = int((share_K.cumsum(0) - share_K < top_p).sum()) if top_p < 1 else len(sorted_K)
     return sorted_K[max(1, kept) - 1]
 
@@ -209,7 +209,7 @@ def gumbel_noise(size: int, places: Sequence[tuple[int, int]]) -> Float[Tensor, 
 
 
 def log_probabilities(logits_V: Float[Tensor, "v"], token: int, count: int) -> tuple[float, list[tuple[int, float]]]:
-    """Natural log-probability of `token`, and the `count` likeliest tokens with theirs, by the model as it stands:
+    """Natural log-probability of `token`, and the `count` likeliest tokens with theirs, by the model itself:
     before any of the steps above."""
     logs_V = torch.log_softmax(logits_V.float(), -1)
     values, index = logs_V.topk(min(count, len(logs_V)))

@@ -44,7 +44,7 @@ class Drafter(Protocol):
 def num_drafts(answer: Answer, most: int, *, chunk_size: int) -> int:
     """How many tokens are worth drafting: two more than were accepted the last time, at most `most`.
 
-    What a forward reads of one request lies in one chunk: here the last token and the drafts behind it. The token
+    What a forward reads of one request is in one chunk: here the last token and the drafts behind it. The token
     behind the last draft is drawn too, so that one less than there is room for is drafted.
     """
     last = _length(answer) - 1
@@ -133,7 +133,7 @@ class DraftModel:
         going = {answer: self._unread(answer) for answer in answers if wanted[answer] > 0 and self._admit(answer)}
         while going:
             logits_SV = self._read(going)
-            # Who has more to read than one forward takes guesses nothing this time.
+            # A request with more to read than one forward takes has no drafts this time.
             ready = [i for i, answer in enumerate(going) if len(self._readings[answer].tokens) >= _length(answer)]
             drawn = [list(going)[i] for i in ready]
             rows = [answer.row(ahead=drafts[answer]) for answer in drawn]
@@ -163,8 +163,8 @@ class DraftModel:
         return _behind(answer, begin)[: end - begin]
 
     def _may_read(self, answer: Answer) -> bool:
-        """Whether a guess may be read as well. In local layers the next chunk takes the place of this one, which is
-        needed again where a guess proves wrong."""
+        """Whether a draft may be read as well. In local layers the next chunk replaces this one, which is
+        needed again where a draft is rejected."""
         at, chunk = len(self._readings[answer].tokens), self._model.config.chunk_size
         return at // chunk == _length(answer) // chunk and at < self._max_model_len
 
@@ -189,9 +189,9 @@ class _Reading:
 
     slot: int
     tokens: list[int] = field(default_factory=list)
-    """Prompt, answer, and guesses that may be wrong: those whose keys and values stand in the cache."""
+    """Prompt, answer, and drafts that may be wrong: those whose keys and values are in the cache."""
     known: int = 0
-    """So many of them were no guesses."""
+    """So many of them were no drafts."""
 
 
 def _length(answer: Answer) -> int:

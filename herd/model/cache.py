@@ -1,6 +1,6 @@
 """Keys and values of running requests, in pages.
 
-A page holds `config.page_tokens` tokens of one request. There are two pools: a global page stands for the same tokens
+A page holds `config.page_tokens` tokens of one request. There are two pools: a global page holds the same tokens
 in all global layers, a local page in all local layers, so that the bookkeeping (herd.engine.pages) knows nothing of
 layers. A request's tokens fill its pages in order. Local layers see the current chunk alone: there a table holds the
 chunk's pages only, and begins anew at the edge.
@@ -224,7 +224,7 @@ def _attend(
     """Query i of sequence g sees the positions 0 … last_GQ[g, i]."""
     (groups, queries, heads, width), (kv_heads, size) = q_GQHC.shape, keys_PKLC.shape[1:3]
     ratio, step = heads // kv_heads, max(1, BLOCK_KEYS // size)
-    # Whole blocks, and as many rows as `steadily` asks for: a row's sums are the same whatever stands beside it.
+    # Whole blocks, and as many rows as `steadily` asks for: a row's sums are the same whatever is beside it.
     table_GB = F.pad(table_GB, (0, -table_GB.shape[1] % step))
     if lacking := max(0, FEWEST_ROWS - queries):
         q_GQHC, last_GQ = F.pad(q_GQHC, (0, 0, 0, 0, 0, lacking)), F.pad(last_GQ, (0, lacking))

@@ -164,7 +164,7 @@ class FusedForward:
     def __call__(self, pack: Pack, *, cache: CacheView, rows_R: Tensor, embedded_ND: Tensor | None = None) -> Tensor:
         """Hidden states [R, D], fp32, of the rows `rows_R` (ascending); all rows' keys and values go to the cache.
 
-        `embedded_ND` stands for the embeddings of the tokens, where pictures are among them.
+        `embedded_ND` replaces the embeddings of the tokens, where pictures are among them.
         """
         self._use(cache.cache)
         return self._run(self._model, pack, cache, rows_R, embedded_ND)

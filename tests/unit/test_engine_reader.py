@@ -122,7 +122,7 @@ def test_reading_stops_when_it_is_told_to() -> None:
         heard.append(count)
         return len(heard) < 3
 
-    reader.read(tokens(100 * CHUNK), told=told)
+    reader.read(tokens(100 * CHUNK), on_progress=told)
     assert len(heard) == 3
     assert reader.length == sum(heard) < 100 * CHUNK
 

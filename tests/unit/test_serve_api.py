@@ -3,11 +3,19 @@
 import base64
 import http.client
 import json
+from dataclasses import replace
+from functools import partial
 
 import openai
 import pytest
+import torch
 from fake_herd import CONTEXT
 from serve_world import eventually, picture
+
+from herd.config import EngineConfig
+from herd.engine.load import load
+from herd.plan.counts import cache_bytes
+from herd.serve.api import default_cache_bytes
 
 
 def test_the_one_model_is_listed_and_found_by_name(server):
@@ -163,3 +171,13 @@ def test_a_video_comes_as_its_frames_and_a_broken_one_is_named(server):
     with pytest.raises(openai.BadRequestError, match="not a readable video") as caught:
         server.ask([part(b"nothing")])
     assert caught.value.param == "messages[0].content[0].video_url"
+
+
+def test_the_cache_has_room_for_eight_requests_and_for_the_longest_one(tiny_folder):
+    model = load(tiny_folder, dtype=torch.float32)
+    room = partial(cache_bytes, model.config, number_bytes=4)
+    config = EngineConfig(max_num_seqs=32)
+    assert default_cache_bytes(model, config) == 8 * room(4096)  # all that this model claims
+    assert default_cache_bytes(model, replace(config, max_model_len=512)) == 8 * room(512)
+    longest = replace(config, max_model_len=10 * 2**20, kv_cache_dtype="int8")
+    assert default_cache_bytes(model, longest) == room(10 * 2**20, int8=True)
