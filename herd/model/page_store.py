@@ -1,7 +1,7 @@
 """Pages of keys and values that lie in a file, or in 8 bits.
 
 **In a file.** It has no name, is as long as the pages may ever become, and takes room on the disk only as pages are
-first used (`grow`): so a full disk is an error that can be caught, where writing to a mapped hole would end the process.
+first used (`grow`): so a full disk raises an error, where writing to a mapped hole would end the process.
 
 **In 8 bits.** Keys have a scale for each channel of a page, as some channels are large in every token; values one for
 each token. Source: Liu et al., "KIVI" (2024), whose recent tokens stay wide; here a page that is not full is packed
