@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from herd.bench.table import Row, show
-from herd.config import CheckpointConfig, GuardConfig, MidtrainConfig, ModelConfig, preset
+from herd.config import CheckpointConfig, MidtrainConfig, ModelConfig, preset
 from herd.core.errors import unknown
 from herd.core.files import read_json, write_atomic, write_json
 from herd.core.lineage import Stage
@@ -34,13 +34,13 @@ from herd.evaluate.needle import Haystack
 from herd.model.init import first_weights
 from herd.model.parallel import ALONE
 from herd.model.transformer import Layer, Transformer
-from herd.stages.pretrain import train_language
+from herd.stages.language import train_language
 
 TRAINED = (256, 256, 256, 1024, 2048)
 """Tokens of the documents, by fifths of the training: finding is learnt in short ones, or not at all."""
 ASKED = (2048, 16_384, 131_072, 1_048_576)
-LIKENESS = 0.7
-"""See `herd.model.init.liken`: without it finding is not learnt in so few tokens."""
+QK_INIT_CORRELATION = 0.7
+"""See `herd.model.init`: without it finding is not learnt in so few tokens."""
 SEEDS_OF_A_DEPTH = 2
 
 
@@ -69,7 +69,7 @@ VARIANTS = {
 
 def model_of(variant: Variant, shape: ModelConfig, seed: int) -> Transformer:
     """First weights, the same for all variants of a seed."""
-    model = first_weights(replace(shape, **variant.changes), seed, likeness=LIKENESS)
+    model = first_weights(replace(shape, **variant.changes), seed, qk_init_correlation=QK_INIT_CORRELATION)
     for layer in model.layers:
         assert isinstance(layer, Layer)
         layer.attention.turns |= variant.turns
@@ -106,7 +106,7 @@ def trained(
         config = MidtrainConfig(
             seed=seed, num_tokens=num_tokens, batch_tokens=6144, lengths=TRAINED, short_share=0.2, context=256,
             plain_share=0.05, quote_share=0.05, needle_share=1.0, most_questions=256,
-            guard=GuardConfig(sigmas=0.0), checkpoint=CheckpointConfig(every_s=60),
+            checkpoint=CheckpointConfig(every_s=60),
         )  # fmt: skip
         stage = Stage("ablation", folder, config=config, parents={"data": data})
         model = model_of(VARIANTS[name], shape, seed)

@@ -119,7 +119,7 @@ class RandomTokens:
         return Batch(
             tokens_N=tokens,
             targets_N=tokens.roll(-1),
-            weights_N=torch.full((count,), 1 / count),
+            weights_N=torch.ones(count),
             positions_N=torch.arange(length).repeat(number),
             starts_S=torch.arange(number + 1, dtype=torch.int32) * length,
             images=None,

@@ -50,7 +50,7 @@ def random_batch(seed: int, num_documents: int = 8, length: int = 512) -> Batch:
     return Batch(
         tokens_N=tokens_N,
         targets_N=tokens_N.roll(-1),
-        weights_N=torch.full((count,), 1 / count),
+        weights_N=torch.ones(count),
         positions_N=torch.arange(length).repeat(num_documents),
         starts_S=torch.arange(0, count + 1, length, dtype=torch.int32),
         images=None,

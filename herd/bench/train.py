@@ -155,7 +155,7 @@ def make_ours(case: Case, config: OptimizerConfig) -> Step:
     batch = Batch(
         tokens_N=tokens_N,
         targets_N=tokens_N.roll(-1),
-        weights_N=torch.full((num_tokens,), 1 / num_tokens),
+        weights_N=torch.ones(num_tokens),
         positions_N=torch.arange(case.length).repeat(case.documents),
         starts_S=torch.arange(0, num_tokens + 1, case.length, dtype=torch.int32),
         images=None,

@@ -40,8 +40,9 @@ class NewModelConfig(Checked):
     """Shape to begin with; `herd plan PRESET` shows its size."""
     seed: Seed = 0
     """Of the first weights."""
-    likeness: Share = 0.0
-    """How far the first queries of global layers are their keys (0 to 1): finding in a long text begins sooner."""
+    qk_init_correlation: Share = 0.0
+    """Correlation of the first query weights of global layers with their key weights: finding in a long text begins
+    sooner."""
     text_only: bool = False
     """Leave the preset's vision encoder out."""
     dim: Count | None = None

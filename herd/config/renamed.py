@@ -8,7 +8,10 @@ ANY = "*"
 
 RENAMED = {
     ("vision", "preset"): ("model", "preset"),
-    ("vision", "likeness"): ("model", "likeness"),
+    ("vision", "likeness"): ("model", "qk_init_correlation"),
+    ("model", "likeness"): ("model", "qk_init_correlation"),
+    ("vision", "sharpness"): ("vision", "logit_scale"),
+    (ANY, "guard"): (ANY, "loss_spikes"),
     **{
         (command, old): (command, new)
         for command in ("chat", "generate", "serve")

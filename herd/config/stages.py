@@ -17,7 +17,13 @@ from herd.config.ranges import (
     Weight,
     at_least,
 )
-from herd.config.training import HOW_IT_RUNS, CheckpointConfig, GuardConfig, OptimizerConfig, ParallelConfig
+from herd.config.training import (
+    HOW_IT_RUNS,
+    CheckpointConfig,
+    LanguageTrainingConfig,
+    LossSpikesConfig,
+    OptimizerConfig,
+)
 from herd.core.errors import HerdError
 
 LANGUAGES = ("en", "de", "fr", "es", "it", "pt", "ru", "ja", "zh", "vi", "id", "hi", "ar")
@@ -76,10 +82,12 @@ class VisionStageConfig(Checked):
     """Views of pictures in all."""
     batch_pictures: Count = 256
     """Views of one optimizer step."""
-    sharpness: Positive = 2.0
-    """Inverse temperature of the scores."""
+    logit_scale: Positive = 2.0
+    """Factor on the contrastive scores before their softmax: an inverse temperature."""
+    trainable: tuple[str, ...] = ("vision.*", "unembedding.*")
+    """Parameters that are trained, by patterns of their names; the others are frozen."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=HOW_IT_RUNS)
-    guard: GuardConfig = field(default_factory=GuardConfig)
+    loss_spikes: LossSpikesConfig = field(default_factory=LossSpikesConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
@@ -92,11 +100,9 @@ class VisionStageConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(Checked):
+class PretrainConfig(LanguageTrainingConfig):
     """Text and pictures fused early."""
 
-    seed: Seed = 0
-    """Of the order of the documents, and of everything else that is drawn."""
     num_tokens: Count = 4_000_000
     """Tokens of training in all."""
     batch_tokens: Count = 6144
@@ -115,26 +121,12 @@ class PretrainConfig(Checked):
     """Languages in which a picture's name is asked for in one chat."""
     tiled_share: Share = 0.25
     """How often a large picture is shown in tiles, as chat shows it; else as one tile."""
-    micro_batches: Count = field(default=1, metadata=HOW_IT_RUNS)
-    """Parts into which a step's batch is cut between documents, computed one after the other: less memory."""
-    recompute: bool = field(default=False, metadata=HOW_IT_RUNS)
-    """Keep each layer's input alone and compute the layer again in the backward: far less memory, one more forward."""
-    balance_rate: Weight = 0.05
-    """How far a step moves the bias by which an expert is chosen, in logits, where it got nothing; 0: no bias."""
-    balance_coefficient: Weight = 0.0
-    """Weight of the load-balancing loss; 0: none."""
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=HOW_IT_RUNS)
-    guard: GuardConfig = field(default_factory=GuardConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=HOW_IT_RUNS)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MidtrainConfig(Checked):
+class MidtrainConfig(LanguageTrainingConfig):
     """Longer documents by stages, beside short ones."""
 
-    seed: Seed = 0
-    """Of the order of the documents, and of everything else that is drawn."""
     num_tokens: Count = 4_000_000
     """Tokens of training in all."""
     batch_tokens: Count = 8192
@@ -162,19 +154,9 @@ class MidtrainConfig(Checked):
     """Quotes or questions of one document."""
     answer_weight: Weight = 4.0
     """What a token of an answer or a quote weighs beside one of text: few are learnt in a long document."""
-    micro_batches: Count = field(default=1, metadata=HOW_IT_RUNS)
-    """Parts into which a step's batch is cut between documents, computed one after the other: less memory."""
-    recompute: bool = field(default=False, metadata=HOW_IT_RUNS)
-    """Keep each layer's input alone and compute the layer again in the backward: far less memory, one more forward."""
-    balance_rate: Weight = 0.05
-    """How far a step moves the bias by which an expert is chosen, in logits, where it got nothing; 0: no bias."""
-    balance_coefficient: Weight = 0.0
-    """Weight of the load-balancing loss; 0: none."""
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=HOW_IT_RUNS)
-    guard: GuardConfig = field(default_factory=lambda: GuardConfig(sigmas=0.0))
-    """Norms are not judged: longer documents and questions that begin to be answered are outliers by intent."""
-    parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=HOW_IT_RUNS)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss_spikes: LossSpikesConfig = field(default_factory=lambda: LossSpikesConfig(skip=("not_finite",)))
+    """Losses and norms are not judged: longer documents and questions that begin to be answered are outliers by
+    intent."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -188,11 +170,9 @@ class MidtrainConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftConfig(Checked):
+class SftConfig(LanguageTrainingConfig):
     """Chats: loss on the assistant's tokens only."""
 
-    seed: Seed = 0
-    """Of the order of the documents, and of everything else that is drawn."""
     num_tokens: Count = 1_000_000
     """Tokens of training in all."""
     batch_tokens: Count = 6144
@@ -205,17 +185,6 @@ class SftConfig(Checked):
     """Share of the tokens that are pieces of the training documents."""
     replay_weight: Weight = 0.2
     """What a token of these weighs beside an assistant's: a piece has many more that are learnt."""
-    micro_batches: Count = field(default=1, metadata=HOW_IT_RUNS)
-    """Parts into which a step's batch is cut between documents, computed one after the other: less memory."""
-    recompute: bool = field(default=False, metadata=HOW_IT_RUNS)
-    """Keep each layer's input alone and compute the layer again in the backward: far less memory, one more forward."""
-    balance_rate: Weight = 0.05
-    """How far a step moves the bias by which an expert is chosen, in logits, where it got nothing; 0: no bias."""
-    balance_coefficient: Weight = 0.0
-    """Weight of the load-balancing loss; 0: none."""
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=HOW_IT_RUNS)
-    guard: GuardConfig = field(default_factory=GuardConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=HOW_IT_RUNS)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             matrix_lr=0.01, embedding_lr=0.01, other_lr=0.004, unembedding_lr=0.004, warmup=0.02, decay=0.9

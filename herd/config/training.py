@@ -1,6 +1,6 @@
-"""What every stage that trains can be told of its optimizer, its checkpoints, its outliers and its ranks."""
+"""Settings that stages which train have in common: optimizer, checkpoints, outliers, ranks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from herd.config.ranges import (
@@ -11,6 +11,7 @@ from herd.config.ranges import (
     Positive,
     Rate,
     Seconds,
+    Seed,
     Share,
     Weight,
     at_least,
@@ -39,7 +40,9 @@ class OptimizerConfig(Checked):
     unembedding_lr: Rate = 0.008
     """AdamW's step for the unembedding."""
     weight_decay: Rate = 0.01
-    """Share of a weight that a step at a learning rate of 1 would remove."""
+    """Share of a weight that a step at a learning rate of 1 would remove, of matrices: layers, routers, unembedding."""
+    other_weight_decay: Rate = 0.0
+    """The same for the embedding, norms, biases and positions."""
     momentum: PartialShare = 0.95
     """Muon's: how much of the last steps' sum is kept."""
     betas: tuple[PartialShare, PartialShare] = (0.9, 0.95)
@@ -101,12 +104,39 @@ class CheckpointConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuardConfig(Checked):
-    """Which steps of a training are taken back as outliers, see docs/train.md."""
+class LossSpikesConfig(Checked):
+    """Which steps of a training are skipped as outliers, see docs/train.md."""
 
+    skip: tuple[Literal["not_finite", "loss", "grad_norm"], ...] = ("not_finite", "loss", "grad_norm")
+    """Kinds of outliers whose update is not made: loss or gradient norm not finite, loss too high, norm too high."""
     window: Annotated[int, at_least(16)] = 128
-    """Steps that tell what is usual; nothing is judged before the 16th."""
-    sigmas: Weight = 6.0
-    """A loss or gradient norm so far above its trend is an outlier; 0: only what is not a number."""
+    """Updates that tell what is usual; nothing is measured by them before the 16th."""
+    sigmas: Positive = 6.0
+    """A loss or gradient norm so far above its trend is an outlier."""
     patience: Count = 16
     """So many outliers in a row stop the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageTrainingConfig(Checked):
+    """What pre-training, mid-training and fine-tuning have in common."""
+
+    seed: Seed = 0
+    """Of the order of the documents, and of everything else that is drawn."""
+    trainable: tuple[str, ...] = ("embedding.*", "layers.*", "norm.*", "unembedding.*")
+    """Parameters that are trained, by patterns of their names such as `layers.*.attention.*`; the others are frozen, by
+    default the vision encoder."""
+    heldout_every: CountOrNone = field(default=0, metadata=HOW_IT_RUNS)
+    """Steps between two held-out losses, on a fixed slice of the data folder's held-out text; 0: none."""
+    micro_batches: Count = field(default=1, metadata=HOW_IT_RUNS)
+    """Parts into which a step's batch is cut between documents, computed one after the other: less memory."""
+    recompute: bool = field(default=False, metadata=HOW_IT_RUNS)
+    """Keep each layer's input alone and compute the layer again in the backward: far less memory, one more forward."""
+    balance_rate: Weight = 0.05
+    """How far a step moves the bias by which an expert is chosen, in logits, where it got nothing; 0: no bias."""
+    balance_coefficient: Weight = 0.0
+    """Weight of the load-balancing loss; 0: none."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=HOW_IT_RUNS)
+    loss_spikes: LossSpikesConfig = field(default_factory=LossSpikesConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=HOW_IT_RUNS)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

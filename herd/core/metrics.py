@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean that is told later: of what was counted everywhere."""
+    """A mean that is computed later, of what was counted in all parts and on all ranks."""
 
     total: float
     count: float

@@ -6,11 +6,10 @@ Which samples make which step is planned once, from the lengths; pixels are cut 
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -30,41 +29,6 @@ from herd.data.tokenizer import Tokenizer
 
 SEES_NONE = "as the model reads text alone"
 """Why pictures are left out."""
-
-
-class Sized(Protocol):
-    """A batch of any kind."""
-
-    @property
-    def size(self) -> int: ...
-
-
-B = TypeVar("B", bound=Sized)
-B_co = TypeVar("B_co", bound=Sized, covariant=True)
-
-
-@runtime_checkable
-class Batches(Protocol[B_co]):
-    """What a training loop reads."""
-
-    num_steps: int
-    unit: str
-    """What the size of a batch counts."""
-
-    def batch(self, step: int) -> B_co: ...
-
-
-def ahead(batches: Batches[B], start: int) -> Iterator[tuple[int, Future[B]]]:
-    """Steps from `start` on and their batches to come, the next one being made while the current one is used."""
-    with ThreadPoolExecutor(1) as worker:
-        waiting = worker.submit(batches.batch, start) if start < batches.num_steps else None
-        for step in range(start, batches.num_steps):
-            assert waiting is not None
-            coming = waiting
-            wait([coming])
-            if step + 1 < batches.num_steps:
-                waiting = worker.submit(batches.batch, step + 1)
-            yield step, coming
 
 
 def read_rows(folder: Path, name: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ class Sample:
 
 
 def pack(samples: Sequence[Sample], *, patch_id: int | None) -> Batch:
-    """Lay samples end to end; without a `patch_id` none has pictures. The learnt targets share weight 1."""
+    """Lay samples end to end; without a `patch_id` none has pictures. Weights are raw: the loss normalises."""
     lengths = [len(sample.ids) for sample in samples]
     tokens = np.concatenate([sample.ids for sample in samples]).astype(np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
@@ -43,7 +43,7 @@ def pack(samples: Sequence[Sample], *, patch_id: int | None) -> Batch:
     return Batch(
         tokens_N=torch.from_numpy(tokens),
         targets_N=torch.from_numpy(targets),
-        weights_N=torch.from_numpy(weights / max(weights.sum(), 1e-6)),
+        weights_N=torch.from_numpy(weights),
         positions_N=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])),
         starts_S=torch.from_numpy(starts),
         images=images,

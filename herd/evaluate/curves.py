@@ -30,6 +30,7 @@ def training_charts(lines: Lines) -> list[str]:
         line_chart("Loss, nats per token", losses),
         line_chart("Factor of the learning rates", {"factor": curve(lines, "lr_factor")}, from_zero=True),
         line_chart("Gradient norm", {"norm": curve(lines, "grad_norm")}, from_zero=True),
+        line_chart("Held-out bits per byte", {"held out": curve(lines, "heldout_bits_per_byte")}),
         *(line_chart(_speed_title(speed), {speed: curve(lines, speed)}, from_zero=True) for speed in speeds),
         line_chart("MaxVio", violations(lines), from_zero=True),
     ]

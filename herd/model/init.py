@@ -8,12 +8,13 @@ from herd.core.streams import seed_of
 from herd.model.transformer import Layer, Transformer
 
 
-def first_weights(shape: ModelConfig, seed: int, *, likeness: float = 0.0) -> Transformer:
-    """A new model in bf16, a function of its shape, the run's seed and `likeness` (see `liken`)."""
+def first_weights(shape: ModelConfig, seed: int, *, qk_init_correlation: float = 0.0) -> Transformer:
+    """A new model in bf16, a function of its shape, the run's seed and `qk_init_correlation` (see
+    `correlate_queries_with_keys`)."""
     model = Transformer(shape).to(torch.bfloat16)
     initialise(model, torch.Generator().manual_seed(seed_of(seed, "weights")))
-    if likeness:
-        liken(model, likeness)
+    if qk_init_correlation:
+        correlate_queries_with_keys(model, qk_init_correlation)
     return model
 
 
@@ -40,8 +41,8 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
 
 
 @torch.no_grad()
-def liken(model: Transformer, share: float) -> None:
-    """Let the queries of global layers begin near the keys of their group: correlated by `share`, each head in its own
+def correlate_queries_with_keys(model: Transformer, correlation: float) -> None:
+    """Let the queries of global layers begin near the keys of their group: with this correlation, each head in its own
     way. A token then attends to what is like it, and finding what follows the same words is a small step from there.
     """
     config = model.config
@@ -51,4 +52,4 @@ def liken(model: Transformer, share: float) -> None:
         if layer.attention.is_global:
             weight_HCD = layer.attention.qkv.weight.unflatten(0, (-1, config.head_dim))
             key_HCD = weight_HCD[heads : heads + kv_heads].repeat_interleave(heads // kv_heads, 0)
-            weight_HCD[:heads] = share * key_HCD + (1 - share**2) ** 0.5 * weight_HCD[:heads]
+            weight_HCD[:heads] = correlation * key_HCD + (1 - correlation**2) ** 0.5 * weight_HCD[:heads]

@@ -19,13 +19,14 @@ from herd.native.functions import (
 )
 from herd.native.library import find
 from herd.native.lowbit import lowbit_product, multiplies_lowbit
-from herd.native.optimizer import adamw, adamw_8bit, descend, momentum_update, square_sum
+from herd.native.optimizer import adamw, adamw_8bit, apply_update, momentum_update, square_sum
 from herd.native.paged import attend_pages, attends
 from herd.native.sparse import arrange, attend_some, page_bounds, reads_some
 
 __all__ = [
     "adamw",
     "adamw_8bit",
+    "apply_update",
     "arrange",
     "attend_pages",
     "attend_some",
@@ -33,7 +34,6 @@ __all__ = [
     "attention",
     "available",
     "combine",
-    "descend",
     "dispatch",
     "find",
     "grouped_product",

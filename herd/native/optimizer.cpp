@@ -1,7 +1,8 @@
 // The optimizer's passes over gradients, weights and moments, each of which reads and writes them once.
 //
-// A master weight is fp32 in two parts: the bf16 weight that the model computes with, and the signed 16-bit rest:
-// master's bits = (weight's bits << 16) + rest. The weight is thereby the master rounded to nearest, ties away from zero.
+// A master weight is fp32 in two parts: the bf16 weight that the model computes with, and signed 16-bit low bits:
+// master's bits = (weight's bits << 16) + low bits. The weight is thereby the master rounded to nearest, ties away from
+// zero.
 //
 // Moments in 8 bits: blocks of BLOCK numbers share a scale. A code is a small float, 2^(e - 15) (1 + m / 2^M) times the
 // scale, with M = 3 and a sign for the first moment, M = 4 for the root of the second; code 0 is zero, but for the root,
@@ -17,15 +18,15 @@ constexpr float TINY = 1e-30f;  // a scale below counts as zero
 
 inline __m512i bits(__m512 x) { return _mm512_castps_si512(x); }
 
-inline __m512 load_master(const bf16* weight, const int16_t* rest, __mmask16 mask) {
-  const __m512i low = _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, rest));
+inline __m512 load_master(const bf16* weight, const int16_t* low_bits, __mmask16 mask) {
+  const __m512i low = _mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(mask, low_bits));
   return _mm512_castsi512_ps(_mm512_add_epi32(bits(load(weight, mask)), low));
 }
 
-inline void store_master(bf16* weight, int16_t* rest, __m512 x, __mmask16 mask) {
+inline void store_master(bf16* weight, int16_t* low_bits, __m512 x, __mmask16 mask) {
   const __m512i high = _mm512_srli_epi32(_mm512_add_epi32(bits(x), _mm512_set1_epi32(0x8000)), 16);
   _mm256_mask_storeu_epi16(weight, mask, _mm512_cvtepi32_epi16(high));
-  _mm256_mask_storeu_epi16(rest, mask, _mm512_cvtepi32_epi16(bits(x)));
+  _mm256_mask_storeu_epi16(low_bits, mask, _mm512_cvtepi32_epi16(bits(x)));
 }
 
 // 32 bits of each place from `at` on.
@@ -65,7 +66,7 @@ struct AdamW {
   __m512 second(__m512 g, __m512 square) const {
     return _mm512_fmadd_ps(_mm512_set1_ps(1 - beta2), _mm512_fmsub_ps(g, g, square), square);
   }
-  __m512 descend(__m512 master, __m512 mean, __m512 square) const {
+  __m512 step(__m512 master, __m512 mean, __m512 square) const {
     const __m512 root =
         _mm512_add_ps(_mm512_sqrt_ps(_mm512_mul_ps(square, _mm512_set1_ps(unbias))), _mm512_set1_ps(1e-10f));
     return _mm512_fnmadd_ps(_mm512_set1_ps(rate), _mm512_div_ps(mean, root),
@@ -105,18 +106,18 @@ void momentum_update(const bf16* grad, float* mean, bf16* update, i64 n, double 
 }
 
 // master = keep * master - rate * update.
-void descend(const bf16* update, bf16* weight, int16_t* rest, i64 n, double keep, double rate) {
+void apply_update(const bf16* update, bf16* weight, int16_t* low_bits, i64 n, double keep, double rate) {
 #pragma omp parallel for schedule(static)
   for (i64 i = 0; i < n; i += 16) {
     const __mmask16 mask = first(n - i);
-    const __m512 m = _mm512_mul_ps(load_master(weight + i, rest + i, mask), _mm512_set1_ps(keep));
-    store_master(weight + i, rest + i, _mm512_fnmadd_ps(_mm512_set1_ps(rate), load(update + i, mask), m), mask);
+    const __m512 m = _mm512_mul_ps(load_master(weight + i, low_bits + i, mask), _mm512_set1_ps(keep));
+    store_master(weight + i, low_bits + i, _mm512_fnmadd_ps(_mm512_set1_ps(rate), load(update + i, mask), m), mask);
   }
 }
 
 // `keep` = 1 - rate * decay, `rate` holds the first moment's bias correction, `unbias` = 1 / the second's.
-void adamw(const bf16* grad, bf16* weight, int16_t* rest, float* mean, float* square, i64 n, double clip, double beta1,
-           double beta2, double keep, double rate, double unbias) {
+void adamw(const bf16* grad, bf16* weight, int16_t* low_bits, float* mean, float* square, i64 n, double clip,
+           double beta1, double beta2, double keep, double rate, double unbias) {
   const AdamW rule{(float)beta1, (float)beta2, (float)keep, (float)rate, (float)unbias};
 #pragma omp parallel for schedule(static)
   for (i64 i = 0; i < n; i += 16) {
@@ -126,12 +127,12 @@ void adamw(const bf16* grad, bf16* weight, int16_t* rest, float* mean, float* sq
     const __m512 b = rule.second(g, _mm512_maskz_loadu_ps(mask, square + i));
     _mm512_mask_storeu_ps(mean + i, mask, a);
     _mm512_mask_storeu_ps(square + i, mask, b);
-    store_master(weight + i, rest + i, rule.descend(load_master(weight + i, rest + i, mask), a, b), mask);
+    store_master(weight + i, low_bits + i, rule.step(load_master(weight + i, low_bits + i, mask), a, b), mask);
   }
 }
 
 // The same with moments in 8 bits; scales[block] = (of the first moment, of the second's root).
-void adamw_8bit(const bf16* grad, bf16* weight, int16_t* rest, uint8_t* mean, uint8_t* root, float* scales, i64 n,
+void adamw_8bit(const bf16* grad, bf16* weight, int16_t* low_bits, uint8_t* mean, uint8_t* root, float* scales, i64 n,
                 double clip, double beta1, double beta2, double keep, double rate, double unbias, i64 seed) {
   const AdamW rule{(float)beta1, (float)beta2, (float)keep, (float)rate, (float)unbias};
 #pragma omp parallel for schedule(static)
@@ -150,7 +151,8 @@ void adamw_8bit(const bf16* grad, bf16* weight, int16_t* rest, uint8_t* mean, ui
       b[j] = rule.second(g, _mm512_mul_ps(s, s));
       most_a = _mm512_max_ps(most_a, _mm512_abs_ps(a[j]));
       most_b = _mm512_max_ps(most_b, b[j]);
-      store_master(weight + i, rest + i, rule.descend(load_master(weight + i, rest + i, mask), a[j], b[j]), mask);
+      const __m512 master = load_master(weight + i, low_bits + i, mask);
+      store_master(weight + i, low_bits + i, rule.step(master, a[j], b[j]), mask);
     }
     const float top_a = _mm512_reduce_max_ps(most_a) / largest<3>();
     const float top_b = std::sqrt(_mm512_reduce_max_ps(most_b)) / largest<4>();

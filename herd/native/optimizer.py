@@ -22,20 +22,20 @@ def momentum_update(grad: Tensor, first: Tensor, clip: float, momentum: float) -
     return update
 
 
-def descend(weight: Tensor, rest: Tensor, update: Tensor, keep: float, rate: float) -> None:
-    call("descend", update.contiguous(), weight, rest, weight.numel(), float(keep), float(rate))
+def apply_update(weight: Tensor, low_bits: Tensor, update: Tensor, keep: float, rate: float) -> None:
+    call("apply_update", update.contiguous(), weight, low_bits, weight.numel(), float(keep), float(rate))
 
 
 def adamw(
-    grad: Tensor, weight: Tensor, rest: Tensor, first: Tensor, second: Tensor, numbers: tuple[float, ...]
+    grad: Tensor, weight: Tensor, low_bits: Tensor, first: Tensor, second: Tensor, numbers: tuple[float, ...]
 ) -> None:
-    call("adamw", grad.contiguous(), weight, rest, first, second, weight.numel(), *map(float, numbers))
+    call("adamw", grad.contiguous(), weight, low_bits, first, second, weight.numel(), *map(float, numbers))
 
 
 def adamw_8bit(
     grad: Tensor,
     weight: Tensor,
-    rest: Tensor,
+    low_bits: Tensor,
     first: Tensor,
     second: Tensor,
     scales: Tensor,
@@ -43,4 +43,4 @@ def adamw_8bit(
     seed: int,
 ) -> None:
     count = weight.numel()
-    call("adamw_8bit", grad.contiguous(), weight, rest, first, second, scales, count, *map(float, numbers), seed)
+    call("adamw_8bit", grad.contiguous(), weight, low_bits, first, second, scales, count, *map(float, numbers), seed)

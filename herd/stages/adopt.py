@@ -22,7 +22,7 @@ from herd.model.formats import huggingface
 from herd.model.formats.gguf import read_gguf
 from herd.model.formats.llama import read_folder, read_gguf_llama
 from herd.model.formats.source import only_gguf, other_kind
-from herd.stages.pretrain import count_parameters
+from herd.stages.model_folder import count_parameters
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EYES = ("tiny",)

@@ -6,7 +6,7 @@ from herd.config import NewModelConfig, preset
 from herd.core.lineage import Stage
 from herd.data.tokenizer import Tokenizer
 from herd.model.init import first_weights
-from herd.stages.pretrain import save_model
+from herd.stages.model_folder import save_model
 
 
 def new_model(config: NewModelConfig, data: Path, out: Path) -> Path:
@@ -14,5 +14,5 @@ def new_model(config: NewModelConfig, data: Path, out: Path) -> Path:
     stage = Stage("model", out, config=config, parents={"data": data})
     tokenizer = Tokenizer.load(data / "tokenizer")
     base = preset(config.preset, vocab_size=tokenizer.vocab_size, special=tokenizer.ids)
-    network = first_weights(config.shape(base), config.seed, likeness=config.likeness)
+    network = first_weights(config.shape(base), config.seed, qk_init_correlation=config.qk_init_correlation)
     return save_model(network, tokenizer, stage)

@@ -2,28 +2,22 @@
 
 from pathlib import Path
 
-import torch
-
 from herd.config import SftConfig
 from herd.core.lineage import Stage
 from herd.data.image import ImageProcessor
 from herd.data.loader import SftBatches
-from herd.data.tokenizer import Tokenizer
-from herd.model.formats import huggingface
 from herd.model.parallel import Parallel, start
-from herd.stages.pretrain import save_model, tell_left_out, train_language
+from herd.stages.language import heldout_loss, open_model, train_language
+from herd.stages.model_folder import report_left_out, save_model
 
 
 def sft(config: SftConfig, model: Path, data: Path, out: Path) -> Path:
     """Fine-tune the model folder `model` on the data folder's chats; returns the finished folder `out`."""
     parallel = Parallel(start(config.parallel))
     stage = Stage("sft", out, config=config, parents={"model": model, "data": data})
-    network = huggingface.load(model, dtype=torch.bfloat16).requires_grad_(True)
-    tokenizer = Tokenizer.load(model, ids=network.config.special)
-    if network.vision is not None:
-        network.vision.requires_grad_(False)  # as in pre-training
-    parallel.apply(network)
+    network, tokenizer = open_model(model, config, parallel)
     batches = SftBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
-    left_out = tell_left_out(batches.left_out, stage, parallel)
-    train_language(network, batches, config, stage, parallel)
-    return save_model(network, tokenizer, stage, parallel, told=lambda _: left_out)
+    left_out = report_left_out(batches.left_out, stage, parallel)
+    hooks = heldout_loss(network, tokenizer, data, config, parallel)
+    train_language(network, batches, config, stage, parallel, hooks=hooks)
+    return save_model(network, tokenizer, stage, parallel, facts=lambda _: left_out)

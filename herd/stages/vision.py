@@ -29,9 +29,10 @@ from herd.data.loader import PictureShelf
 from herd.data.tokenizer import Tokenizer
 from herd.model.formats import huggingface
 from herd.model.transformer import Transformer
-from herd.stages.pretrain import save_model, tell_left_out
+from herd.stages.model_folder import report_left_out, save_model
 from herd.train.loop import train
 from herd.train.losses import cross_entropy
+from herd.train.trainable import set_trainable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +97,9 @@ def contrastive_loss(
     names_QPD: Float[Tensor, "q p d"],
     own_B: Int[Tensor, "b"],
     group_P: Int[Tensor, "p"],
-    sharpness: float,
+    logit_scale: float,
 ) -> tuple[Float[Tensor, ""], float]:
-    """Mean over b, q of -log softmax_p(sharpness * <hidden_bq, names_qp>)_own(b).
+    """Mean over b, q of -log softmax_p(logit_scale * <hidden_bq, names_qp>)_own(b).
 
     Also the share of pictures whose own names score highest, by the sum over q.
 
@@ -108,7 +109,7 @@ def contrastive_loss(
     twins_BP = (group_P[own_B, None] == group_P) & (own_B[:, None] != torch.arange(len(group_P)))
     score_QBP = score_QBP.masked_fill(twins_BP, float("-inf"))
     accuracy = (score_QBP.sum(0).argmax(-1) == own_B).float().mean()
-    return F.cross_entropy((sharpness * score_QBP).flatten(0, 1), own_B.repeat(hidden_BQD.shape[1])), float(accuracy)
+    return F.cross_entropy((logit_scale * score_QBP).flatten(0, 1), own_B.repeat(hidden_BQD.shape[1])), float(accuracy)
 
 
 def naming_loss(
@@ -133,9 +134,7 @@ def vision(config: VisionStageConfig, model: Path, data: Path, out: Path) -> Pat
     if shape.vision is None:
         raise HerdError(f"{model} has no vision encoder: leave the vision stage out, or give a model that has one")
     tokenizer = Tokenizer.load(model, ids=shape.special)
-    # Gradients only where the losses reach.
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name.startswith(("vision.", "unembedding.")))
+    set_trainable(network, config.trainable)
 
     processor = ImageProcessor(shape.vision)
     shelf = PictureShelf(data, processor)
@@ -146,7 +145,7 @@ def vision(config: VisionStageConfig, model: Path, data: Path, out: Path) -> Pat
             f"{data} has {len(shelf.names)} training pictures with names: num_views={config.num_views} of them make no "
             f"batch of batch_pictures={config.batch_pictures}; lower that, or give a data folder with pictures"
         )
-    facts = tell_left_out(left_out, stage)
+    facts = report_left_out(left_out, stage)
     names = [{lang: tokenizer.encode(name) for lang, name in names.items()} for names in shelf.things]
     num_tokens = processor.config.tokens_per_tile
     weights_RV = name_weights(names, shape.vocab_size, num_tokens)
@@ -157,11 +156,11 @@ def vision(config: VisionStageConfig, model: Path, data: Path, out: Path) -> Pat
         assert model.vision is not None
         hidden_BQD = model.norm(model.vision(batch.tiles.to(torch.bfloat16)))
         names_QPD = torch.sparse.mm(weights_RV, model.unembedding.weight.float()).unflatten(0, (num_tokens, -1))
-        drawn, accuracy = contrastive_loss(hidden_BQD, names_QPD, batch.thing_B, group_P, config.sharpness)
+        drawn, accuracy = contrastive_loss(hidden_BQD, names_QPD, batch.thing_B, group_P, config.logit_scale)
         own_RD = names_QPD[:, batch.thing_B].transpose(0, 1).flatten(0, 1)
         spoken = naming_loss(hidden_BQD.flatten(0, 1), model.unembedding.weight, own_RD)
         figures = {"contrastive_loss": drawn.item(), "naming_loss": spoken.item(), "contrastive_accuracy": accuracy}
         return drawn + spoken, figures
 
     train(network, batches, loss_fn, config, stage)
-    return save_model(network, tokenizer, stage, told=lambda _: facts)
+    return save_model(network, tokenizer, stage, facts=lambda _: facts)

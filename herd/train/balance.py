@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from herd.data.loader import B, Batches
+from herd.data.batches import B, Batches
 from herd.model.moe import MoE
 from herd.model.transformer import Transformer
 from herd.train.fold import BATCHES, fold, fold_steps
@@ -57,7 +57,7 @@ def total_balance_loss(model: Transformer, sum_counts: Callable[[Tensor], Tensor
     return torch.stack(losses).mean() * (rows / all_rows)
 
 
-def moved(
+def update_bias(
     bias_LE: Float[Tensor, "l e"], drift_LE: Float[Tensor, "l e"], count_LE: Int[Tensor, "l e"], rate: float
 ) -> tuple[Float[Tensor, "l e"], Float[Tensor, "l e"]]:
     """With v_e = 1 - count_e / mean count: the bias b_e + rate * v_e + d_e, shifted to a mean of zero, which changes no
@@ -92,19 +92,19 @@ class Balancer:
         self.model, self.rate, self.reduce = model, rate, reduce
         self.mixtures = mixtures(model)
         self.folds = fold_steps(batches.num_steps)
-        self._again: Callable[[int], object] = lambda step: forward(model, batches.batch(step))
+        self._forward: Callable[[int], object] = lambda step: forward(model, batches.batch(step))
         shape = (len(self.mixtures), model.config.moe.num_experts)
         self.bias_LE = torch.zeros(shape, device=model.embedding.weight.device)
         self.drift_LE = torch.zeros_like(self.bias_LE)
-        self._show()
+        self._set_biases()
 
-    def _show(self) -> None:
+    def _set_biases(self) -> None:
         """Set the biases where the model reads them."""
         if self.rate:
             for moe, bias_E in zip(self.mixtures, self.bias_LE, strict=True):
                 moe.bias_E = bias_E
 
-    def _counted(self) -> list[Tensor]:
+    def _pop_counts(self) -> list[Tensor]:
         """Each mixture's counts since the last call."""
         counts = [moe.count_E for moe in self.mixtures if moe.count_E is not None]
         for moe in self.mixtures:
@@ -114,14 +114,14 @@ class Balancer:
     def after_step(self, step: int, optimizer: Optimizer, *, updated: bool) -> dict[str, object]:
         """Move the biases against the counts of this step, but an outlier, and fold them if it is time; gives what to
         record."""
-        counts = self._counted()
+        counts = self._pop_counts()
         if not counts:  # a stage that trains another part of the model
             return {}
         count_LE = torch.stack(counts)
         self.reduce(count_LE)
         if self.rate and updated:
-            self.bias_LE, self.drift_LE = moved(self.bias_LE, self.drift_LE, count_LE, self.rate)
-            self._show()
+            self.bias_LE, self.drift_LE = update_bias(self.bias_LE, self.drift_LE, count_LE, self.rate)
+            self._set_biases()
         shares_LE = count_LE / count_LE.sum(-1, keepdim=True)
         worst = max(max_violation(load_E) for load_E in shares_LE)
         metrics: dict[str, object] = {"expert_load": count_LE.tolist(), "max_vio": worst}
@@ -133,12 +133,12 @@ class Balancer:
     def _fold(self, done: int, optimizer: Optimizer) -> dict[str, list[float]]:
         def read_again() -> None:
             for step in range(max(0, done - BATCHES), done):
-                self._again(step)
+                self._forward(step)
 
         facts = fold(self.model, self.bias_LE, optimizer, read_again, self.reduce)
         self.bias_LE = torch.zeros_like(self.bias_LE)
-        self._show()
-        self._counted()
+        self._set_biases()
+        self._pop_counts()
         return facts
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -146,4 +146,4 @@ class Balancer:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.bias_LE, self.drift_LE = state["bias_LE"].clone(), state["drift_LE"].clone()
-        self._show()
+        self._set_biases()

@@ -69,7 +69,7 @@ class Checkpoints:
         """How many checkpoints were begun, over all attempts."""
         self._copy: State | None = None
         self._writing: Future[None] | None = None
-        self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=_step_back)
+        self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=_lower_priority)
         self._begun = time.monotonic()
         several = dist.is_initialized()
         # Two, as their messages cross: the thread's while it writes, and the loop's.
@@ -85,7 +85,7 @@ class Checkpoints:
             if not at_once:
                 self.wait()
         except Exception:
-            if kind is None:  # else what went wrong first is told
+            if kind is None:  # else what went wrong first is raised
                 raise
         finally:
             self._thread.shutdown(wait=not at_once)
@@ -102,7 +102,7 @@ class Checkpoints:
             self.step, self.number = mark["step"], mark["number"]
         return self.step
 
-    def turn(self, step: int, *, leave: bool = False) -> bool:
+    def save_if_due(self, step: int, *, leave: bool = False) -> bool:
         """Between two steps, `step` of them done: save if it is time to, or if any rank wants to leave.
 
         Returns whether any rank does; the checkpoint is then committed. Raises on all ranks if an earlier one could not
@@ -339,9 +339,9 @@ def load(path: Path, state: State) -> None:
             raise HerdError(trouble)
         _plainly(dcp.load, state, storage_reader=_SafeReader(path), no_dist=not dist.is_initialized())
     except Exception as error:
-        told = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         raise HerdError(
-            f"the checkpoint {path} does not fit what is trained now ({told}): give the settings that it was made "
+            f"the checkpoint {path} does not fit what is trained now ({reason}): give the settings that it was made "
             "with, or --restart to move it aside and begin anew"
         ) from error
 
@@ -359,7 +359,7 @@ def misfit(held: Mapping[str, STORAGE_TYPES], wanted: Mapping[str, Any]) -> str 
     return None
 
 
-def _step_back() -> None:
+def _lower_priority() -> None:
     """Let the training go first: a thread that takes a core from one of its equals holds up all of them."""
     if sys.platform == "linux":  # where a thread has a priority of its own
         thread = threading.get_native_id()

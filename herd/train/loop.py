@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from statistics import median
 from typing import Protocol
 
@@ -10,18 +11,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from herd.config import CheckpointConfig, GuardConfig, OptimizerConfig
+from herd.config import CheckpointConfig, LossSpikesConfig, OptimizerConfig
 from herd.core.errors import HerdError, Interrupted, Stopped
 from herd.core.lineage import Stage
 from herd.core.metrics import Mean
 from herd.core.signals import Request, asked_to_stop
 from herd.core.streams import seed_of
 from herd.core.tracker import Tracker
-from herd.data.loader import B, Batches, ahead
+from herd.data.batches import B, Batches, prefetch
 from herd.model.parallel import ALONE, Parallel
 from herd.model.transformer import Transformer
 from herd.train.checkpoint import Checkpoints, Stateful
-from herd.train.guard import Guard
+from herd.train.heldout import METRIC as HELDOUT
+from herd.train.loss_spikes import LossSpikes
 from herd.train.optimizer import Optimizer
 
 LossFunction = Callable[[Transformer, B], tuple[Tensor, Mapping[str, float | Mean]]]
@@ -37,15 +39,15 @@ class TrainConfig(Protocol):
     @property
     def checkpoint(self) -> CheckpointConfig: ...
     @property
-    def guard(self) -> GuardConfig: ...
+    def loss_spikes(self) -> LossSpikesConfig: ...
 
 
 class Hook(Stateful, Protocol):
     """Follows a run step by step. What it keeps is saved with the run, under the name of its class."""
 
     def after_step(self, step: int, optimizer: Optimizer, *, updated: bool) -> dict[str, object]:
-        """Told after each step, and whether its update was made; returns what is recorded of it. It may change weights
-        by way of the optimizer, which keeps the masters."""
+        """Called after each step with whether its update was made; returns what is recorded of the step. It may change
+        weights by way of the optimizer, which keeps the masters."""
         ...
 
 
@@ -62,15 +64,16 @@ def train(
 ) -> None:
     """Train `model` in place to the end of `batches`; checkpoints, metrics and the clock live in the stage's folder.
 
-    `loss_fn` gives what is minimised and what is recorded. What it draws from torch's own generator is a function of
-    the seed and the step. Raises Stopped after SIGTERM or Ctrl-C, and HerdError when a batch cannot be had or outliers
-    come in a row; all steps before are then saved. All ranks of `parallel` run this, on their parts of model and
-    batches; what is recorded is summed over them, and the first one writes it. `split` tells the parts of a batch that
-    are computed one after the other before the one update.
+    `loss_fn` gives what is minimised and what is recorded, of a part of the step's batch: over micro-batches and ranks
+    both are summed, so it divides by what is the whole step's, such as `Batch.total_weight`. What it draws from torch's
+    own generator is a function of the seed and the step. Raises Stopped after SIGTERM or Ctrl-C, and HerdError when a
+    batch cannot be had or outliers come in a row; all steps before are then saved, and a batch in the making is
+    cancelled. All ranks of `parallel` run this, on their parts of model and batches, and the first one writes what is
+    recorded. `split` gives the micro-batches that are computed one after the other before the one update.
     """
-    optimizer, guard = Optimizer(model, config.optimizer, batches.num_steps, parallel), Guard(config.guard)
+    optimizer, spikes = Optimizer(model, config.optimizer, batches.num_steps, parallel), LossSpikes(config.loss_spikes)
     record = stage.work / "metrics.jsonl" if parallel.first else None
-    parts: dict[str, Stateful] = {"optimizer": optimizer, "guard": guard}
+    parts: dict[str, Stateful] = {"optimizer": optimizer, "loss_spikes": spikes}
     parts |= {type(hook).__name__: hook for hook in hooks}
     model.train()
     with (
@@ -78,59 +81,57 @@ def train(
         Tracker(record, start_step=(start := checkpoints.resume())) as tracker,
         asked_to_stop() as request,
         progress_bar(quiet=not parallel.first) as bar,
+        closing(prefetch(batches, start, request.__bool__)) as steps,
     ):
         if start > batches.num_steps:
             raise HerdError(f"{start} steps are saved, more than the {batches.num_steps} asked for: set more tokens")
         if parallel.first:
             stage.resumed(start)
-        speeds: list[int] = []
-        task = bar.add_task(stage.name, total=batches.num_steps, completed=start, note="")
-        for step, coming in ahead(batches, start):
-            if checkpoints.turn(step, leave=bool(request or guard.trouble or coming.exception())):
-                missing = coming.exception()
-                raise why_left(step, batches.num_steps, request, guard, missing) from missing
+        meter = Meter(bar, stage.name, batches, start)
+        for step, coming in steps:
+            failed = coming.exception() if coming.done() else None
+            if checkpoints.save_if_due(step, leave=bool(request or spikes.trouble or failed)):
+                raise why_left(step, batches.num_steps, request, spikes, failed) from failed
             batch = coming.result()
             torch.manual_seed(seed_of(config.seed, "step", step))
-            began = time.monotonic()
             loss, counted = accumulate(model, split(batch), loss_fn)
             parallel.sum_gradients(optimizer.parameters)
-            objective, size, told = parallel.total(loss, batch.size, counted)
+            objective, size, figures = parallel.total(loss, batch.size, counted)
             rate, norm = optimizer.schedule(step), optimizer.grad_norm()
-            metrics: dict[str, object] = {"loss": objective, **told, "lr_factor": rate, "grad_norm": norm}
-            outlier = guard.judge(objective, norm)
+            metrics: dict[str, object] = {"loss": objective, **figures, "lr_factor": rate, "grad_norm": norm}
+            outlier = spikes.judge(objective, norm)
             if outlier is None:
                 optimizer.step(step, norm)
             else:
                 metrics["skipped"] = outlier
-                bar.console.print(f"step {step} is left out: its {outlier}")
+                bar.console.print(f"step {step} skipped: its {outlier}")
             optimizer.clear()
             for hook in hooks:
                 metrics |= hook.after_step(step, optimizer, updated=outlier is None)
-            speeds.append(round(size / (time.monotonic() - began)))
-            tracker.log(step, **metrics, **{f"{batches.unit}_per_s": speeds[-1]}, seconds=round(stage.seconds, 2))
-            # The median, as single steps vary: the last one's rate is what the bar would be remembered by.
-            note = f"loss {metrics['loss']:.3f}, {median(speeds):,.0f} {batches.unit}/s"
-            bar.update(task, advance=1, note=note)
-    if guard.num_skipped and parallel.first:
-        print(f"{stage.name}: {guard.num_skipped} of {batches.num_steps} steps were left out as outliers")
+            metrics |= meter.advance(size, metrics)
+            tracker.log(step, **metrics, seconds=round(stage.seconds, 2))
+    if spikes.num_skipped and parallel.first:
+        print(f"{stage.name}: {spikes.num_skipped} of {batches.num_steps} steps skipped as outliers")
     model.eval()
 
 
 def accumulate(
     model: Transformer, parts: Sequence[B], loss_fn: LossFunction[B]
 ) -> tuple[float, dict[str, float | Mean]]:
-    """Add up the gradients of the parts of a batch, and what is told of them."""
-    total, told = 0.0, dict[str, float | Mean]()
+    """Add up the gradients of the parts of a batch, and their metrics."""
+    total, figures = 0.0, dict[str, float | Mean]()
     for part in parts:
         loss, counted = loss_fn(model, part)
         loss.backward()
         total += loss.item()
         for name, value in counted.items():
-            told[name] = told[name] + value if name in told else value  # type: ignore[operator]
-    return total, told
+            figures[name] = figures[name] + value if name in figures else value  # type: ignore[operator]
+    return total, figures
 
 
-def why_left(step: int, num_steps: int, request: Request, guard: Guard, missing: BaseException | None) -> BaseException:
+def why_left(
+    step: int, num_steps: int, request: Request, spikes: LossSpikes, missing: BaseException | None
+) -> BaseException:
     """The error that ends a run before its end, all `step` steps before being saved."""
     saved = f"the {step} steps of {num_steps} before are saved"
     if isinstance(missing, OSError):
@@ -140,12 +141,36 @@ def why_left(step: int, num_steps: int, request: Request, guard: Guard, missing:
         return HerdError(f"{missing}; {saved}")
     if missing is not None:
         return missing
-    if guard.trouble:
+    if spikes.trouble:
         return HerdError(
-            f"{guard.trouble}: look at the data there and at the learning rates; {saved}, and the same command goes on"
+            f"{spikes.trouble}: look at the data there and at the learning rates; {saved}, and the same command goes on"
         )
     kind = Interrupted if request.by_ctrl_c else Stopped
     return kind(f"stopped as asked, {saved}: the same command goes on from there")
+
+
+class Meter:
+    """The rate of a training, in the metrics and on the bar, with the losses."""
+
+    def __init__(self, bar: Progress, name: str, batches: Batches[B], start: int) -> None:
+        self.bar, self.unit = bar, batches.unit
+        self._task = bar.add_task(name, total=batches.num_steps, completed=start, note="")
+        self._rates: list[int] = []
+        self._heldout = ""
+        self._last = time.monotonic()
+
+    def advance(self, size: float, metrics: Mapping[str, object]) -> dict[str, object]:
+        """After a step over `size` of the unit; gives its rate, by the time since the last step's end: waiting for data
+        and for checkpoints is in it."""
+        now = time.monotonic()
+        self._rates.append(round(size / (now - self._last)))
+        self._last = now
+        if HELDOUT in metrics:
+            self._heldout = f", held out {metrics[HELDOUT]:.3f} bits/byte"
+        # The median, as single steps vary: the last one's rate is what the bar would be remembered by.
+        note = f"loss {metrics['loss']:.3f}{self._heldout}, {median(self._rates):,.0f} {self.unit}/s"
+        self.bar.update(self._task, advance=1, note=note)
+        return {f"{self.unit}_per_s": self._rates[-1]}
 
 
 def progress_bar(*, quiet: bool) -> Progress:

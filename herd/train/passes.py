@@ -1,8 +1,8 @@
 """What an optimizer does to one parameter: fp32 masters, moments in fp32 or 8 bits. By C++ kernels, or by PyTorch.
 
-A parameter in bf16 is the upper half of its master: the master's bits are the weight's, shifted by 16, plus a signed
-16-bit rest. So the weight is the master rounded to nearest (ties away from zero), and both take 4 bytes, not 6. A
-parameter in fp32 is its own master, without a rest.
+A parameter in bf16 is the upper half of its master: the master's bits are the weight's, shifted by 16, plus the signed
+16-bit `low_bits`. So the weight is the master rounded to nearest (ties away from zero), and both take 4 bytes, not 6. A
+parameter in fp32 is its own master, without low bits.
 
 Moments in 8 bits (the idea: Dettmers et al., 2110.02861; the code is our own): blocks of 128 numbers share a scale, a
 code is a small float of four exponent bits, with a sign and three more bits for the first moment, with four more for
@@ -28,7 +28,7 @@ TINY = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamW:
+class AdamWStep:
     """One step's numbers: `rate` holds the first moment's correction, `unbias` is the second's; `keep` is 1 - rate *
     decay."""
 
@@ -39,30 +39,30 @@ class AdamW:
     unbias: float
 
     @property
-    def numbers(self) -> tuple[float, ...]:
+    def in_order(self) -> tuple[float, ...]:
         return (self.clip, *self.betas, self.keep, self.rate, self.unbias)
 
 
-def rest_of(parameter: Tensor) -> Tensor | None:
-    """The rest of a new master, which equals the parameter; None if that is its own master."""
+def new_low_bits(parameter: Tensor) -> Tensor | None:
+    """The low bits of a new master, which equals the parameter; None if that is its own master."""
     return torch.zeros_like(parameter, dtype=torch.int16) if parameter.dtype == torch.bfloat16 else None
 
 
-def master_of(weight: Tensor, rest: Tensor | None) -> Tensor:
-    """The fp32 master; without a rest the weight itself."""
-    if rest is None:
+def read_master(weight: Tensor, low_bits: Tensor | None) -> Tensor:
+    """The fp32 master; without low bits the weight itself."""
+    if low_bits is None:
         return weight
-    return ((weight.view(torch.int16).int() << 16) + rest.int()).view(torch.float32)
+    return ((weight.view(torch.int16).int() << 16) + low_bits.int()).view(torch.float32)
 
 
-def keep_master(weight: Tensor, rest: Tensor | None, master: Tensor) -> None:
-    """Set weight and rest to the master's two parts."""
-    if rest is None:
+def write_master(weight: Tensor, low_bits: Tensor | None, master: Tensor) -> None:
+    """Set weight and low bits to the master's two parts."""
+    if low_bits is None:
         weight.copy_(master)
         return
     bits = master.view(torch.int32)
     weight.view(torch.int16).copy_((bits + 0x8000) >> 16)
-    rest.copy_(((bits + 0x8000) & 0xFFFF) - 0x8000)
+    low_bits.copy_(((bits + 0x8000) & 0xFFFF) - 0x8000)
 
 
 @torch.no_grad()
@@ -82,39 +82,40 @@ def momentum_update(grad: Tensor, first: Tensor, clip: float, momentum: float) -
 
 
 @torch.no_grad()
-def descend(weight: Tensor, rest: Tensor | None, update: Tensor, keep: float, rate: float) -> None:
+def apply_update(weight: Tensor, low_bits: Tensor | None, update: Tensor, keep: float, rate: float) -> None:
     """master = keep * master - rate * update."""
-    if rest is not None and native.available(weight):
-        native.descend(weight, rest, update, keep, rate)
+    if low_bits is not None and native.available(weight):
+        native.apply_update(weight, low_bits, update, keep, rate)
         return
-    keep_master(weight, rest, (master_of(weight, rest) * keep).add_(update.view_as(weight), alpha=-rate))
+    write_master(weight, low_bits, (read_master(weight, low_bits) * keep).add_(update.view_as(weight), alpha=-rate))
 
 
 @torch.no_grad()
 def adamw(
     grad: Tensor,
     weight: Tensor,
-    rest: Tensor | None,
+    low_bits: Tensor | None,
     first: Tensor,
     second: Tensor,
     scales: Tensor | None,
-    rule: AdamW,
+    numbers: AdamWStep,
     seed: int,
 ) -> None:
     """A step of AdamW. With `scales` [B, 2] the moments are codes of 8 bits, rounded by `seed` (of 32 bits)."""
-    if rest is not None and native.available(weight):
+    if low_bits is not None and native.available(weight):
         if scales is None:
-            native.adamw(grad, weight, rest, first, second, rule.numbers)
+            native.adamw(grad, weight, low_bits, first, second, numbers.in_order)
         else:
-            native.adamw_8bit(grad, weight, rest, first, second, scales, rule.numbers, seed)
+            native.adamw_8bit(grad, weight, low_bits, first, second, scales, numbers.in_order, seed)
         return
-    mean = first if scales is None else decoded(first, scales[:, 0], 3)
-    square = second if scales is None else decoded(second, scales[:, 1], 4).square_()
-    grad32 = grad.float() * rule.clip
-    mean.lerp_(grad32, 1 - rule.betas[0])
-    square.lerp_(grad32.square(), 1 - rule.betas[1])
-    root = (square * rule.unbias).sqrt_().add_(1e-10)
-    keep_master(weight, rest, (master_of(weight, rest) * rule.keep).addcdiv_(mean, root, value=-rule.rate))
+    mean = first if scales is None else decode(first, scales[:, 0], 3)
+    square = second if scales is None else decode(second, scales[:, 1], 4).square_()
+    grad32 = grad.float() * numbers.clip
+    mean.lerp_(grad32, 1 - numbers.betas[0])
+    square.lerp_(grad32.square(), 1 - numbers.betas[1])
+    root = (square * numbers.unbias).sqrt_().add_(1e-10)
+    master = read_master(weight, low_bits) * numbers.keep
+    write_master(weight, low_bits, master.addcdiv_(mean, root, value=-numbers.rate))
     if scales is not None:
         noise_N = noise(mean.numel(), seed, mean.device)
         encode(mean, first, scales[:, 0], 3, noise_N & 0xFFFFF)
@@ -126,7 +127,7 @@ def blocks(x: Tensor) -> Tensor:
     return F.pad(x.flatten(), (0, -x.numel() % BLOCK)).view(-1, BLOCK)
 
 
-def decoded(code: Tensor, scale_B: Tensor, fraction: int) -> Tensor:
+def decode(code: Tensor, scale_B: Tensor, fraction: int) -> Tensor:
     """Numbers of uint8 codes whose small floats have `fraction` bits behind the exponent; with three of them there is
     a sign."""
     whole = blocks(code).int()

@@ -222,8 +222,10 @@ def test_the_settings_of_a_recipes_tables_are_options_of_herd_run(monkeypatch: p
     ("line", "told"),
     [
         ("vision m --data d --out o --preset tiny", "--preset is now --preset of herd model"),
-        ("vision m --data d --out o --likeness=0.5", "--likeness is now --likeness of herd model"),
+        ("vision m --data d --out o --likeness=0.5", "--likeness is now --qk-init-correlation of herd model"),
         ("run tiny --vision.preset tiny", "--vision.preset is now --model.preset"),
+        ("run tiny --vision.sharpness 3", "--vision.sharpness is now --vision.logit-scale"),
+        ("sft m --data d --out o --guard.sigmas 8", "--guard.sigmas is now --loss-spikes.sigmas"),
         ("chat m --guess 4", "--guess is now --num-speculative-tokens"),
         ("serve m --slots=8", "--slots is now --max-num-seqs"),
         ("generate m p --out o --draft d", "--draft is now --draft-model"),

@@ -15,8 +15,8 @@ from herd.config import (
     DataConfig,
     EncoderConfig,
     EvaluateConfig,
-    GuardConfig,
     LongConfig,
+    LossSpikesConfig,
     MidtrainConfig,
     NewModelConfig,
     OptimizerConfig,
@@ -31,7 +31,7 @@ from herd.stages.convert import ConvertConfig
 
 CONFIGS = (
     DataConfig, NewModelConfig, EncoderConfig, VisionStageConfig, PretrainConfig, MidtrainConfig, SftConfig,
-    EvaluateConfig, LongConfig, ConvertConfig, OptimizerConfig, ParallelConfig, CheckpointConfig, GuardConfig,
+    EvaluateConfig, LongConfig, ConvertConfig, OptimizerConfig, ParallelConfig, CheckpointConfig, LossSpikesConfig,
 )  # fmt: skip
 
 

@@ -12,9 +12,10 @@ from PIL import Image
 
 from herd.config import PretrainConfig, SftConfig, preset
 from herd.core.batch import KINDS
+from herd.data.batches import prefetch
 from herd.data.chat import render_messages
 from herd.data.image import ImageProcessor
-from herd.data.loader import PictureShelf, PretrainBatches, SftBatches, ahead, read_rows
+from herd.data.loader import PictureShelf, PretrainBatches, SftBatches, read_rows
 from herd.data.pack import steps_of
 from herd.data.tokenizer import Tokenizer
 from herd.data.wordings import NAME
@@ -41,7 +42,9 @@ def test_a_batch_is_a_function_of_its_step(
     one, other = (kind(tiny_data, config, tokenizer, processor) for _ in range(2))
     assert one.num_steps == other.num_steps > 3
     one.batch(0)
-    for (step, coming), direct in zip(ahead(one, 2), map(other.batch, range(2, other.num_steps)), strict=True):
+    for (step, coming), direct in zip(
+        prefetch(one, 2, lambda: False), map(other.batch, range(2, other.num_steps)), strict=True
+    ):
         ran = coming.result()
         assert torch.equal(ran.tokens_N, direct.tokens_N), step
         if ran.images is not None:
@@ -60,7 +63,7 @@ def test_targets_stay_inside_their_document_and_patches_have_their_tiles(
         assert (batch.positions_N[batch.starts_S[:-1].long()] == 0).all()
         learnt = torch.nonzero(batch.weights_N)[:, 0]
         assert torch.equal(batch.targets_N[learnt], batch.tokens_N[learnt + 1])
-        assert batch.weights_N.sum() == pytest.approx(1)
+        assert batch.shares_N.sum() == pytest.approx(1)
         if batch.images is not None:
             assert len(batch.images.rows) == len(batch.images.tiles) * processor.config.tokens_per_tile
         control = {index for token, index in tokenizer.special.items() if "image" in token or token == "<|patch|>"}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from herd.config import SpecialIds, preset
-from herd.model.init import initialise, liken
+from herd.model.init import correlate_queries_with_keys, initialise
 from herd.model.transformer import Transformer
 
 IDS = SpecialIds(bos=0, end_of_text=1, eom=2, eot=3, pad=4)
@@ -23,7 +23,7 @@ def test_queries_of_global_layers_are_as_like_their_keys_as_was_asked_and_nothin
     model, other = Transformer(config), Transformer(config)
     for one in (model, other):
         initialise(one, torch.Generator().manual_seed(0))
-    liken(model, 0.7)
+    correlate_queries_with_keys(model, 0.7)
     heads, kv_heads = config.num_heads, config.num_kv_heads
     for layer in range(4):
         rows, before = heads_of(model, layer), heads_of(other, layer)

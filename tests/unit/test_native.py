@@ -209,22 +209,22 @@ def test_softmax_gradient_is_softmax_less_one_hot(vocabulary: int) -> None:
 @needs_kernels
 @pytest.mark.parametrize("coded", [False, True])
 def test_optimizer_passes_equal_their_twins(coded: bool) -> None:
-    shape, rule = (37, 31), passes.AdamW(clip=0.5, betas=(0.9, 0.95), keep=0.99, rate=0.01, unbias=1.5)
+    shape, rule = (37, 31), passes.AdamWStep(clip=0.5, betas=(0.9, 0.95), keep=0.99, rate=0.01, unbias=1.5)
 
     def run() -> list[Tensor]:
-        weight, rest = random(*shape).bfloat16(), torch.zeros(shape, dtype=torch.int16)
-        other, other_rest, mean = weight.clone(), rest.clone(), random(*shape, seed=2)
+        weight, low_bits = random(*shape).bfloat16(), torch.zeros(shape, dtype=torch.int16)
+        other, other_low_bits, mean = weight.clone(), low_bits.clone(), random(*shape, seed=2)
         first, second = (torch.zeros(shape, dtype=torch.uint8 if coded else torch.float32) for _ in range(2))
         scales = torch.zeros(-(-weight.numel() // passes.BLOCK), 2) if coded else None
         for step in range(5):
             grad = random(*shape, seed=step).bfloat16()
-            passes.adamw(grad, weight, rest, first, second, scales, rule, seed=2**32 - 1 - step)
+            passes.adamw(grad, weight, low_bits, first, second, scales, rule, seed=2**32 - 1 - step)
             update = passes.momentum_update(grad, mean, 0.5, 0.95)
-            passes.descend(other, other_rest, update, 0.99, 0.02)
+            passes.apply_update(other, other_low_bits, update, 0.99, 0.02)
         moments = [first, second]
         if scales is not None:
-            moments = [passes.decoded(code, scales[:, i], 3 + i) for i, code in enumerate(moments)]
-        masters = passes.master_of(weight, rest), passes.master_of(other, other_rest)
+            moments = [passes.decode(code, scales[:, i], 3 + i) for i, code in enumerate(moments)]
+        masters = passes.read_master(weight, low_bits), passes.read_master(other, other_low_bits)
         return [*masters, weight, update, mean, passes.square_sum(grad), *moments]
 
     ours = run()

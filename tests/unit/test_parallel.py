@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from herd import native
 from herd.bench.ranks import on_ranks
 from herd.bench.scaling import BOUND, MESHES, scaling
 from herd.config import MoEConfig, ParallelConfig
+from herd.core.batch import Batch, split_batch
 from herd.core.errors import HerdError
 from herd.model.formats.weights import skeleton
 from herd.model.parallel import ALONE, Parallel, start
@@ -106,7 +107,56 @@ def test_the_ranks_parts_are_the_batch_in_its_order(
         float(share(batch, seat, SHAPE.chunk_size).weights_N.sum())
         for seat in seats(replicate=replicate, context=context, tensor=tensor)
     )
-    assert total == pytest.approx(1, abs=1e-5)
+    assert total == pytest.approx(batch.total_weight, rel=1e-5)
+    assert all(part.total_weight == batch.total_weight for part in first)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws(Batch):
+    """A batch with fields of its own, of each token and of the step."""
+
+    advantages_N: Tensor
+    draws_NK: Tensor
+    routes_N: Tensor | None = None
+    rewards_G: Tensor
+    num_groups: int
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.integers(1, 4), st.booleans())
+def test_every_way_of_cutting_cuts_the_fields_per_token_of_a_subclass_and_no_other(
+    lengths: list[int], count: int, pictures: bool
+) -> None:
+    lengths[0] += 40 * pictures
+    plain = RandomBatches(lengths=tuple(lengths), pictures=pictures).batch(0)
+    place_N = torch.arange(sum(lengths))
+    fields_of = {name: getattr(plain, name) for name in Batch.__dataclass_fields__} | {"kinds_N": place_N}
+    batch = Draws(
+        **fields_of,
+        advantages_N=place_N * 2.0,
+        draws_NK=torch.stack([place_N, -place_N], -1),
+        rewards_G=torch.ones(sum(lengths)),
+        num_groups=3,
+    )
+    for parts in (
+        split_batch(batch, count),
+        [share(batch, seat, SHAPE.chunk_size) for seat in seats(replicate=count)],
+        [share(batch, seat, SHAPE.chunk_size) for seat in seats(context=count)],
+    ):
+        assert torch.equal(torch.cat([part.kinds_N for part in parts]).sort()[0], place_N)
+        for part in parts:
+            assert isinstance(part, Draws)
+            rows = part.kinds_N
+            assert torch.equal(part.tokens_N, batch.tokens_N[rows])
+            assert torch.equal(part.advantages_N, batch.advantages_N[rows])
+            assert torch.equal(part.draws_NK, batch.draws_NK[rows])
+            assert part.routes_N is None
+            assert part.rewards_G is batch.rewards_G
+            assert (part.num_groups, part.total_weight) == (3, batch.total_weight)
+            if batch.images is not None:
+                assert part.images is not None
+                shown = torch.isin(batch.images.rows, rows)
+                assert torch.equal(rows[part.images.rows].sort()[0], batch.images.rows[shown].sort()[0])
 
 
 def test_chunks_stay_on_one_rank_where_the_cuts_can_spare_them() -> None:

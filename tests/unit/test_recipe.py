@@ -348,10 +348,10 @@ def test_a_report_reads_all_stages_above_it_and_may_be_about_one(tmp_path: Path)
     assert (nodes["report-base"].config.stage, nodes["report"].config.stage) == ("pretrain", "")
 
 
-@pytest.mark.parametrize("key", ['preset = "tiny"', "likeness = 0.5"])
-def test_a_setting_of_an_earlier_version_is_refused_with_its_new_place(tmp_path: Path, key: str):
+@pytest.mark.parametrize(("key", "now"), [('preset = "tiny"', "preset"), ("likeness = 0.5", "qk_init_correlation")])
+def test_a_setting_of_an_earlier_version_is_refused_with_its_new_place(tmp_path: Path, key: str, now: str):
     name = key.split()[0]
-    with pytest.raises(HerdError, match=rf"\[vision\] {name}: this setting is now {name} of \[model\]"):
+    with pytest.raises(HerdError, match=rf"\[vision\] {name}: this setting is now {now} of \[model\]"):
         load_recipe(recipe(tmp_path, f"[data]\n[vision]\n{key}\n"), STAGES)
 
 
@@ -407,7 +407,7 @@ def test_a_shape_that_cannot_be_is_refused_before_anything_is_written(tmp_path: 
 
 def test_a_table_can_change_every_field_of_a_shape_but_what_the_tokenizer_says():
     """`rope_scaling` and `norm_eps` are left to the presets."""
-    ours = {field.name for field in fields(NewModelConfig)} - {"preset", "seed", "likeness", "text_only"}
+    ours = {field.name for field in fields(NewModelConfig)} - {"preset", "seed", "qk_init_correlation", "text_only"}
     assert ours - set(MOE) == {field.name for field in fields(ModelConfig)} - {
         "vocab_size", "special", "moe", "rope_scaling", "norm_eps",
     }  # fmt: skip

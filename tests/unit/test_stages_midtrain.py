@@ -23,8 +23,9 @@ from herd.engine.load import load
 from herd.model.formats import huggingface
 from herd.model.parallel import Parallel
 from herd.model.parallel.mesh import Mesh
+from herd.stages.language import train_language
 from herd.stages.midtrain import midtrain
-from herd.stages.pretrain import save_model, train_language
+from herd.stages.model_folder import save_model
 
 CONFIG = MidtrainConfig(
     num_tokens=12_000, batch_tokens=1500, lengths=(512, 1024, 2048), plain_share=0.1, short_share=0.4, context=128
@@ -104,9 +105,7 @@ def test_midtraining_writes_a_model_that_has_learnt(tiny_folder: Path, tiny_data
 def test_a_data_folder_that_holds_no_text_out_is_refused_before_the_training(
     tiny_folder: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "herd.stages.midtrain.read_rows", lambda *_: [{"split": "train", "language": "en", "text": "a"}]
-    )
+    monkeypatch.setattr("herd.train.heldout.read_rows", lambda *_: [{"split": "train", "language": "en", "text": "a"}])
     monkeypatch.setattr("herd.stages.midtrain.train_language", None)
     with pytest.raises(HerdError, match="holds no text out"):
         midtrain(CONFIG, tiny_folder, tiny_data, tmp_path / "out")
@@ -119,7 +118,7 @@ def test_the_checkpoint_stays_until_all_is_told_of_a_folder(tiny_folder: Path, t
     stage = Stage("midtrain", tmp_path / "out", config=CONFIG, parents={})
     (stage.work / "state").mkdir(parents=True)
     with pytest.raises(HerdError):
-        save_model(huggingface.load(tiny_folder), Tokenizer.load(tiny_folder), stage, told=fails)
+        save_model(huggingface.load(tiny_folder), Tokenizer.load(tiny_folder), stage, facts=fails)
     assert (stage.work / "state").is_dir()
 
 

@@ -14,10 +14,10 @@ from herd.config import MoEConfig, OptimizerConfig, ParallelConfig, SpecialIds, 
 from herd.model.init import initialise
 from herd.model.moe import MoE
 from herd.model.transformer import Transformer
-from herd.train.balance import Balancer, max_violation, moved, total_balance_loss
+from herd.train.balance import Balancer, max_violation, total_balance_loss, update_bias
 from herd.train.fold import constant_direction
 from herd.train.optimizer import Optimizer
-from herd.train.passes import master_of
+from herd.train.passes import read_master
 
 SPECIAL = SpecialIds(bos=1, end_of_text=2, eom=3, eot=4, pad=5, image_start=6, image_end=7, patch=8)
 
@@ -56,7 +56,7 @@ def test_the_biases_even_out_a_skewed_router(experts: int) -> None:
     for step in range(400):
         logits_NE = torch.randn(4096, experts, generator=generator) + skew_E + 0.001 * step * drift_E
         count_E = torch.bincount((logits_NE + bias_LE[0]).argmax(-1), minlength=experts)
-        bias_LE, drift_LE = moved(bias_LE, drift_LE, count_E[None], 0.05)
+        bias_LE, drift_LE = update_bias(bias_LE, drift_LE, count_E[None], 0.05)
         total_E += count_E if step >= 100 else 0
     unbiased_E = torch.bincount(logits_NE.argmax(-1), minlength=experts)
     assert max_violation(unbiased_E / unbiased_E.sum()) > 1
@@ -193,7 +193,8 @@ def test_after_the_last_step_the_model_chooses_without_biases_as_it_did_with_the
     unbiased.layers[0].ffn.register_forward_pre_hook(with_a_constant)
     assert (before - choices(unbiased, Documents().batch(9))).abs().sum() > 50
     for name, parameter in optimizer.parameters.items():
-        master = master_of(optimizer.weight(name), optimizer.rest.get(name))
+        one = optimizer.trained[name]
+        master = read_master(one.weight, one.low_bits)
         assert torch.equal(parameter, master.to(parameter.dtype)), name
 
 

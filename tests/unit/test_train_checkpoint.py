@@ -78,9 +78,9 @@ def test_training_goes_on_while_the_copy_is_written(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(checkpoint, "write", slow)
     part = Part(1)
     with begin(tmp_path, part) as checkpoints:
-        assert not checkpoints.turn(1)
+        assert not checkpoints.save_if_due(1)
         part.value["a"].fill_(2)  # the next step's update
-        assert not checkpoints.turn(2)  # the one before is not yet written, so none is begun
+        assert not checkpoints.save_if_due(2)  # the one before is not yet written, so none is begun
         go.set()
     assert names(checkpoints.root) == {"step-1"}
     assert resume(tmp_path) == (1, 1)
@@ -209,7 +209,7 @@ def failing_save(folder: str, what: str) -> tuple[str, str]:
             if rank == dist.get_rank():  # sees it while the other rank may still be writing
                 wait([checkpoints._writing])
             for step in range(4, 1000):
-                checkpoints.turn(step)
+                checkpoints.save_if_due(step)
     except Exception as error:
         return type(error).__name__, str(error)
     finally:

@@ -25,7 +25,7 @@ from herd.train.losses import language_loss
 
 SPECIAL = SpecialIds(bos=1, end_of_text=2, eom=3, eot=4, pad=5)
 POISONED = 40
-"""Every so-many-th batch weighs a thousand times too much: what the guard knows goes through the kills too."""
+"""Every so-many-th batch weighs a thousand times too much: the window of outliers goes through the kills too."""
 
 
 class Batches:
@@ -46,6 +46,7 @@ class Batches:
             tokens_N=tokens,
             targets_N=tokens.roll(-1),
             weights_N=torch.full((32,), weight),
+            total_weight=1.0,
             positions_N=torch.arange(32),
             starts_S=torch.tensor([0, 32], dtype=torch.int32),
             images=None,
@@ -130,7 +131,7 @@ def check(folder: Path, num_steps: int, num_kills: int, seed: int) -> Story:
     one, other = ([{k: v for k, v in line.items() if k not in clock} for line in s.lines] for s in (calm, killed))
     assert one == other
     assert [line["step"] for line in other] == list(range(num_steps))
-    # In a long run the guard takes a good step for an outlier too, here and there; the same ones in both.
+    # In a long run a good step counts as an outlier too, here and there; the same ones in both.
     assert {line["step"] for line in other if "skipped" in line} >= set(range(POISONED - 1, num_steps, POISONED))
     assert calm.weights.keys() == killed.weights.keys()
     for name, tensor in calm.weights.items():

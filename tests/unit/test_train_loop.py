@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from herd.config import CheckpointConfig, MoEConfig, OptimizerConfig, PretrainConfig, SpecialIds, preset
 from herd.core.batch import Batch
-from herd.core.errors import HerdError, Stopped
+from herd.core.errors import HerdError, Interrupted, Stopped
 from herd.core.lineage import Stage
 from herd.core.tracker import read_metrics
 from herd.model.init import initialise
@@ -24,7 +25,8 @@ from herd.train.balance import Balancer
 from herd.train.checkpoint import newest
 from herd.train.loop import LossFunction, train
 from herd.train.losses import language_loss
-from herd.train.optimizer import Optimizer, orthogonalise
+from herd.train.optimizer import Optimizer
+from herd.train.rules import orthogonalise
 
 SPECIAL = SpecialIds(bos=1, end_of_text=2, eom=3, eot=4, pad=5, image_start=6, image_end=7, patch=8)
 CONFIG = PretrainConfig(checkpoint=CheckpointConfig(every_s=0.0))
@@ -47,7 +49,7 @@ class RandomBatches:
         return Batch(
             tokens_N=tokens,
             targets_N=tokens.roll(-1),
-            weights_N=torch.full((64,), 1 / 64),
+            weights_N=torch.ones(64),
             positions_N=torch.arange(64) % 32,
             starts_S=torch.tensor([0, 32, 64], dtype=torch.int32),
             images=None,
@@ -107,6 +109,85 @@ def test_the_bar_ends_with_the_median_rate_of_the_run(
     speeds = [line["tokens_per_s"] for line in read_metrics(tmp_path / "whole.partial" / "metrics.jsonl")]
     assert speeds[-1] == min(speeds)
     assert f", {median(speeds):,.0f} tokens/s" in capsys.readouterr().err
+
+
+def test_the_rate_counts_the_time_that_a_batch_was_waited_for(tmp_path: Path) -> None:
+    record = tmp_path / "slow.partial" / "metrics.jsonl"
+
+    class Slow(RandomBatches):
+        def batch(self, step: int) -> Batch:
+            if step == 3:
+                while len(read_metrics(record)) < 3:
+                    time.sleep(0.01)
+                time.sleep(0.3)  # the loop has done step 2 and waits
+            return super().batch(step)
+
+    run(tmp_path / "slow", Slow(5))
+    assert read_metrics(record)[3]["tokens_per_s"] < 64 / 0.25
+
+
+class Waiting(RandomBatches):
+    """Batch `at` waits for an event, for ever if no one sets it."""
+
+    def __init__(self, num_steps: int, at: int) -> None:
+        super().__init__(num_steps)
+        self.at, self.event, self.asked = at, threading.Event(), threading.Event()
+
+    def batch(self, step: int) -> Batch:
+        if step == self.at:
+            self.asked.set()
+            self.event.wait()
+        return super().batch(step)
+
+
+class Cancelled(Waiting):
+    """The same, and it stops waiting when it is cancelled."""
+
+    def cancel(self) -> None:
+        self.event.set()
+
+
+def workers() -> int:
+    return sum(thread.name == "batches" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("batches", [Waiting, Cancelled])
+def test_a_run_that_waits_for_a_batch_leaves_when_asked_to(
+    batches: type[Waiting], kind: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("herd.data.batches.GRACE_S", 0.2)
+    made, before = batches(5, at=3), workers()
+
+    def ask() -> None:
+        made.asked.wait()
+        time.sleep(0.3)  # the loop waits now
+        os.kill(os.getpid(), kind)
+
+    threading.Thread(target=ask).start()
+    began = time.monotonic()
+    with pytest.raises((Stopped, Interrupted), match=r"the 3 steps of 5 before are saved"):
+        run(tmp_path / "torn", made)
+    assert time.monotonic() - began < 20
+    # One that cannot be cancelled is left behind, and does not hold up the end of Python.
+    left = [thread for thread in threading.enumerate() if thread.name == "batches"]
+    assert len(left) - before == (batches is Waiting) and all(thread.daemon for thread in left)
+    made.event.set()
+    assert same_weights(run(tmp_path / "torn", RandomBatches(5)), run(tmp_path / "whole", RandomBatches(5)))
+
+
+def test_an_error_in_a_step_cancels_the_batch_in_the_making(tmp_path: Path) -> None:
+    made, before = Cancelled(5, at=2), workers()
+
+    def failing(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, object]]:
+        if torch.equal(batch.tokens_N, RandomBatches(5).batch(1).tokens_N):
+            made.asked.wait()
+            raise Killed
+        return language_loss(0.01)(model, batch)
+
+    with pytest.raises(Killed):
+        run(tmp_path / "torn", made, failing)
+    assert made.event.is_set() and workers() == before
 
 
 def test_what_a_loss_draws_is_the_same_after_a_resume(tmp_path: Path) -> None:

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from herd.config import SpecialIds, preset
-from herd.core.batch import Batch
+from herd.core.batch import Batch, split_batch
 from herd.core.metrics import Mean
 from herd.model.init import initialise
-from herd.model.parallel.pieces import split
 from herd.model.transformer import Transformer
 from herd.train.balance import mixtures
 from herd.train.loop import accumulate
@@ -28,7 +27,7 @@ def batch() -> Batch:
     return Batch(
         tokens_N=tokens,
         targets_N=tokens.roll(-1),
-        weights_N=weights / weights.sum(),
+        weights_N=weights,
         positions_N=torch.cat([torch.arange(length) for length in LENGTHS]),
         starts_S=torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32),
         images=None,
@@ -43,7 +42,7 @@ def trained(
     model = Transformer(SHAPE).to(dtype).train()
     initialise(model, torch.Generator().manual_seed(0))
     model.recompute = recompute
-    loss, told = accumulate(model, split(batch(), parts), language_loss(0.0))
+    loss, told = accumulate(model, split_batch(batch(), parts), language_loss(0.0))
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return loss, told, grads, [moe.count_E for moe in mixtures(model) if moe.count_E is not None]
 

@@ -15,8 +15,8 @@ from herd.core.streams import stream
 from herd.core.tracker import read_metrics
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
-from herd.train.guard import FIRST
 from herd.train.loop import train
+from herd.train.loss_spikes import FIRST
 from herd.train.losses import language_loss
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def cut(text_T: np.ndarray, rng: np.random.Generator) -> Batch:
     return Batch(
         tokens_N=torch.from_numpy(pieces[:, :-1].reshape(-1).copy()),
         targets_N=torch.from_numpy(pieces[:, 1:].reshape(-1).copy()),
-        weights_N=torch.full((count,), 1 / count),
+        weights_N=torch.ones(count),
         positions_N=torch.arange(LENGTH).repeat(DOCUMENTS),
         starts_S=torch.arange(0, count + 1, LENGTH, dtype=torch.int32),
         images=None,

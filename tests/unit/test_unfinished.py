@@ -18,12 +18,11 @@ from herd.commands import COMMANDS
 from herd.commands.single import stage_command
 from herd.commands.stages import stage
 from herd.config import MoEConfig, PretrainConfig, SpecialIds, preset
-from herd.core.batch import Batch
+from herd.core.batch import Batch, split_batch
 from herd.core.errors import HerdError
 from herd.core.lineage import Stage
 from herd.core.tracker import Tracker, read_metrics
 from herd.model.init import initialise
-from herd.model.parallel.pieces import split
 from herd.model.transformer import Transformer
 from herd.train.checkpoint import candidates
 from herd.train.loop import train
@@ -46,7 +45,7 @@ class Batches:
         return Batch(
             tokens_N=tokens,
             targets_N=tokens.roll(-1),
-            weights_N=torch.full((32,), 1 / 32),
+            weights_N=torch.ones(32),
             positions_N=torch.arange(32) % 16,
             starts_S=torch.tensor([0, 16, 32], dtype=torch.int32),
             images=None,
@@ -65,7 +64,7 @@ def pretrain_small(config: PretrainConfig, model: Path, data: Path, out: Path) -
     network.recompute = config.recompute
     stage = Stage("pretrain", out, config=config, parents={"model": model, "data": data})
     batches = Batches(config.num_tokens // config.batch_tokens)
-    train(network, batches, language_loss(0.0), config, stage, split=partial(split, count=config.micro_batches))
+    train(network, batches, language_loss(0.0), config, stage, split=partial(split_batch, count=config.micro_batches))
     torch.save(network.state_dict(), stage.work / "weights")
     return stage.finish()
 
@@ -166,7 +165,7 @@ def test_a_changed_setting_is_refused_by_name_and_goes_on_where_asked(
     changed = "--optimizer.matrix-lr 0.005 --num-tokens 800"
     assert pretrain(changed) == 1
     said = errors(capsys)
-    assert "num_tokens 600 → 800, optimizer.matrix_lr 0.02 → 0.005. " in said
+    assert "optimizer.matrix_lr 0.02 → 0.005, num_tokens 600 → 800. " in said
     assert "--resume-with-changes to go on from step 3" in said and "--restart" in said
     assert saved() == ["step-3"]
     assert not Path("out.log").exists()

@@ -18,7 +18,7 @@ from herd.config import ParallelConfig
 from herd.core.batch import Batch
 from herd.core.errors import HerdError
 from herd.core.metrics import Mean
-from herd.data.loader import Batches
+from herd.data.batches import Batches
 from herd.model.formats.weights import Weights
 from herd.model.moe import MoE
 from herd.model.parallel import context, tensor
@@ -86,7 +86,7 @@ class Parallel:
         for module in (*([model.vision] if model.vision is not None else []), *model.layers, model):
             fully_shard(module, mesh=submesh, mp_policy=policy)
             assert isinstance(module, FSDPModule)
-            # Loss weights sum to 1 over all ranks: gradients are summed, not averaged.
+            # Losses are divided by what is the whole step's: gradients are summed, not averaged.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 

@@ -1,4 +1,4 @@
-"""A rank's part of the batch of a step. Its loss weights stay as they are: losses and gradients are summed over ranks.
+"""A rank's part of the batch of a step. Weights stay as they are: losses and gradients are summed over ranks.
 
 Documents are dealt out whole along the data axes, in their order and evenly by tokens. Along `context` the token axis
 of a data rank's documents is cut into twice as many pieces as there are ranks, and a rank takes one from the front and
@@ -11,28 +11,14 @@ A rank may get nothing; it takes part with empty tensors.
 
 # N tokens, S documents
 
-from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 import torch
-from torch import Tensor
 
-from herd.core.batch import Batch, Images
-from herd.data.loader import Batches
+from herd.core.batch import B, Batch, document_cuts, nearest, slice_batch
+from herd.data.batches import Batches, cancel
 from herd.model.parallel.mesh import DATA, Mesh, bounds
-
-
-def nearest(places: Sequence[int], target: float) -> int:
-    """Of ascending places, the one next to `target`, the earlier of two."""
-    after = bisect_left(places, target)
-    return min(places[max(after - 1, 0) : after + 1], key=lambda place: abs(place - target))
-
-
-def document_cuts(starts: Sequence[int], ranks: int) -> list[int]:
-    """Where each rank's documents begin on the token axis, the last entry its end."""
-    return [nearest(starts, starts[-1] * rank / ranks) for rank in range(ranks + 1)]
 
 
 def chunk_begins(starts: Sequence[int], chunk_size: int) -> list[int]:
@@ -56,7 +42,7 @@ def own_pieces(rank: int, ranks: int) -> tuple[int, int]:
     return rank, 2 * ranks - 1 - rank
 
 
-def share(batch: Batch, mesh: Mesh, chunk_size: int) -> Batch:
+def share(batch: B, mesh: Mesh, chunk_size: int) -> B:
     """This rank's part of a whole batch.
 
     Where `context` has several ranks, `starts_S` is that of all of them together: it tells the model the pieces.
@@ -76,47 +62,7 @@ def share(batch: Batch, mesh: Mesh, chunk_size: int) -> Batch:
         edges, place = bounds(len(learnt), mesh.sizes["tensor"]), mesh.place["tensor"]
         mine = learnt[edges[place] : edges[place + 1]]
         weights_N = torch.zeros_like(weights_N).index_copy(0, mine, weights_N[mine])
-    return taken(batch, rows, starts, weights_N)
-
-
-def split(batch: Batch, count: int) -> list[Batch]:
-    """A batch as `count` of about as many tokens, whole documents each; their losses and gradients sum to its own. Some
-    may be empty."""
-    if count == 1:  # also of a context rank, whose starts are not its own alone
-        return [batch]
-    starts = batch.starts_S.tolist()
-    parts = []
-    for begin, end in pairwise(document_cuts(starts, count)):
-        inner = [start - begin for start in starts if begin <= start <= end]
-        rows = torch.arange(begin, end)
-        parts.append(taken(batch, rows, inner, batch.weights_N[rows]))
-    return parts
-
-
-def taken(batch: Batch, rows: Tensor, starts: list[int], weights_N: Tensor) -> Batch:
-    """The tokens at `rows`, their documents beginning at `starts`."""
-    return replace(
-        batch,
-        tokens_N=batch.tokens_N[rows],
-        targets_N=batch.targets_N[rows],
-        weights_N=weights_N,
-        positions_N=batch.positions_N[rows],
-        starts_S=torch.tensor(starts, dtype=batch.starts_S.dtype),
-        images=batch.images and pictures_in(batch.images, rows, len(batch.tokens_N)),
-        kinds_N=batch.kinds_N[rows],
-    )
-
-
-def pictures_in(images: Images, rows: Tensor, num_tokens: int) -> Images:
-    """The tiles of which a token stands in `rows`. None is fine: every rank then runs the encoder, or none does."""
-    place_N = torch.full((num_tokens,), -1).index_copy(0, rows, torch.arange(len(rows)))
-    place = place_N[images.rows]
-    kept = torch.nonzero(place >= 0)[:, 0]
-    each = len(images.rows) // max(len(images.tiles), 1)
-    tiles, tile_of = torch.unique(kept // max(each, 1), return_inverse=True)
-    within = tile_of * each + kept % max(each, 1)
-    partly = len(within) < len(tiles) * each
-    return replace(images, tiles=images.tiles[tiles], rows=place[kept], kept=within if partly else None)
+    return slice_batch(batch, rows, starts, weights_N=weights_N)
 
 
 class SharedBatches:
@@ -128,3 +74,6 @@ class SharedBatches:
 
     def batch(self, step: int) -> Batch:
         return share(self.whole.batch(step), self.mesh, self.chunk_size)
+
+    def cancel(self) -> None:
+        cancel(self.whole)

@@ -1,0 +1,73 @@
+"""What pre-training, mid-training and fine-tuning share: opening the model that they begin with, and the training."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from herd.config import LanguageTrainingConfig
+from herd.core.batch import Batch, split_batch
+from herd.core.errors import HerdError
+from herd.core.lineage import Stage
+from herd.data.batches import Batches
+from herd.data.tokenizer import Tokenizer
+from herd.model.formats import huggingface
+from herd.model.parallel import Parallel
+from herd.model.transformer import Transformer
+from herd.train.balance import Balancer
+from herd.train.heldout import HeldoutBatches, HeldoutLoss
+from herd.train.loop import Hook, train
+from herd.train.losses import language_loss
+from herd.train.trainable import set_trainable
+
+
+def open_model(folder: Path, config: LanguageTrainingConfig, parallel: Parallel) -> tuple[Transformer, Tokenizer]:
+    """The model of a folder ready to train on this rank, with the parameters frozen that are not to be trained; and its
+    tokenizer."""
+    model = huggingface.load(folder, dtype=torch.bfloat16)
+    tokenizer = Tokenizer.load(folder, ids=model.config.special)
+    set_trainable(model, config.trainable)
+    parallel.apply(model)
+    return model, tokenizer
+
+
+def heldout_loss(
+    model: Transformer, tokenizer: Tokenizer, data: Path, config: LanguageTrainingConfig, parallel: Parallel
+) -> list[Hook]:
+    """The hook that the config asks for, if it does."""
+    if not config.heldout_every:
+        return []
+    batches = HeldoutBatches(data, tokenizer)
+    shared = parallel.share(batches, model.config.chunk_size)
+    loss_fn = language_loss(0.0, parallel)
+    every = config.heldout_every
+    return [HeldoutLoss(model, shared, batches.num_bytes, loss_fn, every=every, parallel=parallel)]
+
+
+def train_language(
+    model: Transformer,
+    batches: Batches[Batch],
+    config: LanguageTrainingConfig,
+    stage: Stage,
+    parallel: Parallel,
+    *,
+    hooks: Sequence[Hook] = (),
+) -> None:
+    """Train a model, applied to the ranks already, to predict the next token."""
+    shared = parallel.share(batches, model.config.chunk_size)
+    loss_fn = language_loss(config.balance_coefficient, parallel)
+    routers = [parameter for name, parameter in model.named_parameters() if "router" in name]
+    if config.balance_rate and any(not parameter.requires_grad for parameter in routers):
+        raise HerdError(
+            f"balance_rate={config.balance_rate} changes the routers, which trainable={config.trainable} leaves out: "
+            "set balance_rate=0, or add layers.*.router.*"
+        )
+    balancer = Balancer(model, config.balance_rate, shared, loss_fn, reduce=parallel.sum_counts)
+    model.recompute, parts = config.recompute, config.micro_batches
+    if parts > 1 and config.balance_coefficient:
+        raise HerdError(f"balance_coefficient looks at a whole batch, micro_batches={parts}: set balance_rate instead")
+    if parts > 1 and parallel.mesh.sizes["context"] > 1:
+        raise HerdError(f"context ranks cut every batch themselves: set micro_batches={parts} to 1")
+    split = partial(split_batch, count=parts)
+    train(model, shared, loss_fn, config, stage, hooks=[balancer, *hooks], parallel=parallel, split=split)

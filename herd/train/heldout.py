@@ -1,0 +1,113 @@
+"""The held-out loss while a stage trains: bits per byte of a fixed slice of the data folder's held-out text.
+
+The slice is small, the beginnings of a few documents of each language: it shows how the loss moves, `herd evaluate`
+measures it. Reading it changes nothing that the training depends on.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from herd.core.batch import Batch
+from herd.core.errors import HerdError
+from herd.core.metrics import Mean
+from herd.data.batches import Batches
+from herd.data.loader import read_rows
+from herd.data.pack import Sample, pack, steps_of
+from herd.data.tokenizer import Tokenizer
+from herd.model.parallel import Parallel
+from herd.model.transformer import Transformer
+from herd.train.checkpoint import State
+from herd.train.optimizer import Optimizer
+
+DOCUMENTS, CHARACTERS = 2, 1000
+"""Held-out documents of each language, and what is read of one."""
+CONTEXT, BATCH_TOKENS = 512, 4096
+"""Tokens of a piece, and of a batch: the same in all stages, whose figures can so be compared."""
+METRIC = "heldout_bits_per_byte"
+
+
+def heldout_texts(data: Path, documents: int, characters: int) -> list[str]:
+    """The beginnings of some of the data folder's held-out documents, of each language."""
+    by_language: dict[str, list[str]] = {}
+    for row in read_rows(data, "text", ["split", "language", "text"]):
+        if row["split"] == "heldout":
+            by_language.setdefault(row["language"], []).append(row["text"])
+    texts = [text[:characters] for of_language in by_language.values() for text in of_language[:documents]]
+    if not any(texts):
+        raise HerdError(f"{data} holds no text out: give a data folder whose heldout_bytes is above 0")
+    return texts
+
+
+class HeldoutBatches:
+    """The slice, in pieces of at most CONTEXT tokens."""
+
+    unit = "tokens"
+
+    def __init__(self, data: Path, tokenizer: Tokenizer) -> None:
+        texts = heldout_texts(data, DOCUMENTS, CHARACTERS)
+        self.num_bytes = sum(len(text.encode()) for text in texts)
+        documents = [np.array([tokenizer.ids.bos, *ids], dtype=np.int32) for ids in tokenizer.encode_batch(texts)]
+        # A piece begins with the last token of the one before: every token but the first is predicted once.
+        self._pieces = [
+            ids[begin : begin + CONTEXT] for ids in documents for begin in range(0, len(ids) - 1, CONTEXT - 1)
+        ]
+        self._steps = steps_of(np.array([len(piece) for piece in self._pieces]), BATCH_TOKENS)
+        self.num_steps = len(self._steps)
+
+    def batch(self, step: int) -> Batch:
+        return pack(
+            [
+                Sample(ids=self._pieces[i], learnt=np.ones(len(self._pieces[i]), dtype=bool), kind="text")
+                for i in self._steps[step]
+            ],
+            patch_id=None,
+        )
+
+
+class HeldoutLoss:
+    """A hook of the loop: every so many steps, and after the last one."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        batches: Batches[Batch],
+        num_bytes: int,
+        loss_fn: Callable[[Transformer, Batch], tuple[Tensor, dict[str, float | Mean]]],
+        *,
+        every: int,
+        parallel: Parallel,
+    ) -> None:
+        self.model, self.num_bytes, self.loss_fn = model, num_bytes, loss_fn
+        self.every, self.parallel = every, parallel
+        self.batches = [batches.batch(step) for step in range(batches.num_steps)]
+
+    def after_step(self, step: int, optimizer: Optimizer, *, updated: bool) -> dict[str, object]:
+        if (step + 1) % self.every and step + 1 < optimizer.num_steps:
+            return {}
+        return {METRIC: self.bits_per_byte()}
+
+    @torch.no_grad()
+    def bits_per_byte(self) -> float:
+        """Of the model as it is, over all ranks."""
+        nats = 0.0
+        self.model.eval()  # what experts are visited by here does not count
+        try:
+            for batch in self.batches:
+                _, counted = self.loss_fn(self.model, batch)
+                assert batch.total_weight is not None
+                nats += float(counted["loss"]) * batch.total_weight  # type: ignore[arg-type]
+        finally:
+            self.model.train()
+        total, _, _ = self.parallel.total(nats, 0, {})
+        return total / math.log(2) / self.num_bytes
+
+    def state_dict(self) -> State:
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        pass

@@ -1,0 +1,90 @@
+"""What the stages that train a language model share: which parameters change, and the held-out loss on the way."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from herd.config import PretrainConfig
+from herd.core.errors import HerdError
+from herd.core.tracker import read_metrics
+from herd.data.tokenizer import Tokenizer
+from herd.engine.load import load
+from herd.model.formats import huggingface
+from herd.model.parallel import ALONE
+from herd.stages.pretrain import pretrain
+from herd.train.heldout import CONTEXT, METRIC, HeldoutBatches, HeldoutLoss, heldout_texts
+from herd.train.losses import language_loss
+from herd.train.trainable import set_trainable
+
+CONFIG = PretrainConfig(num_tokens=3000, batch_tokens=1000, context=128, picture_share=0.2)
+
+
+def test_only_the_parameters_that_the_config_names_are_trained(
+    tiny_folder: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, trainable=("layers.*.attention.*", "norm.weight"), balance_rate=0.0)
+    out = pretrain(config, tiny_folder, tiny_data, tmp_path / "out")
+    before = dict(huggingface.load(tiny_folder, dtype=torch.bfloat16).named_parameters())
+    after = dict(huggingface.load(out, dtype=torch.bfloat16).named_parameters())
+    changed = {name for name, parameter in before.items() if not torch.equal(parameter, after[name])}
+    assert changed == {name for name in before if ".attention." in name or name == "norm.weight"}
+
+
+def test_a_pattern_that_matches_no_parameter_is_refused_with_the_names(tiny_folder: Path) -> None:
+    model = huggingface.load(tiny_folder, dtype=torch.bfloat16)
+    with pytest.raises(HerdError, match=r"trainable='layer\..*' matches no parameter.*embedding\.\*, vision\.\*"):
+        set_trainable(model, ["norm.*", "layer.*"])
+    with pytest.raises(HerdError, match="trainable is empty"):
+        set_trainable(model, [])
+
+
+def test_frozen_routers_are_not_changed_by_balancing_unasked(
+    tiny_folder: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, trainable=("layers.*.attention.*",))
+    with pytest.raises(HerdError, match=r"balance_rate=0\.05 changes the routers.* set balance_rate=0, or add"):
+        pretrain(config, tiny_folder, tiny_data, tmp_path / "out")
+
+
+def test_the_heldout_loss_comes_every_so_many_steps_and_changes_nothing_of_the_training(
+    tiny_folder: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    watched = pretrain(replace(CONFIG, heldout_every=2), tiny_folder, tiny_data, tmp_path / "watched")
+    assert "bits/byte" in capsys.readouterr().err
+    plain = pretrain(CONFIG, tiny_folder, tiny_data, tmp_path / "plain")
+    lines = read_metrics(watched / "metrics.jsonl")
+    assert [METRIC in line for line in lines] == [step % 2 == 1 or step == len(lines) - 1 for step in range(len(lines))]
+    clock = {METRIC, "seconds", "tokens_per_s"}
+    one, other = (
+        [{k: v for k, v in line.items() if k not in clock} for line in read_metrics(folder / "metrics.jsonl")]
+        for folder in (watched, plain)
+    )
+    assert one == other
+    weights = [dict(load(folder).transformer.named_parameters()) for folder in (watched, plain)]
+    assert all(torch.equal(parameter, weights[1][name]) for name, parameter in weights[0].items())
+
+
+def test_the_heldout_loss_is_the_bits_of_each_byte_of_the_slice(tiny_folder: Path, tiny_data: Path) -> None:
+    tokenizer, model = Tokenizer.load(tiny_folder), huggingface.load(tiny_folder, dtype=torch.float32)
+    batches = HeldoutBatches(tiny_data, tokenizer)
+    hook = HeldoutLoss(model, batches, batches.num_bytes, language_loss(0.0), every=1, parallel=ALONE)
+    nats, num_bytes = 0.0, 0
+    texts = heldout_texts(tiny_data, 2, 1000)
+    for text in texts:
+        ids = torch.tensor([tokenizer.ids.bos, *tokenizer.encode(text)])
+        num_bytes += len(text.encode())
+        for begin in range(0, len(ids) - 1, CONTEXT - 1):
+            piece = ids[begin : begin + CONTEXT]
+            hidden = model(piece, positions_N=torch.arange(len(piece)), starts_S=torch.tensor([0, len(piece)]))
+            logits = (hidden @ model.unembedding.weight.T)[:-1]
+            nats += float(F.cross_entropy(logits, piece[1:], reduction="sum"))
+    assert hook.bits_per_byte() == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
