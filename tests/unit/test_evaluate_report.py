@@ -77,7 +77,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("herd.evaluate.sections.load", lambda _: world.Model([*range(40, 60)]))
     monkeypatch.setattr("herd.engine.score.log_likelihoods", world.log_likelihoods)
     monkeypatch.setattr("herd.engine.score.token_losses", world.token_losses)
-    monkeypatch.setattr("herd.engine.load.Prompt", world.Prompt)
     evaluate(world.CONFIG, folder / "sft", folder / "data", folder / "evaluate")
     return folder
 
