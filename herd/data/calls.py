@@ -36,10 +36,9 @@ _TOKEN = re.compile(
 )
 _MARK = re.compile("'''|\"\"\"|['\"()\\[\\]{}]")
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
-MAX_CUT = 200
-"""Characters that are given up at most at the end of a call that was cut off: a half name, number or escape; …"""
 MAX_READ = 2_000_000
-"""… fewer where the call is long: characters that are read in all."""
+"""Characters that are read in all to find where a call that was cut off can be closed: what is given up at its end is a
+half name, number or escape."""
 _WORDS = {"true": True, "false": False, "null": None}
 
 
@@ -133,7 +132,7 @@ def _cut_calls(body: str, names: Collection[str]) -> tuple[Call, ...]:
 
 def _closed(body: str) -> Iterator[tuple[str, list[str]]]:
     """`body` with what is missing at its end, and that; the same without its last character, …, until nothing is."""
-    tries = min(MAX_CUT, len(body), 1 + MAX_READ // (len(body) + 1))
+    tries = min(len(body), 1 + MAX_READ // (len(body) + 1))
     for end in range(len(body), len(body) - tries, -1):
         try:
             missing = _missing(body[:end])
