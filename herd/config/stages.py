@@ -23,6 +23,7 @@ from herd.config.training import (
     LanguageTrainingConfig,
     LossSpikesConfig,
     OptimizerConfig,
+    TrainingDtype,
 )
 from herd.core.errors import HerdError
 
@@ -84,6 +85,8 @@ class VisionStageConfig(Checked):
     """Views of one optimizer step."""
     logit_scale: Positive = 2.0
     """Factor on the contrastive scores before their softmax: an inverse temperature."""
+    dtype: TrainingDtype = "auto"
+    """Number format of weights and activations, as in the stages after this one."""
     trainable: tuple[str, ...] = ("vision.*", "unembedding.*")
     """Parameters that are trained, by patterns of their names; the others are frozen."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=HOW_IT_RUNS)

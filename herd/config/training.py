@@ -66,6 +66,8 @@ HOW_IT_RUNS = {"changes the result": False}
 """Metadata of a field that may differ between the attempts of one stage: what is learnt is the same, but for rounding
 where sums are taken in another order (ranks, micro-batches)."""
 
+TrainingDtype = Literal["auto", "bfloat16", "float32"]
+
 PARALLEL_AXES = ("replicate", "shard", "expert", "context", "tensor")
 """In the order in which ranks are numbered: those along the last are neighbours."""
 
@@ -123,6 +125,9 @@ class LanguageTrainingConfig(Checked):
 
     seed: Seed = 0
     """Of the order of the documents, and of everything else that is drawn."""
+    dtype: TrainingDtype = "auto"
+    """Number format of weights and activations. `auto`: bfloat16 where the hardware multiplies it fast, else float32; and
+    unfinished work goes on in the format that it began with."""
     trainable: tuple[str, ...] = ("embedding.*", "layers.*", "norm.*", "unembedding.*")
     """Parameters that are trained, by patterns of their names such as `layers.*.attention.*`; the others are frozen, by
     default the vision encoder."""

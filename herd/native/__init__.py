@@ -17,7 +17,7 @@ from herd.native.functions import (
     softmax_gradient,
     swiglu,
 )
-from herd.native.library import find
+from herd.native.library import find, processor_flags
 from herd.native.lowbit import lowbit_product, multiplies_lowbit
 from herd.native.optimizer import adamw, adamw_8bit, apply_update, momentum_update, square_sum
 from herd.native.paged import attend_pages, attends
@@ -42,6 +42,7 @@ __all__ = [
     "momentum_update",
     "multiplies_lowbit",
     "page_bounds",
+    "processor_flags",
     "reads_some",
     "rms_norm",
     "serves",

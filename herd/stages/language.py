@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from herd.config import LanguageTrainingConfig
 from herd.core.batch import Batch, split_batch
 from herd.core.errors import HerdError
@@ -16,16 +14,19 @@ from herd.model.formats import huggingface
 from herd.model.parallel import Parallel
 from herd.model.transformer import Transformer
 from herd.train.balance import Balancer
+from herd.train.dtype import training_dtype
 from herd.train.heldout import HeldoutBatches, HeldoutLoss
 from herd.train.loop import Hook, train
 from herd.train.losses import language_loss
 from herd.train.trainable import set_trainable
 
 
-def open_model(folder: Path, config: LanguageTrainingConfig, parallel: Parallel) -> tuple[Transformer, Tokenizer]:
+def open_model(
+    folder: Path, config: LanguageTrainingConfig, stage: Stage, parallel: Parallel
+) -> tuple[Transformer, Tokenizer]:
     """The model of a folder ready to train on this rank, with the parameters frozen that are not to be trained; and its
     tokenizer."""
-    model = huggingface.load(folder, dtype=torch.bfloat16)
+    model = huggingface.load(folder, dtype=training_dtype(config.dtype, stage))
     tokenizer = Tokenizer.load(folder, ids=model.config.special)
     set_trainable(model, config.trainable)
     parallel.apply(model)

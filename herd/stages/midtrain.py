@@ -30,7 +30,7 @@ def midtrain(config: MidtrainConfig, model: Path, data: Path, out: Path) -> Path
     """Train the model folder `model` on longer and longer documents; returns the finished folder `out`."""
     parallel = Parallel(start(config.parallel))
     stage = Stage("midtrain", out, config=config, parents={"model": model, "data": data})
-    network, tokenizer = open_model(model, config, parallel)
+    network, tokenizer = open_model(model, config, stage, parallel)
     texts = heldout_texts(data, DOCUMENTS, CHARACTERS)  # if there are none, raises before the training
     batches = LongBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
     left_out = report_left_out(batches.left_out, stage, parallel)

@@ -23,7 +23,8 @@ def save_model(
     facts: Callable[[Path], dict[str, Any]] = lambda _: {},
 ) -> Path:
     """Write the model, tokenizer and processor of a finished stage and commit its folder. The first rank does, and
-    every rank gives its parts, one parameter after the other. herd.json also has the `facts` of the written folder."""
+    every rank gives its parts, one parameter after the other. The folder is in bf16, herd.json names the format
+    that the stage computed in and has the `facts` of the written folder."""
     weights = parallel.weights(model)
     if not parallel.first:
         for name in huggingface.rules(model.config):
@@ -32,7 +33,9 @@ def save_model(
     huggingface.write(weights, stage.work, dtype=torch.bfloat16)
     huggingface.save_processor(model.config, stage.work, parent=stage.parents.get("model"))
     tokenizer.save(stage.work)
-    return stage.finish(parameters=count_parameters(skeleton(model.config)), **facts(stage.work))
+    computed_in = str(model.embedding.weight.dtype).removeprefix("torch.")
+    counts = count_parameters(skeleton(model.config))
+    return stage.finish(parameters=counts, computed_in=computed_in, **facts(stage.work))
 
 
 def count_parameters(model: Transformer) -> dict[str, int]:

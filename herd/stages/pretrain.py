@@ -17,7 +17,7 @@ def pretrain(config: PretrainConfig, model: Path, data: Path, out: Path) -> Path
     stage = Stage("pretrain", out, config=config, parents={"model": model, "data": data})
     # By default the encoder is frozen: it has learnt its part, and the language model learns to read it, at three
     # quarters of the cost.
-    network, tokenizer = open_model(model, config, parallel)
+    network, tokenizer = open_model(model, config, stage, parallel)
     batches = PretrainBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
     left_out = report_left_out(batches.left_out, stage, parallel)
     hooks = heldout_loss(network, tokenizer, data, config, parallel)

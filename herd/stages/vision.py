@@ -30,6 +30,7 @@ from herd.data.tokenizer import Tokenizer
 from herd.model.formats import huggingface
 from herd.model.transformer import Transformer
 from herd.stages.model_folder import report_left_out, save_model
+from herd.train.dtype import training_dtype
 from herd.train.loop import train
 from herd.train.losses import cross_entropy
 from herd.train.trainable import set_trainable
@@ -129,7 +130,7 @@ def naming_loss(
 def vision(config: VisionStageConfig, model: Path, data: Path, out: Path) -> Path:
     """Train the encoder of the model folder `model`; returns the finished folder `out`."""
     stage = Stage("vision", out, config=config, parents={"model": model, "data": data})
-    network = huggingface.load(model, dtype=torch.bfloat16)
+    network = huggingface.load(model, dtype=training_dtype(config.dtype, stage))
     shape = network.config
     if shape.vision is None:
         raise HerdError(f"{model} has no vision encoder: leave the vision stage out, or give a model that has one")
@@ -154,7 +155,7 @@ def vision(config: VisionStageConfig, model: Path, data: Path, out: Path) -> Pat
 
     def loss_fn(model: Transformer, batch: Views) -> tuple[Tensor, dict[str, float]]:
         assert model.vision is not None
-        hidden_BQD = model.norm(model.vision(batch.tiles.to(torch.bfloat16)))
+        hidden_BQD = model.norm(model.vision(batch.tiles.to(model.unembedding.weight.dtype)))
         names_QPD = torch.sparse.mm(weights_RV, model.unembedding.weight.float()).unflatten(0, (num_tokens, -1))
         drawn, accuracy = contrastive_loss(hidden_BQD, names_QPD, batch.thing_B, group_P, config.logit_scale)
         own_RD = names_QPD[:, batch.thing_B].transpose(0, 1).flatten(0, 1)

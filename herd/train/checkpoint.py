@@ -254,6 +254,19 @@ def newest(root: Path) -> Path | None:
     return None
 
 
+def saved_dtype(root: Path) -> torch.dtype | None:
+    """The number format of the weights in the newest checkpoint whose index can be read; None if there is none."""
+    for path in candidates(root):
+        try:
+            held = _SafeReader(path).read_metadata().state_dict_metadata
+        except (OSError, pickle.UnpicklingError, EOFError):
+            continue  # it is judged, and set aside, by `newest`
+        for name, tensor in held.items():
+            if name.startswith("optimizer.weight.") and isinstance(tensor, TensorStorageMetadata):
+                return tensor.properties.dtype
+    return None
+
+
 def fault(path: Path) -> str | None:
     """What is wrong with a checkpoint; None if its files are those that were committed."""
     try:

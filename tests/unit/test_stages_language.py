@@ -1,6 +1,8 @@
 """What the stages that train a language model share: which parameters change, and the held-out loss on the way."""
 
 import math
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,14 +10,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from herd.config import PretrainConfig
-from herd.core.errors import HerdError
-from herd.core.tracker import read_metrics
+from herd.config import CheckpointConfig, PretrainConfig
+from herd.core.errors import HerdError, Stopped
+from herd.core.lineage import Stage, read_lineage
+from herd.core.tracker import Tracker, read_metrics
 from herd.data.tokenizer import Tokenizer
 from herd.engine.load import load
 from herd.model.formats import huggingface
 from herd.model.parallel import ALONE
 from herd.stages.pretrain import pretrain
+from herd.train import dtype as dtype_module
+from herd.train.dtype import training_dtype
 from herd.train.heldout import CONTEXT, METRIC, HeldoutBatches, HeldoutLoss, heldout_texts
 from herd.train.losses import language_loss
 from herd.train.trainable import set_trainable
@@ -88,3 +93,40 @@ def test_the_heldout_loss_is_the_bits_of_each_byte_of_the_slice(tiny_folder: Pat
             logits = (hidden @ model.unembedding.weight.T)[:-1]
             nats += float(F.cross_entropy(logits, piece[1:], reduction="sum"))
     assert hook.bits_per_byte() == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
+
+
+def test_auto_trains_in_bf16_where_the_processor_multiplies_it_and_else_in_fp32(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage("pretrain", tmp_path / "out", config=CONFIG, parents={})
+    for flags, dtype in (({"avx512_bf16"}, torch.bfloat16), ({"avx512f", "avx512_vnni"}, torch.float32)):
+        monkeypatch.setattr(dtype_module, "processor_flags", lambda flags=flags: frozenset(flags))
+        assert training_dtype("auto", stage) == dtype
+        assert training_dtype("float32", stage) == torch.float32
+        assert training_dtype("bfloat16", stage) == torch.bfloat16
+
+
+def test_unfinished_work_goes_on_in_the_format_that_it_began_with_on_another_processor(
+    tiny_folder: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dtype_module, "processor_flags", frozenset)
+    whole = pretrain(CONFIG, tiny_folder, tiny_data, tmp_path / "whole")
+    assert read_lineage(whole)["computed_in"] == "float32"
+
+    log, out = Tracker.log, tmp_path / "out"
+
+    def stop_after_the_first(tracker: Tracker, step: int, **metrics: object) -> None:
+        log(tracker, step, **metrics)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Tracker, "log", stop_after_the_first)
+    with pytest.raises(Stopped):
+        pretrain(replace(CONFIG, checkpoint=CheckpointConfig(every_s=0.0)), tiny_folder, tiny_data, out)
+    monkeypatch.setattr(Tracker, "log", log)
+    monkeypatch.setattr(dtype_module, "processor_flags", lambda: frozenset({"avx512_bf16"}))
+    with pytest.raises(HerdError, match=r"begun in float32, dtype=bfloat16 is asked for: set dtype=auto"):
+        pretrain(replace(CONFIG, dtype="bfloat16"), tiny_folder, tiny_data, out)
+    resumed = pretrain(CONFIG, tiny_folder, tiny_data, out)
+    assert read_lineage(resumed)["computed_in"] == "float32"
+    one, other = (dict(load(folder).transformer.named_parameters()) for folder in (whole, resumed))
+    assert all(torch.equal(parameter, other[name]) for name, parameter in one.items())

@@ -1,0 +1,35 @@
+"""The number format in which a stage trains: what the config names, or what the unfinished work has, or what is fast.
+
+bf16 has its fp32 master in two halves (herd.train.passes), so both formats learn from the same 32 bits a weight; they
+differ in the rounding of activations and gradients.
+"""
+
+from typing import Literal
+
+import torch
+
+from herd.core.errors import HerdError
+from herd.core.lineage import Stage
+from herd.native import processor_flags
+from herd.train.checkpoint import saved_dtype
+
+FORMATS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+"""What a processor has that multiplies bf16 faster than fp32. Without one a step in bf16 takes 1.5 times as long as in
+fp32, without the C++ kernels four times."""
+
+
+def training_dtype(name: Literal["auto", "bfloat16", "float32"], stage: Stage) -> torch.dtype:
+    """The format of the weights in training. `auto`: that of the checkpoints of the stage's unfinished work; without
+    any, bf16 where the processor (or a card) multiplies it fast, else fp32. Raises HerdError where the checkpoints are
+    of another format than the one that is named."""
+    saved = saved_dtype(stage.work / "state")
+    if name == "auto":
+        return saved or (torch.bfloat16 if torch.cuda.is_available() or BF16_FLAGS & processor_flags() else torch.float32)
+    wanted = FORMATS[name]
+    if saved not in (None, wanted):
+        raise HerdError(
+            f"{stage.work} was begun in {str(saved).removeprefix('torch.')}, dtype={name} is asked for: set dtype=auto to "
+            "go on, or --restart to move it aside and begin anew"
+        )
+    return wanted
