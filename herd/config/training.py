@@ -126,8 +126,8 @@ class LanguageTrainingConfig(Checked):
     seed: Seed = 0
     """Of the order of the documents, and of everything else that is drawn."""
     dtype: TrainingDtype = "auto"
-    """Number format of weights and activations. `auto`: bfloat16 where the hardware multiplies it fast, else float32; and
-    unfinished work goes on in the format that it began with."""
+    """Number format of weights and activations. `auto`: bfloat16 where the hardware multiplies it fast, else float32;
+    unfinished work resumes in the format that it was started in."""
     trainable: tuple[str, ...] = ("embedding.*", "layers.*", "norm.*", "unembedding.*")
     """Parameters that are trained, by patterns of their names such as `layers.*.attention.*`; the others are frozen, by
     default the vision encoder."""

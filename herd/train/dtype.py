@@ -25,11 +25,12 @@ def training_dtype(name: Literal["auto", "bfloat16", "float32"], stage: Stage) -
     of another format than the one that is named."""
     saved = saved_dtype(stage.work / "state")
     if name == "auto":
-        return saved or (torch.bfloat16 if torch.cuda.is_available() or BF16_FLAGS & processor_flags() else torch.float32)
+        fast = torch.cuda.is_available() or bool(BF16_FLAGS & processor_flags())
+        return saved or (torch.bfloat16 if fast else torch.float32)
     wanted = FORMATS[name]
     if saved not in (None, wanted):
         raise HerdError(
-            f"{stage.work} was begun in {str(saved).removeprefix('torch.')}, dtype={name} is asked for: set dtype=auto to "
-            "go on, or --restart to move it aside and begin anew"
+            f"{stage.work} was begun in {str(saved).removeprefix('torch.')}, dtype={name} is asked for: "
+            "set dtype=auto to resume, or --restart to move it aside and begin anew"
         )
     return wanted
