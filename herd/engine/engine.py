@@ -6,6 +6,7 @@ One thread owns the model. Each turn asks the scheduler (herd.engine.scheduler) 
 other threads ask for: new weights, a flush. docs/engine.md follows one request through.
 """
 
+import atexit
 import contextlib
 import queue
 import secrets
@@ -96,6 +97,8 @@ class Engine:
         """Held to put something in the inbox: nothing comes after the engine has closed."""
         self._thread = threading.Thread(target=self._run, name="herd-engine", daemon=True)
         self._thread.start()
+        # A thread that is still in C++ code when the interpreter ends would abort the process.
+        atexit.register(self.close)
 
     def submit(
         self,
@@ -230,6 +233,7 @@ class Engine:
             self._closed = True
             self._inbox.put(None)
         self._thread.join()
+        atexit.unregister(self.close)
 
     def _put(self, news: list[Generation] | Call) -> None:
         with self._lock:

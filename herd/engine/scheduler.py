@@ -137,17 +137,15 @@ class Scheduler(Generic[R]):
         for request in [r for r in [*self.running, *self.all_waiting()] if r.cancelled]:
             self.finish(request)
             step.cancelled.append(request)
-        decoding = [r for r in self.running if self._answers(r)]
+        decoding = [r for r in self.running if self._decodes(r)]
+        reading = [r for r in self.running if r not in decoding]
         budget = self.max_mixed_prefill_tokens if decoding else self.max_prefill_tokens
         for request in decoding:
             if request not in self.running:
                 continue  # preempted by one before it
-            end = len(request.content) + len(request.draft)
-            if request.table.length < request.num_prompt:  # the prompt's last token, which may be a picture's
-                self._encode(step, request, end, budget=end)
-            self._work(step, request, end)
+            self._work(step, request, len(request.content) + len(request.draft))
         # Readers by what their callers have had; a stable sort, so by rank within a caller.
-        for request in sorted((r for r in self.running if not self._answers(r)), key=lambda r: self.served[r.caller]):
+        for request in sorted(reading, key=lambda r: self.served[r.caller]):
             budget -= self._read(step, request, budget) if budget > 0 else 0
         if self.num_preempted > preempted:
             return step  # who has just given way must not come straight back
@@ -180,9 +178,11 @@ class Scheduler(Generic[R]):
         """The weights are others: nothing computed before is shared any more, running requests keep what they have."""
         self.pages.forget_prefixes()
 
-    def _answers(self, request: R) -> bool:
-        """Whether all of the request but its last token is computed."""
-        return request.table.length >= len(request.content) - 1
+    def _decodes(self, request: R) -> bool:
+        """Whether all of the request but its last token is computed, and no tile has to be encoded first."""
+        length = request.table.length
+        missing = any(last > length and tile not in request.features for tile, (_, last) in enumerate(request.tiles))
+        return length >= len(request.content) - 1 and not missing
 
     def _read(self, step: Step[R], request: R, budget: int) -> int:
         """Plan tiles and tokens of a prompt for `budget` tokens, which the last tile may exceed; gives what it used."""

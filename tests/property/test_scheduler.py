@@ -207,7 +207,7 @@ def live_through(seed: int) -> World:
 
 
 def test_pages_are_conserved_and_hold_what_their_request_wrote() -> None:
-    for seed in range(80):
+    for seed in (*range(80), 1419):  # in the last one two requests are at their prompt's last token, in pictures
         live_through(seed)
 
 

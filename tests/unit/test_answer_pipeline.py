@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -223,3 +225,14 @@ def test_a_stream_that_is_closed_keeps_what_was_said_and_one_that_said_nothing_i
         assert [message["content"] for message in session.conversation.messages] == ["count", "1 2 3 "]
 
     asyncio.run(talk())
+
+
+def test_a_program_that_ends_without_closing_its_engine_ends_in_good_order(tiny_folder: Path) -> None:
+    program = f"""
+import atexit, threading
+atexit.register(lambda: print([thread.name for thread in threading.enumerate()]))  # called last
+import herd
+reply = herd.load({str(tiny_folder)!r}).generate("Once", herd.SamplingParams(max_tokens=4))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "['MainThread']\n", "")
