@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from herd import __version__
 from herd.commands import COMMANDS
-from herd.config.renamed import new_name
+from herd.config.renamed import new_name, why_removed
 from herd.core.child import INTERRUPTED
 from herd.core.console import exit_code, traceback_log
 from herd.core.errors import Misunderstood, unknown
@@ -107,6 +107,8 @@ def refuse_renamed(command: str, place: str, args: Sequence[str]) -> None:
         setting = option.removeprefix("--").replace("-", "_")
         if command == "run":  # --TABLE.SETTING
             place, _, setting = setting.partition(".")
+        if (why := why_removed(place, setting)) is not None:
+            raise Misunderstood(f"{option} was removed, {why}")
         if (now := new_name(place, setting)) is not None:
             there, name = now[0], now[1].replace("_", "-")
             if command == "run":

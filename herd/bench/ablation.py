@@ -29,7 +29,8 @@ from herd.data.tokenizer import Tokenizer
 from herd.engine.load import Model
 from herd.engine.reader import Reader
 from herd.evaluate.charts import recall_map
-from herd.evaluate.long import ask_all, share_right, short_length
+from herd.evaluate.long import short_length
+from herd.evaluate.long_questions import ask_all, share_right
 from herd.evaluate.needle import Haystack
 from herd.model.init import first_weights
 from herd.model.parallel import ALONE

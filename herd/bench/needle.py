@@ -25,7 +25,7 @@ from herd.data.planted import Keys, Planter, Values
 from herd.data.statements import EVALUATION, KINDS, TRAINING
 from herd.engine.load import load
 from herd.engine.reader import Reader
-from herd.evaluate.long import TASKS, Maker, answering, ask_all, share_right, without_temperature
+from herd.evaluate.long_questions import TASKS, Maker, answering, ask_all, share_right, without_temperature
 from herd.evaluate.needle import DEPTHS, Haystack, is_right
 from herd.evaluate.statements import ask_statements, counted, missed
 from herd.plan.counts import cache_bytes, weight_bytes

@@ -156,6 +156,16 @@ def bench_needle(
     named("herd.bench.needle:needle")(folder, data, context=context, seeds=seeds, budget_gb=budget_gb, as_json=json)
 
 
+def bench_tiny(run: Path, /, *, json: bool = False) -> None:
+    """Compare the figures of a finished run of the tiny recipe with its targets.
+
+    Args:
+        run: Folder of the run; nothing is measured again.
+        json: Print one JSON object, for scripts.
+    """
+    named("herd.bench.tiny:tiny")(run, as_json=json)
+
+
 def bench_train(*, cases: tuple[str, ...] = ("S", "M"), rounds: int = 2, steps: int = 5, json: bool = False) -> None:
     """Time a step of training beside transformers' and a lean trial's.
 
@@ -201,5 +211,6 @@ BENCHES = {
     ),
     "bench serve": command(bench_serve, example="herd bench serve --clients 1 32 --json"),
     "bench train": command(bench_train, example="herd bench train --cases S M --json", computes=True),
+    "bench tiny": command(bench_tiny, example="herd bench tiny runs/tiny --json"),
     "bench scaling": command(bench_scaling, example="herd bench scaling --json"),
 }

@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from herd.config.ranges import Checked, Count, Seed, at_least
-from herd.config.stages import LANGUAGES
-from herd.core.errors import HerdError, unknown
+from herd.core.errors import HerdError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,9 +12,10 @@ class LongConfig(Checked):
     """What the suite for long texts asks."""
 
     lengths: tuple[Count, ...] = (4096, 16_384, 65_536, 262_144, 1_048_576)
-    """Tokens of text before a question; whole chunks of them are taken."""
-    trained: Count = 4096
-    """Longest document of training: lengths are told in multiples of it, and losses by position go up to it."""
+    """Tokens of text before a question, rounded down to whole chunks."""
+    trained: Count | None = None
+    """Tokens of the longest document of training; as the model folder says if not given. Lengths are reported as
+    multiples of it, and losses by position go up to it."""
     seeds: Count = 2
     """Needles at each depth and length."""
     asks: Count = 20
@@ -32,12 +32,14 @@ class EvaluateConfig(Checked):
     """How much is asked; the same for every model that is compared."""
 
     suite: Literal["general", "long"] = "general"
-    """`long`: what is found in long texts, as `long` below says, and none of the rest."""
+    """`long`: what is found in long texts, with the settings in `long` below, and none of the rest."""
     long: LongConfig = field(default_factory=LongConfig)
     seed: Seed = 0
     """Of samples, and of the confidence intervals."""
-    languages: tuple[str, ...] = ("en", "de", "fr", "es", "ru", "ja", "hi", "zh")
-    """Languages in which pictures are named."""
+    languages: tuple[str, ...] = ()
+    """Languages in which pictures are named; all in which the data folder names them if not given."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of held-out chats with one right answer that are asked; all that the data folder has if not given."""
     heldout_bytes: Count = 40_000
     """Held-out text for each language."""
     pictures: Count = 60
@@ -52,14 +54,6 @@ class EvaluateConfig(Checked):
     """Longest answer to a question."""
     sample_tokens: Count = 64
     """Longest sample."""
-    reasons: tuple[str, ...] = ()
-    """Why a bar is missed, as `BAR: why`; shown in the report where that bar fell short."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for language in self.languages:
-            if language not in LANGUAGES:
-                raise unknown("language", language, LANGUAGES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""Settings of earlier versions and where they are now: recipes and the command line name the new one for an old one.
+"""Settings of earlier versions: recipes and the command line refuse them with the new name, or with what is there now.
 
-This is the one table of them: an old name needs a line here and nothing else.
+This is the one place of them: an old name needs a line in a table here and nothing else.
 """
 
 ANY = "*"
@@ -20,6 +20,14 @@ RENAMED = {
 }
 """(stage or command, setting) → the same of today. A setting inside a table is written with dots; the name of a table
 stands for all that is in it."""
+
+REMOVED = {("evaluate", "reasons"): "the report judges nothing: `herd bench tiny RUN` lists a run's targets"}
+"""(stage or command, setting) → why it is gone, and what to use."""
+
+
+def why_removed(place: str, setting: str) -> str | None:
+    """Why `setting` of `place` is gone, and what to use; None if it never was a setting."""
+    return REMOVED.get((place, setting))
 
 
 def new_name(place: str, setting: str) -> tuple[str, str] | None:

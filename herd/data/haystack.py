@@ -24,9 +24,10 @@ BATCH = 2000
 
 def haystack(data: Path, tokenizer: Tokenizer, length: int) -> np.ndarray:
     """The first `length` tokens of the text, int32."""
+    has_text = (data / "text.parquet").exists()
     trained = {
         line
-        for row in read_rows(data, "text", ["split", "source", "text"])
+        for row in (read_rows(data, "text", ["split", "source", "text"]) if has_text else ())
         if row["split"] == "train" and row["source"] == SOURCE
         for line in row["text"].split("\n")
     }

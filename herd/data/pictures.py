@@ -37,6 +37,12 @@ NO_THINGS = {"Component", "Flags", "People & Body", "Symbols"}
 """Groups of emoji that are left out: signs, and people told apart by sex, hair or direction of walk, whose names are
 descriptions in most languages."""
 CLOCKS = range(0x1F550, 0x1F568)
+HELD_OUT_SPLITS = {
+    "subjects": "things of which no picture was trained on, in any style, nor any picture or clip with one of their "
+    "names in any language",
+    "styles": "drawings in a style never trained on, of things drawn otherwise in training",
+}
+"""What the data card says of the splits that are held out."""
 CLIP_PX = 112
 CLIP_FRAMES = 8
 

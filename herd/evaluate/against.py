@@ -155,11 +155,17 @@ def _end(stage: StageFolder, key: str) -> float | None:
 
 
 def headlines(results: Mapping[str, Any]) -> dict[str, tuple[float | None, int]]:
-    """The chief figures of an evaluation: value, and whether less (-1) or more (1) is better."""
-    facts: dict[str, tuple[float | None, int]] = {"bits per byte": (results["bits_per_byte"]["all"]["model"], -1)}
-    for split, ways in results["naming"]["splits"].items():
-        for way, table in ways.items():
-            if table["all"]:
-                facts[f"naming, {split}, {way}: right"] = (table["all"]["share"], 1)
-    facts["answers in the language asked"] = (results["naming"]["language"]["all"]["share"], 1)
-    return facts | {f"{row['kind']}: right": (row["share"], 1) for row in results["tasks"]["rows"]}
+    """The chief figures of an evaluation, of the sections that it has: value, and whether less (-1) or more (1) is
+    better."""
+    facts: dict[str, tuple[float | None, int]] = {}
+    if "bits_per_byte" in results:
+        facts["bits per byte"] = (results["bits_per_byte"]["all"]["model"], -1)
+    if "naming" in results:
+        for split, ways in results["naming"]["splits"].items():
+            for way, table in ways.items():
+                if table["all"]:
+                    facts[f"naming, {split}, {way}: right"] = (table["all"]["share"], 1)
+        facts["answers in the language asked"] = (results["naming"]["language"]["all"]["share"], 1)
+    if "tasks" in results:
+        facts |= {f"{row['kind']}: right": (row["share"], 1) for row in results["tasks"]["rows"]}
+    return facts

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from herd.engine.load import Model
 
 Texts = Mapping[str, Sequence[str]]  # language → documents
-COMPETITORS = ("model", "xz", "xz_primed", "byte_5gram", "token_5gram")
+CONTEXT = 512
+"""Tokens of a held-out document that are read together, where the model has so many positions."""
+BASELINES = {
+    "xz": "xz -9",
+    "xz_primed": "xz -9 after the training text",
+    "byte_5gram": "the byte 5-gram",
+    "token_5gram": "the 5-gram over its own tokens",
+}
+"""What the model is compared with, in words. All but the first need training text."""
 
 BITS_RULE = (
     "Bits per UTF-8 byte of held-out documents, the same for all; every document is read from its beginning and its "
@@ -42,10 +50,11 @@ def cap_documents(documents: Sequence[str], max_bytes: int) -> list[str]:
 def train_baselines(
     train: Texts, held: Texts, tokenizer: "Tokenizer", done: Callable[[], None] = lambda: None
 ) -> dict[str, dict[str, float]]:
-    """Bits that each baseline takes for the held-out documents: competitor → language → bits.
+    """Bits that each baseline takes for the held-out documents: competitor → language → bits. Without training text
+    xz alone.
 
-    `done` is called as each of the 2 + languages jobs ends. numpy's sorts and xz work outside Python's lock, so two
-    threads keep two cores busy.
+    `done` is called as each of the jobs ends, 2 + languages at most. numpy's sorts and xz work outside Python's lock,
+    so two threads keep two cores busy.
     """
 
     def by_bytes() -> dict[str, float]:
@@ -71,10 +80,13 @@ def train_baselines(
             future.add_done_callback(lambda _: done())
             return future
 
-        grams = {"byte_5gram": start(by_bytes), "token_5gram": start(by_tokens)}
+        grams = {"byte_5gram": start(by_bytes), "token_5gram": start(by_tokens)} if any(train.values()) else {}
         xz = {language: start(by_xz, language) for language in held}
+        alone = {language: job.result()[0] for language, job in xz.items()}
+        if not grams:
+            return {"xz": alone}
         return {
-            "xz": {language: job.result()[0] for language, job in xz.items()},
+            "xz": alone,
             "xz_primed": {language: job.result()[1] for language, job in xz.items()},
             **{name: job.result() for name, job in grams.items()},
         }
@@ -86,7 +98,8 @@ def model_bits(model: "Model", held: Texts, done: Callable[[int], None]) -> dict
 
     bits = {}
     for language, texts in held.items():
-        bits[language] = _bits(token_losses(model, model.tokenizer.encode_batch(list(texts))))
+        documents = model.tokenizer.encode_batch(list(texts))
+        bits[language] = _bits(token_losses(model, documents, context=min(CONTEXT, model.config.max_positions)))
         done(1)
     return bits
 

@@ -2,26 +2,20 @@
 
 One reading of real text serves all lengths (herd.evaluate.needle). Each kind of planted task is asked at every length;
 needles at ten depths, whose shares are the heat map. Controls on the same text: the needle or the grammar taken out,
-and the queries' temperature off. A whole novel is asked about, beside the same questions after another text. Loss by
-position is of a plain forward over a document no longer than training's; beyond it, of the same passages after longer
-and longer texts. Each kind at each length is kept when it is done, so a killed evaluation reads the text again and goes
-on with the next. The kinds follow RULER (arXiv 2404.06654) in purpose; wordings, keys and numbers are ours, and no
-key was ever trained on.
+and the queries' temperature off, where the model has one. A whole novel is asked about, beside the same questions after
+another text. Loss by position is of a plain forward over a document no longer than training's; beyond it, of the same
+passages after longer and longer texts. Each kind at each length is kept when it is done: a killed evaluation reads the
+text again and resumes with the next. The kinds follow RULER (arXiv 2404.06654) in purpose; wordings, keys and numbers
+are ours, and no key was ever trained on.
 """
 
-import re
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from functools import cached_property, partial
-from itertools import pairwise
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from herd.config import EvaluateConfig
 from herd.core.files import write_atomic, write_json
@@ -29,105 +23,26 @@ from herd.core.lineage import Stage
 from herd.core.streams import stream
 from herd.data import planted
 from herd.data.haystack import haystack
-from herd.data.long import evaluation_keys
-from herd.data.planted import Keys, Planter, Quiz
 from herd.engine.load import load
 from herd.engine.model import LoadedModel
-from herd.engine.reader import Reader
 from herd.evaluate import book, grammar
 from herd.evaluate.charts import recall_map
-from herd.evaluate.harness import Sections
+from herd.evaluate.long_losses import loss_after, loss_by_position
+from herd.evaluate.long_questions import (
+    TASKS,
+    TRANSLATION,
+    Maker,
+    Questions,
+    heldout_keys,
+    share_right,
+    without_temperature,
+)
 from herd.evaluate.needle import DEPTHS, Asked, Haystack
-from herd.model.pack import pack_sequences
-from herd.model.transformer import Transformer
-
-Maker = Callable[[np.random.Generator, Keys], Quiz]
-
-
-def needle_of(rng: np.random.Generator, keys: Keys, *, language: str = "en", decoys: int = 0) -> Quiz:
-    return planted.needle(rng, keys, language, decoys=decoys)
-
-
-TRANSLATION = "translation by a grammar, of 4"
-
-TASKS: dict[str, Maker] = {
-    "multi-key, 4 decoys": partial(needle_of, decoys=4),
-    "multi-key, 16 decoys": partial(needle_of, decoys=16),
-    "needle in German": partial(needle_of, language="de"),
-    "needle in Japanese": partial(needle_of, language="ja"),
-    "multi-value, 2": planted.multi_value,
-    "variable, 2 hops": planted.variable,
-    "list of 12": planted.table,
-    "counting to 5": planted.counting,
-    "order of two": planted.ordering,
-    "votes for three": planted.aggregation,
-    TRANSLATION: grammar.translation,
-}
+from herd.evaluate.section_cache import SectionCache
+from herd.evaluate.training_length import training_length
 
 PASSAGES = 8
-"""Pieces of text whose loss is told after texts of every length."""
-
-
-def ask_all(
-    hay: Haystack, name: str, maker: Maker, keys: Keys, length: int, seeds: int, *, planted: bool = True
-) -> dict[float, list[Asked]]:
-    """Answers by depth; what is asked is a function of the kind's name, the length, the depth and the seed."""
-    answers: dict[float, list[Asked]] = {}
-    for place, depth in enumerate(DEPTHS):
-        for seed in range(seeds):
-            rng = stream(seed, "needle", name, length, place)
-            asked = hay.ask(maker(rng, keys), length=length, depth=depth, rng=rng, planted=planted)
-            answers.setdefault(depth, []).append(asked)
-    return answers
-
-
-def share_right(answers: dict[float, list[Asked]]) -> float:
-    return statistics.fmean(one.right for of_depth in answers.values() for one in of_depth)
-
-
-@contextmanager
-def answering(hay: Haystack, other: LoadedModel) -> Iterator[None]:
-    """Let another model answer from the same cache: one that differs in its queries alone."""
-    own = hay.reader.model
-    hay.reader.model = other
-    try:
-        yield
-    finally:
-        hay.reader.model = own
-
-
-def without_temperature(model: LoadedModel) -> LoadedModel:
-    """The same weights, queries unscaled. Keys and values do not depend on the temperature."""
-    config = replace(model.config, temperature=False)
-    other = Transformer(config).requires_grad_(False)
-    other.load_state_dict(model.transformer.state_dict(), assign=True)
-    return replace(model, config=config, transformer=other.eval())
-
-
-@torch.inference_mode()
-def loss_by_position(model: LoadedModel, ids: np.ndarray, length: int, documents: int = 8) -> list[dict[str, float]]:
-    """Mean loss in nats between powers of two of the position, over documents of `length` tokens."""
-    losses = []
-    for index in range(min(documents, len(ids) // length)):
-        tokens_N = torch.from_numpy(ids[index * length : (index + 1) * length]).long()
-        hidden_ND = model.transformer.forward_packed(pack_sequences([tokens_N], device=model.device))
-        logits_NV = model.transformer.unembed(hidden_ND[:-1]).float()
-        losses.append(F.cross_entropy(logits_NV, tokens_N[1:], reduction="none"))
-    mean_N = torch.stack(losses).mean(0)
-    edges = [0, *(2**power for power in range(6, 30) if 2**power < length), length]
-    return [
-        {"from": begin, "to": end, "loss": round(float(mean_N[begin:end].mean()), 4)} for begin, end in pairwise(edges)
-    ]
-
-
-def loss_after(reader: Reader, passages: np.ndarray, lengths: Sequence[int]) -> list[dict[str, float]]:
-    """Mean loss in nats of the same passages [_, chunk] after the first tokens of what was read."""
-    rows = []
-    for length in (0, *lengths):
-        with reader.kept([length // reader.chunk]):
-            losses = [reader.losses(one[:1].tolist(), one[1:].tolist(), at=length) for one in passages]
-        rows.append({"after": length, "loss": round(float(np.mean(losses)), 4)})
-    return rows
+"""Pieces of text whose loss is measured after texts of every length."""
 
 
 def about_book(hay: Haystack, longest: int, asks: int) -> dict[str, Any]:
@@ -154,47 +69,17 @@ def about_book(hay: Haystack, longest: int, asks: int) -> dict[str, Any]:
     return {"tokens": length, "chapters": len(read), "rows": rows}
 
 
-class Questions:
-    """What is asked of one model, each kind at each length a section of its own. The text is read when the first
-    question comes that no earlier attempt has answered."""
-
-    def __init__(self, model: LoadedModel, ids: np.ndarray, keys: Keys, sections: Sections) -> None:
-        self.model, self.ids, self.keys, self.sections = model, ids, keys, sections
-
-    @cached_property
-    def hay(self) -> Haystack:
-        """The text in a reader's cache."""
-        reader = Reader(self.model, context=len(self.ids) + self.model.config.chunk_size)
-        reader.read(torch.from_numpy(self.ids))
-        return Haystack(reader, Planter(self.model.tokenizer), self.ids)
-
-    def answers(
-        self, name: str, maker: Maker, length: int, seeds: int, *, control: str = "", other: LoadedModel | None = None
-    ) -> dict[float, list[Asked]]:
-        """Answers by depth; a control has the same questions, unplanted or to another model."""
-
-        def work() -> dict[str, Any]:
-            with answering(self.hay, other or self.model):
-                planted = not control or other is not None
-                found = ask_all(self.hay, name, maker, self.keys, length, seeds, planted=planted)
-            return {str(depth): [asdict(one) for one in of] for depth, of in found.items()}
-
-        section = re.sub(r"\W+", "-", " ".join([str(length), name, control]).strip())
-        told = self.sections.do(section, work)
-        return {float(depth): [Asked(**one) for one in of] for depth, of in told.items()}
-
-
 def evaluate_long(cfg: EvaluateConfig, model: Path, data: Path, out: Path) -> Path:
     """Write `results.json` and `recall.svg` about the model folder."""
     stage = Stage("evaluate-long", out, config=cfg, parents={"model": model, "data": data})
-    sections, long = Sections(stage), cfg.long
+    cache, long = SectionCache(stage), cfg.long
     opened = load(model)
+    trained, trained_by = (long.trained, "settings") if long.trained else training_length(model, opened.config)
     chunk = opened.config.chunk_size
     lengths = sorted({max(chunk, length // chunk * chunk) for length in long.lengths})
     text = haystack(data, opened.tokenizer, lengths[-1] + PASSAGES * chunk)
     ids, passages = text[: lengths[-1]], text[lengths[-1] :].reshape(PASSAGES, chunk)
-    questions = Questions(opened, ids, evaluation_keys(data), sections)
-    plain = without_temperature(opened)
+    questions = Questions(opened, ids, heldout_keys(data, opened, ids), cache)
     asks = max(1, long.asks // len(DEPTHS))
     single: dict[int, dict[float, list[Asked]]] = {}
     rows: list[dict[str, Any]] = []
@@ -203,18 +88,25 @@ def evaluate_long(cfg: EvaluateConfig, model: Path, data: Path, out: Path) -> Pa
         found = {"single": share_right(single[length])}
         for name, maker in TASKS.items():
             found[name] = share_right(questions.answers(name, maker, length, asks))
-        for name, maker, control, seeds, other in (
+        controls: list[tuple[str, Maker, str, int, LoadedModel | None]] = [
             ("single", planted.needle, "needle taken out", 1, None),
             (TRANSLATION, grammar.translation, "grammar taken out", asks, None),
-            ("single", planted.needle, "temperature off", long.seeds, plain),
-        ):
-            told = questions.answers(name, maker, length, seeds, control=control, other=other)
-            found[f"{name.partition(' ')[0]}, {control}"] = share_right(told)
-        rows.append({"length": length, "times": round(length / long.trained, 1), **found})
-    trained = min(long.trained, len(ids))
-    by_position = sections.do("loss-by-position", lambda: {"rows": loss_by_position(opened, ids, trained)})
-    after = sections.do("loss-after", lambda: {"rows": loss_after(questions.hay.reader, passages, lengths)})
+        ]
+        if opened.config.temperature:
+            controls.append(("single", planted.needle, "temperature off", long.seeds, without_temperature(opened)))
+        for name, maker, control, seeds, other in controls:
+            answers = questions.answers(name, maker, length, seeds, control=control, other=other)
+            found[f"{name.partition(' ')[0]}, {control}"] = share_right(answers)
+        rows.append({"length": length, "times": round(length / trained, 1), **found})
+    left_out = {} if opened.config.temperature else {"single, temperature off": "the model scales no queries"}
+    for name, why in left_out.items():
+        print(f"{name}: left out, {why}")
+    document = min(trained, len(ids))
+    by_position = cache.do("loss-by-position", lambda: {"rows": loss_by_position(opened, ids, document)})
+    after = cache.do("loss-after", lambda: {"rows": loss_after(questions.hay.reader, passages, lengths)})
     results = {
+        "trained": {"tokens": trained, "from": trained_by},
+        "left_out": left_out,
         "rows": rows,
         "depths": {
             length: {depth: share_right({depth: of}) for depth, of in of_length.items()}
@@ -225,11 +117,11 @@ def evaluate_long(cfg: EvaluateConfig, model: Path, data: Path, out: Path) -> Pa
         "loss_after": after["rows"],
         "samples": [asdict(one) for of in single[lengths[-1]].values() for one in of][:20],
         # Last, as it takes the text's place.
-        "book": sections.do("book", lambda: about_book(questions.hay, lengths[-1], long.asks)),
+        "book": cache.do("book", lambda: about_book(questions.hay, lengths[-1], long.asks)),
     }
     write_json(stage.work / "results.json", results)
     write_atomic(stage.work / "recall.svg", map_of(results))
-    sections.clear()
+    cache.clear()
     return stage.finish(metrics={str(row["length"]): row["single"] for row in rows})
 
 

@@ -1,4 +1,4 @@
-"""Naming held-out pictures: in open words and among 100 names, beside the same with the pictures shuffled.
+"""Naming held-out pictures: in open words and among other names, beside the same with the pictures shuffled.
 
 Within a language every picture gets the same question, so the answer to picture j is also the answer of the control
 in which picture i is replaced by j: no answer is generated twice, and the control is a mean over all rotations.
@@ -21,13 +21,10 @@ if TYPE_CHECKING:
     from herd.engine.model import Prompt
 
 NAMING_RULE = (
-    "Subjects: things of which no picture was trained on, in any style, nor any picture or clip with one of their "
-    "names in any language. Styles: drawings in a style never trained on, of things drawn otherwise in training. "
-    "Per language the first by a hash of the id that have a name in it. Open: the greedy answer, by exact match. "
-    + MATCH_RULE
-    + " Closed: the name with the highest log-likelihood, end of turn included, of {candidates} names: those of the "
-    "pictures asked and, up to that number, of others of the split in the language, all different after "
-    "normalisation. Ratio: " + RATIO_RULE
+    "Per language the first pictures of the split by a hash of the id that have a name in it. Open: the greedy answer, "
+    "by exact match. " + MATCH_RULE + " Closed: the name with the highest log-likelihood, end of turn included, of "
+    "{candidates} names: those of the pictures asked and, up to that number, of others of the split in the language, "
+    "all different after normalisation. Ratio: " + RATIO_RULE
 )
 REACHABLE_RULE = "Reachable: the picture's name is also a name of a training picture in the same language."
 

@@ -20,7 +20,7 @@ from herd.core.lineage import Stage, begin_anew
 from herd.engine.load import Model, load
 from herd.engine.score import LOGIT_ROWS
 from herd.evaluate.bits import cap_documents
-from herd.evaluate.inputs import read_texts
+from herd.evaluate.inputs import DataFolder
 from herd.model.formats import compressed
 from herd.model.formats.config_json import config_from_json
 from herd.model.moe import MoE
@@ -70,8 +70,10 @@ def heldout(data: Path | None, text: Path | None, max_bytes: int) -> list[str]:
         return cap_documents([read_text(text)], max_bytes)
     if data is None:
         return []
-    texts = {split: held for split, held in read_texts(data).items() if split != "train"}
-    return [cut for held in texts.values() for each in held.values() for cut in cap_documents(each, max_bytes)]
+    texts = DataFolder(data).heldout_texts.values()
+    if not any(texts):
+        raise HerdError(f"{data} has no held-out text to measure on: give another data folder, or a text")
+    return [cut for each in texts for cut in cap_documents(each, max_bytes)]
 
 
 def kept_reasons(folder: Path, scheme: Scheme) -> dict[str, str]:

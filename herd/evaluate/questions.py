@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from herd.engine.pipeline import AnswerPipeline
 
 CHUNK = 256  # prompts handed over at once: enough to fill batches, few enough for progress to be seen
+NAMING_KIND = "name"  # of chats that ask for the name of the one picture in them
 Done = Callable[[int], None]  # called with the number of questions that were answered since the last call
 
 
@@ -29,6 +30,10 @@ class Asker:
         from herd.engine.conversation import Conversation
 
         return Conversation([{**one, "content": self._content(one["content"])} for one in messages]).render(self.model)
+
+    def fits(self, prompt: "Prompt") -> bool:
+        """Whether the prompt leaves room for an answer in the context."""
+        return len(prompt.token_ids) < self._pipeline.engine.max_model_len
 
     def ask(self, prompts: "Sequence[Prompt]", *, max_tokens: int, done: Done, **sampling: Any) -> list[str]:
         """The answers; greedy unless `sampling` says otherwise."""
@@ -86,7 +91,7 @@ def naming_question(chats: Sequence[Chat], language: str) -> list[dict[str, Any]
     One wording for all pictures of a language: so the answer to another picture is what the shuffled control needs.
     """
     for chat in chats:
-        if chat.kind == "name" and chat.language == language and picture_of(chat.question) is not None:
+        if chat.kind == NAMING_KIND and chat.language == language and picture_of(chat.question) is not None:
             return chat.question
     return None
 

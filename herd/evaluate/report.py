@@ -8,7 +8,6 @@ import shutil
 import time
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from markupsafe import Markup
 
 from herd.config import ReportConfig
 from herd.core.errors import HerdError
-from herd.core.files import read_json, write_atomic, write_json
+from herd.core.files import read_json, write_atomic
 from herd.core.lineage import Stage, commit_id, read_lineage
 from herd.evaluate.against import Pair, compare, headlines
+from herd.evaluate.bits import BASELINES
 from herd.evaluate.charts import dot_plot
 from herd.evaluate.curves import load_at_the_end, load_charts, training_charts
 from herd.evaluate.load import load_facts, load_of
@@ -34,7 +34,6 @@ from herd.evaluate.run_folder import (
     unfinished,
 )
 from herd.evaluate.samples import stage_samples
-from herd.evaluate.verdicts import COMPETITOR_NAMES, Verdict, read_reasons, recipe_verdicts
 
 LANGUAGE_NAMES = {
     "en": "English", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "pt": "Portuguese",
@@ -52,7 +51,7 @@ def report(
     stage: str = "",
     among: Sequence[Path] | None = None,
 ) -> Path:
-    """Write `report.html` and `verdicts.json` about a run, or one stage of it, finished or in work.
+    """Write `report.html` about a run, or one stage of it, finished or in work.
 
     `against` are other runs or stages to compare with. `samples` has the last finished model of language continue
     held-out texts, where no evaluation did so. `stage` is the one whose model the page is about, with the stages that
@@ -74,11 +73,9 @@ def report(
     said = stage_samples(stages) if samples else None
     names = {other: (f"{run.name}, this run", f"{other.name}, earlier") for other in against}
     beside = {other: compare(stages, theirs, names[other]) for other, theirs in earlier.items()}
-    page, verdicts = render(run, stages, beside, said=said, alone=alone)
-    write_atomic(work.work / "report.html", page)
-    write_json(work.work / "verdicts.json", [asdict(verdict) for verdict in verdicts])
+    write_atomic(work.work / "report.html", render(run, stages, beside, said=said, alone=alone))
     if out.exists():
-        shutil.rmtree(out)  # it tells nothing that this one does not
+        shutil.rmtree(out)  # it has nothing that this one lacks
     return work.finish()
 
 
@@ -94,8 +91,8 @@ def render(
     *,
     said: Mapping[str, Any] | None = None,
     alone: bool = False,
-) -> tuple[str, list[Verdict]]:
-    """The page, and the verdicts at its top. A single stage is not judged by the bars of a whole recipe."""
+) -> str:
+    """The page. A single stage (`alone`) is not expected to have been evaluated."""
     here = Path(__file__).parent
     stages = [one for one in every if one.finished]
 
@@ -105,10 +102,6 @@ def render(
     evaluation, long = newest("evaluate"), newest("evaluate-long")
     models = {one.name: model for one in stages if (model := evaluated_model(one, stages))}
     results = read_json(evaluation.path / "results.json") if evaluation else None
-    reasons = read_reasons(evaluation.lineage["config"].get("reasons", [])) if evaluation else {}
-    verdicts = [Verdict(**verdict) for verdict in results["verdicts"]] if results else []
-    if not alone:
-        verdicts += [verdict.because(reasons) for verdict in recipe_verdicts([one.lineage for one in stages])]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(here), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -116,7 +109,7 @@ def render(
     environment.filters.update(
         number=number, percent=percent, size=size, duration=duration, language=language_name, figure=Markup, brief=brief
     )
-    page = environment.get_template("report.html.j2").render(
+    return environment.get_template("report.html.j2").render(
         title=run.resolve().name.removesuffix(PARTIAL),
         style=Markup((here / "report.css").read_text(encoding="utf-8")),
         written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -126,14 +119,14 @@ def render(
         evaluations=_evaluations(stages),
         shown=[one.name for one in (evaluation, long) if one],
         **_model(stages, models.get(evaluation.name if evaluation else "")),
-        verdicts=verdicts,
+        unevaluated=not (evaluation or long or alone),
         unfinished=unfinished(run),
         results=results,
         long=read_json(long.path / "results.json") if long else None,
         recall_map=b64encode((long.path / "recall.svg").read_bytes()).decode() if long else "",
-        said=results["samples"] if results else said,
+        said=results.get("samples") if results else said,
         bits_chart=_bits_chart(results),
-        competitors={"model": "this model", **COMPETITOR_NAMES},
+        competitors=_competitors(results),
         training=_training(every),
         beside=beside or {},
         card=next((one.lineage["card"] for one in stages if "card" in one.lineage), None),
@@ -142,7 +135,6 @@ def render(
         matches=_parents_match(stages),
         facts=facts,
     )
-    return page, verdicts
 
 
 def _evaluations(stages: Sequence[StageFolder]) -> dict[str, Mapping[str, Any]]:
@@ -158,10 +150,17 @@ def _model(stages: Sequence[StageFolder], evaluated: str | None) -> dict[str, An
     return {"model_name": name, "model": found.get(name or "")}
 
 
+def _competitors(results: Mapping[str, Any] | None) -> dict[str, str]:
+    """The model and the baselines that its bits per byte were compared with."""
+    if not results or not results.get("bits_per_byte", {}).get("rows"):
+        return {}
+    measured = results["bits_per_byte"]["all"]
+    return {"model": "this model", **{name: words for name, words in BASELINES.items() if name in measured}}
+
+
 def _bits_chart(results: Mapping[str, Any] | None) -> str:
-    if not results or not results["bits_per_byte"]["rows"]:
+    if not (legend := _competitors(results)) or not results:
         return ""
-    legend = {"model": "this model", **COMPETITOR_NAMES}
     rows = {row["language"]: {name: row[name] for name in legend} for row in results["bits_per_byte"]["rows"]}
     return dot_plot("Bits per byte of held-out text, less is better", rows, legend=legend, x_label="bits per byte")
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from herd.core.errors import HerdError
 from herd.data.chats import Chat
-from herd.evaluate.inputs import read_chats, read_texts
+from herd.evaluate.inputs import TRAIN, DataFolder
 from herd.evaluate.naming import Asked
-from herd.evaluate.questions import Asker, Done, text_of
+from herd.evaluate.questions import Asker, Done, shows, text_of
 from herd.evaluate.run_folder import StageFolder
 
 PROMPT_BYTES = 160
@@ -23,7 +23,7 @@ SAMPLE_TOKENS = 48
 """Longest answer when no evaluation said how long."""
 SAMPLE_RULE = (
     "Texts: the beginning of the first held-out document of each language by id, continued at temperature 0.7, top-p "
-    "0.95. Chats: the first held-out chats by a hash of the id, answered greedily. Pictures: the first of both splits "
+    "0.95. Chats: the first held-out chats by a hash of the id, answered greedily. Pictures: the first of each split "
     "by a hash of the id, those with names in more of the languages before others."
 )
 
@@ -49,21 +49,22 @@ def _beginning(text: str) -> str:
 
 
 def select_chats(chats: Sequence[Chat], *, each: int) -> list[Chat]:
-    """The first held-out free chats of each language."""
+    """The first held-out chats without one right answer, of each language."""
     by_language: dict[str, list[Chat]] = {}
     for chat in chats:
-        if chat.split == "heldout" and chat.kind == "chat":
+        if chat.split != TRAIN and not chat.answer:
             by_language.setdefault(chat.language, []).append(chat)
     return [chat for language in sorted(by_language) for chat in by_language[language][:each]]
 
 
 def chat_samples(asker: Asker, chats: Sequence[Chat], *, max_tokens: int, done: Done) -> list[dict[str, Any]]:
-    """The model's answers to held-out chats."""
-    prompts = [asker.prompt(chat.question) for chat in chats]
-    answers = asker.ask(prompts, max_tokens=max_tokens, done=done)
+    """The model's answers to those of the chats that fit its context."""
+    rendered = [(chat, asker.prompt(chat.question)) for chat in chats]
+    fitting = [(chat, prompt) for chat, prompt in rendered if asker.fits(prompt)]
+    answers = asker.ask([prompt for _, prompt in fitting], max_tokens=max_tokens, done=done)
     return [
         {"language": chat.language, "question": text_of(chat.question), "answer": answer}
-        for chat, answer in zip(chats, answers, strict=True)
+        for (chat, _), answer in zip(fitting, answers, strict=True)
     ]
 
 
@@ -109,16 +110,16 @@ def stage_samples(stages: Sequence[StageFolder]) -> dict[str, Any]:
     ]
     if not found:
         raise HerdError("no stage here has a model of language: leave --samples out")
-    data = Path(found[-1].lineage["parents"]["data"]["path"])
-    if not data.is_dir():
-        raise HerdError(f"the data folder {data} of {found[-1].path} is not there: leave --samples out")
-    model = load(found[-1].path)
+    path = Path(found[-1].lineage["parents"]["data"]["path"])
+    if not path.is_dir():
+        raise HerdError(f"the data folder {path} of {found[-1].path} is not there: leave --samples out")
+    data, model = DataFolder(path), load(found[-1].path)
     engine = model.engine(max_num_seqs=16, max_model_len=min(model.config.max_positions, 512))
     try:
-        held = read_texts(data).get("heldout", {})
         asker = Asker(AnswerPipeline(model, engine), {}, {})
-        texts = continuations(asker, held, max_tokens=SAMPLE_TOKENS, seed=0, done=lambda _: None)
-        chats = select_chats(read_chats(data), each=1) if found[-1].lineage["stage"] == "sft" else []
+        texts = continuations(asker, data.heldout_texts, max_tokens=SAMPLE_TOKENS, seed=0, done=lambda _: None)
+        words = [chat for chat in data.chats if not shows(chat.messages)]
+        chats = select_chats(words, each=1) if found[-1].lineage["stage"] == "sft" else []
         answers = chat_samples(asker, chats, max_tokens=SAMPLE_TOKENS, done=lambda _: None)
     finally:
         engine.close()

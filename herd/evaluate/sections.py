@@ -1,19 +1,20 @@
-"""The parts of an evaluation, each a function of one loaded model and one data folder."""
+"""The sections of an evaluation: each is a function of one model and one data folder, with what it needs of the two.
+
+A section whose needs are not met is left out, and results.json says why under `left_out`; so does a section for a part
+of its own work, by an entry of that name in what it returns. To add one: a function here and a line in SECTIONS; the
+report shows what it knows of.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass
+from typing import Any
 
-from herd.data.chats import Chat
 from herd.data.spelling import normalise
-from herd.engine.load import load
-from herd.engine.pipeline import AnswerPipeline
 from herd.evaluate.answers import LanguageOfAnswers
-from herd.evaluate.bits import bits_table, cap_documents, model_bits, train_baselines
-from herd.evaluate.inputs import Picture, read_chats, read_clips, read_pictures, read_texts
+from herd.evaluate.bits import BASELINES, bits_table, model_bits, train_baselines
+from herd.evaluate.evaluation import Evaluation
+from herd.evaluate.inputs import TRAIN
 from herd.evaluate.naming import (
     NAMING_RULE,
     REACHABLE_RULE,
@@ -23,133 +24,152 @@ from herd.evaluate.naming import (
     open_answers,
     prepare,
 )
-from herd.evaluate.questions import Asker, shows
+from herd.evaluate.questions import NAMING_KIND, naming_question
 from herd.evaluate.samples import SAMPLE_RULE, chat_samples, continuations, picture_samples, select_chats
 from herd.evaluate.tasks import frequent_answers, select, task_prompts, task_table
 
-if TYPE_CHECKING:
-    from herd.config import EvaluateConfig
-
-SPLITS = ("subjects", "styles")
-NUM_SLOTS = 48  # questions in work at once
-CAPACITY = 2048  # tokens of a question with its answer: a clip of eight frames fits
 SAMPLE_PICTURES = 6  # of each split
 SAMPLE_CHATS = 1  # of each language
+TEXT_ALONE = "the model reads text alone"
+TOO_LONG = "longer than the context"
+
+Need = Callable[[Evaluation], str]
+"""What is missing for a section, in words; empty if nothing is."""
 
 
-class Evaluation:
-    """Everything loaded once; each method is one section of results.json."""
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One part of results.json."""
 
-    def __init__(self, cfg: "EvaluateConfig", model: Path, data: Path) -> None:
-        self.cfg, self.data = cfg, data
-        self.model = load(model)
-        self._engine = self.model.engine(
-            max_num_seqs=NUM_SLOTS, max_model_len=min(self.model.config.max_positions, CAPACITY)
-        )
+    name: str
+    """Its key there."""
+    needs: tuple[Need, ...]
+    work: Callable[[Evaluation], dict[str, Any]]
 
-    def __enter__(self) -> Self:
-        return self
+    def missing(self, run: Evaluation) -> str:
+        """The first of its needs that is not met; empty if all are."""
+        return next(filter(None, (need(run) for need in self.needs)), "")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._engine.close()
 
-    @property
-    def _sees(self) -> bool:
-        return self.model.processor.reads_pictures
+def heldout_text(run: Evaluation) -> str:
+    return "" if run.heldout_texts else "the data folder has no held-out text"
 
-    @cached_property
-    def _pictures(self) -> list[Picture]:
-        return read_pictures(self.data)
 
-    @cached_property
-    def _chats(self) -> list[Chat]:
-        return read_chats(self.data)
+def heldout_pictures(run: Evaluation) -> str:
+    return "" if run.heldout_pictures else "the data folder has no held-out pictures with names"
 
-    @cached_property
-    def _texts(self) -> dict[str, dict[str, list[str]]]:
-        return read_texts(self.data)
 
-    @cached_property
-    def _held(self) -> dict[str, list[str]]:
-        held = self._texts.get("heldout", {})
-        return {language: cap_documents(texts, self.cfg.heldout_bytes) for language, texts in sorted(held.items())}
+def vision(run: Evaluation) -> str:
+    return "" if run.reads_pictures else TEXT_ALONE
 
-    @cached_property
-    def _asker(self) -> Asker:
-        pipeline = AnswerPipeline(self.model, self._engine)
-        return Asker(pipeline, {picture.id: picture for picture in self._pictures}, read_clips(self.data))
 
-    def bits(self) -> dict[str, Any]:
-        """Bits per byte of the model and the baselines."""
-        with progress("baselines", len(self._held) + 2) as done:
-            bits = train_baselines(self._texts.get("train", {}), self._held, self.model.tokenizer, lambda: done(1))
-        with progress("bits per byte", len(self._held)) as done:
-            return bits_table({"model": model_bits(self.model, self._held, done), **bits}, self._held)
+def naming_questions(run: Evaluation) -> str:
+    asked = [language for language in run.naming_languages if naming_question(run.data.chats, language)]
+    return "" if asked else f"the data folder has no chat of kind {NAMING_KIND!r} that asks for a picture's name"
 
-    def naming(self) -> dict[str, Any]:
-        """Names of held-out pictures, open and closed; the language of the answers; the first pictures."""
-        cfg = self.cfg
-        trained: dict[str, set[str]] = {}
-        known: dict[str, set[str]] = {}
-        for picture in self._pictures:
-            for language, name in picture.names.items():
-                known.setdefault(language, set()).add(name)
-                if picture.split == "train":
-                    trained.setdefault(language, set()).add(normalise(name, language))
-        judge = LanguageOfAnswers({language: sorted(names) for language, names in known.items()})
-        splits: dict[str, Any] = {}
-        if not self._sees:
-            print("naming: left out, the model reads text alone")
-        samples: list[dict[str, Any]] = []
-        said: dict[str, list[str]] = {}
-        for split in SPLITS:
-            pictures = [picture for picture in self._pictures if self._sees and picture.split == split]
-            asked = prepare(self._asker, self._chats, pictures, cfg.languages, count=cfg.pictures, pool=cfg.candidates)
-            with progress(f"naming {split}", sum(len(one.prompts) for one in asked)) as done:
-                answers = open_answers(self._asker, asked, max_tokens=cfg.answer_tokens, done=done)
-            count = sum(min(len(one.prompts), cfg.closed_pictures) for one in asked)
-            with progress(f"choosing {split}", count) as done:
-                choices = closed_answers(self._asker, asked, count=cfg.closed_pictures, done=done)
-            splits[split] = {
-                "open": naming_table(asked, answers, trained, seed=cfg.seed),
-                "closed": naming_table(asked, choices, trained, seed=cfg.seed),
-            }
-            samples += picture_samples(split, asked, answers, count=SAMPLE_PICTURES)
-            for one, given in zip(asked, answers, strict=True):
-                said.setdefault(one.language, []).extend(given)
-        return {
-            "rule": NAMING_RULE.format(candidates=cfg.candidates),
-            "reachable_rule": REACHABLE_RULE,
-            "splits": splits,
-            "language": language_table(judge, said, cfg.languages),
-            "samples": samples,
+
+def answered_chats(run: Evaluation) -> str:
+    if select(run.heldout_chats, run.cfg.kinds, count=1):
+        return ""
+    kinds = f" of the kinds {', '.join(run.cfg.kinds)}" if run.cfg.kinds else ""
+    without = ", pictures aside, as " + TEXT_ALONE if run.num_unreadable else ""
+    return f"the data folder has no held-out chats{kinds} with one right answer{without}"
+
+
+def anything_to_say(run: Evaluation) -> str:
+    chats = select_chats(run.heldout_chats, each=1)
+    return "" if run.heldout_texts or chats else "the data folder has no held-out text, and no held-out chats to answer"
+
+
+def bits(run: Evaluation) -> dict[str, Any]:
+    """Bits per byte of the model and the baselines."""
+    held, train = run.heldout_texts, run.data.training_texts
+    with progress("baselines", len(held) + (2 if train else 0)) as done:
+        bits = train_baselines(train, held, run.model.tokenizer, lambda: done(1))
+    with progress("bits per byte", len(held)) as done:
+        table = bits_table({"model": model_bits(run.model, held, done), **bits}, held)
+    left_out = [BASELINES[name] for name in BASELINES if name not in bits]
+    return table | {"left_out": dict.fromkeys(left_out, "the data folder has no training text")}
+
+
+def naming(run: Evaluation) -> dict[str, Any]:
+    """Names of held-out pictures, open and closed; the language of the answers; the first pictures."""
+    cfg, languages = run.cfg, run.naming_languages
+    trained: dict[str, set[str]] = {}
+    known: dict[str, set[str]] = {}
+    for picture in run.data.pictures:
+        for language, name in picture.names.items():
+            known.setdefault(language, set()).add(name)
+            if picture.split == TRAIN:
+                trained.setdefault(language, set()).add(normalise(name, language))
+    judge = LanguageOfAnswers({language: sorted(names) for language, names in known.items()})
+    splits: dict[str, Any] = {}
+    samples: list[dict[str, Any]] = []
+    given_in: dict[str, list[str]] = {}
+    for split, pictures in run.heldout_pictures.items():
+        asked = prepare(run.asker, run.data.chats, pictures, languages, count=cfg.pictures, pool=cfg.candidates)
+        with progress(f"naming {split}", sum(len(one.prompts) for one in asked)) as done:
+            answers = open_answers(run.asker, asked, max_tokens=cfg.answer_tokens, done=done)
+        count = sum(min(len(one.prompts), cfg.closed_pictures) for one in asked)
+        with progress(f"choosing {split}", count) as done:
+            choices = closed_answers(run.asker, asked, count=cfg.closed_pictures, done=done)
+        splits[split] = {
+            "open": naming_table(asked, answers, trained, seed=cfg.seed),
+            "closed": naming_table(asked, choices, trained, seed=cfg.seed),
         }
+        samples += picture_samples(split, asked, answers, count=SAMPLE_PICTURES)
+        for one, given in zip(asked, answers, strict=True):
+            given_in.setdefault(one.language, []).extend(given)
+    about = run.data.card.get("picture_splits", {})
+    unasked = [language for language in languages if language not in given_in]
+    why = "the data folder has no question for a name, or no held-out picture with one"
+    return {
+        "rule": NAMING_RULE.format(candidates=cfg.candidates),
+        "reachable_rule": REACHABLE_RULE,
+        "about": {split: about[split] for split in splits if split in about},
+        "splits": splits,
+        "language": language_table(judge, given_in, languages),
+        "samples": samples,
+        "left_out": {f"naming in {language}": why for language in unasked},
+    }
 
-    def tasks(self) -> dict[str, Any]:
-        """Held-out chats with one right answer."""
-        readable = [chat for chat in self._chats if self._sees or not shows(chat.messages)]
-        if len(readable) < len(self._chats):
-            print(f"questions: left out {len(self._chats) - len(readable):,} with pictures, the model reads text alone")
-        selected = select(readable, count=self.cfg.chats)
-        prompts = task_prompts(self._asker, selected)
-        with progress("questions", len(prompts)) as done:
-            answers = self._asker.ask(prompts, max_tokens=self.cfg.answer_tokens, done=done)
-        return task_table(selected, answers, frequent_answers(self._chats))
 
-    def samples(self) -> dict[str, Any]:
-        """What the model says, to be read."""
-        chats = select_chats(self._chats, each=SAMPLE_CHATS)
-        limit = self.cfg.sample_tokens
-        with progress("samples", len(chats) + len(self._held)) as done:
-            return {
-                "rule": SAMPLE_RULE,
-                "continuations": continuations(
-                    self._asker, self._held, max_tokens=limit, seed=self.cfg.seed, done=done
-                ),
-                "chats": chat_samples(self._asker, chats, max_tokens=limit, done=done),
-            }
+def tasks(run: Evaluation) -> dict[str, Any]:
+    """Held-out chats with one right answer."""
+    selected = select(run.heldout_chats, run.cfg.kinds, count=run.cfg.chats)
+    asked, prompts = task_prompts(run.asker, selected)
+    with progress("questions", len(prompts)) as done:
+        answers = run.asker.ask(prompts, max_tokens=run.cfg.answer_tokens, done=done)
+    left_out = {}
+    if run.num_unreadable:
+        left_out[f"{run.num_unreadable:,} chats with pictures"] = TEXT_ALONE
+    if too_long := sum(map(len, selected.values())) - len(prompts):
+        left_out[f"{too_long:,} questions"] = TOO_LONG
+    for kind in run.cfg.kinds:
+        if kind not in selected:
+            left_out[f"questions of kind {kind}"] = (
+                "the data folder has none that are held out and have one right answer"
+            )
+    return task_table(asked, answers, frequent_answers(run.data.chats)) | {"left_out": left_out}
+
+
+def samples(run: Evaluation) -> dict[str, Any]:
+    """What the model says, to be read."""
+    chats, limit = select_chats(run.heldout_chats, each=SAMPLE_CHATS), run.cfg.sample_tokens
+    with progress("samples", len(chats) + len(run.heldout_texts)) as done:
+        texts = continuations(run.asker, run.heldout_texts, max_tokens=limit, seed=run.cfg.seed, done=done)
+        answers = chat_samples(run.asker, chats, max_tokens=limit, done=done)
+    too_long = len(chats) - len(answers)
+    left_out = {f"samples of {too_long:,} chats": TOO_LONG} if too_long else {}
+    return {"rule": SAMPLE_RULE, "continuations": texts, "chats": answers, "left_out": left_out}
+
+
+SECTIONS = (
+    Section(name="bits_per_byte", needs=(heldout_text,), work=bits),
+    Section(name="naming", needs=(heldout_pictures, vision, naming_questions), work=naming),
+    Section(name="tasks", needs=(answered_chats,), work=tasks),
+    Section(name="samples", needs=(anything_to_say,), work=samples),
+)
 
 
 @contextmanager

@@ -1,60 +1,66 @@
-"""Held-out chats with one right answer: flags, capitals, arithmetic, verifiable tasks."""
+"""Held-out chats with one right answer, by kind: the greedy answers beside the most frequent training answer."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from herd.data.chats import Chat, ChatTask
+from herd.data.chats import SIGNED_KINDS, Chat, ChatTask
 from herd.evaluate.answers import MATCH_RULE
-from herd.evaluate.questions import Asker
+from herd.evaluate.inputs import TRAIN
+from herd.evaluate.questions import NAMING_KIND, Asker
 from herd.evaluate.statistics import share
 
 if TYPE_CHECKING:
     from herd.engine.model import Prompt
 
-KINDS = ("flag", "capital", "arithmetic", "task", "clip")
-
 TASK_RULE = (
-    "Held-out chats of the kind, the first by a hash of the id; greedy answer. Arithmetic and tasks are graded by the "
-    "verifier of the generator that made them (reasoning-gym's own), and count where it gives full marks. "
+    "Held-out chats of the kind, the first by a hash of the id; greedy answer. Chats with a verifier are graded by it "
+    "(that of the generator in reasoning-gym that made them), and count where it gives full marks. "
     + MATCH_RULE
-    + " In arithmetic and tasks without a verifier punctuation counts, as it carries the sign: only case and outer "
-    "spaces are dropped. "
+    + f" In {' and '.join(SIGNED_KINDS)} chats without a verifier punctuation counts, as it carries the sign: only "
+    "case and outer spaces are dropped. "
     "Baseline: the most frequent answer of the training chats of the same kind and language, on the same questions."
 )
 
 
-def select(chats: Sequence[Chat], *, count: int) -> dict[str, ChatTask]:
-    """The held-out questions of each kind that are put to the model."""
-    return {
-        kind: ChatTask(
-            [chat for chat in chats if chat.split == "heldout" and chat.kind == kind and chat.answer][:count]
-        )
-        for kind in KINDS
-    }
+def select(chats: Sequence[Chat], kinds: Sequence[str], *, count: int) -> dict[str, list[Chat]]:
+    """Those of the held-out `chats` that are asked, by kind: the first `count` of each with a right answer. All kinds
+    if none is given, but for the names of pictures, which are asked by themselves."""
+    answered: dict[str, list[Chat]] = {}
+    for chat in chats:
+        if chat.answer:
+            answered.setdefault(chat.kind, []).append(chat)
+    chosen = kinds or sorted(answered.keys() - {NAMING_KIND})
+    return {kind: answered[kind][:count] for kind in chosen if kind in answered}
 
 
 def frequent_answers(chats: Sequence[Chat]) -> dict[tuple[str, str], str]:
     """The most frequent training answer of each kind and language, ties by the answer's text."""
     counts: dict[tuple[str, str], Counter[str]] = {}
     for chat in chats:
-        if chat.split == "train" and chat.kind in KINDS and chat.answer:
+        if chat.split == TRAIN and chat.answer:
             counts.setdefault((chat.kind, chat.language), Counter())[chat.compared(chat.answer)] += 1
     return {place: min(count, key=lambda answer: (-count[answer], answer)) for place, count in counts.items()}
 
 
-def task_prompts(asker: Asker, selected: Mapping[str, ChatTask]) -> "list[Prompt]":
-    """The prompts, kind by kind."""
-    return [asker.prompt(task.prompt(i)) for task in selected.values() for i in range(len(task))]
+def task_prompts(asker: Asker, selected: Mapping[str, Sequence[Chat]]) -> "tuple[dict[str, ChatTask], list[Prompt]]":
+    """The questions that fit the model's context, by kind; and their prompts, kind by kind."""
+    tasks, prompts = {}, []
+    for kind, chats in selected.items():
+        rendered = [(chat, asker.prompt(chat.question)) for chat in chats]
+        fitting = [(chat, prompt) for chat, prompt in rendered if asker.fits(prompt)]
+        tasks[kind] = ChatTask([chat for chat, _ in fitting])
+        prompts += [prompt for _, prompt in fitting]
+    return tasks, prompts
 
 
 def task_table(
-    selected: Mapping[str, ChatTask], answers: Sequence[str], frequent: Mapping[tuple[str, str], str]
+    tasks: Mapping[str, ChatTask], answers: Sequence[str], frequent: Mapping[tuple[str, str], str]
 ) -> dict[str, Any]:
     """The right answers of each kind beside the baseline."""
     given = iter(answers)
     rows = []
-    for kind, task in selected.items():
+    for kind, task in tasks.items():
         if not task.chats:
             continue
         right = baseline = 0

@@ -27,7 +27,7 @@ from herd.data.chats import Chat
 from herd.data.dedup import deduplicate
 from herd.data.dialogues import Caps, all_chats
 from herd.data.fetch import Fetched, fetch
-from herd.data.pictures import Clip, Picture, all_pictures, clips
+from herd.data.pictures import HELD_OUT_SPLITS, Clip, Picture, all_pictures, clips
 from herd.data.sources import LEFT_OUT, SOURCES
 from herd.data.spelling import spellings
 from herd.data.splits import split_documents
@@ -148,7 +148,10 @@ def _pictures(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
     ]
     tables.write(work / "pictures.parquet", rows, tables.PICTURES)
     counts = Counter((picture.source, picture.split) for picture in pictures)
-    return {"pictures": {f"{source} {split}": count for (source, split), count in sorted(counts.items())}}
+    return {
+        "pictures": {f"{source} {split}": count for (source, split), count in sorted(counts.items())},
+        "picture_splits": HELD_OUT_SPLITS,
+    }
 
 
 def _clips(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:

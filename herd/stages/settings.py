@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from herd.config.renamed import new_name
+from herd.config.renamed import new_name, why_removed
 from herd.core.errors import HerdError, unknown
 from herd.core.numbers import whole_number
 
 
 def refuse_renamed(kind: str, values: Mapping[str, Any], *, where: str, above: str = "") -> None:
-    """Raise HerdError for the first key of a stage's table that an earlier version had under another name."""
+    """Raise HerdError for the first key of a stage's table that an earlier version had, under another name or not."""
     for key, value in values.items():
+        if (why := why_removed(kind, f"{above}{key}")) is not None:
+            raise HerdError(f"{where} {above}{key}: this setting was removed, {why}")
         if (now := new_name(kind, f"{above}{key}")) is not None:
             place = "" if now[0] == kind else f" of [{now[0]}]"
             raise HerdError(f"{where} {above}{key}: this setting is now {now[1]}{place}")

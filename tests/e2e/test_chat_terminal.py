@@ -237,7 +237,7 @@ def test_attached_pictures_go_with_the_next_message_only(lasting, tmp_path):
 
 def test_an_attached_video_goes_as_its_frames(lasting, tmp_path):
     pytest.importorskip("av")
-    from test_data_video import clip
+    from video_files import clip
 
     (tmp_path / "cat.mp4").write_bytes(clip(30))
     lasting.type(f"/video {tmp_path}/cat.mp4\r")

@@ -49,13 +49,21 @@ def picture_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def chat_rows() -> list[dict[str, Any]]:
-    def row(number: int, kind: str, language: str, split: str, content: Any, answer: str) -> dict[str, Any]:
-        messages = json.dumps([{"role": "user", "content": content}])
-        key = f"{kind}-{language}-{split}-{number}"
-        return {"id": key, "split": split, "kind": kind, "language": language, "messages": messages, "answer": answer}
+def chat_row(number: int, kind: str, language: str, split: str, content: Any, answer: str) -> dict[str, Any]:
+    messages = json.dumps([{"role": "user", "content": content}])
+    key = f"{kind}-{language}-{split}-{number}"
+    return {"id": key, "split": split, "kind": kind, "language": language, "messages": messages, "answer": answer}
 
-    rows = []
+
+def add_chats(data: Path, rows: list[dict[str, Any]]) -> None:
+    """Write more rows to the folder's chats."""
+    path = data / "chats.parquet"
+    before = parquet.read_table(path).to_pylist() if path.exists() else []
+    parquet.write_table(pa.Table.from_pylist([*before, *rows]), path)
+
+
+def chat_rows() -> list[dict[str, Any]]:
+    row, rows = chat_row, []
     for language in LANGUAGES:
         for number in range(4):
             picture = [{"type": "image", "picture": f"p{number}"}, {"type": "text", "text": QUESTIONS[language]}]
@@ -148,7 +156,7 @@ class Model:
     def render(self, messages: list[dict[str, Any]], *, tools: list[Any]) -> Prompt:
         content = messages[-1]["content"]
         if isinstance(content, str):
-            return Prompt(token_ids=[256], text=content)
+            return Prompt(token_ids=[256, *self.tokenizer.encode(content)], text=content)
         [image] = [part["image"] for part in content if part["type"] == "image"]
         [text] = [part["text"] for part in content if part["type"] == "text"]
         language = next(language for language, question in QUESTIONS.items() if question == text)
@@ -177,6 +185,6 @@ def log_likelihoods(model: Model, items: list[tuple[Prompt, list[int]]]) -> list
     return scores
 
 
-def token_losses(model: Model, documents: list[list[int]]) -> list[np.ndarray]:
+def token_losses(model: Model, documents: list[list[int]], *, context: int) -> list[np.ndarray]:
     """One bit for each byte."""
     return [np.full(len(document), math.log(2)) for document in documents]

@@ -229,6 +229,10 @@ def test_the_settings_of_a_recipes_tables_are_options_of_herd_run(monkeypatch: p
         ("chat m --guess 4", "--guess is now --num-speculative-tokens"),
         ("serve m --slots=8", "--slots is now --max-num-seqs"),
         ("generate m p --out o --draft d", "--draft is now --draft-model"),
+        (
+            "run tiny --evaluate.reasons x",
+            "--evaluate.reasons was removed, the report judges nothing: `herd bench tiny RUN` lists a run's targets",
+        ),
     ],
 )
 def test_an_option_of_an_earlier_version_is_refused_with_its_new_name(

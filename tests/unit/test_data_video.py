@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from video_files import clip
 
 from herd.config import VisionConfig
 from herd.core.errors import HerdError
@@ -13,25 +14,6 @@ from herd.data.image import ImageProcessor
 from herd.data.video import read_video, video_part
 
 av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'herd-lm[video]'")
-
-
-def clip(
-    num_frames: int, *, rate: int = 10, size: tuple[int, int] = (64, 48), kind: str = "mp4", rotation: int = 0
-) -> bytes:
-    """A clip whose frame i is grey of 8 i, modulo 256, and white on the left."""
-    out = io.BytesIO()
-    with av.open(out, "w", format=kind) as container:
-        stream = container.add_stream("rawvideo" if kind == "avi" else "mpeg4", rate=rate)
-        stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p"
-        if rotation:
-            stream.set_display_rotation(rotation)
-        for i in range(num_frames):
-            pixels = np.full((size[1], size[0], 3), i * 8 % 256, np.uint8)
-            pixels[:, : size[0] // 4] = 255
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-    return out.getvalue()
 
 
 def times(data: bytes, **options: float) -> list[float]:

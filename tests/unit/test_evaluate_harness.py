@@ -1,11 +1,14 @@
 """The whole evaluation of a made-up model whose right figures are known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import evaluate_world as world
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 from herd.config import EvaluateConfig
@@ -23,7 +26,7 @@ KNOWN = [*range(20, 30), *range(40, 60)]  # half of the subjects, all styles
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     model = world.Model(KNOWN)
-    monkeypatch.setattr("herd.evaluate.sections.load", lambda folder: model)
+    monkeypatch.setattr("herd.evaluate.evaluation.load", lambda folder: model)
     monkeypatch.setattr("herd.engine.score.log_likelihoods", world.log_likelihoods)
     monkeypatch.setattr("herd.engine.score.token_losses", world.token_losses)
     (tmp_path / "sft").mkdir()
@@ -100,16 +103,6 @@ def test_samples_are_there_for_every_language(folders: dict[str, Any]) -> None:
     assert {len(one["answers"]) for one in pictures} == {3}
 
 
-def test_every_bar_has_a_verdict_and_a_given_reason_shows_where_it_fell_short(folders: dict[str, Any]) -> None:
-    reasons = ("language: it prefers English.", "naming.styles.open: not shown as the bar is held.")
-    results = run(folders, EvaluateConfig(**{**vars(world.CONFIG), "reasons": reasons}))
-    verdicts = {one["key"]: one for one in results["verdicts"]}
-    assert len(verdicts) == 9
-    assert not verdicts["language"]["held"] and verdicts["language"]["reason"] == "it prefers English."
-    assert verdicts["naming.styles.open"]["held"] and not verdicts["naming.styles.open"]["reason"]
-    assert "Only 0 of 36" in verdicts["naming.subjects.open"]["reason"]
-
-
 def test_a_killed_evaluation_goes_on_with_the_next_section(
     folders: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,16 +134,115 @@ def test_the_same_evaluation_twice_gives_the_same_figures(folders: dict[str, Any
     assert json.dumps({**first, "seconds": None}) == json.dumps({**second, "seconds": None})
 
 
-def test_a_misspelt_bar_in_the_reasons_is_refused_before_the_work(folders: dict[str, Any]) -> None:
-    with pytest.raises(HerdError, match=r"did you mean 'bits\.xz'"):
-        run(folders, EvaluateConfig(reasons=("bits.xy: because",)))
+def test_a_language_without_names_is_refused_before_the_work(folders: dict[str, Any]) -> None:
+    with pytest.raises(HerdError, match=r"unknown language in .*pictures\.parquet: 'xx', known: de, en, ru"):
+        run(folders, replace(world.CONFIG, languages=("en", "xx")))
     assert folders["model"].asked == 0
 
 
-def test_a_missing_table_is_named(folders: dict[str, Any]) -> None:
-    (folders["data"] / "chats.parquet").unlink()
-    with pytest.raises(HerdError, match=r"chats\.parquet is missing"):
+def test_a_table_without_a_column_is_named(folders: dict[str, Any]) -> None:
+    path = folders["data"] / "chats.parquet"
+    parquet.write_table(parquet.read_table(path).drop(["kind"]), path)
+    with pytest.raises(HerdError, match=r"chats\.parquet lacks the column kind"):
         run(folders)
+
+
+SECTIONS = {"bits_per_byte", "naming", "tasks", "samples"}
+
+
+@pytest.mark.parametrize(
+    ("absent", "left_out"),
+    [
+        (["pictures"], {"naming": "the data folder has no held-out pictures with names"}),
+        (["text"], {"bits_per_byte": "the data folder has no held-out text"}),
+        (
+            ["chats"],
+            {
+                "naming": "the data folder has no chat of kind 'name' that asks for a picture's name",
+                "tasks": "the data folder has no held-out chats with one right answer",
+            },
+        ),
+        (["text", "pictures"], {"bits_per_byte": "no held-out text", "naming": "no held-out pictures"}),
+        (["pictures", "chats"], {"naming": "no held-out pictures", "tasks": "no held-out chats"}),
+    ],
+)
+def test_sections_are_chosen_by_what_the_data_folder_has(
+    folders: dict[str, Any], absent: list[str], left_out: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for table in absent:
+        (folders["data"] / f"{table}.parquet").unlink()
+    results = run(folders)
+    assert results.keys() & SECTIONS == SECTIONS - left_out.keys()
+    assert results["left_out"].keys() == left_out.keys()
+    assert all(why in results["left_out"][name] for name, why in left_out.items())
+    told = capsys.readouterr().out
+    assert all(f"{name}: left out, {why}" in told for name, why in results["left_out"].items())
+    assert read_json(folders["out"] / "herd.json")["metrics"].keys() == results.keys() & SECTIONS - {"samples"}
+    assert (results["samples"]["continuations"] == []) == ("text" in absent)
+    assert (results["samples"]["chats"] == []) == ("chats" in absent)
+
+
+def test_a_model_of_text_alone_is_asked_what_needs_no_pictures(folders: dict[str, Any]) -> None:
+    full = run(folders)["tasks"]["rows"]
+    shown = [{"type": "image", "picture": "p1"}, {"type": "text", "text": world.QUESTIONS["en"]}]
+    world.add_chats(folders["data"], [world.chat_row(0, "flag", "en", "heldout", shown, "F0")])
+    folders["model"].processor.reads_pictures = False
+    results = run(folders)
+    assert results["left_out"] == {
+        "naming": "the model reads text alone",
+        "1 chats with pictures": "the model reads text alone",
+    }
+    assert "naming" not in results and results["tasks"]["rows"] == full
+
+
+def test_a_folder_that_gives_nothing_to_evaluate_is_refused(folders: dict[str, Any]) -> None:
+    for table in ("text", "pictures", "chats"):
+        (folders["data"] / f"{table}.parquet").unlink()
+    with pytest.raises(HerdError, match=r"gives nothing to evaluate \(bits_per_byte: the data folder has no held-out"):
+        run(folders)
+
+
+def test_a_users_own_chats_are_enough_whatever_their_kinds_and_splits(folders: dict[str, Any]) -> None:
+    for table in ("text", "pictures", "chats"):
+        (folders["data"] / f"{table}.parquet").unlink()
+    rows = [
+        world.chat_row(0, "support", "nl", "test", "wat is 2 - 2 =", "wat is 2"),
+        world.chat_row(1, "support", "nl", "test", "x" * 5000, "too long"),
+        world.chat_row(2, "support", "nl", "train", "nog een", "C0"),
+        world.chat_row(3, "free", "nl", "test", "hallo", ""),
+    ]
+    world.add_chats(folders["data"], rows)
+    results = run(folders, EvaluateConfig())
+    [row] = results["tasks"]["rows"]
+    assert (row["kind"], row["hits"], row["count"], row["baseline"]["hits"]) == ("support", 1, 1, 0)
+    assert results["samples"]["chats"] == [{"language": "nl", "question": "hallo", "answer": "C0"}]
+    assert results["left_out"].keys() == {"bits_per_byte", "naming", "1 questions"}
+    assert results["left_out"]["1 questions"] == "longer than the context"
+
+
+def test_languages_and_splits_are_those_of_the_data_folder(folders: dict[str, Any]) -> None:
+    for table in ("text", "pictures"):
+        path = folders["data"] / f"{table}.parquet"
+        rows = parquet.read_table(path).to_pylist()
+        others = {"heldout": "valid", "styles": "rare", "subjects": "train"}
+        rows = [row | {"split": others.get(row["split"], row["split"])} for row in rows]
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    results = run(folders, replace(world.CONFIG, languages=(), kinds=()))
+    assert [row["language"] for row in results["bits_per_byte"]["rows"]] == ["de", "en"]
+    assert results["naming"]["splits"].keys() == {"rare"}
+    asked = results["naming"]["splits"]["rare"]["open"]["rows"]
+    assert [row["language"] for row in asked] == sorted(world.LANGUAGES)
+    assert results["left_out"] == {}
+
+
+def test_without_training_text_the_baselines_that_need_it_are_left_out(folders: dict[str, Any]) -> None:
+    path = folders["data"] / "text.parquet"
+    rows = [row for row in parquet.read_table(path).to_pylist() if row["split"] == "heldout"]
+    parquet.write_table(pa.Table.from_pylist(rows), path)
+    results = run(folders)
+    assert results["bits_per_byte"]["all"].keys() == {"documents", "bytes", "model", "xz"}
+    assert set(results["left_out"].values()) == {"the data folder has no training text"}
+    assert "the byte 5-gram" in results["left_out"]
 
 
 def test_a_folder_that_is_not_there_leaves_nothing_behind(folders: dict[str, Any]) -> None:

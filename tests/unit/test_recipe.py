@@ -250,7 +250,7 @@ def models_of(folder: Path, text: str) -> dict[str, object]:
             '[stage.first]\nkind = "sft"\n[evaluate]\n[stage.second]\nkind = "sft"',
             {"first": "pretrain", "evaluate": "first", "second": "first"},
         ),
-        ('[evaluate]\nreasons = ["""\n[stage.sham]\n"""]\n[sft]', {"evaluate": "pretrain", "sft": "pretrain"}),
+        ('[evaluate]\nlanguages = ["""\n[stage.sham]\n"""]\n[sft]', {"evaluate": "pretrain", "sft": "pretrain"}),
     ],
 )
 def test_a_stage_begins_with_the_nearest_model_above_it_or_with_the_one_it_names(
@@ -353,6 +353,12 @@ def test_a_setting_of_an_earlier_version_is_refused_with_its_new_place(tmp_path:
     name = key.split()[0]
     with pytest.raises(HerdError, match=rf"\[vision\] {name}: this setting is now {now} of \[model\]"):
         load_recipe(recipe(tmp_path, f"[data]\n[vision]\n{key}\n"), STAGES)
+
+
+def test_a_setting_that_was_removed_is_refused_with_what_to_use(tmp_path: Path):
+    text = LIFE + '[evaluate]\nreasons = ["language: it is small"]\n'
+    with pytest.raises(HerdError, match=r"\[evaluate\] reasons: this setting was removed, .*`herd bench tiny RUN`"):
+        load_recipe(recipe(tmp_path, text), STAGES)
 
 
 def test_a_renamed_table_is_named_with_the_key_in_it(monkeypatch: pytest.MonkeyPatch):

@@ -161,7 +161,7 @@ def test_the_page_loads_nothing_from_elsewhere(server):
 
 def test_a_video_comes_as_its_frames_and_a_broken_one_is_named(server):
     pytest.importorskip("av")
-    from test_data_video import clip
+    from video_files import clip
 
     def part(data: bytes) -> dict[str, object]:
         return {"type": "video_url", "video_url": {"url": "data:video/mp4;base64," + base64.b64encode(data).decode()}}
