@@ -225,11 +225,11 @@ def check_kernels() -> Check:
         from herd import native
     except ImportError:  # torch's own check says it
         return Check(name="kernels", state="note", found="not in use: torch cannot be imported")
-    found = native.find()
-    if found.library is not None:
+    reason = native.why_not()
+    if reason is None:
         return Check(name="kernels", state="ok", found="in use: training in bf16 runs on C++ kernels")
-    text = f"not in use: {found.reason}; training runs on PyTorch's operators, at half the speed"
-    return Check(name="kernels", state="note", found=text, mend=found.mend)
+    text = f"not in use: {reason}; training runs on PyTorch's operators, at half the speed"
+    return Check(name="kernels", state="note", found=text, mend=native.find().mend)
 
 
 def check_browser() -> Check:

@@ -19,7 +19,7 @@ from herd.config import ModelConfig, MoEConfig, PretrainConfig, preset
 from herd.core.batch import Batch
 from herd.core.streams import stream
 from herd.core.tracker import read_metrics
-from herd.data.loader import read_rows
+from herd.data import tables
 from herd.data.pack import Sample, pack, steps_of
 from herd.data.tokenizer import Tokenizer
 from herd.evaluate.load import load_facts, load_of, violation
@@ -57,7 +57,7 @@ def new_model(experts: int, data: Path, out: Path) -> Path:
 
 def heldout_batches(data: Path, tokenizer: Tokenizer) -> list[Batch]:
     """Pieces of held-out documents in a random order."""
-    texts = [row["text"] for row in read_rows(data, "text", ["split", "text"]) if row["split"] == "heldout"]
+    texts = [row["text"] for row in tables.read(data, "text", ["split", "text"]) if row["split"] == "heldout"]
     pieces = []
     for tokens in tokenizer.encode_batch(texts):
         ids = np.array([tokenizer.ids.bos, *tokens, tokenizer.ids.end_of_text])

@@ -23,38 +23,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from herd.bench.engines import LLAMA_CPP, SERVER, Child, wheel_build
+from herd.bench.shapes import SHAPES
 from herd.bench.table import Row, show
-from herd.config import ModelConfig, MoEConfig, SpecialIds
+from herd.config import ModelConfig
 from herd.core.errors import HerdError, unknown
 
-VOCABULARY = 16_384
-IDS = SpecialIds(bos=0, end_of_text=1, eom=2, eot=3, pad=4)
-S = ModelConfig(
-    vocab_size=VOCABULARY,
-    special=IDS,
-    dim=384,
-    num_layers=8,
-    num_heads=6,
-    num_kv_heads=2,
-    head_dim=64,
-    dense_ffn_dim=1536,
-    moe=MoEConfig(num_experts=8, ffn_dim=768, every=2),
-    vision=None,
-)
-SHAPES = {
-    "S": S,
-    "S16": replace(S, moe=MoEConfig(num_experts=16, ffn_dim=768)),
-    "S128": replace(S, moe=MoEConfig(num_experts=128, ffn_dim=768, every=2), qk_norm=False),
-    "M": replace(
-        S,
-        dim=1024,
-        num_layers=12,
-        num_heads=16,
-        num_kv_heads=4,
-        dense_ffn_dim=4096,
-        moe=MoEConfig(num_experts=8, ffn_dim=2048, every=2),
-    ),
-}
 SCHEMES = {"bf16": None, "int8": "Q8_0", "int4": "Q4_0"}
 """Our precisions, and the type of llama.cpp's file beside each."""
 ROUNDS = 3

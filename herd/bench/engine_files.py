@@ -8,8 +8,9 @@ import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
 
-from herd.bench.engine import SCHEMES, SHAPES
+from herd.bench.engine import SCHEMES
 from herd.bench.oracles import random_model
+from herd.bench.shapes import SHAPES
 from herd.data.tiktoken import byte_letters
 from herd.data.tokenizer import SPECIAL_TOKENS, Tokenizer, completed
 from herd.model.formats import compressed, huggingface, llama_cpp

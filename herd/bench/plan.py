@@ -15,15 +15,14 @@ from statistics import median
 import numpy as np
 import torch
 
+from herd.bench.shapes import SHAPES, S, pack_documents, random_tokens
 from herd.bench.table import Row, show
-from herd.bench.train import S
 from herd.config import (
     CheckpointConfig,
     ModelConfig,
     MoEConfig,
     OptimizerConfig,
     PretrainConfig,
-    SpecialIds,
     preset,
 )
 from herd.core.batch import Batch
@@ -36,7 +35,6 @@ from herd.plan.here import Machine, floors, holdings, step_here
 from herd.train.loop import train
 from herd.train.losses import language_loss
 
-SPECIAL = SpecialIds(bos=1, end_of_text=2, eom=3, eot=4, pad=5)
 STEPS, FIRST = 8, 3
 """Steps of a run, and those of them that are not timed: kernels and memory are fetched in them."""
 
@@ -58,7 +56,7 @@ class Case:
 
 def text(name: str, **changes: object) -> ModelConfig:
     """A preset without its encoder, with changed fields."""
-    return replace(preset(name, vocab_size=8192, special=SPECIAL), vision=None, **changes)  # type: ignore[arg-type]
+    return replace(preset(name, vocab_size=8192, special=S.special), vision=None, **changes)  # type: ignore[arg-type]
 
 
 SMALL = text("tiny")
@@ -98,7 +96,7 @@ HELD_OUT = cases(
         "tiny-behemoth": (text("tiny-behemoth"), 4096, 512, "adamw"),
         "S": (S, 4096, 512, "adamw"),
         "S, 8K documents": (S, 8192, 8192, "adamw"),
-        "S16": (replace(S, moe=MoEConfig(num_experts=16, ffn_dim=768)), 4096, 512, "adamw"),
+        "S16": (SHAPES["S16"], 4096, 512, "adamw"),
     }
 )
 
@@ -113,18 +111,9 @@ class RandomTokens:
         self.case = case
 
     def batch(self, step: int) -> Batch:
-        number, length = self.case.batch_tokens // self.case.length, self.case.length
-        count = number * length
-        tokens = torch.randint(0, self.case.config.vocab_size, (count,), generator=torch.Generator().manual_seed(step))
-        return Batch(
-            tokens_N=tokens,
-            targets_N=tokens.roll(-1),
-            weights_N=torch.ones(count),
-            positions_N=torch.arange(length).repeat(number),
-            starts_S=torch.arange(number + 1, dtype=torch.int32) * length,
-            images=None,
-            kinds_N=torch.zeros(count, dtype=torch.int8),
-        )
+        number = self.case.batch_tokens // self.case.length
+        tokens = random_tokens(self.case.config.vocab_size, number * self.case.length, seed=step)
+        return pack_documents(tokens, [self.case.length] * number)
 
 
 def run(case: Case, told: Path) -> int:

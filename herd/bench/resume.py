@@ -16,9 +16,9 @@ from statistics import median
 import torch
 import torch.distributed.checkpoint as dcp
 
+from herd.bench.shapes import SHAPES, pack_documents, random_tokens
 from herd.bench.table import Row, show
-from herd.config import CheckpointConfig, ModelConfig, MoEConfig, OptimizerConfig, SpecialIds
-from herd.core.batch import Batch
+from herd.config import CheckpointConfig, OptimizerConfig
 from herd.core.lineage import Stage
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
@@ -26,36 +26,9 @@ from herd.train.checkpoint import Checkpoints
 from herd.train.losses import language_loss
 from herd.train.optimizer import Optimizer
 
-SHAPE = ModelConfig(
-    vocab_size=16_384,
-    special=SpecialIds(bos=0, end_of_text=1, eom=2, eot=3, pad=4),
-    dim=384,
-    num_layers=8,
-    num_heads=6,
-    num_kv_heads=2,
-    head_dim=64,
-    dense_ffn_dim=1536,
-    moe=MoEConfig(num_experts=8, ffn_dim=768, every=2),
-    vision=None,
-)
 STEPS = 5
 """Steps of a stretch: longer than a save takes to be written."""
 ROUNDS = 3
-
-
-def random_batch(seed: int, num_documents: int = 8, length: int = 512) -> Batch:
-    """Documents of random tokens."""
-    count = num_documents * length
-    tokens_N = torch.randint(5, SHAPE.vocab_size, (count,), generator=torch.Generator().manual_seed(seed))
-    return Batch(
-        tokens_N=tokens_N,
-        targets_N=tokens_N.roll(-1),
-        weights_N=torch.ones(count),
-        positions_N=torch.arange(length).repeat(num_documents),
-        starts_S=torch.arange(0, count + 1, length, dtype=torch.int32),
-        images=None,
-        kinds_N=torch.zeros(count, dtype=torch.int8),
-    )
 
 
 def resume(*, as_json: bool) -> None:
@@ -66,7 +39,8 @@ def resume(*, as_json: bool) -> None:
 
 def measure(folder: Path) -> list[Row]:
     """The rows; what is saved goes into `folder`."""
-    model = Transformer(SHAPE).to(torch.bfloat16)
+    shape, lengths = SHAPES["S"], [512] * 8
+    model = Transformer(shape).to(torch.bfloat16)
     initialise(model, torch.Generator().manual_seed(0))
     optimizer, loss_fn = Optimizer(model.train(), OptimizerConfig(), 1000), language_loss(0.01)
     every_s = CheckpointConfig().every_s
@@ -79,7 +53,8 @@ def measure(folder: Path) -> list[Row]:
         save(made + 1)
         stood = time.monotonic() - began
         for _ in range(num_steps):
-            loss_fn(model, random_batch(made))[0].backward()
+            batch = pack_documents(random_tokens(shape.vocab_size, sum(lengths), seed=made), lengths)
+            loss_fn(model, batch)[0].backward()
             optimizer.step(made, optimizer.grad_norm())
             optimizer.clear()
             made += 1

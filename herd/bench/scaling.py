@@ -17,6 +17,7 @@ from torch import Tensor
 from herd.bench.oracles import random_model
 from herd.bench.parity import SCOUT_LIKE
 from herd.bench.ranks import on_ranks
+from herd.bench.shapes import pack_documents
 from herd.bench.table import Row, show
 from herd.config import MoEConfig, OptimizerConfig, ParallelConfig, PretrainConfig
 from herd.core.batch import Batch
@@ -61,18 +62,11 @@ class RandomBatches:
 
     def batch(self, step: int) -> Batch:
         generator = torch.Generator().manual_seed(step)
-        total = sum(LENGTHS)
-        tokens_N = torch.randint(SHAPE.vocab_size, (total,), generator=generator)
-        weights_N = (torch.rand(total, generator=generator) < 0.8).float()
-        return Batch(
-            tokens_N=tokens_N,
-            targets_N=(tokens_N * 7 + 1) % SHAPE.vocab_size,  # something to learn
-            weights_N=weights_N,
-            positions_N=torch.cat([torch.arange(length) for length in LENGTHS]),
-            starts_S=torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32),
-            images=None,
-            kinds_N=torch.zeros(total, dtype=torch.int8),
-        )
+        tokens_N = torch.randint(SHAPE.vocab_size, (sum(LENGTHS),), generator=generator)
+        learnt_N = torch.rand(len(tokens_N), generator=generator) < 0.8
+        targets_N = (tokens_N * 7 + 1) % SHAPE.vocab_size  # something to learn
+        batch = pack_documents(tokens_N, LENGTHS)
+        return replace(batch, targets_N=targets_N, weights_N=learnt_N.float(), total_weight=None)
 
 
 def curve(mesh: ParallelConfig, optimizer: OptimizerConfig, num_steps: int, folder: Path) -> dict[str, list[float]]:

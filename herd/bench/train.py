@@ -25,9 +25,9 @@ from statistics import median
 
 import torch
 
+from herd.bench.shapes import SHAPES, S, pack_documents
 from herd.bench.table import Row, show
-from herd.config import ModelConfig, MoEConfig, OptimizerConfig, SpecialIds
-from herd.core.batch import Batch
+from herd.config import ModelConfig, OptimizerConfig
 from herd.core.errors import HerdError, unknown
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
@@ -35,27 +35,6 @@ from herd.plan.counts import count
 from herd.train.losses import language_loss
 from herd.train.optimizer import Optimizer
 
-S = ModelConfig(
-    vocab_size=16_384,
-    special=SpecialIds(bos=1, end_of_text=2, eom=3, eot=4, pad=5),
-    dim=384,
-    num_layers=8,
-    num_heads=6,
-    num_kv_heads=2,
-    head_dim=64,
-    dense_ffn_dim=1536,
-    moe=MoEConfig(num_experts=8, ffn_dim=768, every=2),
-    vision=None,
-)
-M = replace(
-    S,
-    dim=1024,
-    num_layers=12,
-    num_heads=16,
-    num_kv_heads=4,
-    dense_ffn_dim=4096,
-    moe=MoEConfig(num_experts=8, ffn_dim=2048, every=2),
-)
 LOCAL = replace(S, nope_every=S.num_layers + 1)
 """S without global layers: what is left of the cost of long documents when these are taken out."""
 
@@ -93,12 +72,7 @@ MAKERS = {
 Step = Callable[[], object]
 """One step of training, forward to update."""
 
-CASES = {
-    "S": Case(config=S, documents=8, length=512),
-    "M": Case(config=M, documents=2, length=512),
-    "S16": Case(config=replace(S, moe=MoEConfig(num_experts=16, ffn_dim=768)), documents=8, length=512),
-    "S128": Case(config=replace(S, moe=replace(S.moe, num_experts=128)), documents=8, length=512),
-}
+CASES = {name: Case(config=SHAPES[name], documents=2 if name == "M" else 8, length=512) for name in SHAPES}
 MATRIX = 2048
 """Rows and columns of the product whose speed counts as the machine's peak."""
 LENGTHS = (512, 8192, 65_536)
@@ -151,16 +125,7 @@ def make_ours(case: Case, config: OptimizerConfig) -> Step:
     model.train()
     model.recompute = case.recompute
     optimizer = Optimizer(model, config, num_steps=1000)
-    tokens_N, num_tokens = random_tokens(case).flatten(), case.num_tokens
-    batch = Batch(
-        tokens_N=tokens_N,
-        targets_N=tokens_N.roll(-1),
-        weights_N=torch.ones(num_tokens),
-        positions_N=torch.arange(case.length).repeat(case.documents),
-        starts_S=torch.arange(0, num_tokens + 1, case.length, dtype=torch.int32),
-        images=None,
-        kinds_N=torch.zeros(num_tokens, dtype=torch.int8),
-    )
+    batch = pack_documents(random_tokens(case), [case.length] * case.documents)
     loss_fn, done = language_loss(0.0), 0
 
     def step() -> None:

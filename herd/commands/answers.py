@@ -1,12 +1,16 @@
 """What has a model answer: `herd chat`, `herd generate`, `herd serve`."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from herd.commands.command import named
-from herd.config import EngineConfig
+from herd.config import EngineConfig, SamplingConfig
 
 CHAT_ENGINE = EngineConfig(max_num_seqs=1)
 BATCH_ENGINE = EngineConfig(max_num_seqs=32)
+CHAT_SAMPLING = SamplingConfig(max_tokens=512)
+BATCH_SAMPLING = SamplingConfig(max_tokens=256, seed=0)
 
 DEFAULT_MODEL = Path("runs/tiny/sft")
 """What the demo trains."""
@@ -20,18 +24,17 @@ def default_model(folder: Path | None, *, yes: bool) -> Path:
     return path
 
 
+def sampling_params(sampling: SamplingConfig) -> Any:
+    """The parameters of a request."""
+    return named("herd.engine.sampler:SamplingParams")(**asdict(sampling))
+
+
 def chat(
     folder: Path | None = None,
     /,
     *,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    max_tokens: int = 512,
-    seed: int | None = None,
     system: str | None = None,
+    sampling: SamplingConfig = CHAT_SAMPLING,
     engine: EngineConfig = CHAT_ENGINE,
     draft_model: Path | None = None,
     yes: bool = False,
@@ -40,29 +43,14 @@ def chat(
 
     Args:
         folder: Folder of a model, or a .gguf file; runs/tiny/sft if not given, else a small model from PyPI.
-        temperature: 0 takes the likeliest token; 1 draws as the model believes.
-        top_p: Draw only from the likeliest tokens that together have this probability.
-        top_k: Draw only from so many likeliest tokens; 0: all.
-        min_p: Draw only tokens at least this share as likely as the likeliest.
-        repetition_penalty: Above 1, tokens that were there become less likely.
-        max_tokens: Longest answer.
-        seed: Makes what is drawn repeatable.
-        system: What the model is told before the conversation.
+        system: System message that the conversation begins with.
+        sampling: How answers are drawn.
         engine: Options of the engine.
         draft_model: Folder of a smaller model of the same tokenizer, which drafts ahead.
         yes: Fetch the small model without asking.
     """
-    params = named("herd.engine.sampler:SamplingParams")(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        max_tokens=max_tokens,
-        seed=seed,
-    )
     model = default_model(folder, yes=yes)
-    named("herd.serve.terminal:chat")(model, params, engine, system=system, draft_model=draft_model)
+    named("herd.serve.terminal:chat")(model, sampling_params(sampling), engine, system=system, draft_model=draft_model)
 
 
 def generate(
@@ -71,15 +59,8 @@ def generate(
     /,
     *,
     out: Path,
-    max_tokens: int = 256,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    stop: tuple[str, ...] = (),
-    seed: int = 0,
     schema: Path | None = None,
+    sampling: SamplingConfig = BATCH_SAMPLING,
     engine: EngineConfig = BATCH_ENGINE,
     draft_model: Path | None = None,
     json: bool = False,
@@ -91,29 +72,13 @@ def generate(
         prompts: JSON lines: {"prompt": …, "images": [PATH, …]}, {"messages": […]}, {"text": …} to go on with, or
             OpenAI's batch file.
         out: JSON lines to write; what stands there already is kept.
-        max_tokens: Longest answer.
-        temperature: 0 takes the likeliest token; 1 draws as the model believes.
-        top_p: Draw only from the likeliest tokens that together have this probability.
-        top_k: Draw only from so many likeliest tokens; 0: all.
-        min_p: Draw only tokens at least this share as likely as the likeliest.
-        repetition_penalty: Above 1, tokens that were there become less likely.
-        stop: Texts that end an answer and are left out of it.
-        seed: With the number of a prompt it gives what is drawn.
         schema: File with a JSON schema that every answer follows.
+        sampling: How answers are drawn; of each prompt by the seed and its number.
         engine: Options of the engine.
         draft_model: Folder of a smaller model of the same tokenizer, which drafts ahead.
         json: Print one JSON object at the end, for scripts.
     """
-    params = named("herd.engine.sampler:SamplingParams")(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        stop=stop,
-        seed=seed,
-    )
+    params = sampling_params(sampling)
     named("herd.serve.batch:run")(
         folder, prompts, out, params, engine, schema=schema, draft_model=draft_model, as_json=json
     )

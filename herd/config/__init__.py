@@ -27,6 +27,7 @@ from herd.config.presets import (
     tiny_maverick,
     tiny_scout,
 )
+from herd.config.sampling import SamplingConfig
 from herd.config.stages import LANGUAGES, DataConfig, MidtrainConfig, PretrainConfig, SftConfig, VisionStageConfig
 from herd.config.training import (
     HOW_IT_RUNS,
@@ -66,6 +67,7 @@ __all__ = [
     "PretrainConfig",
     "ReportConfig",
     "RopeScaling",
+    "SamplingConfig",
     "SftConfig",
     "SpecialIds",
     "VisionConfig",

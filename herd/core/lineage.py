@@ -1,17 +1,19 @@
 """`herd.json`: where a folder comes from. Written last, so its presence means that the folder is whole."""
 
+import hashlib
 import re
 import resource
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import herd
 from herd.core.errors import HerdError
-from herd.core.files import commit_folder, folder_hash, partial, read_json, sha256, write_atomic, write_json
+from herd.core.files import cache_folder, commit_folder, folder_hash, partial, read_json, sha256, write_atomic, write_json
 
 
 def commit_id() -> str:
@@ -51,6 +53,10 @@ def peak_memory_bytes() -> int:
 REQUEST, CHANGED, CHANGES, SECONDS, STATE = ".request.json", ".changed.json", ".changes.json", ".seconds", "state"
 """What unfinished work has and a finished folder has not: what was asked for, what is asked for now instead, what has
 changed on the way, the seconds worked, the checkpoints."""
+
+
+LONG_S, SETTLED_S = 1.0, 2.0
+"""A hash that takes longer is kept, if the files are older than that."""
 
 
 class Stage:
@@ -162,4 +168,22 @@ def hash_of(folder: Path) -> str:
         known: str | None = read_lineage(folder).get("hash")
         if known:
             return known
-    return folder_hash(folder)
+    return kept_hash(folder)
+
+
+def kept_hash(folder: Path) -> str:
+    """`folder_hash`, kept in the cache where it takes long, as of a released model, for as long as no file has another
+    size or time of change."""
+    stats = [(str(path), path.stat()) for path in sorted(folder.resolve().rglob("*")) if path.is_file()]
+    files = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+    kept = cache_folder() / "hashes" / hashlib.sha256(files.encode()).hexdigest()
+    with suppress(OSError):
+        return kept.read_text()
+    begin = time.time()
+    digest = folder_hash(folder)
+    settled = all(stat.st_mtime < begin - SETTLED_S for _, stat in stats)  # a later write would have another time
+    if settled and time.time() - begin > LONG_S:
+        with suppress(OSError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(kept, digest)
+    return digest

@@ -21,8 +21,8 @@ from herd.data.clean import normalise
 from herd.data.fetch import Pack
 from herd.data.gym import GymTask
 from herd.data.names import capital_names, country_names
-from herd.data.pictures import Clip, Picture
 from herd.data.splits import held_out
+from herd.data.tables import Clip, Picture
 from herd.data.text import digest
 
 CHATTERBOT = {

@@ -12,8 +12,8 @@ import numpy as np
 
 from herd.core.errors import HerdError
 from herd.core.files import cache_folder
+from herd.data import tables
 from herd.data.fetch import pack_of
-from herd.data.loader import read_rows
 from herd.data.text import read_wikipedia
 from herd.data.tokenizer import Tokenizer
 
@@ -27,7 +27,7 @@ def haystack(data: Path, tokenizer: Tokenizer, length: int) -> np.ndarray:
     has_text = (data / "text.parquet").exists()
     trained = {
         line
-        for row in (read_rows(data, "text", ["split", "source", "text"]) if has_text else ())
+        for row in (tables.read(data, "text", ["split", "source", "text"]) if has_text else ())
         if row["split"] == "train" and row["source"] == SOURCE
         for line in row["text"].split("\n")
     }

@@ -9,6 +9,7 @@ transformers' Llama4ImageProcessor, whose bf16 rescaling is kept so that both gi
 import io
 import math
 import re
+import struct
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +30,10 @@ MAX_PIXELS = 64_000_000
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "ICO")
 """What is opened. Pillow knows more, some of which run other programs."""
+
+
+PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+"""How a PNG begins; width and height follow."""
 
 
 def read_picture(source: Path | str | bytes) -> Image.Image:
@@ -60,6 +65,14 @@ def read_picture(source: Path | str | bytes) -> Image.Image:
     except Exception as error:  # decoders raise what they like
         reason = " ".join(str(error).split()) or type(error).__name__
         raise HerdError(f"{name} is not a readable picture ({reason}): try PNG, JPEG or WebP") from None
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """Width and height of what `read_picture` gives; of a PNG without EXIF or XMP from its header alone."""
+    if data.startswith(PNG) and not any(mark in data for mark in (b"eXIf", b"Raw profile", b"XML:com.adobe.xmp")):
+        width, height = struct.unpack(">II", data[16:24])
+        return width, height
+    return read_picture(data).size
 
 
 def _eight_bits(picture: Image.Image, name: str) -> Image.Image:
@@ -139,11 +152,7 @@ class ImageProcessor:
     def tiles(self, picture: Image.Image, *, max_tiles: int | None = None) -> Tiles:
         """Tiles of an RGB picture; `max_tiles` below the model's own limit saves tokens."""
         side = self.config.image_size
-        if not picture.width or not picture.height:
-            raise HerdError(f"a picture of {picture.width} x {picture.height} pixels has nothing to see")
-        rows, columns = best_canvas(
-            picture.height, picture.width, side=side, max_tiles=max_tiles or self.config.max_tiles
-        )
+        rows, columns = self._canvas(picture.width, picture.height, max_tiles)
         height = min(max(picture.height, side), rows * side)
         width = min(max(picture.width, side), columns * side)
         by_width, by_height = width / picture.width, height / picture.height
@@ -158,6 +167,18 @@ class ImageProcessor:
             whole = to_tensor(picture.resize((side, side), Image.Resampling.BILINEAR))
             cut = torch.cat([cut, whole[None]])
         return Tiles(pixels=cut.contiguous(), rows=rows, columns=columns)
+
+    def blank(self, width: int, height: int) -> Tiles:
+        """Black tiles of the layout that a picture of this size gets; they take no memory."""
+        rows, columns = self._canvas(width, height)
+        count, side = rows * columns + (rows * columns > 1), self.config.image_size
+        return Tiles(pixels=torch.zeros((), dtype=torch.uint8).expand(count, 3, side, side), rows=rows, columns=columns)
+
+    def _canvas(self, width: int, height: int, max_tiles: int | None = None) -> tuple[int, int]:
+        """Rows and columns of tiles."""
+        if not width or not height:
+            raise HerdError(f"a picture of {width} x {height} pixels has nothing to see")
+        return best_canvas(height, width, side=self.config.image_size, max_tiles=max_tiles or self.config.max_tiles)
 
     def tokens(self, tiles: Tiles) -> list[str]:
         """The tokens that stand for one picture; each `<|patch|>` is replaced by a vision feature."""

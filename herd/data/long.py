@@ -15,11 +15,11 @@ from herd.config import LANGUAGES, MidtrainConfig, PretrainConfig
 from herd.core.batch import Batch
 from herd.core.errors import HerdError
 from herd.core.streams import stream
-from herd.data import planted
+from herd.data import planted, tables
 from herd.data.image import ImageProcessor
-from herd.data.loader import PretrainBatches, read_rows
 from herd.data.pack import Sample, pack
 from herd.data.planted import Keys, Planter, Quiz, Values
+from herd.data.pretrain_batches import PretrainBatches
 from herd.data.tokenizer import Tokenizer
 
 LANGUAGE_SHARE = 0.2
@@ -36,7 +36,7 @@ FIRST_QUOTED = 4
 
 def training_texts(folder: Path) -> list[dict[str, str]]:
     """Language and text of the training documents."""
-    return [row for row in read_rows(folder, "text", ["split", "language", "text"]) if row["split"] == "train"]
+    return [row for row in tables.read(folder, "text", ["split", "language", "text"]) if row["split"] == "train"]
 
 
 def values_of(rows: Sequence[Mapping[str, str]], *, evaluation: bool) -> Values:
@@ -83,7 +83,7 @@ class LongText:
 
     def read_books(self, folder: Path, tokenizer: Tokenizer, longest: int) -> None:
         """Have `book` give stretches of up to `longest` tokens of the folder's books."""
-        texts = [row["text"] for row in read_rows(folder, "books", ["text"])]
+        texts = [row["text"] for row in tables.read(folder, "books", ["text"])]
         all_ids = [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_batch(texts)]
         self.books = [self.planter.filler(ids) for ids in all_ids if len(ids) > longest]
         if short := len(all_ids) - len(self.books):

@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -23,6 +22,7 @@ from herd.data.image import on_white, read_picture
 from herd.data.names import caption_of, country_names, emoji_names, is_name, name_of
 from herd.data.spelling import spellings
 from herd.data.splits import groups, held_out
+from herd.data.tables import Clip, Picture
 from herd.data.text import shuffled
 
 STAMP_LANGUAGES = {
@@ -48,34 +48,6 @@ CLIP_FRAMES = 8
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """One picture and what it is called."""
-
-    id: str
-    split: str
-    """`train`, `subjects` or `styles`."""
-    source: str
-    """`tuxpaint`, `emoji`, `fluent`, `icon` or `flag`."""
-    subject: str
-    """What it shows: the same for all drawings of it."""
-    png: bytes
-    names: dict[str, str]
-    captions: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """A few frames of an animation with their times from its beginning."""
-
-    id: str
-    split: str
-    subject: str
-    frames: list[bytes]
-    seconds: list[float]
-    names: dict[str, str]
 
 
 def all_pictures(packs: dict[str, Pack], *, longest_px: int, heldout: float, heldout_pairs: float) -> list[Picture]:

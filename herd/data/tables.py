@@ -1,13 +1,16 @@
-"""The Parquet files of a data folder: their columns, and whole-or-absent writing."""
+"""The Parquet files of a data folder: their columns and rows, reading, and whole-or-absent writing."""
 
 import json
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet as parquet
 
+from herd.core.errors import HerdError
 from herd.core.files import naming_full_disk
 
 _STRING, _BINARY = pyarrow.string(), pyarrow.binary()
@@ -35,6 +38,34 @@ CHATS = pyarrow.schema(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One picture and what it is called."""
+
+    id: str
+    split: str
+    """`train`, `subjects` or `styles`."""
+    source: str
+    """`tuxpaint`, `emoji`, `fluent`, `icon` or `flag`."""
+    subject: str
+    """What it shows: the same for all drawings of it."""
+    png: bytes
+    names: dict[str, str]
+    captions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A few frames of an animation with their times from its beginning."""
+
+    id: str
+    split: str
+    subject: str
+    frames: list[bytes]
+    seconds: list[float]
+    names: dict[str, str]
+
+
 def write(path: Path, rows: list[dict[str, Any]], schema: pyarrow.Schema) -> None:
     """Write `rows` to `path`; a reader sees the whole file or none."""
     temporary = path.with_suffix(".tmp")
@@ -43,9 +74,13 @@ def write(path: Path, rows: list[dict[str, Any]], schema: pyarrow.Schema) -> Non
     os.replace(temporary, path)
 
 
-def read(path: Path, columns: list[str]) -> list[dict[str, Any]]:
-    """The rows of `path`, these columns of them."""
-    rows: list[dict[str, Any]] = parquet.read_table(path, columns=columns).to_pylist()
+def read(folder: Path, name: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of one table of a data folder, these columns of them or all."""
+    path = folder / f"{name}.parquet"
+    if not path.exists():
+        raise HerdError(f"{path} is missing: write the data folder again with `herd data build --out {folder}`")
+    rows: list[dict[str, Any]] = parquet.read_table(path, columns=list(columns) if columns else None).to_pylist()
+    pyarrow.default_memory_pool().release_unused()  # it would keep what no one reads again: 150 MB of the tiny data
     return rows
 
 

@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from herd.config import SamplingConfig
 from herd.core.errors import HerdError
 from herd.core.streams import seed_of
 from herd.engine.structure import Structure
@@ -35,35 +36,19 @@ LIKELIEST = 1024
 """Tokens that are sorted for top_p at first; a row whose share they do not fill is sorted whole."""
 MAX_TOP_LOGPROBS = 20
 """As OpenAI."""
-MAX_STOPS = 16
 MAX_BIASES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingParams:
+class SamplingParams(SamplingConfig):
     """How one answer is drawn."""
 
-    max_tokens: int = 128
-    temperature: float = 0.0
-    """0: always the likeliest token."""
-    top_p: float = 1.0
-    """Draw among the likeliest tokens that together hold this share of the probability; 0: the likeliest alone."""
-    top_k: int = 0
-    """Draw among so many likeliest tokens; 0: all."""
-    min_p: float = 0.0
-    """Draw among tokens at least this share as likely as the likeliest."""
-    repetition_penalty: float = 1.0
-    """Above 1: tokens of prompt and answer become less likely."""
     frequency_penalty: float = 0.0
     """Subtracted from a token's logit for every time that it is in the answer."""
     presence_penalty: float = 0.0
     """Subtracted once from the logit of a token that is in the answer."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits of tokens by id."""
-    stop: tuple[str, ...] = ()
-    """Strings that end the answer and are left out of its text."""
-    seed: int | None = None
-    """The same seed gives the same answer; in bf16 what runs beside it may change one (docs/engine.md)."""
     logprobs: int | None = None
     """Return the log-probability of each token of the answer, and of so many likeliest alternatives."""
     prompt_logprobs: bool = False
@@ -72,17 +57,11 @@ class SamplingParams:
     """The form that the answer must have."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, holds, wanted in (
-            ("max_tokens", self.max_tokens >= 1, "be at least 1"),
-            ("temperature", self.temperature >= 0, "not be negative"),
-            ("top_p", 0 <= self.top_p <= 1, "lie in [0, 1]"),
-            ("top_k", self.top_k >= 0, "not be negative; 0 takes all tokens"),
-            ("min_p", 0 <= self.min_p <= 1, "lie in [0, 1]"),
-            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "be above 0; 1 changes nothing"),
             ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "lie in [-2, 2]"),
             ("presence_penalty", -2 <= self.presence_penalty <= 2, "lie in [-2, 2]"),
             ("logprobs", 0 <= (self.logprobs or 0) <= MAX_TOP_LOGPROBS, f"lie in 0 to {MAX_TOP_LOGPROBS}"),
-            ("stop", len(self.stop) <= MAX_STOPS and all(self.stop), f"be at most {MAX_STOPS} texts, none empty"),
         ):
             if not holds:
                 raise HerdError(f"{name}={getattr(self, name)} must {wanted}")

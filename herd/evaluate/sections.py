@@ -5,11 +5,11 @@ of its own work, by an entry of that name in what it returns. To add one: a func
 report shows what it knows of.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from herd.core.progress import progress_bar
 from herd.data.spelling import normalise
 from herd.evaluate.answers import LanguageOfAnswers
 from herd.evaluate.bits import BASELINES, bits_table, model_bits, train_baselines
@@ -84,10 +84,10 @@ def anything_to_say(run: Evaluation) -> str:
 def bits(run: Evaluation) -> dict[str, Any]:
     """Bits per byte of the model and the baselines."""
     held, train = run.heldout_texts, run.data.training_texts
-    with progress("baselines", len(held) + (2 if train else 0)) as done:
-        bits = train_baselines(train, held, run.model.tokenizer, lambda: done(1))
-    with progress("bits per byte", len(held)) as done:
-        table = bits_table({"model": model_bits(run.model, held, done), **bits}, held)
+    with progress_bar("baselines", len(held) + (2 if train else 0)) as bar:
+        bits = train_baselines(train, held, run.model.tokenizer, bar.advance)
+    with progress_bar("bits per byte", len(held)) as bar:
+        table = bits_table({"model": model_bits(run.model, held, bar.advance), **bits}, held)
     left_out = [BASELINES[name] for name in BASELINES if name not in bits]
     return table | {"left_out": dict.fromkeys(left_out, "the data folder has no training text")}
 
@@ -108,11 +108,11 @@ def naming(run: Evaluation) -> dict[str, Any]:
     given_in: dict[str, list[str]] = {}
     for split, pictures in run.heldout_pictures.items():
         asked = prepare(run.asker, run.data.chats, pictures, languages, count=cfg.pictures, pool=cfg.candidates)
-        with progress(f"naming {split}", sum(len(one.prompts) for one in asked)) as done:
-            answers = open_answers(run.asker, asked, max_tokens=cfg.answer_tokens, done=done)
+        with progress_bar(f"naming {split}", sum(len(one.prompts) for one in asked)) as bar:
+            answers = open_answers(run.asker, asked, max_tokens=cfg.answer_tokens, done=bar.advance)
         count = sum(min(len(one.prompts), cfg.closed_pictures) for one in asked)
-        with progress(f"choosing {split}", count) as done:
-            choices = closed_answers(run.asker, asked, count=cfg.closed_pictures, done=done)
+        with progress_bar(f"choosing {split}", count) as bar:
+            choices = closed_answers(run.asker, asked, count=cfg.closed_pictures, done=bar.advance)
         splits[split] = {
             "open": naming_table(asked, answers, trained, seed=cfg.seed),
             "closed": naming_table(asked, choices, trained, seed=cfg.seed),
@@ -138,8 +138,8 @@ def tasks(run: Evaluation) -> dict[str, Any]:
     """Held-out chats with one right answer."""
     selected = select(run.heldout_chats, run.cfg.kinds, count=run.cfg.chats)
     asked, prompts = task_prompts(run.asker, selected)
-    with progress("questions", len(prompts)) as done:
-        answers = run.asker.ask(prompts, max_tokens=run.cfg.answer_tokens, done=done)
+    with progress_bar("questions", len(prompts)) as bar:
+        answers = run.asker.ask(prompts, max_tokens=run.cfg.answer_tokens, done=bar.advance)
     left_out = {}
     if run.num_unreadable:
         left_out[f"{run.num_unreadable:,} chats with pictures"] = TEXT_ALONE
@@ -156,9 +156,9 @@ def tasks(run: Evaluation) -> dict[str, Any]:
 def samples(run: Evaluation) -> dict[str, Any]:
     """What the model says, to be read."""
     chats, limit = select_chats(run.heldout_chats, each=SAMPLE_CHATS), run.cfg.sample_tokens
-    with progress("samples", len(chats) + len(run.heldout_texts)) as done:
-        texts = continuations(run.asker, run.heldout_texts, max_tokens=limit, seed=run.cfg.seed, done=done)
-        answers = chat_samples(run.asker, chats, max_tokens=limit, done=done)
+    with progress_bar("samples", len(chats) + len(run.heldout_texts)) as bar:
+        texts = continuations(run.asker, run.heldout_texts, max_tokens=limit, seed=run.cfg.seed, done=bar.advance)
+        answers = chat_samples(run.asker, chats, max_tokens=limit, done=bar.advance)
     too_long = len(chats) - len(answers)
     left_out = {f"samples of {too_long:,} chats": TOO_LONG} if too_long else {}
     return {"rule": SAMPLE_RULE, "continuations": texts, "chats": answers, "left_out": left_out}
@@ -170,19 +170,3 @@ SECTIONS = (
     Section(name="tasks", needs=(answered_chats,), work=tasks),
     Section(name="samples", needs=(anything_to_say,), work=samples),
 )
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on the terminal with rate and time left."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Any) -> Text:
-            return Text(f"{task.speed or 0:.1f}/s")
-
-    columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count: bar.advance(task, count)

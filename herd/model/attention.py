@@ -232,7 +232,7 @@ class Attention(nn.Module):
         config = self.config
         qkv_NHC = self.qkv(x_ND).unflatten(-1, (-1, config.head_dim))
         spans = shared.whole if self.is_global else shared.local
-        if spans is not None and native.serves(x_ND) and config.head_dim % 16 == 0:
+        if spans is not None and native.why_not(qkv_NHC, native.ATTENTION) is None:
             out_NHC = native.attention(
                 qkv_NHC,
                 spans.begins_S,

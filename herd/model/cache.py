@@ -169,7 +169,7 @@ class CacheView:
         asked = (q_NHC, keys_PKLC, values_PKLC, places.table_SB, places.seen_S, self.starts_S)
         if (scales := self.cache.scales[layer]) is not None:
             return attend_pages(*asked, scales=scales)
-        return native.attend_pages(*asked) if native.attends(q_NHC) else attend_pages(*asked)
+        return attend_pages(*asked) if native.why_not(q_NHC, native.PAGES) else native.attend_pages(*asked)
 
     def store(self, layer: int, k_NKC: Tensor, v_NKC: Tensor) -> Places:
         """Store the new keys and values; gives where the layer finds them and the older ones."""

@@ -85,7 +85,7 @@ class Arranged:
 
 def arrange(keys_NC: Float[Tensor, "n c"]) -> Int[Tensor, "n"]:
     """An order in which every LEAF keys are alike."""
-    if native.reads_some(keys_NC):
+    if native.why_not(keys_NC, native.SPARSE) is None:
         return native.arrange(keys_NC.contiguous(), LEAF)
 
     def halved(rows_N: Tensor) -> list[Tensor]:
@@ -103,7 +103,7 @@ def page_bounds(
     q_HC: Float[Tensor, "h c"], low_PKC: Float[Tensor, "p k c"], high_PKC: Float[Tensor, "p k c"]
 ) -> Float[Tensor, "h p"]:
     """The most that a key of each page can score, before rounding."""
-    if native.reads_some(low_PKC):
+    if native.why_not(low_PKC, native.SPARSE) is None:
         return native.page_bounds(q_HC, low_PKC, high_PKC)
     q_KRC = q_HC.unflatten(0, (low_PKC.shape[1], -1))
     up, down = q_KRC.clamp(min=0), q_KRC.clamp(max=0)
@@ -119,7 +119,7 @@ def attend_some(
     last: int,
 ) -> tuple[Float[Tensor, "h c"], Float[Tensor, "h"]]:
     """softmax(q . k) v over the pages `pages_B`, of the last of which `last` keys count; and log sum exp(q . k)."""
-    if native.reads_some(keys_PKLC):
+    if native.why_not(keys_PKLC, native.SPARSE) is None:
         return native.attend_some(q_HC, keys_PKLC, values_PKLC, pages_B, last)
     q_KRC = q_HC.unflatten(0, (keys_PKLC.shape[1], -1))
     k, v = (pool[pages_B].float().transpose(0, 1).flatten(1, 2) for pool in (keys_PKLC, values_PKLC))

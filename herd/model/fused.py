@@ -35,14 +35,8 @@ KINDS = {"int8": Kind.INT8, "int4": Kind.INT4, "fp8": Kind.FP8}
 
 def why_not(transformer: Transformer, cache: KVCache | None = None) -> str | None:
     """Why the kernel does not take this model, or this cache of its; None where it does."""
-    if (found := native.find()).library is None:
-        return found.reason
     embedding = transformer.embedding.weight
-    if embedding.device.type != "cpu":
-        return f"the model is on {embedding.device}"
-    if embedding.dtype not in (torch.bfloat16, torch.float32):
-        return f"the model is in {embedding.dtype}"
-    if reason := unknown_field(transformer):
+    if reason := native.why_not(embedding, native.FLOATS) or unknown_field(transformer):
         return reason
     config = transformer.config
     if odd := [size for size in (config.dim, config.dense_ffn_dim, config.moe.ffn_dim) if size % 2]:

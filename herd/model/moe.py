@@ -34,7 +34,7 @@ class FeedForward(nn.Module):
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    if native.serves(gate_up):
+    if native.why_not(gate_up, native.TRAINING) is None:
         return native.swiglu(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
@@ -96,7 +96,7 @@ class MoE(nn.Module):
 
 def dispatch(x_ND: Tensor, gate_Nk: Tensor, order_R: Tensor, back_R: Tensor) -> Tensor:
     """Every token once for each of its experts, scaled by the gate, in the order of the experts."""
-    if native.serves(x_ND):
+    if native.why_not(x_ND, native.TRAINING) is None:
         return native.dispatch(x_ND, gate_Nk, order_R, back_R)
     gated = x_ND.unsqueeze(1) * gate_Nk.to(x_ND.dtype).unsqueeze(-1)
     return Gather.apply(gated.flatten(0, 1), order_R, back_R)
@@ -104,7 +104,7 @@ def dispatch(x_ND: Tensor, gate_Nk: Tensor, order_R: Tensor, back_R: Tensor) -> 
 
 def combine(shared_ND: Tensor, routed_RD: Tensor, order_R: Tensor, back_R: Tensor) -> Tensor:
     """The shared expert's output plus each token's routed ones."""
-    if native.serves(shared_ND):
+    if native.why_not(shared_ND, native.TRAINING) is None:
         return native.combine(shared_ND, routed_RD, order_R, back_R)
     routed = Gather.apply(routed_RD, back_R, order_R)
     return shared_ND + routed.view(len(shared_ND), len(routed) // max(len(shared_ND), 1), shared_ND.shape[-1]).sum(1)

@@ -32,7 +32,9 @@ class Linear(nn.Linear):
         super().__init__(num_in, num_out, bias=False)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        return native.linear(x_ND, self.weight) if native.serves(x_ND) else steadily(super().forward, x_ND)
+        if native.why_not(x_ND, native.TRAINING) is None:
+            return native.linear(x_ND, self.weight)
+        return steadily(super().forward, x_ND)
 
 
 class LowBit(nn.Module):
@@ -46,7 +48,7 @@ def grouped_product(rows_RD: Tensor, weight_EDF: Tensor | LowBit, ends_E: Tensor
     """Rows sorted by group times their group's matrix; group e ends before row `ends_E[e]`."""
     if isinstance(weight_EDF, LowBit):
         return weight_EDF(rows_RD, ends_E)
-    if native.serves(rows_RD):
+    if native.why_not(rows_RD, native.TRAINING) is None:
         return native.grouped_product(rows_RD, weight_EDF, ends_E)
     if rows_RD.dtype == torch.bfloat16 and hasattr(F, "grouped_mm"):
         return F.grouped_mm(rows_RD, weight_EDF, offs=ends_E)

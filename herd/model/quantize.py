@@ -211,7 +211,7 @@ class Packed(LowBit):
         weight, scale = self.weight, self.scale
         if ends_E is None:
             weight, scale, ends_E = weight[None], scale[None], torch.tensor([len(x_RK)])
-        if native.multiplies_lowbit(x_RK):
+        if native.why_not(x_RK, native.FLOATS) is None:
             detail = {"int4": self.scheme.group or 0, "int8": 0, "fp8": ACTIVATION_CAP}[self.scheme.name]
             return native.lowbit_product(x_RK, weight, scale, ends_E.long(), bits=self.scheme.bits, detail=detail)
         return product(x_RK, weight, scale, ends_E, self.scheme)

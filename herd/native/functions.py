@@ -6,18 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from herd.native.library import call, find
+from herd.native.library import Inputs, call
 
 
-def available(x: Tensor) -> bool:
-    """Whether the kernels are there for `x`."""
-    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and find().library is not None
-
-
-def serves(x: Tensor) -> bool:
-    """Whether the differentiable functions are to be used on `x`: in training only, as a few tokens at a time would
-    not be worth the packing of the weights."""
-    return torch.is_grad_enabled() and available(x)
+TRAINING, ATTENTION = Inputs(training=True), Inputs(training=True, multiple=16)
+"""What the differentiable functions take, and what `attention` does."""
 
 
 class _Product(torch.autograd.Function):

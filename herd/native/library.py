@@ -2,7 +2,7 @@
 
 The library is kept in the cache (`herd.core.files.cache_folder`) under a name that tells source, compiler and
 processor: whatever changes, another one is built, in a few seconds. Where there is no compiler, or the processor lacks
-AVX-512 with VNNI, `library()` is None and `why_not()` the reason; PyTorch's own operators then serve.
+AVX-512 with VNNI, `why_not()` is the reason, and PyTorch's own operators serve.
 """
 
 import ctypes
@@ -12,10 +12,12 @@ import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from herd.core.files import cache_folder
@@ -64,6 +66,35 @@ def find() -> Found:
         return Found(None, f"{compiler} fails: {last}", "apt-get install g++ (12 or newer)")
     except OSError as error:
         return Found(None, str(error), "set HERD_CACHE to a folder of yours that may hold programs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a kernel takes."""
+
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16,)
+    multiple: int = 1
+    """What the width of the last axis is a multiple of."""
+    training: bool = False
+    """Whether it is used in training alone: for a few tokens at a time the packing of the weights would not pay."""
+
+
+BF16, FLOATS = Inputs(), Inputs(dtypes=(torch.bfloat16, torch.float32))
+
+
+def why_not(x: Tensor | None = None, inputs: Inputs = BF16) -> str | None:
+    """Why a kernel for `inputs` cannot be used on `x`, or without `x` on this machine; None where it can."""
+    if (found := find()).library is None or x is None:
+        return found.reason or None
+    if x.device.type != "cpu":
+        return f"the tensor is on {x.device}"
+    if x.dtype not in inputs.dtypes:
+        return f"the tensor is {x.dtype}"
+    if inputs.multiple > 1 and x.shape[-1] % inputs.multiple:
+        return f"the width {x.shape[-1]} is not a multiple of {inputs.multiple}"
+    if inputs.training and not torch.is_grad_enabled():
+        return "no gradients are recorded"
+    return None
 
 
 def processor_flags() -> frozenset[str]:

@@ -6,13 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from herd.native.library import call, find
-
-
-def multiplies_lowbit(x: Tensor) -> bool:
-    """Whether the kernel takes `x`: bf16 or fp32 on a CPU that it was built for."""
-    known = x.dtype in (torch.bfloat16, torch.float32)
-    return known and x.device.type == "cpu" and find().library is not None
+from herd.native.library import call
 
 
 def lowbit_product(

@@ -6,13 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from herd.native.library import call, find
+from herd.native.library import Inputs, call
 
 
-def attends(q_NHC: Tensor) -> bool:
-    """Whether the kernel takes these queries: bf16 or fp32, heads of an even width, on a CPU that it was built for."""
-    known = q_NHC.dtype in (torch.bfloat16, torch.float32) and q_NHC.shape[-1] % 2 == 0
-    return known and q_NHC.device.type == "cpu" and find().library is not None
+PAGES = Inputs(dtypes=(torch.bfloat16, torch.float32), multiple=2)
+"""Queries that the kernel takes."""
 
 
 def attend_pages(

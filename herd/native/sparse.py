@@ -6,13 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from herd.native.library import call, find
+from herd.native.library import Inputs, call
 
 
-def reads_some(keys: Tensor) -> bool:
-    """Whether the kernels take these keys: bf16 of a width in sixteens, on a CPU that they were built for."""
-    known = keys.dtype == torch.bfloat16 and keys.shape[-1] % 16 == 0
-    return known and keys.device.type == "cpu" and find().library is not None
+SPARSE = Inputs(multiple=16)
+"""Keys that the kernels take."""
 
 
 def arrange(keys_NC: Float[Tensor, "n c"], leaf: int) -> Int[Tensor, "n"]:

@@ -18,13 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from herd.config import EngineConfig
 from herd.core.errors import HerdError
 from herd.core.files import read_json, read_text, write_atomic
 from herd.core.lineage import hash_of
+from herd.core.progress import ProgressBar, progress_bar
 from herd.engine.engine import Engine
 from herd.engine.load import load
 from herd.engine.pipeline import AnswerPipeline
@@ -121,8 +119,8 @@ def generate(
         missing = [number for number in numbers if number not in kept]
         work = _Work(Lines(pipeline, params, folder=prompts.parent, name=name), lines, file, keys)
         begin = time.monotonic()
-        with _bar() as bar:
-            work.on_answer = _showing(bar, total=len(numbers), done=len(kept))
+        with progress_bar("answers", len(numbers), done=len(kept)) as bar:
+            work.on_answer = _token_rate(bar)
             asyncio.run(work.run(missing, at_once=AHEAD * slots))
         seconds = time.monotonic() - begin
     whole = read_answers(out)[0]
@@ -184,26 +182,13 @@ class _Work:
         self.on_answer(tokens)
 
 
-def _bar() -> Progress:
-    return Progress(
-        TextColumn("answers"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-    )
-
-
-def _showing(bar: Progress, *, total: int, done: int) -> Callable[[int], None]:
-    """What is called after each answer: progress, and the rate."""
-    task = bar.add_task("", total=total, completed=done, note="")
+def _token_rate(bar: ProgressBar) -> Callable[[int], None]:
+    """What is called after each answer with its tokens: their rate is shown."""
     begin, count = time.monotonic(), 0
 
-    def show(num_tokens: int) -> None:
+    def advance(num_tokens: int) -> None:
         nonlocal count
         count += num_tokens
-        bar.update(task, advance=1, note=f"{count / max(1e-9, time.monotonic() - begin):,.0f} tokens/s")
+        bar.advance(rate=f"{count / max(1e-9, time.monotonic() - begin):,.0f} tokens/s")
 
-    return show
+    return advance

@@ -19,12 +19,13 @@ from herd.data import kin
 from herd.data.template import limits
 from herd.model.adopt import adopted
 from herd.model.formats import huggingface
+from herd.model.formats.floats import dtype_of
 from herd.model.formats.gguf import read_gguf
 from herd.model.formats.llama import read_folder, read_gguf_llama
 from herd.model.formats.source import only_gguf, other_kind
 from herd.stages.model_folder import count_parameters
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = ("float32", "bfloat16")
 EYES = ("tiny",)
 TERMS = ("LICEN[CS]E*", "NOTICE*", "COPYING*", "USE_POLICY*")
 """Files that must stay with the weights wherever these go."""
@@ -83,7 +84,7 @@ def adopt(config: AdoptConfig, source: Path, out: Path) -> Path:
 
     begin_anew(out)
     stage = Stage("adopt", out, config=config, parents={})
-    huggingface.save(model, stage.work, dtype=DTYPES[config.dtype] if config.dtype else dense.dtype)
+    huggingface.save(model, stage.work, dtype=dtype_of(config.dtype) or dense.dtype)
     huggingface.save_processor(shape, stage.work, parent=source)
     tokenizer.save(stage.work)
     terms = _copy_terms(source if source.is_dir() else source.parent, stage.work)

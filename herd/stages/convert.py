@@ -11,19 +11,21 @@ is whole or absent, and tells where it comes from.
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from torch import Tensor
 
 from herd.config.ranges import Checked, Count
 from herd.core.errors import HerdError
 from herd.core.files import partial
 from herd.core.lineage import Stage, begin_anew, commit_id, hash_of
+from herd.core.progress import progress_bar
 from herd.model.formats import huggingface, llama_cpp, meta
+from herd.model.formats.floats import FLOATS, dtype_of
 from herd.model.formats.source import GGUF, HUGGING_FACE, LOW_BIT, Source, find_source
 from herd.model.formats.weights import Weights, skeleton
 
@@ -39,7 +41,6 @@ BESIDE = (
     "generation_config.json",
 )
 """What goes along as it is."""
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,8 @@ class ConvertConfig(Checked):
 
 def convert(config: ConvertConfig, path: Path, out: Path) -> Path:
     """Write the model `path` in its other format to `out`; returns it."""
-    if config.dtype and config.dtype not in DTYPES:
-        raise HerdError(f"dtype={config.dtype!r} is none of {', '.join(DTYPES)}")
+    if config.dtype and config.dtype not in FLOATS:
+        raise HerdError(f"dtype={config.dtype!r} is none of {', '.join(FLOATS)}")
     if out.exists():
         raise HerdError(f"{out} is there already: give another path, or remove it first")
     source = find_source(path)
@@ -69,12 +70,12 @@ def convert(config: ConvertConfig, path: Path, out: Path) -> Path:
 
 
 def to_huggingface(config: ConvertConfig, source: Source, out: Path) -> Path:
-    weights = source.weights(DTYPES.get(config.dtype))
+    weights = source.weights(dtype_of(config.dtype))
     stage = start(config, source, out, f"{source.kind} to huggingface")
     huggingface.save_processor(weights.config, stage.work)
     carry(source, stage.work)  # whose files count before those
-    with showing(weights) as shown:
-        huggingface.write(shown.weights, stage.work, dtype=DTYPES.get(config.dtype, weights.dtype))
+    with shown(weights) as reading:
+        huggingface.write(reading, stage.work, dtype=dtype_of(config.dtype) or weights.dtype)
     if not (stage.work / "tokenizer.json").exists():
         source.tokenizer(weights.config.special).save(stage.work)
     return stage.finish()
@@ -85,13 +86,13 @@ def to_meta(config: ConvertConfig, source: Source, out: Path) -> Path:
     meta.check_export(weights.config, config.shards)
     stage = start(config, source, out, "huggingface to meta")
     carry(source, stage.work)
-    with showing(weights, passes=config.shards) as shown:
-        meta.write(shown.weights, stage.work, ranks=config.shards, dtype=DTYPES.get(config.dtype, weights.dtype))
+    with shown(weights, passes=config.shards) as reading:
+        meta.write(reading, stage.work, ranks=config.shards, dtype=dtype_of(config.dtype) or weights.dtype)
     return stage.finish()
 
 
 def to_gguf(config: ConvertConfig, source: Source, out: Path) -> Path:
-    weights = source.weights(DTYPES.get(config.dtype) if source.kind == LOW_BIT else None)
+    weights = source.weights(dtype_of(config.dtype) if source.kind == LOW_BIT else None)
     llama_cpp.form_of(weights)
     if weights.config.vision and not config.text_only:
         raise HerdError(
@@ -100,11 +101,11 @@ def to_gguf(config: ConvertConfig, source: Source, out: Path) -> Path:
         )
     facts = {"stage": "convert", "commit": commit_id(), "parents": {"model": parent_of(source.path)}}
     out.parent.mkdir(parents=True, exist_ok=True)
-    work, dtype = partial(out), DTYPES.get(config.dtype, weights.dtype)
+    work, dtype = partial(out), dtype_of(config.dtype) or weights.dtype
     tokenizer = source.tokenizer(weights.config.special)
-    with showing(weights) as shown:
+    with shown(weights) as reading:
         form = llama_cpp.write_text(
-            shown.weights,
+            reading,
             tokenizer.document,
             work,
             dtype=dtype,
@@ -135,25 +136,15 @@ def carry(source: Source, work: Path) -> None:
             shutil.copyfile(source.path / name, work / name)
 
 
-class showing:
-    """Weights whose reading is shown as progress, with rate and time left."""
-
-    def __init__(self, weights: Weights, passes: int = 1) -> None:
-        sizes = {name: p.numel() * weights.dtype.itemsize for name, p in skeleton(weights.config).named_parameters()}
-        columns = (TextColumn("converting"), BarColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns)
-        task = self.progress.add_task("", total=sum(sizes.values()) * passes)
+@contextmanager
+def shown(weights: Weights, passes: int = 1) -> Iterator[Weights]:
+    """Weights whose reading is shown as progress, in MB."""
+    sizes = {name: p.numel() * weights.dtype.itemsize / 1e6 for name, p in skeleton(weights.config).named_parameters()}
+    with progress_bar("converting (MB)", sum(sizes.values()) * passes) as bar:
 
         def read(name: str) -> Tensor:
             tensor = weights.read(name)
-            self.progress.advance(task, sizes[name])
+            bar.advance(sizes[name])
             return tensor
 
-        self.weights = Weights(config=weights.config, dtype=weights.dtype, read=read)
-
-    def __enter__(self) -> "showing":
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+        yield Weights(config=weights.config, dtype=weights.dtype, read=read)

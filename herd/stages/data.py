@@ -14,20 +14,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from herd.config import LANGUAGES, DataConfig
 from herd.core.errors import HerdError
 from herd.core.files import partial, write_json
 from herd.core.lineage import Stage
+from herd.core.progress import progress_bar
 from herd.data import tables
 from herd.data.books import books
 from herd.data.chats import Chat
 from herd.data.dedup import deduplicate
 from herd.data.dialogues import Caps, all_chats
 from herd.data.fetch import Fetched, fetch
-from herd.data.pictures import HELD_OUT_SPLITS, Clip, Picture, all_pictures, clips
+from herd.data.pictures import HELD_OUT_SPLITS, all_pictures, clips
 from herd.data.sources import LEFT_OUT, SOURCES
 from herd.data.spelling import spellings
 from herd.data.splits import split_documents
@@ -42,25 +40,16 @@ NAMES_REPEATED = 5
 
 def build_data(cfg: DataConfig, out: Path) -> Path:
     """Write the data folder `out`. Raises HerdError when the packages give no text or no pictures."""
-    console = Console()
-    fetched = fetch(report=console.print)
+    fetched = fetch()
     stage = Stage("data", out, config=cfg, parents={})
     steps = _Steps(partial(out), cfg, fetched)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    ) as progress:
-        bar = progress.add_task("data", total=len(_STEPS))
-        facts: Facts = {}
+    facts: Facts = {}
+    with progress_bar("data", len(_STEPS)) as bar:
         for name, step in _STEPS.items():
-            progress.update(bar, description=f"data: {name}")
+            bar.describe(f"data: {name}")
             facts |= steps.run(name, step)
             stage.keep_time()
-            progress.advance(bar)
+            bar.advance()
     steps.forget()
     return stage.finish(card={"sources": _source_facts(fetched), **facts, "left_out": _left_out(fetched)})
 
@@ -129,7 +118,7 @@ def _text(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
 
 
 def _books(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
-    rows = tables.read(work / "text.parquet", ["split", "text"])
+    rows = tables.read(work, "text", ["split", "text"])
     held = {line for row in rows if row["split"] == "heldout" for line in row["text"].split("\n") if line.strip()}
     found = books(fetched.packs, held)
     tables.write(work / "books.parquet", [asdict(book) for book in found], tables.BOOKS)
@@ -155,7 +144,7 @@ def _pictures(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
 
 
 def _clips(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
-    pictures = tables.read(work / "pictures.parquet", ["split", "names"])
+    pictures = tables.read(work, "pictures", ["split", "names"])
     subjects = [spellings(json.loads(row["names"])) for row in pictures if row["split"] == "subjects"]
     found = clips(fetched.packs, num=cfg.clips, heldout=cfg.heldout_subjects, kept_back=set().union(*subjects))
     tables.write(
@@ -166,12 +155,12 @@ def _clips(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
 
 def _chats(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
     pictures = [
-        Picture(**{**row, "png": b"", "names": json.loads(row["names"]), "captions": json.loads(row["captions"])})
-        for row in tables.read(work / "pictures.parquet", ["id", "split", "source", "subject", "names", "captions"])
+        tables.Picture(**{**row, "png": b"", "names": json.loads(row["names"]), "captions": json.loads(row["captions"])})
+        for row in tables.read(work, "pictures", ["id", "split", "source", "subject", "names", "captions"])
     ]
     moving = [
-        Clip(**row, frames=[], seconds=[], names=json.loads(names))
-        for row in tables.read(work / "clips.parquet", ["id", "split", "subject", "names"])
+        tables.Clip(**row, frames=[], seconds=[], names=json.loads(names))
+        for row in tables.read(work, "clips", ["id", "split", "subject", "names"])
         for names in [row.pop("names")]
     ]
     caps = Caps(
@@ -201,13 +190,13 @@ def _chat_row(chat: Chat) -> dict[str, Any]:
 
 
 def _tokenizer(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
-    rows = tables.read(work / "text.parquet", ["split", "language", "text"])
+    rows = tables.read(work, "text", ["split", "language", "text"])
     texts = {
         language: [row["text"] for row in rows if (row["split"], row["language"]) == ("train", language)]
         for language in LANGUAGES
     }
-    chats = tables.read(work / "chats.parquet", ["split", "language", "answer"])
-    pictures = tables.read(work / "pictures.parquet", ["split", "names"])
+    chats = tables.read(work, "chats", ["split", "language", "answer"])
+    pictures = tables.read(work, "pictures", ["split", "names"])
     names = [json.loads(row["names"]) for row in pictures if row["split"] == "train"]
     for language, own in texts.items():
         own += [row["answer"] for row in chats if (row["split"], row["language"]) == ("train", language)]

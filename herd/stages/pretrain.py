@@ -5,7 +5,7 @@ from pathlib import Path
 from herd.config import PretrainConfig
 from herd.core.lineage import Stage
 from herd.data.image import ImageProcessor
-from herd.data.loader import PretrainBatches
+from herd.data.pretrain_batches import PretrainBatches
 from herd.model.parallel import Parallel, start
 from herd.stages.language import heldout_loss, open_model, train_language
 from herd.stages.model_folder import report_left_out, save_model

@@ -25,7 +25,7 @@ from herd.core.errors import HerdError
 from herd.core.lineage import Stage
 from herd.core.streams import stream
 from herd.data.image import ImageProcessor, normalise
-from herd.data.loader import PictureShelf
+from herd.data.picture_shelf import PictureShelf
 from herd.data.tokenizer import Tokenizer
 from herd.model.formats import huggingface
 from herd.model.transformer import Transformer

@@ -15,8 +15,8 @@ from torch import Tensor
 from herd.core.batch import Batch
 from herd.core.errors import HerdError
 from herd.core.metrics import Mean
+from herd.data import tables
 from herd.data.batches import Batches
-from herd.data.loader import read_rows
 from herd.data.pack import Sample, pack, steps_of
 from herd.data.tokenizer import Tokenizer
 from herd.model.parallel import Parallel
@@ -34,7 +34,7 @@ METRIC = "heldout_bits_per_byte"
 def heldout_texts(data: Path, documents: int, characters: int) -> list[str]:
     """The beginnings of some of the data folder's held-out documents, of each language."""
     by_language: dict[str, list[str]] = {}
-    for row in read_rows(data, "text", ["split", "language", "text"]):
+    for row in tables.read(data, "text", ["split", "language", "text"]):
         if row["split"] == "heldout":
             by_language.setdefault(row["language"], []).append(row["text"])
     texts = [text[:characters] for of_language in by_language.values() for text in of_language[:documents]]

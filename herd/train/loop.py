@@ -7,14 +7,13 @@ from statistics import median
 from typing import Protocol
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from herd.config import CheckpointConfig, LossSpikesConfig, OptimizerConfig
 from herd.core.errors import HerdError, Interrupted, Stopped
 from herd.core.lineage import Stage
 from herd.core.metrics import Mean
+from herd.core.progress import ProgressBar, progress_bar
 from herd.core.signals import Request, asked_to_stop
 from herd.core.streams import seed_of
 from herd.core.tracker import Tracker
@@ -80,14 +79,14 @@ def train(
         Checkpoints(stage, config.checkpoint, parts) as checkpoints,
         Tracker(record, start_step=(start := checkpoints.resume())) as tracker,
         asked_to_stop() as request,
-        progress_bar(quiet=not parallel.first) as bar,
+        progress_bar(stage.name, batches.num_steps, done=start, quiet=not parallel.first) as bar,
         closing(prefetch(batches, start, request.__bool__)) as steps,
     ):
         if start > batches.num_steps:
             raise HerdError(f"{start} steps are saved, more than the {batches.num_steps} asked for: set more tokens")
         if parallel.first:
             stage.resumed(start)
-        meter = Meter(bar, stage.name, batches, start)
+        meter = Meter(bar, batches.unit)
         for step, coming in steps:
             failed = coming.exception() if coming.done() else None
             if checkpoints.save_if_due(step, leave=bool(request or spikes.trouble or failed)):
@@ -104,7 +103,7 @@ def train(
                 optimizer.step(step, norm)
             else:
                 metrics["skipped"] = outlier
-                bar.console.print(f"step {step} skipped: its {outlier}")
+                bar.print(f"step {step} skipped: its {outlier}")
             optimizer.clear()
             for hook in hooks:
                 metrics |= hook.after_step(step, optimizer, updated=outlier is None)
@@ -152,9 +151,8 @@ def why_left(
 class Meter:
     """The rate of a training, in the metrics and on the bar, with the losses."""
 
-    def __init__(self, bar: Progress, name: str, batches: Batches[B], start: int) -> None:
-        self.bar, self.unit = bar, batches.unit
-        self._task = bar.add_task(name, total=batches.num_steps, completed=start, note="")
+    def __init__(self, bar: ProgressBar, unit: str) -> None:
+        self.bar, self.unit = bar, unit
         self._rates: list[int] = []
         self._heldout = ""
         self._last = time.monotonic()
@@ -168,19 +166,6 @@ class Meter:
         if HELDOUT in metrics:
             self._heldout = f", held out {metrics[HELDOUT]:.3f} bits/byte"
         # The median, as single steps vary: the last one's rate is what the bar would be remembered by.
-        note = f"loss {metrics['loss']:.3f}{self._heldout}, {median(self._rates):,.0f} {self.unit}/s"
-        self.bar.update(self._task, advance=1, note=note)
+        rate = f"{median(self._rates):,.0f} {self.unit}/s"
+        self.bar.advance(rate=rate, note=f"loss {metrics['loss']:.3f}{self._heldout}")
         return {f"{self.unit}_per_s": self._rates[-1]}
-
-
-def progress_bar(*, quiet: bool) -> Progress:
-    """Rate and time left of a stage, on standard error."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True, quiet=quiet),
-    )

@@ -177,7 +177,7 @@ def nll_gradients(
 
 def softmax_gradient(logits_RV: Tensor, target_R: Tensor) -> Tensor:
     """-log softmax(logits)[target]; in place, the logits become its gradient, softmax - onehot(target)."""
-    if native.available(logits_RV):
+    if native.why_not(logits_RV) is None:
         return native.softmax_gradient(logits_RV, target_R)
     target_R1 = target_R[:, None]
     log_RV = torch.log_softmax(logits_RV, -1, dtype=wide(logits_RV))

@@ -68,13 +68,15 @@ def write_master(weight: Tensor, low_bits: Tensor | None, master: Tensor) -> Non
 @torch.no_grad()
 def square_sum(x: Tensor) -> Tensor:
     """Sum of squares in fp32."""
-    return native.square_sum(x) if native.available(x) else torch.linalg.vector_norm(x, dtype=torch.float32).square()
+    if native.why_not(x) is None:
+        return native.square_sum(x)
+    return torch.linalg.vector_norm(x, dtype=torch.float32).square()
 
 
 @torch.no_grad()
 def momentum_update(grad: Tensor, first: Tensor, clip: float, momentum: float) -> Tensor:
     """Nesterov: `first` moves to `clip * grad` by 1 - momentum; the update, in grad's precision, lies between them."""
-    if native.available(grad):
+    if native.why_not(grad) is None:
         return native.momentum_update(grad, first, clip, momentum)
     grad32 = grad.float() * clip
     first.lerp_(grad32, 1 - momentum)
@@ -84,7 +86,7 @@ def momentum_update(grad: Tensor, first: Tensor, clip: float, momentum: float) -
 @torch.no_grad()
 def apply_update(weight: Tensor, low_bits: Tensor | None, update: Tensor, keep: float, rate: float) -> None:
     """master = keep * master - rate * update."""
-    if low_bits is not None and native.available(weight):
+    if low_bits is not None and native.why_not(weight) is None:
         native.apply_update(weight, low_bits, update, keep, rate)
         return
     write_master(weight, low_bits, (read_master(weight, low_bits) * keep).add_(update.view_as(weight), alpha=-rate))
@@ -102,7 +104,7 @@ def adamw(
     seed: int,
 ) -> None:
     """A step of AdamW. With `scales` [B, 2] the moments are codes of 8 bits, rounded by `seed` (of 32 bits)."""
-    if low_bits is not None and native.available(weight):
+    if low_bits is not None and native.why_not(weight) is None:
         if scales is None:
             native.adamw(grad, weight, low_bits, first, second, numbers.in_order)
         else:

@@ -14,9 +14,10 @@ from herd.cli import main
 from herd.config import EvaluateConfig, PretrainConfig, SftConfig, preset
 from herd.core.errors import HerdError
 from herd.core.lineage import read_lineage
-from herd.data import loader
+from herd.data import tables
 from herd.data.image import ImageProcessor
-from herd.data.loader import PretrainBatches, SftBatches
+from herd.data.pretrain_batches import PretrainBatches
+from herd.data.sft_batches import SftBatches
 from herd.data.tokenizer import Tokenizer
 from herd.evaluate.harness import evaluate
 from herd.stages.adopt import AdoptConfig, adopt
@@ -141,9 +142,9 @@ def test_an_adopted_model_with_an_encoder_sees_pictures_in_its_own_format(tiny_d
 
 def with_rows(monkeypatch: pytest.MonkeyPatch, table: str, rows: list[dict[str, Any]]) -> None:
     """Have the data folder hold these rows in one of its tables."""
-    kept = loader.read_rows
+    kept = tables.read
     monkeypatch.setattr(
-        loader, "read_rows", lambda folder, name, columns=None: rows if name == table else kept(folder, name, columns)
+        tables, "read", lambda folder, name, columns=None: rows if name == table else kept(folder, name, columns)
     )
 
 

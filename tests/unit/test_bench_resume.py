@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 
 from herd.bench import resume
+from herd.bench.shapes import SHAPES
 from herd.cli import main
 from herd.config import MoEConfig
 
 
 def test_the_bench_prints_its_contract(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    small = replace(resume.SHAPE, vocab_size=64, dim=32, num_layers=2, num_heads=2, head_dim=16, dense_ffn_dim=64)
-    monkeypatch.setattr(resume, "SHAPE", replace(small, moe=MoEConfig(num_experts=2, ffn_dim=32)))
+    small = replace(SHAPES["S"], vocab_size=64, dim=32, num_layers=2, num_heads=2, head_dim=16, dense_ffn_dim=64)
+    monkeypatch.setitem(SHAPES, "S", replace(small, moe=MoEConfig(num_experts=2, ffn_dim=32)))
     monkeypatch.setattr(resume, "ROUNDS", 1)
     monkeypatch.setattr(resume, "STEPS", 1)
     assert main(["bench", "resume", "--json"]) == 0

@@ -1,14 +1,13 @@
-"""herd.core.console: the log beside the terminal."""
+"""herd.core.console and herd.core.progress: the log beside the terminal, and the progress bar."""
 
 import io
 import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-from rich.progress import Progress
 
 from herd.core.console import Tee, logged_to
+from herd.core.progress import progress_bar
 
 
 class Terminal(io.StringIO):
@@ -16,14 +15,15 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_log_has_the_messages_with_the_time_and_no_progress_bars():
+def test_a_log_has_the_messages_with_the_time_and_no_progress_bars(monkeypatch: pytest.MonkeyPatch):
     terminal, log = Terminal(), io.StringIO()
-    with Progress(console=Console(file=Tee(terminal, log), force_terminal=True, width=80)) as progress:
-        task = progress.add_task("training", total=50)
+    monkeypatch.setattr(sys, "stderr", Tee(terminal, log))
+    monkeypatch.setenv("COLUMNS", "100")
+    with progress_bar("training", 50) as bar:
         for step in range(50):
-            progress.advance(task)
+            bar.advance(note="loss 0.5")
             if step % 20 == 0:
-                progress.console.print(f"[bold]step {step}[/bold]")
+                bar.print(f"[bold]step {step}[/bold]")
     assert "━" in terminal.getvalue()
     lines = [line.split(" ", 1)[1] for line in log.getvalue().splitlines()]
     assert lines == ["step 0", "step 20", "step 40"]
@@ -55,3 +55,16 @@ def test_a_log_is_added_to_and_the_streams_come_back(tmp_path: Path, capsys: pyt
     told = [line.split(" ", 1)[1] for line in (tmp_path / "run.log").read_text().splitlines()]
     assert told[1:3] == ["first", "first aloud"]
     assert told[4:] == ["second", "second aloud"]
+
+
+def test_a_bar_shows_what_is_done_at_which_rate_and_is_quiet_on_other_ranks(capsys: pytest.CaptureFixture[str]):
+    with progress_bar("answers", 4, done=1) as bar:
+        bar.describe("more answers")
+        bar.advance(2, rate="7 tokens/s", note="loss 0.5")
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert [word in shown.err for word in ("more answers", "3/4", "7 tokens/s", "-:--:--", "loss 0.5")] == [True] * 5
+    with progress_bar("answers", 4, quiet=True) as bar:
+        bar.advance()
+        bar.print("a line")
+    assert capsys.readouterr() == ("", "")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from herd.core import lineage as module
 from herd.core.errors import HerdError
 from herd.core.files import folder_hash, partial
-from herd.core.lineage import Stage, begin_anew, commit_id, read_lineage
+from herd.core.lineage import Stage, begin_anew, commit_id, hash_of, read_lineage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,25 @@ def test_parents_are_recorded_by_hash(tmp_path: Path):
     Stage("pretrain", tmp_path / "model", config={}, parents={"data": tmp_path / "data"}).finish()
     parent = read_lineage(tmp_path / "model")["parents"]["data"]
     assert parent == {"path": str(tmp_path / "data"), "hash": folder_hash(tmp_path / "data")}
+
+
+def test_the_hash_of_a_large_folder_is_kept_until_one_of_its_files_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HERD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "LONG_S", 0.0)
+    hashed: list[Path] = []
+    monkeypatch.setattr(module, "folder_hash", lambda folder: hashed.append(folder) or folder_hash(folder))
+    folder, file = tmp_path / "model", tmp_path / "model" / "weights"
+    folder.mkdir()
+    file.write_text("one")
+    assert hash_of(folder) == hash_of(folder) == folder_hash(folder) and len(hashed) == 2  # just written: not kept
+    os.utime(file, (1e9, 1e9))
+    assert hash_of(folder) == hash_of(folder) == folder_hash(folder) and len(hashed) == 3
+    file.write_text("two")
+    os.utime(file, (1e9, 1e9 + 1))
+    assert hash_of(folder) == folder_hash(folder) and len(hashed) == 4
+    assert (tmp_path / "cache" / "hashes").is_dir()
 
 
 def test_a_killed_stage_goes_on_with_its_files_and_its_clock(tmp_path: Path):

@@ -17,7 +17,7 @@ from PIL import Image
 
 from herd.config import VisionConfig
 from herd.core.errors import HerdError
-from herd.data.image import ImageProcessor, best_canvas, canvases, normalise, read_picture
+from herd.data.image import ImageProcessor, best_canvas, canvases, normalise, picture_size, read_picture
 
 PROCESSOR = ImageProcessor(
     VisionConfig(image_size=64, patch_size=16, dim=32, num_layers=1, num_heads=2, adapter_dim=32, max_tiles=4)
@@ -42,6 +42,15 @@ def test_transparency_is_shown_on_white_and_exif_turns_the_picture() -> None:
 def test_any_mode_becomes_rgb(mode: str) -> None:
     kind = "TIFF" if mode in {"CMYK", "I;16"} else "PNG"
     assert read_picture(encoded(Image.new(mode, (5, 3)), kind)).mode == "RGB"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF"])
+def test_the_size_of_a_picture_is_that_of_the_decoded_one_also_where_exif_turns_it(kind: str) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    plain, rotated = encoded(Image.new("RGB", (30, 20)), kind), encoded(Image.new("RGB", (30, 20)), kind, exif=turned)
+    assert picture_size(plain) == read_picture(plain).size == (30, 20)
+    assert picture_size(rotated) == read_picture(rotated).size
 
 
 def test_what_is_no_picture_is_named_in_one_line(tmp_path: Path) -> None:

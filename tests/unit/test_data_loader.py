@@ -14,8 +14,11 @@ from herd.config import PretrainConfig, SftConfig, preset
 from herd.core.batch import KINDS
 from herd.data.batches import prefetch
 from herd.data.chat import render_messages
-from herd.data.image import ImageProcessor
-from herd.data.loader import PictureShelf, PretrainBatches, SftBatches, read_rows
+from herd.data import image, picture_shelf, tables
+from herd.data.image import ImageProcessor, read_picture
+from herd.data.picture_shelf import PictureShelf
+from herd.data.pretrain_batches import PretrainBatches
+from herd.data.sft_batches import SftBatches
 from herd.data.pack import steps_of
 from herd.data.tokenizer import Tokenizer
 from herd.data.wordings import NAME
@@ -118,9 +121,31 @@ def test_a_picture_that_is_asked_about_is_a_chat(
         assert rendered.learnt == piece.learnt.tolist()
 
 
+@pytest.mark.parametrize("kind", [PretrainBatches, SftBatches])
+def test_planning_decodes_no_picture(
+    kind: type, tiny_data: Path, tokenizer: Tokenizer, processor: ImageProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[bytes] = []
+    for module in (picture_shelf, image):
+        monkeypatch.setattr(module, "read_picture", lambda data: decoded.append(data) or read_picture(data))
+    batches = kind(tiny_data, PRETRAIN if kind is PretrainBatches else SFT, tokenizer, processor)
+    assert not decoded
+    while not decoded:  # which a batch that shows a picture does
+        batches.batch(batches.num_steps - 1)
+        batches.num_steps -= 1
+
+
+def test_a_blank_has_the_layout_of_its_picture(tiny_data: Path, processor: ImageProcessor) -> None:
+    shelf = PictureShelf(tiny_data, processor)
+    for index in range(len(shelf.rows)):
+        cut, blank = processor.tiles(shelf.picture(index)), shelf.blank(index, whole=False)
+        assert shelf.size(index) == shelf.picture(index).size
+        assert (cut.rows, cut.columns, cut.pixels.shape) == (blank.rows, blank.columns, blank.pixels.shape)
+
+
 def test_pictures_kept_for_evaluation_are_never_on_the_shelf(tiny_data: Path, processor: ImageProcessor) -> None:
     shelf = PictureShelf(tiny_data, processor)
-    held = {row["id"] for row in read_rows(tiny_data, "pictures") if row["split"] != "train"}
+    held = {row["id"] for row in tables.read(tiny_data, "pictures") if row["split"] != "train"}
     assert held and not held & shelf.place.keys()
 
 

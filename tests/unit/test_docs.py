@@ -118,6 +118,13 @@ def test_a_missing_folder_is_one_line_that_names_it(
     assert said[0].startswith("herd: ") and "models/none" in said[0] and "bug" not in said[0]
 
 
+def test_the_files_that_contributing_names_are_there():
+    named = re.findall(r"`([\w/]+\.(?:py|cpp|toml))`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    roots = [ROOT, ROOT / "herd", ROOT / "herd/model", ROOT / "herd/model/formats", ROOT / "herd/native"]
+    assert len(named) > 60
+    assert [name for name in named if "NAME" not in name and not any((root / name).exists() for root in roots)] == []
+
+
 def test_every_page_is_in_the_index():
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     assert [page.name for page in (ROOT / "docs").glob("*.md") if f"({page.name})" not in index] == ["README.md"]

@@ -74,10 +74,10 @@ def test_where_one_key_has_the_weight_few_pages_are_read() -> None:
 def test_arranged_pages_hold_each_key_once_with_its_value_and_are_narrow(
     by_kernel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if by_kernel and native.find().library is None:
+    if by_kernel and native.why_not() is not None:
         pytest.skip("the kernels are not there")
     if not by_kernel:
-        monkeypatch.setattr(native, "reads_some", lambda _: False)
+        monkeypatch.setattr(native, "why_not", lambda *_: "not wanted")
     draw = torch.Generator().manual_seed(0)
     keys = torch.randn(301, KV, SIZE, 16, generator=draw) * torch.tensor([8.0, 4, 2] + [0.01] * 13)
     keys, values = keys.bfloat16(), torch.arange(301 * KV * SIZE).view(301, KV, SIZE, 1).expand(-1, -1, -1, 16).float()
@@ -104,7 +104,7 @@ def test_the_pages_left_are_as_many_as_may_be(seed: int, spread: float, allowed:
         assert float((mass[~chosen].sum() + mass[chosen].min()).log()) > allowed - 1e-9
 
 
-@pytest.mark.skipif(native.find().library is None, reason="the kernels are not there")
+@pytest.mark.skipif(native.why_not() is not None, reason="the kernels are not there")
 def test_the_kernels_give_what_their_twins_give(monkeypatch: pytest.MonkeyPatch) -> None:
     q, keys, values = pages_of("noise", 40, seed=2)
     low, high = torch.aminmax(keys, dim=2)
@@ -113,9 +113,9 @@ def test_the_kernels_give_what_their_twins_give(monkeypatch: pytest.MonkeyPatch)
     def both() -> list[Tensor]:
         return [certified.page_bounds(q, low, high), *certified.attend_some(q, keys, values, pages, 11)]
 
-    assert native.reads_some(keys)
+    assert native.why_not(keys, native.SPARSE) is None
     by_kernel = both()
-    monkeypatch.setattr(native, "reads_some", lambda _: False)
+    monkeypatch.setattr(native, "why_not", lambda *_: "not wanted")
     for kernel, twin in zip(by_kernel, both(), strict=True):
         assert torch.allclose(kernel, twin, atol=1e-4, rtol=1e-5)
 

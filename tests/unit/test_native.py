@@ -22,7 +22,7 @@ from herd.native import library
 from herd.train import passes
 from herd.train.losses import softmax_gradient
 
-needs_kernels = pytest.mark.skipif(native.find().library is None, reason="no C++ compiler or no AVX-512 with VNNI")
+needs_kernels = pytest.mark.skipif(native.why_not() is not None, reason="no C++ compiler or no AVX-512 with VNNI")
 NONE = library.Found(None, "a test", "")
 SHAPE = tiny(64, SpecialIds(**dict.fromkeys(SpecialIds.__dataclass_fields__, 0)))
 
@@ -39,7 +39,7 @@ def check(function: Callable[..., Tensor], *inputs: Tensor, slack: float = 1.1) 
         leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]
         with pytest.MonkeyPatch.context() as patch:
             if not kernels:
-                patch.setattr(native.functions, "find", lambda: NONE)
+                patch.setattr(library, "find", lambda: NONE)
             out = function(*leaves)
         weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
         out.backward(weights.to(dtype))
@@ -70,7 +70,7 @@ def test_grouped_products_of_any_shape_have_the_values_and_gradients_of_matmul(
     ends = torch.tensor(counts).cumsum(0)
 
     def run(x: Tensor, w: Tensor) -> Tensor:
-        if native.serves(x):
+        if native.why_not(x, native.TRAINING) is None:
             return native.grouped_product(x, w, ends)
         return torch.cat([part @ w[group] for group, part in enumerate(x.split(counts))])
 
@@ -83,7 +83,7 @@ def test_grouped_products_of_any_shape_have_the_values_and_gradients_of_matmul(
 @pytest.mark.parametrize(("rows", "width", "columns"), [(1, 2, 1), (97, 192, 70), (2100, 33, 129), (300, 130, 1100)])
 def test_linear_has_the_values_and_gradients_of_matmul(rows: int, width: int, columns: int) -> None:
     check(
-        lambda x, w: native.linear(x, w) if native.serves(x) else F.linear(x, w),
+        lambda x, w: native.linear(x, w) if native.why_not(x, native.TRAINING) is None else F.linear(x, w),
         random(rows, width),
         random(columns, width, seed=1),
     )
@@ -95,7 +95,7 @@ def test_norm_and_swiglu_equal_their_twins(rows: int, width: int) -> None:
     def norm(x: Tensor, weight: Tensor) -> Tensor:
         layer = RMSNorm(width, 1e-5).to(x.dtype)
         layer.weight.requires_grad_(False)
-        return native.rms_norm(x, weight, 1e-5) if native.serves(x) else layer(x) * weight
+        return native.rms_norm(x, weight, 1e-5) if native.why_not(x, native.TRAINING) is None else layer(x) * weight
 
     check(norm, random(rows, width, scale=3), random(width, seed=1) + 1)
     check(swiglu, random(rows, 2 * width, scale=3))
@@ -229,7 +229,7 @@ def test_optimizer_passes_equal_their_twins(coded: bool) -> None:
 
     ours = run()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native.functions, "find", lambda: NONE)
+        patch.setattr(library, "find", lambda: NONE)
         twin = run()
     for a, b in zip(ours, twin, strict=True):
         # A bf16 value or a code may fall on the other side of a rounding edge.
@@ -287,3 +287,17 @@ def test_a_norm_works_on_the_last_axis_of_any_shape():
     whole = native.rms_norm(x, weight, 1e-5)
     assert torch.equal(whole.flatten(0, 1), native.rms_norm(x.flatten(0, 1), weight, 1e-5))
     assert error(whole, F.rms_norm(x.float(), (40,), weight.float(), 1e-5)) < 0.01
+
+
+@needs_kernels
+def test_a_kernel_says_why_it_does_not_take_a_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(3, 20, dtype=torch.bfloat16)
+    assert native.why_not(x) is native.why_not(x, native.PAGES) is native.why_not(x, native.TRAINING) is None
+    assert native.why_not(x.float()) == "the tensor is torch.float32"
+    assert native.why_not(x.float(), native.FLOATS) is None
+    assert native.why_not(x.to("meta")) == "the tensor is on meta"
+    assert native.why_not(x, native.SPARSE) == "the width 20 is not a multiple of 16"
+    with torch.no_grad():
+        assert native.why_not(x, native.TRAINING) == "no gradients are recorded"
+    monkeypatch.setattr(library, "find", lambda: NONE)
+    assert native.why_not() == native.why_not(x) == "a test"

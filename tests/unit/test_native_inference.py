@@ -11,7 +11,7 @@ from torch import Tensor
 from herd import native
 from herd.model.cache import attend_pages
 
-needs_kernels = pytest.mark.skipif(native.find().library is None, reason="no C++ compiler or no AVX-512 with VNNI")
+needs_kernels = pytest.mark.skipif(native.why_not() is not None, reason="no C++ compiler or no AVX-512 with VNNI")
 
 
 def paged(

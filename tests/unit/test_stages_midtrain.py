@@ -105,7 +105,7 @@ def test_midtraining_writes_a_model_that_has_learnt(tiny_folder: Path, tiny_data
 def test_a_data_folder_that_holds_no_text_out_is_refused_before_the_training(
     tiny_folder: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("herd.train.heldout.read_rows", lambda *_: [{"split": "train", "language": "en", "text": "a"}])
+    monkeypatch.setattr(tables, "read", lambda *_: [{"split": "train", "language": "en", "text": "a"}])
     monkeypatch.setattr("herd.stages.midtrain.train_language", None)
     with pytest.raises(HerdError, match="holds no text out"):
         midtrain(CONFIG, tiny_folder, tiny_data, tmp_path / "out")

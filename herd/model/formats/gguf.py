@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 
 from herd.core.errors import HerdError
+from herd.model.formats.floats import FLOATS
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """ggml's number of a metadata type → struct's letter."""
 STRING, ARRAY = 8, 9
 LEAST_BYTES = {STRING: 8, ARRAY: 12} | {kind: struct.calcsize(letter) for kind, letter in SCALARS.items()}
 """What one value of a type takes at least: bounds a count by the bytes that are left."""
-F32, F16, BF16 = 0, 1, 30
-PLAIN_BYTES = {F32: 4, F16: 2, BF16: 2}
+F32, F16, BF16 = (FLOATS[name].ggml for name in ("float32", "float16", "bfloat16"))
+PLAIN_BYTES = {one.ggml: one.dtype.itemsize for one in FLOATS.values()}
 Q4_0, Q4_1, Q8_0 = 2, 3, 8
 SIMPLE_BYTES = {Q4_0: 18, Q4_1: 20, Q8_0: 34}
 """Bytes of a block of 32 weights."""

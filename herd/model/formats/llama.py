@@ -21,6 +21,7 @@ from herd.config import ModelConfig, MoEConfig, SpecialIds
 from herd.core.errors import HerdError
 from herd.core.files import read_json
 from herd.model.formats.config_json import read_rope
+from herd.model.formats.floats import FLOATS
 from herd.model.formats.gguf import uniform
 from herd.model.formats.rope_factors import linear_divisor, scaling_of
 from herd.model.formats.weights import plain_names, renamed
@@ -154,8 +155,9 @@ def read_folder(folder: Path, special: SpecialIds) -> Dense:
     found = {name: tuple(slice().get_shape()) for name, slice in held.items()}
     check(shapes(config, tied=tied), found, where=str(folder))
     kinds = {slice().get_dtype() for slice in held.values()}
-    if not kinds <= {"BF16", "F16", "F32"}:
-        raise HerdError(f"{folder}: weights of type {', '.join(sorted(kinds))} are not read: adopt BF16, F16 or F32")
+    known = sorted(one.stored for one in FLOATS.values())
+    if not kinds <= {*known}:
+        raise HerdError(f"{folder}: weights of type {', '.join(sorted(kinds))} are not read, only {', '.join(known)}")
     return Dense(
         config=config,
         read=lambda name: held[name]()[:],

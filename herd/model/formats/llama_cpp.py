@@ -30,13 +30,11 @@ from herd.core.errors import HerdError
 from herd.core.files import naming_full_disk
 from herd.data.kin import split_name
 from herd.model.attention import rope_frequencies
+from herd.model.formats.floats import float_of
 from herd.model.formats.gguf import package
 from herd.model.formats.stored import finite
 from herd.model.formats.weights import Weights, skeleton
 
-TYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-FILE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}
-"""`general.file_type` (llama.h, llama_ftype)."""
 GUARDED = r" | replace('<|', '<\ufdd0|')"
 """In our chat template: see herd/data/chat_template.jinja."""
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -127,7 +125,7 @@ def write_text(
     mixture = form.architecture == "llama4"
     writer = package("gguf_writer").GGUFWriter(path, form.architecture)
     writer.add_type("model")
-    writer.add_file_type(FILE_TYPES[dtype])
+    writer.add_file_type(float_of(dtype).gguf_file)
     writer.add_string("herd.lineage", json.dumps(facts))
     writer.add_context_length(form.context)
     writer.add_embedding_length(config.dim)
@@ -234,8 +232,8 @@ def write_tensors(
     def kind(name: str, tensor: Tensor) -> tuple[torch.dtype, str]:
         """In which dtype the tensor is rounded, and its type in the file."""
         if tensor.dim() == 1 or name.endswith(KEPT_FP32):
-            return torch.float32, "F32"
-        return (torch.float32, quantized) if quantized else (dtype, TYPES[dtype])
+            return torch.float32, float_of(torch.float32).stored
+        return (torch.float32, quantized) if quantized else (dtype, float_of(dtype).stored)
 
     without_memory = dict(skeleton(weights.config).named_parameters())
     shapes = Weights(config=weights.config, dtype=dtype, read=without_memory.__getitem__)

@@ -23,11 +23,12 @@ from herd.config import ModelConfig, MoEConfig, SpecialIds
 from herd.core.errors import HerdError
 from herd.data import kin
 from herd.data.tokenizer import Tokenizer
-from herd.model.formats.gguf import BF16, F16, F32, Entry, package, read_header, uniform
+from herd.model.formats.floats import FLOATS
+from herd.model.formats.gguf import Entry, package, read_header, uniform
 from herd.model.formats.rope_factors import linear_divisor, scaling_of
 from herd.model.formats.weights import Weights, refuse, skeleton, wrong_names
 
-FLOATS = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
+GGML_FLOATS = {one.ggml: one.dtype for one in FLOATS.values()}
 FACTORS = "rope_freqs.weight"
 ROWS_BYTES = 64_000_000
 """About as many bytes of fp32 are in memory beside the parameter that is read."""
@@ -57,14 +58,14 @@ class LlamaCppFile:
     @cached_property
     def quantized(self) -> str | None:
         """The names of the file's low-bit types; None where all are floats."""
-        kinds = sorted({entry.kind for entry in self.entries.values()} - FLOATS.keys())
+        kinds = sorted({entry.kind for entry in self.entries.values()} - GGML_FLOATS.keys())
         types = package("constants").GGMLQuantizationType if kinds else None
         return ", ".join(types(kind).name for kind in kinds) if types else None
 
     @property
     def dtype(self) -> torch.dtype:
         """What the weights are opened in if nothing else is asked for: their own, of low-bit ones bf16."""
-        return torch.bfloat16 if self.quantized else FLOATS[self.entries["token_embd.weight"].kind]
+        return torch.bfloat16 if self.quantized else GGML_FLOATS[self.entries["token_embd.weight"].kind]
 
     @cached_property
     def vocabulary(self) -> tuple[Tokenizer, SpecialIds]:

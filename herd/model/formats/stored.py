@@ -23,12 +23,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from herd.core.errors import HerdError
+from herd.model.formats.floats import FLOATS
 
 SAFETENSORS_TYPES = {
     "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
+    **{one.stored: one.dtype for one in FLOATS.values()},
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
     "I64": torch.int64,
@@ -40,7 +39,7 @@ SAFETENSORS_TYPES = {
 }
 MAX_HEADER_BYTES = 100_000_000
 """Of a safetensors file; the library's own limit."""
-CHECKED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+CHECKED = (torch.float64, *(one.dtype for one in FLOATS.values()))
 """Types whose values must be finite."""
 
 
