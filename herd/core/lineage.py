@@ -13,7 +13,16 @@ from typing import Any
 
 import herd
 from herd.core.errors import HerdError
-from herd.core.files import cache_folder, commit_folder, folder_hash, partial, read_json, sha256, write_atomic, write_json
+from herd.core.files import (
+    cache_folder,
+    commit_folder,
+    folder_hash,
+    partial,
+    read_json,
+    sha256,
+    write_atomic,
+    write_json,
+)
 
 
 def commit_id() -> str:

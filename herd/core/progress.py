@@ -1,5 +1,4 @@
-"""The progress bar of every command: what is done, of how much, at which rate, and the time left, on standard error.
-"""
+"""The progress bar of every command: what is done, of how much, at which rate, and the time left, on standard error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
-
 
 
 class RateColumn(ProgressColumn):
@@ -46,7 +44,7 @@ class ProgressBar:
 
 
 @contextmanager
-def progress_bar(what: str, total: float, *, done: float = 0, quiet: bool = False) -> Iterator[ProgressBar]:
+def progress_bar(what: str, total: float, *, done: int = 0, quiet: bool = False) -> Iterator[ProgressBar]:
     """Within, a bar for `total` pieces of work, `done` of which were there before; `quiet`: not shown, of ranks other
     than the first."""
     columns = (

@@ -37,10 +37,14 @@ class SftBatches:
         self.config, self.tokenizer, self.processor = config, tokenizer, processor
         self.shelf = PictureShelf(folder, processor)
         self.clips = {
-            row["id"]: (row["seconds"], row["frames"]) for row in tables.read(folder, "clips") if row["split"] == "train"
+            row["id"]: (row["seconds"], row["frames"])
+            for row in tables.read(folder, "clips")
+            if row["split"] == "train"
         }
         self.chats = [
-            (row["kind"], json.loads(row["messages"])) for row in tables.read(folder, "chats") if row["split"] == "train"
+            (row["kind"], json.loads(row["messages"]))
+            for row in tables.read(folder, "chats")
+            if row["split"] == "train"
         ]
         self.left_out: dict[str, int] = {}
         """What of the data folder is not trained on, and how much of it."""

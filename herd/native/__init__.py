@@ -1,8 +1,8 @@
 """C++ kernels for the CPU (AVX-512): training in bf16, low-bit products, attention over pages. Each has a PyTorch twin.
 
-`why_not(x, inputs)` is None where they can be used on `x`, else the reason; the caller then uses the PyTorch twin. Results
-differ from the twin's by bf16 rounding only (fewer roundings, as sums and softmax stay in fp32 throughout), and do not
-depend on the number of threads.
+`why_not(x, inputs)` is None where they can be used on `x`, else the reason; the caller then uses the PyTorch twin.
+Results differ from the twin's by bf16 rounding only (fewer roundings, as sums and softmax stay in fp32 throughout), and
+do not depend on the number of threads.
 """
 
 from herd.native.functions import (

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from herd.native.library import Inputs, call
 
-
 TRAINING, ATTENTION = Inputs(training=True), Inputs(training=True, multiple=16)
 """What the differentiable functions take, and what `attention` does."""
 

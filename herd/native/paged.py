@@ -8,7 +8,6 @@ from torch import Tensor
 
 from herd.native.library import Inputs, call
 
-
 PAGES = Inputs(dtypes=(torch.bfloat16, torch.float32), multiple=2)
 """Queries that the kernel takes."""
 

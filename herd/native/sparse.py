@@ -8,7 +8,6 @@ from torch import Tensor
 
 from herd.native.library import Inputs, call
 
-
 SPARSE = Inputs(multiple=16)
 """Keys that the kernels take."""
 

@@ -155,7 +155,9 @@ def _clips(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
 
 def _chats(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
     pictures = [
-        tables.Picture(**{**row, "png": b"", "names": json.loads(row["names"]), "captions": json.loads(row["captions"])})
+        tables.Picture(
+            **{**row, "png": b"", "names": json.loads(row["names"]), "captions": json.loads(row["captions"])}
+        )
         for row in tables.read(work, "pictures", ["id", "split", "source", "subject", "names", "captions"])
     ]
     moving = [

@@ -11,8 +11,8 @@ import torch
 
 from herd.bench import engine, engine_files, engines
 from herd.bench.engine import CASES, DEFAULT, Limits, Speed
-from herd.bench.shapes import SHAPES
 from herd.bench.engines import wheel_build
+from herd.bench.shapes import SHAPES
 from herd.core.errors import HerdError
 from herd.engine.answer import Piece
 from herd.engine.engine import Engine

@@ -12,14 +12,14 @@ from PIL import Image
 
 from herd.config import PretrainConfig, SftConfig, preset
 from herd.core.batch import KINDS
+from herd.data import image, picture_shelf, tables
 from herd.data.batches import prefetch
 from herd.data.chat import render_messages
-from herd.data import image, picture_shelf, tables
 from herd.data.image import ImageProcessor, read_picture
+from herd.data.pack import steps_of
 from herd.data.picture_shelf import PictureShelf
 from herd.data.pretrain_batches import PretrainBatches
 from herd.data.sft_batches import SftBatches
-from herd.data.pack import steps_of
 from herd.data.tokenizer import Tokenizer
 from herd.data.wordings import NAME
 
