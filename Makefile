@@ -1,4 +1,4 @@
-# make demo   raise the tiny herd from real documents and talk to it (about ten minutes after the downloads)
+# make demo   train the tiny model from real documents and chat with it (about ten minutes after the downloads)
 # make test   everything that must hold before a commit
 # make help   the rest
 
@@ -15,7 +15,7 @@ PIP  := $(BIN)/python -m pip --disable-pip-version-check
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/.demo  ## raise the tiny herd and talk to it
+demo: $(VENV)/.demo  ## train the tiny model and chat with it
 	$(BIN)/herd data fetch
 	$(BIN)/herd run $(RECIPE)
 	@echo "The report: $(CURDIR)/runs/$(RECIPE)/report/report.html"

@@ -1,6 +1,6 @@
 """The command line: parsed before torch is imported; herd/commands/ has the table of commands.
 
-Whatever goes wrong is told in one line on stderr. The traceback of a bug goes to a file: `run.log` in a run's folder,
+Errors are printed in one line on stderr. The traceback of a bug goes to a file: `run.log` in a run's folder,
 `OUT.log` beside the folder that a single stage writes, else `logs/herd.log` in the cache.
 """
 
@@ -30,7 +30,7 @@ def entry() -> None:
     args = sys.argv[1:]
     if any(name in COMMANDS and COMMANDS[name].computes for name in (" ".join(args[:2]), " ".join(args[:1]))):
         tune_allocator()
-    # Of several ranks the first tells results; what goes wrong is told by whom it befalls.
+    # Of several ranks the first one prints results, and each its own errors.
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
         code = main(args)
         if code == INTERRUPTED:  # at once: threads that write are not waited for

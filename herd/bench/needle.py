@@ -3,7 +3,7 @@
 Measured in one run: reading, a token of the answer beside the time to read as many bytes of memory, peak memory beside
 the plan's figure, and the share of needles that are missed at each length: numbers asked for in the words of the fact,
 and values of each kind asked for in other words, in wordings of the training and in held-out ones; beside the same
-questions with the needle taken out and with the temperature off. Last, decoding that leaves pages unread, which needs a
+questions with the needle removed and with the temperature off. Last, decoding that leaves pages unread, which needs a
 copy of the cache.
 """
 
@@ -59,7 +59,7 @@ def needle(folder: Path, data: Path, *, context: int, seeds: int, budget_gb: flo
     chunk = model.config.chunk_size
     length = context // chunk * chunk
     reader = Reader(model, context=length + chunk, budget_bytes=int(budget_gb * 1e9))
-    told("text")
+    log("text")
     ids = haystack(data, model.tokenizer, length)
     keys, values = evaluation_keys(data), evaluation_values(data)
     begin, done = time.perf_counter(), [0]
@@ -67,22 +67,22 @@ def needle(folder: Path, data: Path, *, context: int, seeds: int, budget_gb: flo
     def heard(count: int) -> bool:
         done[0] += count
         if done[0] % (100 * chunk * 4) == 0:
-            told(f"read {done[0]:,} of {length:,}, {done[0] / (time.perf_counter() - begin):,.0f} tokens/s")
+            log(f"read {done[0]:,} of {length:,}, {done[0] / (time.perf_counter() - begin):,.0f} tokens/s")
         return True
 
     reader.read(torch.from_numpy(ids), on_progress=heard)
     reading = time.perf_counter() - begin
-    rows = [Row(case=f"read {length:,} tokens", unit="s", ours=reading, peer=1800, peer_name="bar: 30 minutes")]
+    rows = [Row(case=f"read {length:,} tokens", unit="s", ours=reading, peer=1800, peer_name="target: 30 minutes")]
     times = []
     for _ in range(DECODED):
         start = time.perf_counter()
         reader.answer(ids[:1].tolist(), at=length, max_tokens=1)
         times.append(time.perf_counter() - start)
-    told(f"read in {reading:.1f} s; a token in {statistics.median(times):.3f} s")
+    log(f"read in {reading:.1f} s; a token in {statistics.median(times):.3f} s")
     rows.append(
         Row(
             case=f"a token after {length:,}", unit="s", ours=statistics.median(times), peer=2 * memory_seconds(reader),
-            peer_name="bar: twice the time to read its cache",
+            peer_name="target: twice the time to read its cache",
         )
     )  # fmt: skip
     hay = Haystack(reader, Planter(model.tokenizer), ids)
@@ -100,7 +100,7 @@ def needle(folder: Path, data: Path, *, context: int, seeds: int, budget_gb: flo
 
 
 def recall(hay: Haystack, keys: Keys, size: int, seeds: int) -> list[Row]:
-    """Single needles and needles among decoys after `size` tokens; and the single ones taken out."""
+    """Single needles and needles among decoys after `size` tokens; and the single ones removed."""
     rows = []
     kinds: list[tuple[str, Maker, float]] = [("single", planted.needle, 0.05)]
     if size <= MOST_MULTI_KEY:
@@ -110,12 +110,12 @@ def recall(hay: Haystack, keys: Keys, size: int, seeds: int) -> list[Row]:
         cut = sum(one.cut for of_depth in answers.values() for one in of_depth)
         case = f"{name}: missed at {size:,} ({len(DEPTHS) * seeds} asked, {cut} cut by a chunk's edge)"
         share = 1 - share_right(answers)
-        told(f"{name}: {share:.3f} missed at {size:,}")
-        rows.append(Row(case=case, unit="share", ours=share, peer=bar, peer_name=f"bar: {bar}"))
+        log(f"{name}: {share:.3f} missed at {size:,}")
+        rows.append(Row(case=case, unit="share", ours=share, peer=bar, peer_name=f"target: {bar}"))
     with answering(hay, without_temperature(hay.reader.model)):
         plain = 1 - share_right(ask_all(hay, "single", planted.needle, keys, size, 1))
     without = 1 - share_right(ask_all(hay, "single", planted.needle, keys, size, 1, planted=False))
-    off, out = f"single, temperature off: missed at {size:,}", f"single, taken out: missed at {size:,}"
+    off, out = f"single, temperature off: missed at {size:,}", f"single, removed: missed at {size:,}"
     return [
         *rows,
         Row(case=off, unit="share", ours=plain, peer=rows[0].ours, peer_name="temperature on"),
@@ -131,13 +131,13 @@ def in_other_words(hay: Haystack, keys: Keys, values: Values, size: int, seeds: 
     for name, answers in (("held-out wordings", held), ("wordings of the training", known)):
         groups = {"all kinds": answers, **{kind: [one for one in answers if one.kind == kind] for kind in KINDS}}
         for kind, group in groups.items():
-            told(f"{kind}, {name}: {missed(group):.3f} missed at {size:,}")
+            log(f"{kind}, {name}: {missed(group):.3f} missed at {size:,}")
             case = f"{kind}, {name}: missed at {size:,} ({counted(group)})"
-            rows.append(Row(case=case, unit="share", ours=missed(group), peer=0.1, peer_name="bar: 0.1"))
+            rows.append(Row(case=case, unit="share", ours=missed(group), peer=0.1, peer_name="target: 0.1"))
     for number in sorted({one.wording for one in held}):
         group = [one for one in held if one.wording == number]
         case = f"held-out wording {number + 1}, {EVALUATION.pairs[number][0]!r}: missed at {size:,} ({counted(group)})"
-        rows.append(Row(case=case, unit="share", ours=missed(group), peer=0.1, peer_name="bar: 0.1"))
+        rows.append(Row(case=case, unit="share", ours=missed(group), peer=0.1, peer_name="target: 0.1"))
     out = missed(ask_statements(hay, keys, values, EVALUATION, size, len(DEPTHS), planted=False))
     with answering(hay, without_temperature(hay.reader.model)):
         off = missed(ask_statements(hay, keys, values, EVALUATION, size, len(DEPTHS)))
@@ -148,7 +148,7 @@ def in_other_words(hay: Haystack, keys: Keys, values: Values, size: int, seeds: 
             peer_name="temperature on",
         ),
         Row(
-            case=f"held-out wordings, taken out: missed at {size:,}", unit="share", ours=out, peer=1.0,
+            case=f"held-out wordings, removed: missed at {size:,}", unit="share", ours=out, peer=1.0,
             peer_name="chance",
         ),
     ]  # fmt: skip
@@ -167,7 +167,7 @@ def sparse(hay: Haystack, keys: Keys, length: int, exact_s: float) -> list[Row]:
             reader.read(torch.from_numpy(tokens), begin=number * reader.chunk)
         begin = time.perf_counter()
         reader.arrange()
-        told(f"keys arranged in {time.perf_counter() - begin:.1f} s; peak {peak_memory_bytes() / 1e9:.2f} GB")
+        log(f"keys arranged in {time.perf_counter() - begin:.1f} s; peak {peak_memory_bytes() / 1e9:.2f} GB")
         times, right = [], 0
         for quiz in quizzes:
             question, wanted = planter.encode(quiz.question), planter.encode(quiz.answer)
@@ -175,7 +175,7 @@ def sparse(hay: Haystack, keys: Keys, length: int, exact_s: float) -> list[Row]:
             given = reader.answer(question, at=length, max_tokens=len(wanted), epsilon=EPSILON)
             times.append((time.perf_counter() - begin) / len(wanted))
             right += is_right(quiz, planter.tokenizer.decode(given))
-    told(f"certified: {right} of {CERTIFIED} answers right")
+    log(f"certified: {right} of {CERTIFIED} answers right")
     share = statistics.fmean(one.share for one in reader.certificates)
     error = statistics.median(one.error for one in reader.certificates)
     case = (
@@ -185,5 +185,5 @@ def sparse(hay: Haystack, keys: Keys, length: int, exact_s: float) -> list[Row]:
     return [Row(case=case, unit="s", ours=statistics.median(times), peer=exact_s, peer_name="exact")]
 
 
-def told(what: str) -> None:
+def log(what: str) -> None:
     print(what, file=sys.stderr, flush=True)

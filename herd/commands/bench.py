@@ -21,7 +21,7 @@ def bench_soak(
 
 
 def bench_parity(*, json: bool = False) -> None:
-    """Compare the logits with transformers' and with Meta's own.
+    """Compare logits with transformers and with Meta's reference.
 
     Args:
         json: Print one JSON object, for scripts.
@@ -30,7 +30,7 @@ def bench_parity(*, json: bool = False) -> None:
 
 
 def bench_resume(*, json: bool = False) -> None:
-    """Measure what saving costs a training, beside a save that is waited for.
+    """Measure the cost of asynchronous checkpoints beside synchronous ones.
 
     Args:
         json: Print one JSON object, for scripts.
@@ -39,10 +39,10 @@ def bench_resume(*, json: bool = False) -> None:
 
 
 def bench_plan(*, calibrate: bool = False, json: bool = False) -> None:
-    """Compare what herd plan estimates of training here with twelve runs.
+    """Compare the estimates of herd plan --here with twelve training runs.
 
     Args:
-        calibrate: Print the plan's constants as this machine's runs ask for them.
+        calibrate: Print the plan's constants fitted to this machine's runs.
         json: Print one JSON object, for scripts.
     """
     if calibrate:
@@ -54,11 +54,11 @@ def bench_plan(*, calibrate: bool = False, json: bool = False) -> None:
 def bench_balance(
     *, data: Path, out: Path, experts: tuple[int, ...] = (16, 128), num_steps: int = 1000, json: bool = False
 ) -> None:
-    """Measure how even the experts' load is over a run, by biases and by an auxiliary loss.
+    """Measure the experts' load over a run, balanced by biases and by an auxiliary loss.
 
     Args:
         data: Data folder that is trained on.
-        out: Folder of the runs; what is there goes on or is read.
+        out: Folder of the runs; those that are there are resumed or read.
         experts: Experts of each model.
         num_steps: Steps of each run, of about 4,096 tokens.
         json: Print one JSON object, for scripts.
@@ -76,11 +76,11 @@ def bench_ablation(
     longest: int = 1_048_576,
     json: bool = False,
 ) -> None:
-    """Train small models without one part of iRoPE each, and ask all for needles far beyond their training.
+    """Train small models without one part of iRoPE each, and ask them for needles far beyond their training length.
 
     Args:
         data: Data folder that is trained on.
-        out: Folder of the runs; what is there goes on or is read.
+        out: Folder of the runs; those that are there are resumed or read.
         variants: Such as "RoPE in all layers" or "temperature off"; all if none is given.
         seeds: Runs of each variant.
         num_tokens: Tokens of each run.
@@ -120,12 +120,12 @@ def bench_serve(
     llama_cpp: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Stream answers to 1, 8 and 32 clients: pieces/s and waiting beside the engine alone and llama.cpp's server.
+    """Stream answers to 1, 8 and 32 clients: pieces/s and latency beside the engine alone and llama.cpp's server.
 
     Args:
-        clients: Clients that ask at a time.
-        rounds: How often the contenders take turns.
-        seconds: How long each turn lasts.
+        clients: Concurrent clients.
+        rounds: Rounds in which the engines alternate.
+        seconds: Duration of each round.
         llama_cpp: The folder of llama.cpp's programs with its llama-server; else the server in its wheel.
         json: Print one JSON object, for scripts.
     """
@@ -150,7 +150,7 @@ def bench_needle(
         data: Data folder that it was trained on: its documents and keys are not asked about.
         context: Tokens to read, such as 128K or 10M.
         seeds: Questions at each of the ten depths.
-        budget_gb: Most memory for the cache; a context that needs more is refused before it is read.
+        budget_gb: Most memory for the cache; a longer context is refused.
         json: Print one JSON object, for scripts.
     """
     named("herd.bench.needle:needle")(folder, data, context=context, seeds=seeds, budget_gb=budget_gb, as_json=json)
@@ -167,13 +167,13 @@ def bench_tiny(run: Path, /, *, json: bool = False) -> None:
 
 
 def bench_train(*, cases: tuple[str, ...] = ("S", "M"), rounds: int = 2, steps: int = 5, json: bool = False) -> None:
-    """Time a step of training beside transformers' and a lean trial's.
+    """Time a training step beside transformers and a minimal implementation in PyTorch.
 
     Args:
         cases: Any of S, M, S16, S128 (shapes beside the peers), dense (S and M beside their dense twins), lengths
             (documents of 512 to 65,536 tokens) and local (the same without global layers).
-        rounds: How often the contenders take turns.
-        steps: Steps that are timed in each turn, after two to warm up.
+        rounds: Rounds in which the engines alternate.
+        steps: Steps that are timed in each round, after two to warm up.
         json: Print one JSON object, for scripts.
     """
     named("herd.bench.train:train")(cases=cases, rounds=rounds, steps=steps, as_json=json)

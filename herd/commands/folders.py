@@ -1,4 +1,4 @@
-"""What makes a folder of others without training: `herd data fetch`, `report`, `adopt`, `convert`."""
+"""Commands that write a folder without training: `herd data fetch`, `report`, `adopt`, `convert`."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from herd.core.errors import HerdError
 
 
 def data_fetch() -> None:
-    """Bring the packages with the raw data into the cache."""
+    """Download the packages with the raw data into the cache."""
     fetched = named("herd.data.fetch:fetch")()
     size = sum(pack.path.stat().st_size for pack in fetched.packs.values())
     folder = named("herd.core.files:cache_folder")()
@@ -27,7 +27,7 @@ def report(
     """Write a report about a run: one HTML page.
 
     Args:
-        run: Folder of a run or of one stage, finished or in work.
+        run: Folder of a run or of one stage, finished or unfinished.
         out: Folder to write; RUN/report if not given, beside a single stage STAGE-report.
         against: Earlier runs or stages to compare with.
         samples: Have the last model continue held-out texts, where no evaluation did.
@@ -48,15 +48,15 @@ def adopt(
     dtype: str | None = None,
     seed: int = 0,
 ) -> None:
-    """Bring a dense Llama home as a Llama 4 model of the same function.
+    """Convert a dense Llama to a Llama 4 model that computes the same function.
 
     Args:
         source: Folder of a dense Llama (Hugging Face), or a GGUF file of one.
         out: Folder to write.
-        experts: Routed experts of each layer: 1 is silent until trained; several do half of the feed-forward's work.
-        nope_every: Take the positions from every so-many-th layer, as in Llama 4: another function, to be trained.
+        experts: Routed experts of each layer: 1 outputs zero until trained; several compute half of the feed-forward.
+        nope_every: Remove positions from every N-th layer, as in Llama 4: another function, to be trained.
         vision: Add a new encoder, to be trained: tiny.
-        dtype: float32 or bfloat16; what keeps every weight if not given.
+        dtype: float32 or bfloat16; lossless if not given.
         seed: Of new weights.
     """
     if out.exists():
@@ -90,12 +90,12 @@ def convert(
         out: Folder to write, or a path that ends in .gguf.
         shards: Files of Meta's folder, one for each rank of tensor parallelism.
         dtype: bfloat16, float16 or float32; as stored if not given.
-        text_only: Leave the vision encoder out; GGUF needs it said.
+        text_only: Leave the vision encoder out; required for GGUF.
         quantize: int4, int8 or fp8: Hugging Face's layout with packed weights.
         group: int4: weights that share a scale: 128 (default), 64 or 32.
         fit: int4: amax as Meta does, or search for the scales of least error.
         everywhere: fp8: every product, not the routed experts alone.
-        keep_head: Packed: leave the unembedding in bf16, as vLLM wants it.
+        keep_head: Packed: leave the unembedding in bf16, as vLLM requires.
         data: Packed: data folder whose held-out documents are measured on.
         text: Packed: text file to measure on instead.
         max_bytes: Packed: text to measure on at most, of each language or of the file.

@@ -1,4 +1,4 @@
-"""What a model takes and what this machine has: `herd plan`, `herd doctor`."""
+"""What a model costs and what this machine has: `herd plan`, `herd doctor`."""
 
 import sys
 from pathlib import Path
@@ -23,19 +23,19 @@ def plan(
     here: bool = False,
     json: bool = False,
 ) -> None:
-    """Estimate what a model takes: parameters, bytes, and a training run on a cluster.
+    """Estimate parameters, memory and training cost of a model.
 
     Args:
         model: A preset's name, the folder of a model, or a config.json.
         context: Tokens of one request, such as 8192, 128K or 10M; as many as the model claims if not given.
-        quantize: Precision that weights and cache are added up in, bf16 if not given.
-        gpus: Plan a training run on so many GPUs; what follows is for it alone.
+        quantize: Precision of weights and cache, bf16 if not given.
+        gpus: Estimate a training run on so many GPUs, with the options below.
         gpu: a100, h100, h800, h200 or b200.
         length: Tokens of a document.
         batch_tokens: Tokens of an optimizer step, over all GPUs.
         tokens: Tokens of the whole run.
-        pipelined: Try layouts with a pipeline too, which Herd's trainer has not.
-        here: Foretell a step of training on this machine, of --batch-tokens tokens in documents of --length.
+        pipelined: Include layouts with pipeline parallelism, which Herd's trainer does not have.
+        here: Estimate a step of training on this machine, of --batch-tokens tokens in documents of --length.
         json: Print one JSON object, for scripts.
     """
     is_path = model not in PRESETS and Path(model).exists()
@@ -63,7 +63,7 @@ def plan(
 
 
 def doctor(*, json: bool = False) -> None:
-    """Examine this machine and say what to mend.
+    """Check this machine and suggest fixes.
 
     Args:
         json: Print one JSON object, for scripts.

@@ -17,7 +17,7 @@ from herd.core.console import exit_code, logged_to, traceback_log
 from herd.core.files import partial as work_of
 from herd.stages.recipe import Node, StageKind, load_recipe, stages_to_report
 from herd.stages.runner import run_recipe, run_stage
-from herd.stages.unfinished import Unfinished, how_unfinished, saying_what_is_kept
+from herd.stages.unfinished import Unfinished, report_what_is_kept, unfinished_mode
 
 REPORT = "report"
 """The stage that ends every run, unless the recipe has a table of that name."""
@@ -49,7 +49,7 @@ def run(usage: Any) -> None:
     if REPORT not in nodes:
         kind = STAGES[REPORT]
         nodes[REPORT] = Node(kind=kind, config=kind.config()(), parents=stages_to_report(nodes))
-    unfinished = how_unfinished(resume_with_changes=usage.resume_with_changes, restart=usage.restart)
+    unfinished = unfinished_mode(resume_with_changes=usage.resume_with_changes, restart=usage.restart)
     folder = usage.out or Path("runs") / Path(usage.recipe).stem
     folder.mkdir(parents=True, exist_ok=True)
     traceback_log.set(folder / "run.log")
@@ -61,10 +61,10 @@ def run(usage: Any) -> None:
 
 def run_apart(unfinished: Unfinished, kind: StageKind, config: Any, parents: Mapping[str, Path], out: Path) -> None:
     """Run one stage in a process of its own, so that none inherits the memory of those before it."""
-    with saying_what_is_kept(work_of(out)):
+    with report_what_is_kept(work_of(out)):
         code = run_in_child(out.name, stage_of_run, kind, config, parents, out, unfinished)
     if code:
-        sys.exit(code)  # the child has told why
+        sys.exit(code)  # the child has printed why
 
 
 def stage_of_run(kind: StageKind, config: Any, parents: Mapping[str, Path], out: Path, unfinished: Unfinished) -> int:

@@ -16,7 +16,7 @@ from herd.core.errors import HerdError, unknown
 from herd.core.ranks import rank, world
 from herd.stages.recipe import StageKind, load_recipe
 from herd.stages.runner import run_stage
-from herd.stages.unfinished import changes_since, how_unfinished, put_in_place
+from herd.stages.unfinished import changes_since, put_in_place, unfinished_mode
 
 Fields = list[tuple[str, Any] | tuple[str, Any, Any]]
 
@@ -64,7 +64,7 @@ def unfinished_options() -> Fields:
     from tyro.conf import arg
 
     about = "Resume unfinished work though settings differ; herd.json records what changed at which step."
-    anew = "Move unfinished work aside and begin anew."
+    anew = "Move unfinished work aside and start over."
     return [
         ("resume_with_changes", Annotated[bool, arg(help=about)], False),
         ("restart", Annotated[bool, arg(help=anew)], False),
@@ -96,9 +96,9 @@ def do_stage(kind: StageKind, usage: Any) -> None:
         return
     if out.exists():
         raise HerdError(f"{out} is there already: give another --out, or remove it first")
-    unfinished = how_unfinished(resume_with_changes=usage.resume_with_changes, restart=usage.restart)
+    unfinished = unfinished_mode(resume_with_changes=usage.resume_with_changes, restart=usage.restart)
     os.environ[VARIABLE] = usage.track
-    asked_for()  # a mistake in it is told before anything is written
+    asked_for()  # a mistake in it is reported before anything is written
     out.parent.mkdir(parents=True, exist_ok=True)
     traceback_log.set(out.with_name(out.name + ".log"))
     run_stage(kind, usage.config, parents, out, unfinished)

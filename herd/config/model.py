@@ -93,7 +93,7 @@ class SpecialIds:
 
     @property
     def stop(self) -> tuple[int, ...]:
-        """Generation ends at any of these, each told once."""
+        """Generation ends at any of these, without duplicates."""
         return tuple(dict.fromkeys((self.end_of_text, self.eom, self.eot)))
 
 

@@ -19,7 +19,7 @@ RENAMED = {
     },
 }
 """(stage or command, setting) → the same of today. A setting inside a table is written with dots; the name of a table
-stands for all that is in it."""
+covers all that is in it."""
 
 REMOVED = {("evaluate", "reasons"): "the report judges nothing: `herd bench tiny RUN` lists a run's targets"}
 """(stage or command, setting) → why it is gone, and what to use."""

@@ -115,7 +115,7 @@ class PretrainConfig(LanguageTrainingConfig):
     picture_share: Share = 0.45
     """Share of the tokens that are pictures with their names."""
     picture_weight: Weight = 2.0
-    """What a learnt token of a name weighs beside one of text: few tell what is to be seen."""
+    """What a learnt token of a name weighs beside one of text: few describe the picture."""
     names_a_picture: Count = 5
     """Languages in which a picture is named each time it is seen."""
     asked_share: Share = 0.3
@@ -136,7 +136,7 @@ class MidtrainConfig(LanguageTrainingConfig):
     """Tokens of one optimizer step."""
     lengths: tuple[Annotated[int, at_least(128)], ...] = (1024, 2048, 4096)
     """Tokens of the long documents: each entry has an equal part of the steps. Those of the first length have single
-    needles in English only, and the kinds of documents that the shares tell come with the second."""
+    needles in English only, and the other kinds of documents come with the second."""
     short_share: PartialShare = 0.6
     """Share of the tokens that are pieces of at most `context`, as in pre-training, so that what was learnt stays."""
     context: Context = 512

@@ -27,7 +27,7 @@ class TensorBoard:
 
     def __init__(self, run: Path, stage: str, start_step: int) -> None:
         writer = imported("torch.utils.tensorboard", "tensorboard").SummaryWriter
-        # What an earlier attempt told of steps that are done again is hidden.
+        # What an earlier attempt logged of steps that are repeated is hidden.
         self._writer = writer(str(run / "tensorboard" / stage), purge_step=start_step)
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:

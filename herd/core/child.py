@@ -63,8 +63,9 @@ def run_in_child(name: str, function: Callable[..., int], *arguments: Any) -> in
         Console(stderr=True).show_cursor()  # a progress bar hides it, and could not bring it back
         if asked and code == -signal.SIGTERM:
             return 128 - code  # asked twice, and so ended at once
-        cause = ", most likely for want of memory: close other programs" if code == -signal.SIGKILL else ": look why"
-        raise HerdError(f"{name} was ended by {signal.Signals(-code).name}{cause}, then say the same again to go on")
+        killed, resume = code == -signal.SIGKILL, "re-run the same command to resume"
+        cause = ", most likely out of memory: close other programs" if killed else ": see the messages above"
+        raise HerdError(f"{name} was ended by {signal.Signals(-code).name}{cause}, then {resume}")
     return code
 
 

@@ -1,4 +1,4 @@
-"""What a command tells: a run's log beside the terminal, and an error in one line.
+"""What a command prints: a run's log beside the terminal, and errors in one line.
 
 The traceback of a bug goes to the log of the work, that of all else to the cache's.
 """
@@ -91,7 +91,7 @@ def in_one_line(error: BaseException) -> str | None:
         case MemoryError():
             return OUT_OF_MEMORY
         case _ if is_disk_full(error):
-            return f"the disk is full{place}: free some space, then say the same again to go on"
+            return f"the disk is full{place}: free some space, then re-run the same command to resume"
         case OSError(errno=errno.EACCES | errno.EPERM | errno.EROFS):
             return f"{str(error.strerror).lower()}{place}: choose a folder of yours"
         case OSError() if error.strerror:
@@ -103,7 +103,7 @@ def in_one_line(error: BaseException) -> str | None:
 def exit_code(work: Callable[[], None], title: str) -> int:
     """Do the work and give its exit code: 0 done, 1 failed, 2 not understood, 75 stopped by SIGTERM, 130 by Ctrl-C.
 
-    What goes wrong is told in one line. The traceback of a bug is kept under `title` in the log of the work, that of
+    An error is printed in one line. The traceback of a bug is kept under `title` in the log of the work, that of
     all else in the cache: a mistake leaves nothing beside the user's files but the line in a log that is there.
     """
     try:

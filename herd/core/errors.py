@@ -1,17 +1,17 @@
-"""The one error that a user is meant to read: what went wrong, with the value, and the mend."""
+"""The one error that a user is meant to read: what went wrong, with the value, and how to fix it."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class HerdError(ValueError):
-    """A mistake in the input or the surroundings, told in one line. The command line prints it without a traceback."""
+    """A mistake in the input or the environment, in one line. The command line prints it without a traceback."""
 
     exit_code = 1
 
 
 class Stopped(HerdError):
-    """Asked to stop by SIGTERM, with all saved. The exit code is EX_TEMPFAIL of sysexits.h: the same again goes on."""
+    """Asked to stop by SIGTERM, with all saved. The exit code is EX_TEMPFAIL of sysexits.h: re-run to resume."""
 
     exit_code = 75
 

@@ -1,7 +1,7 @@
 """Writes that are whole or absent, and the hash of what was written.
 
 A file is written beside its place and renamed. A folder is written as `NAME.partial` and renamed when its
-`herd.json` stands in it, so a folder under its final name is always complete.
+`herd.json` is in it, so a folder under its final name is always complete.
 """
 
 import errno
@@ -94,7 +94,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Force a file to the disk; of a folder, which names stand in it."""
+    """Force a file to the disk; of a folder, its list of names."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

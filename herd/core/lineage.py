@@ -42,7 +42,7 @@ def commit_id() -> str:
 
 
 def code_version() -> str:
-    """The version and commit of the code that runs, as `made_by` tells those of a folder."""
+    """The version and commit of the code that runs, as `made_by` has those of a folder."""
     return f"{herd.__version__} ({commit_id()})"
 
 
@@ -94,7 +94,7 @@ class Stage:
         write_atomic(self._clock, f"{self.seconds:.3f}")
 
     def resumed(self, step: int) -> None:
-        """Note that training goes on from `step`; settings that were asked to change have changed with that."""
+        """Record that training resumes from `step`; settings that were asked to change have changed with that."""
         changed, notes = self.work / CHANGED, self.work / CHANGES
         if changed.exists():
             asked, earlier = read_json(changed), read_json(notes) if notes.exists() else []
@@ -141,7 +141,7 @@ def settle(out: Path) -> bool:
     return True
 
 
-def begin_anew(out: Path) -> None:
+def remove_leftovers(out: Path) -> None:
     """Remove what is left of work that is done in one go. Raises HerdError where it is that of a stage, which may have
     trained for hours."""
     work = partial(out)

@@ -33,9 +33,9 @@ class Tracker:
             self._file.write(json.dumps({"step": step, **_finite(metrics)}, allow_nan=False) + "\n")
             self._file.flush()
         if self._boards:
-            told = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+            numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
             for board in self._boards:
-                board.log(step, {name: value for name, value in told.items() if math.isfinite(value)})
+                board.log(step, {name: value for name, value in numbers.items() if math.isfinite(value)})
 
     def close(self) -> None:
         if self._file is not None:

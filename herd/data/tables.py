@@ -40,30 +40,30 @@ CHATS = pyarrow.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One picture and what it is called."""
+    """One picture and what it is called; columns that were not read are empty."""
 
     id: str
     split: str
     """`train`, `subjects` or `styles`."""
-    source: str
+    source: str = ""
     """`tuxpaint`, `emoji`, `fluent`, `icon` or `flag`."""
-    subject: str
+    subject: str = ""
     """What it shows: the same for all drawings of it."""
-    png: bytes
-    names: dict[str, str]
+    png: bytes = b""
+    names: dict[str, str] = field(default_factory=dict)
     captions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """A few frames of an animation with their times from its beginning."""
+    """A few frames of an animation with their times from its beginning; columns that were not read are empty."""
 
     id: str
-    split: str
-    subject: str
-    frames: list[bytes]
-    seconds: list[float]
-    names: dict[str, str]
+    split: str = ""
+    subject: str = ""
+    frames: list[bytes] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
 
 
 def write(path: Path, rows: list[dict[str, Any]], schema: pyarrow.Schema) -> None:
@@ -74,12 +74,18 @@ def write(path: Path, rows: list[dict[str, Any]], schema: pyarrow.Schema) -> Non
     os.replace(temporary, path)
 
 
-def read(folder: Path, name: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of one table of a data folder, these columns of them or all."""
+def read(
+    folder: Path, name: str, columns: Sequence[str] | None = None, *, optional: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """The rows of one table of a data folder, these columns of them or all; the optional ones where it has them."""
     path = folder / f"{name}.parquet"
     if not path.exists():
         raise HerdError(f"{path} is missing: write the data folder again with `herd data build --out {folder}`")
-    rows: list[dict[str, Any]] = parquet.read_table(path, columns=list(columns) if columns else None).to_pylist()
+    present = parquet.read_schema(path).names
+    if missing := [column for column in columns or () if column not in present]:
+        raise HerdError(f"{path} lacks the column {', '.join(missing)}: it needs {', '.join(columns or ())}")
+    wanted = None if columns is None else [*columns, *(column for column in optional if column in present)]
+    rows: list[dict[str, Any]] = parquet.read_table(path, columns=wanted).to_pylist()
     pyarrow.default_memory_pool().release_unused()  # it would keep what no one reads again: 150 MB of the tiny data
     return rows
 

@@ -193,7 +193,7 @@ class Conversation:
             if not text.startswith(before) or (end is None and not text.startswith(after)):
                 raise HerdError(
                     "the model's chat template renders a conversation in another way than its parts, so that what the "
-                    "assistant said cannot be told: put {% generation %} and {% endgeneration %} around it there"
+                    "assistant said cannot be found: put {% generation %} and {% endgeneration %} around it there"
                 )
             spans.append((begin, end.end() if end else len(after)))
         return spans

@@ -8,10 +8,11 @@ from typing import Self
 from herd.config import EvaluateConfig
 from herd.core.errors import unknown
 from herd.data.chats import Chat
+from herd.data.tables import Picture
 from herd.engine.load import load
 from herd.engine.pipeline import AnswerPipeline
 from herd.evaluate.bits import cap_documents
-from herd.evaluate.inputs import TRAIN, DataFolder, Picture
+from herd.evaluate.inputs import TRAIN, DataFolder
 from herd.evaluate.questions import Asker, shows
 
 MAX_NUM_SEQS = 48  # questions that are answered at once

@@ -4,39 +4,19 @@ A data folder may lack any of its tables. One that is absent is empty, and the s
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as parquet
-
-from herd.core.errors import HerdError
 from herd.core.files import read_json
 from herd.core.streams import seed_of
+from herd.data import tables
 from herd.data.chats import Chat
+from herd.data.tables import Clip, Picture
 
 TRAIN = "train"
 """The split that models are trained on; all others are held out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """One row of pictures.parquet."""
-
-    id: str
-    split: str
-    names: dict[str, str]
-    png: bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """One row of clips.parquet: frames as PNG, each with its second."""
-
-    id: str
-    frames: list[bytes]
-    seconds: list[float]
 
 
 class DataFolder:
@@ -87,17 +67,10 @@ class DataFolder:
     def _texts(self) -> list[dict[str, Any]]:
         return sorted(self._rows("text", ["id", "split", "language", "text"]), key=lambda row: str(row["id"]))
 
-    def _rows(self, name: str, columns: list[str], *, optional: list[str] | None = None) -> list[dict[str, Any]]:
-        """These columns of a table, the optional ones where it has them; no rows where there is no table."""
-        path = self.path / f"{name}.parquet"
-        if not path.exists():
-            return []
-        present = parquet.read_schema(path).names
-        if missing := [column for column in columns if column not in present]:
-            raise HerdError(f"{path} lacks the column {', '.join(missing)}: it needs {', '.join(columns)}")
-        columns = columns + [column for column in optional or [] if column in present]
-        rows: list[dict[str, Any]] = parquet.read_table(path, columns=columns).to_pylist()
-        return rows
+    def _rows(self, name: str, columns: list[str], *, optional: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """No rows where there is no table."""
+        exists = (self.path / f"{name}.parquet").exists()
+        return tables.read(self.path, name, columns, optional=optional) if exists else []
 
 
 def _by_language(rows: list[dict[str, Any]]) -> dict[str, list[str]]:

@@ -12,8 +12,8 @@ import numpy as np
 
 from herd.data.chats import Chat
 from herd.data.spelling import normalise
+from herd.data.tables import Picture
 from herd.evaluate.answers import LANGUAGE_RULE, MATCH_RULE, LanguageOfAnswers
-from herd.evaluate.inputs import Picture
 from herd.evaluate.questions import Asker, Done, naming_question, text_of, with_picture
 from herd.evaluate.statistics import RATIO_RULE, Group, ratio_to_control, share
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from herd.core.errors import HerdError
 from herd.core.files import read_json, read_text, write_atomic
-from herd.core.lineage import Stage, begin_anew
+from herd.core.lineage import Stage, remove_leftovers
 from herd.engine.load import Model, load
 from herd.engine.score import LOGIT_ROWS
 from herd.evaluate.bits import cap_documents
@@ -25,7 +25,7 @@ from herd.model.formats import compressed
 from herd.model.formats.config_json import config_from_json
 from herd.model.moe import MoE
 from herd.model.pack import pack_sequences
-from herd.model.quantize import Scheme, kept
+from herd.model.quantize import Scheme, why_kept
 from herd.model.transformer import Transformer
 
 CONTEXT = 512
@@ -45,7 +45,7 @@ def quantize_folder(
     if target.exists():
         raise HerdError(f"{target} is there already: give another folder, or remove it first")
     documents = heldout(data, text, max_bytes)
-    begin_anew(target)
+    remove_leftovers(target)
     parents = {name: path for name, path in (("model", source), ("data", data)) if path and has_hash(path)}
     stage = Stage("quantize", target, config=asdict(scheme) | {"max_bytes": max_bytes}, parents=parents)
     sizes = compressed.write(source, stage.work, scheme)
@@ -82,7 +82,7 @@ def kept_reasons(folder: Path, scheme: Scheme) -> dict[str, str]:
     with torch.device("meta"):
         parameters = Transformer(config).named_parameters()
     matrices = [name for name, parameter in parameters if parameter.ndim >= 2]
-    return {name: reason for name in matrices if (reason := kept(name, scheme, config)) is not None}
+    return {name: reason for name in matrices if (reason := why_kept(name, scheme, config)) is not None}
 
 
 @torch.inference_mode()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from herd.data.chats import Chat
-from herd.evaluate.inputs import Clip, Picture
+from herd.data.tables import Clip, Picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image

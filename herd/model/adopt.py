@@ -31,7 +31,7 @@ ROUTER_NOISE = 1e-3
 """Standard deviation of the logits that a new router gives to inputs of unit scale."""
 
 
-def adopted(dense: Dense, config: ModelConfig, generator: torch.Generator) -> Transformer:
+def convert_dense(dense: Dense, config: ModelConfig, generator: torch.Generator) -> Transformer:
     """The checkpoint as a model of `config`, which is `dense.config` with other experts, NoPE layers, rows or eyes."""
     with torch.device("meta"):
         model = Transformer(config)
@@ -52,7 +52,7 @@ def adopted(dense: Dense, config: ModelConfig, generator: torch.Generator) -> Tr
         state[f"{here}.attention.qkv.weight"] = torch.cat(qkv)
         state[f"{here}.attention.out.weight"] = dense.read(f"{there}.self_attn.o_proj.weight")
         gate, up, down = (dense.read(f"{there}.mlp.{x}_proj.weight") for x in ("gate", "up", "down"))
-        mixture = mixed(torch.cat([gate, up]), down, config, generator)
+        mixture = make_experts(torch.cat([gate, up]), down, config, generator)
         state |= {f"{here}.ffn.{name}": tensor for name, tensor in mixture.items()}
     dtype = state["embedding.weight"].dtype
     model.load_state_dict(state, strict=False, assign=True)
@@ -64,7 +64,7 @@ def adopted(dense: Dense, config: ModelConfig, generator: torch.Generator) -> Tr
     return model.eval().requires_grad_(False)
 
 
-def mixed(gate_up: Tensor, down: Tensor, config: ModelConfig, generator: torch.Generator) -> dict[str, Tensor]:
+def make_experts(gate_up: Tensor, down: Tensor, config: ModelConfig, generator: torch.Generator) -> dict[str, Tensor]:
     """A feed-forward (gate over up [2F, D], down [D, F]) as the parameters of a mixture of the same function."""
     experts, dim = config.moe.num_experts, config.dim
     if experts == 1:

@@ -87,7 +87,7 @@ KEPT_HEAD = {
 }
 
 
-def kept(name: str, scheme: Scheme, config: ModelConfig) -> str | None:
+def why_kept(name: str, scheme: Scheme, config: ModelConfig) -> str | None:
     """Why the matrix `name` of the transformer stays as it is; None where the scheme takes it."""
     reasons = KEPT | (KEPT_HEAD if scheme.keep_head else {})
     for pattern, reason in reasons.items():
@@ -104,12 +104,12 @@ def kept(name: str, scheme: Scheme, config: ModelConfig) -> str | None:
 def check_weight(weight: Tensor, scheme: Scheme, name: str) -> None:
     """Refuse what cannot be quantised, by name."""
     if not torch.isfinite(weight).all():
-        raise HerdError(f"{name} holds NaN or infinity: mend the model before it is quantised")
+        raise HerdError(f"{name} holds NaN or infinity: fix the model before quantising it")
     width = weight.shape[-1]
     if scheme.group and width % scheme.group:
         fitting = [str(group) for group in GROUPS if width % group == 0]
-        mend = f"set the group to {' or '.join(fitting)}" if fitting else "use int8"
-        raise HerdError(f"{name}: group={scheme.group} does not divide its {width} inputs, {mend}")
+        fix = f"set the group to {' or '.join(fitting)}" if fitting else "use int8"
+        raise HerdError(f"{name}: group={scheme.group} does not divide its {width} inputs, {fix}")
 
 
 def quantize(weight: Float[Tensor, "... k"], scheme: Scheme, name: str = "weight") -> tuple[Tensor, Tensor]:
@@ -232,7 +232,7 @@ def replaceable(model: nn.Module, scheme: Scheme, config: ModelConfig) -> dict[s
     """The parameters that the scheme takes → their shape as products see it: [N, K] or [E, N, K]."""
     found = {}
     for name, parameter in model.named_parameters():
-        if parameter.ndim >= 2 and kept(name, scheme, config) is None:
+        if parameter.ndim >= 2 and why_kept(name, scheme, config) is None:
             shape = tuple(parameter.shape)
             # Experts are stored [E, in, out] in a Transformer.
             found[name] = (shape[0], shape[2], shape[1]) if len(shape) == 3 else shape

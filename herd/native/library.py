@@ -45,7 +45,7 @@ class Found(NamedTuple):
 
     library: ctypes.CDLL | None
     reason: str
-    mend: str
+    fix: str
 
 
 @lru_cache(maxsize=1)

@@ -1,1 +1,1 @@
-"""`herd plan`: what a shape costs, reckoned from its config alone and without torch: to keep, to serve, to train."""
+"""`herd plan`: estimates of parameters, memory and training cost, from the config alone and without torch."""

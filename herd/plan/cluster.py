@@ -281,10 +281,10 @@ def best(run: Run, gpus: int, *, pipelined: bool = False) -> Outcome:
         tried = replace(run, layout=layout)
         if tried.micro_batches < 1 or tried.micro_batches % 1:
             continue
-        told = outcome(tried)
-        least = min(least, told.memory_bytes)
-        if told.memory_bytes <= ROOM * run.gpu.memory:
-            found.append(told)
+        estimate = outcome(tried)
+        least = min(least, estimate.memory_bytes)
+        if estimate.memory_bytes <= ROOM * run.gpu.memory:
+            found.append(estimate)
     if not found:
         if least == float("inf"):
             even = run.length * gpus // run.gpu.a_machine
@@ -294,9 +294,9 @@ def best(run: Run, gpus: int, *, pipelined: bool = False) -> Outcome:
             )
         room = ROOM * run.gpu.memory / 1e9
         raise HerdError(f"no layout fits: the leanest takes {least / 1e9:.0f} GB of {room:.0f} a GPU: take more --gpus")
-    return min(found, key=lambda told: told.step_s)
+    return min(found, key=lambda estimate: estimate.step_s)
 
 
-def as_json(told: Outcome) -> dict[str, object]:
+def as_json(estimate: Outcome) -> dict[str, object]:
     """Everything, for scripts."""
-    return {**asdict(told), "memory_bytes": told.memory_bytes}
+    return {**asdict(estimate), "memory_bytes": estimate.memory_bytes}

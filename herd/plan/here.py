@@ -46,7 +46,7 @@ LONGER = {
 }
 """How many times its floor each part takes."""
 KEPT = {"state": 0.99, "tokens": 1.52, "logits": 2.07}
-"""Bytes held at the peak, of those reckoned: not all is there at one time, and some of it twice."""
+"""Bytes held at the peak, of those estimated: not all is there at one time, and some of it twice."""
 
 
 def floors(
@@ -54,7 +54,7 @@ def floors(
 ) -> dict[str, float]:
     """Seconds of each part at the machine's measured rates."""
     work, rate, bandwidth = work_of(config, length), machine.product_flops, machine.bandwidth
-    turned = optimizer.matrix == "muon"
+    with_muon = optimizer.matrix == "muon"
     return {
         "products": 6 * batch_tokens * (work.matrix_parameters + work.head_parameters) / rate,
         "attention": 3.5 * batch_tokens * work.attention_flops / rate,
@@ -62,7 +62,7 @@ def floors(
         "logits": 8 * batch_tokens * config.vocab_size / bandwidth,
         # Packed for the forward and the backward, and read and written by the optimizer.
         "weights": work.total_parameters * (12 + 20) / bandwidth,
-        "muon": muon_flops(config) / rate if turned else 0.0,
+        "muon": muon_flops(config) / rate if with_muon else 0.0,
         "calls": 1e-3 * config.num_layers,
     }
 

@@ -1,7 +1,7 @@
 """Published training runs, and what the model of cluster.py makes of them; none that was tried is left out.
 
-Each has its source. Speeds are a GPU's: tokens a second where they were told, else useful TFLOP/s. Layouts that were
-not published are the planner's own choice.
+Each has its source. Speeds are a GPU's: tokens a second where those were published, else useful TFLOP/s.
+Layouts that were not published are the planner's own choice.
 """
 
 from dataclasses import dataclass, replace
@@ -89,15 +89,15 @@ class Published:
     searched: bool = False
     """Whether the layout is the planner's choice, as it was not published."""
 
-    def predicted(self) -> Outcome:
+    def predict(self) -> Outcome:
         return best(self.run, self.gpus, pipelined=True) if self.searched else outcome(self.run)
 
     def ratio(self) -> float:
         """Predicted speed over published: 1.2 where the model is a fifth too hopeful."""
-        told = self.predicted()
+        estimate = self.predict()
         if self.tokens_per_s_gpu:
-            return told.tokens_per_s_gpu / self.tokens_per_s_gpu
-        return told.tflops_gpu / self.tflops_gpu
+            return estimate.tokens_per_s_gpu / self.tokens_per_s_gpu
+        return estimate.tflops_gpu / self.tflops_gpu
 
 
 def run_of(
@@ -276,12 +276,12 @@ def table() -> list[str]:
     lines = ["| run | GPUs | published | predicted | predicted / published | source |", "|---|---|---|---|---|---|"]
     ratios = []
     for one in published():
-        told = one.predicted()
+        estimate = one.predict()
         ratios.append(one.ratio())
         if one.tokens_per_s_gpu:
-            figures = f"{one.tokens_per_s_gpu:,.0f} tokens/s | {told.tokens_per_s_gpu:,.0f}"
+            figures = f"{one.tokens_per_s_gpu:,.0f} tokens/s | {estimate.tokens_per_s_gpu:,.0f}"
         else:
-            figures = f"{one.tflops_gpu:.0f} TFLOP/s | {told.tflops_gpu:.0f}"
+            figures = f"{one.tflops_gpu:.0f} TFLOP/s | {estimate.tflops_gpu:.0f}"
         chosen = " (layout ours)" if one.searched else ""
         lines.append(f"| {one.name}{chosen} | {one.gpus:,} | {figures} | {ratios[-1]:.2f} | {one.source} |")
     off = sorted(max(ratio, 1 / ratio) for ratio in ratios)

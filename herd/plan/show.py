@@ -1,4 +1,4 @@
-"""Prints what `herd plan` reckons, as text or as one JSON object."""
+"""Prints what `herd plan` estimates, as text or as one JSON object."""
 
 import json
 from dataclasses import asdict
@@ -22,17 +22,17 @@ def show(
     """Print the plan of the model called `name`; of training it too, on a cluster or `here` (step, document)."""
     step = None if here is None else step_here(config, OptimizerConfig(), *here)
     lines = [] if training is None else training_lines(config, training)
-    told = plan(config, context=context, quantize=quantize)
+    facts = plan(config, context=context, quantize=quantize)
     if as_json:
         more = {} if training is None else {"training": training_json(config, training)}
         more |= {} if step is None else {"here": asdict(step)}
-        print(json.dumps({"model": name, **told, **more}, indent=1))
+        print(json.dumps({"model": name, **facts, **more}, indent=1))
         return
-    figures, weights, fits = told["parameters"], told["bytes"], told["context_on_one_card"]
+    figures, weights, fits = facts["parameters"], facts["bytes"], facts["context_on_one_card"]
     assert isinstance(figures, dict) and isinstance(weights, dict) and isinstance(fits, dict)
     parts = [f"{kind} {amount(value)}" for kind, value in figures.items() if value]
-    parts.append(f"vision {amount(told['vision_parameters'])}")
-    print(f"{name}: {amount(told['total_parameters'])} parameters, {amount(told['active_parameters'])} active")
+    parts.append(f"vision {amount(facts['vision_parameters'])}")
+    print(f"{name}: {amount(facts['total_parameters'])} parameters, {amount(facts['active_parameters'])} active")
     print(f"  {', '.join(parts)}")
     print("weights, and the longest request beside them in 80 GB:")
     for precision, size in weights.items():
@@ -42,9 +42,9 @@ def show(
             print(f"  {precision:<5} {'-':>10}  widths are no multiples of {INT4_GROUP}")
         else:
             print(f"  {precision:<5} {amount(size):>9}B  {told_room}")
-    cache, packed = (amount(told[name]) for name in ("cache_bytes", "cache_bytes_int8"))
-    print(f"KV cache of {told['context']:,} tokens in bf16: {cache}B, with the global layers' in int8: {packed}B")
-    print(f"together in {told['precision']}: {amount(told['serving_bytes'])}B")
+    cache, packed = (amount(facts[name]) for name in ("cache_bytes", "cache_bytes_int8"))
+    print(f"KV cache of {facts['context']:,} tokens in bf16: {cache}B, with the global layers' in int8: {packed}B")
+    print(f"together in {facts['precision']}: {amount(facts['serving_bytes'])}B")
     for line in lines:
         print(line)
     if step is not None:

@@ -43,16 +43,16 @@ def outcomes(config: ModelConfig, wanted: TrainingPlan) -> dict[str, Outcome]:
         length=wanted.length,
         batch_tokens=wanted.batch_tokens,
     )
-    told = {"bf16": best(run, wanted.gpus, pipelined=wanted.pipelined)}
+    estimate = {"bf16": best(run, wanted.gpus, pipelined=wanted.pipelined)}
     if card.fp8 > card.bf16:
         eight = Run(**{**vars(run), "fp8": True})
-        told["fp8"] = best(eight, wanted.gpus, pipelined=wanted.pipelined)
-    return told
+        estimate["fp8"] = best(eight, wanted.gpus, pipelined=wanted.pipelined)
+    return estimate
 
 
-def days(told: Outcome, wanted: TrainingPlan) -> float:
+def days(estimate: Outcome, wanted: TrainingPlan) -> float:
     """Of the whole run, without a failure."""
-    return wanted.tokens / (told.tokens_per_s_gpu * wanted.gpus) / 86400
+    return wanted.tokens / (estimate.tokens_per_s_gpu * wanted.gpus) / 86400
 
 
 def training_json(config: ModelConfig, wanted: TrainingPlan) -> dict[str, object]:
@@ -61,7 +61,7 @@ def training_json(config: ModelConfig, wanted: TrainingPlan) -> dict[str, object
     return {
         **vars(wanted),
         "flops_per_token": work_of(config, wanted.length).flops,
-        "precisions": {name: as_json(told) | {"days": days(told, wanted)} for name, told in found.items()},
+        "precisions": {name: as_json(estimate) | {"days": days(estimate, wanted)} for name, estimate in found.items()},
     }
 
 
@@ -72,19 +72,19 @@ def training_lines(config: ModelConfig, wanted: TrainingPlan) -> list[str]:
         f"training on {wanted.tokens:.3g} tokens in documents of {wanted.length:,}, {wanted.batch_tokens:,} a step: "
         f"{amount(int(work.flops))}FLOP a token"
     ]
-    for precision, told in outcomes(config, wanted).items():
-        laid, mesh = told.layout, ("data", "tensor", "context", "pipeline")
+    for precision, found in outcomes(config, wanted).items():
+        laid, mesh = found.layout, ("data", "tensor", "context", "pipeline")
         axes = " x ".join(f"{axis} {getattr(laid, axis)}" for axis in mesh if axis == "data" or getattr(laid, axis) > 1)
         kept = "forward again in the backward" if laid.recompute else "all activations kept"
         whole = "weights sharded" if laid.sharded else "weights gathered once a step"
-        shares = {name: value / told.step_s for name, value in told.seconds.items() if value / told.step_s >= 0.005}
-        parts = ", ".join(f"{name} {amount(int(size))}B" for name, size in told.memory.items() if size)
+        shares = {name: value / found.step_s for name, value in found.seconds.items() if value / found.step_s >= 0.005}
+        parts = ", ".join(f"{name} {amount(int(size))}B" for name, size in found.memory.items() if size)
         lines += [
             f"{precision} on {wanted.gpus:,} {wanted.gpu}: {axes}; experts over {laid.expert}, {whole}, {kept}, "
             f"micro-batches of {laid.sequences} x {wanted.length:,}",
-            f"  {told.step_s:.2f} s a step, {told.tokens_per_s_gpu:,.0f} tokens/s and {told.tflops_gpu:.0f} useful "
-            f"TFLOP/s a GPU, {days(told, wanted):,.1f} days",
+            f"  {found.step_s:.2f} s a step, {found.tokens_per_s_gpu:,.0f} tokens/s and {found.tflops_gpu:.0f} useful "
+            f"TFLOP/s a GPU, {days(found, wanted):,.1f} days",
             "  time:   " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()),
-            f"  memory: {amount(int(told.memory_bytes))}B a GPU: {parts}",
+            f"  memory: {amount(int(found.memory_bytes))}B a GPU: {parts}",
         ]
     return lines

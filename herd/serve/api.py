@@ -1,7 +1,7 @@
 """The smallest OpenAI-compatible server: models, chat completions with pictures and tools, streaming, and a chat page.
 
 One engine serves all requests; each is an `Engine.generate`, closed when its client goes away. Nothing is fetched from
-other hosts, nothing is stored, and nobody is asked for a key: it listens on this machine unless told otherwise.
+other hosts, nothing is stored, and no key is checked: it listens on this machine unless configured otherwise.
 """
 
 import asyncio
@@ -117,7 +117,7 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, opened before the model is loaded so that a taken port is told at once."""
+    """A listening socket, opened before the model is loaded so that a port in use is reported at once."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
         # IPv4 first: what a browser makes of "localhost" is tried in both. The port as given: 70000 passes above.

@@ -1,7 +1,7 @@
 """`herd generate`: answers to a file of prompts, as many at a time as the engine has slots for.
 
 A line of the prompts is a JSON object: `{"prompt": …}`, asked by the user, with `"images": [PATH, …]` if there are any;
-`{"messages": […]}`, a conversation; or `{"text": …}`, continued as it stands. Paths begin at the prompts' folder, and
+`{"messages": […]}`, a conversation; or `{"text": …}`, continued as it is. Paths begin at the prompts' folder, and
 further fields are passed on to the answer. Or it is a request of OpenAI's batch file; see `batch_line`.
 What becomes of the answers file, also after a kill, is in `batch_file`. A prompt at fault has a line with its `error`,
 and is tried again the next time. The seed of a prompt is a function of its number: in fp32 order, slots and kills
@@ -29,7 +29,7 @@ from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
 from herd.engine.structure import Structure
 from herd.serve.batch_file import answer_key, digest_of, line_of, open_answers, read_answers
-from herd.serve.batch_line import Lines, failed, is_openai
+from herd.serve.batch_line import Lines, is_failed, is_openai
 
 AHEAD = 2
 """Prompts that are made ready for each slot: one is answered while the next is rendered."""
@@ -175,7 +175,7 @@ class _Work:
     async def _one(self, number: int) -> None:
         key = self._keys[number]
         answer, tokens = await self._answering.answer(self._lines[number], number, key)
-        self.num_failed += failed(answer)
+        self.num_failed += is_failed(answer)
         data = line_of({"number": number, "key": key, **answer})
         assert os.write(self._file, data) == len(data), "a regular file takes a line whole"
         self.num_tokens += tokens

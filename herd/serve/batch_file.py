@@ -1,7 +1,7 @@
 """The answers file of `herd generate`: what is kept of an earlier run, and lines that are appended whole.
 
 An answer is appended in one write when it is whole, so that a kill loses those under way alone; the same command then
-goes on with what is missing. Each has a key of what it answers: the contents of the model's folder and of the pictures,
+answers what is missing. Each has a key of what it answers: the contents of the model's folder and of the pictures,
 the line and the settings; answers to anything else are not mixed with these. At the end the lines are put in the order
 of the prompts. A lock keeps a second command from the file.
 """
@@ -18,7 +18,7 @@ from typing import Any
 from herd.core.errors import HerdError
 from herd.core.files import read_bytes, sha256, write_atomic
 from herd.engine.sampler import SamplingParams
-from herd.serve.batch_line import failed
+from herd.serve.batch_line import is_failed
 
 BEGIN = b'{"number": '
 """What every line of an answers file begins with."""
@@ -78,12 +78,12 @@ def open_answers(out: Path, keys: dict[int, str]) -> Iterator[tuple[int, dict[in
             raise HerdError(f"another herd writes {out}: wait until it is done, or give another --out") from None
         kept, changed = read_answers(out) if out.exists() else ({}, False)
         for number, answer in kept.items():
-            if not failed(answer) and answer.get("key") != keys.get(number):
+            if not is_failed(answer) and answer.get("key") != keys.get(number):
                 raise HerdError(
                     f"{out} holds answers of another model, to other prompts or with other settings (number {number}): "
                     "give another --out, or remove it"
                 )
-        good = {number: answer for number, answer in kept.items() if not failed(answer)}
+        good = {number: answer for number, answer in kept.items() if not is_failed(answer)}
         if changed or len(good) < len(kept):
             write_atomic(out, b"".join(map(line_of, good.values())))
         file = os.open(out, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

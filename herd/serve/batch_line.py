@@ -30,7 +30,7 @@ OWN = frozenset({"number", "key", "finish_reason", "prompt_tokens", "tokens", "e
 URL = "/v1/chat/completions"
 
 
-def failed(answer: dict[str, Any]) -> bool:
+def is_failed(answer: dict[str, Any]) -> bool:
     """Whether this line holds an error."""
     return answer.get("error") is not None or answer.get("response", {}).get("status_code", 200) != 200
 

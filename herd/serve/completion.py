@@ -18,7 +18,7 @@ from herd.serve.forms import form_of
 from herd.serve.messages import read_conversation
 from herd.serve.refusal import ApiError
 from herd.serve.responses import best, choice, usage
-from herd.serve.schema import ChatRequest, checked
+from herd.serve.schema import ChatRequest, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ async def prepare_completion(
 
     Raises ApiError. When cancelled, the decoding of pictures and videos ends with the next frame.
     """
-    checked(request)
+    check_fields(request)
     params = request.sampling(defaults)
     params = dataclasses.replace(params, max_tokens=request.limit or max_tokens or pipeline.engine.max_model_len)
     cancelled = threading.Event()

@@ -57,7 +57,7 @@ async def events(
     try:
         for index in range(len(replies)):
             yield chunk(index, {"role": "assistant", "content": ""})
-        async with aclosing(merged(replies)) as parts:
+        async with aclosing(merge_streams(replies)) as parts:
             async for index, part in parts:
                 num_tokens += part.num_tokens
                 if part.text or (part.logprobs and tokenizer):
@@ -79,7 +79,7 @@ async def events(
     yield "data: [DONE]\n\n"
 
 
-async def merged(streams: Sequence[AsyncGenerator[Reply, None]]) -> AsyncGenerator[tuple[int, Reply], None]:
+async def merge_streams(streams: Sequence[AsyncGenerator[Reply, None]]) -> AsyncGenerator[tuple[int, Reply], None]:
     """The parts of several replies as they come, with the number of the reply. Closed early, it closes them all."""
     if len(streams) == 1:  # no tasks and no queue between
         async with aclosing(streams[0]) as parts:

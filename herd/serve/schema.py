@@ -208,7 +208,7 @@ class ChatRequest(Object):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-def checked(request: ChatRequest) -> ChatRequest:
+def check_fields(request: ChatRequest) -> ChatRequest:
     """`request`, once what its fields say together makes sense; ApiError otherwise."""
     if request.stream_options and not request.stream:
         raise ApiError("stream_options is only for stream=true", param="stream_options")

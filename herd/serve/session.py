@@ -10,7 +10,7 @@ from herd.engine.sampler import SamplingParams
 
 
 class ChatSession:
-    """A conversation that goes on from the pipeline's replies."""
+    """A conversation that continues from the pipeline's replies."""
 
     def __init__(self, pipeline: AnswerPipeline, params: SamplingParams, *, system: str | None = None) -> None:
         self.pipeline, self.params = pipeline, params

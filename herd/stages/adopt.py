@@ -13,11 +13,11 @@ import torch
 from herd.config import MoEConfig, preset
 from herd.core.errors import HerdError, unknown
 from herd.core.files import folder_hash, sha256, write_atomic
-from herd.core.lineage import Stage, begin_anew
+from herd.core.lineage import Stage, remove_leftovers
 from herd.core.streams import seed_of
 from herd.data import kin
 from herd.data.template import limits
-from herd.model.adopt import adopted
+from herd.model.adopt import convert_dense
 from herd.model.formats import huggingface
 from herd.model.formats.floats import dtype_of
 from herd.model.formats.gguf import read_gguf
@@ -80,9 +80,9 @@ def adopt(config: AdoptConfig, source: Path, out: Path) -> Path:
     shape = replace(shape, moe=MoEConfig(num_experts=config.experts, ffn_dim=shape.moe.ffn_dim))
     if config.nope_every is not None:
         shape = replace(shape, nope_every=config.nope_every)
-    model = adopted(dense, shape, torch.Generator().manual_seed(seed_of(config.seed, "adopt")))
+    model = convert_dense(dense, shape, torch.Generator().manual_seed(seed_of(config.seed, "adopt")))
 
-    begin_anew(out)
+    remove_leftovers(out)
     stage = Stage("adopt", out, config=config, parents={})
     huggingface.save(model, stage.work, dtype=dtype_of(config.dtype) or dense.dtype)
     huggingface.save_processor(shape, stage.work, parent=source)
@@ -142,7 +142,7 @@ def card(
     if config.dtype is not None:
         changes.append(f"weights rounded to {config.dtype}")
     where = ", ".join(f"{key} `{value}`" for key, value in origin.items())
-    told = f"The source states the licence `{licence}`." if licence else "The source's licence holds."
+    terms_line = f"The source states the licence `{licence}`." if licence else "The source's licence holds."
     texts = f"Its text: {', '.join(f'[{name}]({name})' for name in terms)}." if terms else "No text of it came along."
     return "\n".join(
         [
@@ -154,7 +154,7 @@ def card(
             "",
             *[f"* {change}" for change in changes],
             "",
-            f"{told} {texts}",
+            f"{terms_line} {texts}",
             "",
             *(["Its chat template cannot do:", "", *[f"* {one}" for one in cannot], ""] if cannot else []),
         ]

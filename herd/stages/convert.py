@@ -1,12 +1,12 @@
-"""`herd convert`: a model in another format. What SRC and DST are tells the direction.
+"""`herd convert`: a model in another format. The direction follows from SRC and DST.
 
     any model                             → DST.gguf    the text model for llama.cpp
     Hugging Face folder                   → DST         Meta's folder, `shards` files
     Meta's folder, GGUF, low-bit folder   → DST         a Hugging Face folder
 
-Weights are not computed with, only laid out; those of few bits become the numbers that they stand for, and `dtype`
-rounds where it is asked for. What stands beside the weights goes along: tokenizer, chat template, processor. The result
-is whole or absent, and tells where it comes from.
+Weights are not computed with, only laid out; low-bit ones are dequantised, and `dtype`
+rounds. Files beside the weights are copied: tokenizer, chat template, processor. The result
+is whole or absent, and records its source.
 """
 
 import os
@@ -22,7 +22,7 @@ from torch import Tensor
 from herd.config.ranges import Checked, Count
 from herd.core.errors import HerdError
 from herd.core.files import partial
-from herd.core.lineage import Stage, begin_anew, commit_id, hash_of
+from herd.core.lineage import Stage, commit_id, hash_of, remove_leftovers
 from herd.core.progress import progress_bar
 from herd.model.formats import huggingface, llama_cpp, meta
 from herd.model.formats.floats import FLOATS, dtype_of
@@ -97,7 +97,7 @@ def to_gguf(config: ConvertConfig, source: Source, out: Path) -> Path:
     if weights.config.vision and not config.text_only:
         raise HerdError(
             "the vision encoder is not written to GGUF, as llama.cpp reads a tile's tokens column by column "
-            "(docs/convert.md): say --text-only to write the text model alone"
+            "(docs/convert.md): give --text-only to write the text model alone"
         )
     facts = {"stage": "convert", "commit": commit_id(), "parents": {"model": parent_of(source.path)}}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -119,8 +119,8 @@ def to_gguf(config: ConvertConfig, source: Source, out: Path) -> Path:
 
 
 def start(config: ConvertConfig, source: Source, out: Path, direction: str) -> Stage:
-    """The stage, begun anew: a part of an earlier attempt has no use."""
-    begin_anew(out)
+    """The stage, started over: leftovers of an earlier attempt are removed."""
+    remove_leftovers(out)
     settings = {"direction": direction, "dtype": config.dtype or None, "shards": config.shards}
     return Stage("convert", out, config=settings, parents={"model": source.path})
 
@@ -130,7 +130,7 @@ def parent_of(source: Path) -> dict[str, Any]:
 
 
 def carry(source: Source, work: Path) -> None:
-    """Copy what stands beside the weights of a folder."""
+    """Copy the files beside the weights of a folder."""
     for name in BESIDE if source.path.is_dir() else ():
         if (source.path / name).exists():
             shutil.copyfile(source.path / name, work / name)

@@ -29,6 +29,7 @@ from herd.data.pictures import HELD_OUT_SPLITS, all_pictures, clips
 from herd.data.sources import LEFT_OUT, SOURCES
 from herd.data.spelling import spellings
 from herd.data.splits import split_documents
+from herd.data.tables import Clip, Picture
 from herd.data.text import read_language
 from herd.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -155,15 +156,12 @@ def _clips(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
 
 def _chats(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
     pictures = [
-        tables.Picture(
-            **{**row, "png": b"", "names": json.loads(row["names"]), "captions": json.loads(row["captions"])}
-        )
+        Picture(**{**row, "names": json.loads(row["names"]), "captions": json.loads(row["captions"])})
         for row in tables.read(work, "pictures", ["id", "split", "source", "subject", "names", "captions"])
     ]
     moving = [
-        tables.Clip(**row, frames=[], seconds=[], names=json.loads(names))
+        Clip(**{**row, "names": json.loads(row["names"])})
         for row in tables.read(work, "clips", ["id", "split", "subject", "names"])
-        for names in [row.pop("names")]
     ]
     caps = Caps(
         names=cfg.names,

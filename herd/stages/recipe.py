@@ -7,7 +7,7 @@ A run is a graph. A stage begins with the model that its `from` names, else with
 data folder likewise (`data`). Either may name a table above, or a folder of the user's. So several stages may begin
 with one model, and a run with a model that is there already. The stages run in the order of the file.
 
-What is wrong is told in one line, before anything is written. Imports no torch and no stage: the caller says which
+Mistakes are reported in one line, before anything is written. Imports no torch and no stage: the caller says which
 kinds of stages there are.
 """
 
@@ -117,7 +117,7 @@ def stages_to_report(nodes: Mapping[str, Node]) -> dict[str, str | Path]:
 
 
 def read_tables(path: Path, kinds: Mapping[str, StageKind]) -> tuple[dict[str, Table], dict[str, Path]]:
-    """The stages of a recipe by name, in the order of the file; and the folders that stand in for a stage."""
+    """The stages of a recipe by name, in the order of the file; and the folders that replace a stage."""
     try:
         text = path.read_text(encoding="utf-8")
         document = tomllib.loads(text)
@@ -156,7 +156,7 @@ def read_tables(path: Path, kinds: Mapping[str, StageKind]) -> tuple[dict[str, T
 
 def order_of_tables(text: str) -> list[str]:
     """The names of the stages of a recipe in the order in which the file begins their tables: once it is read,
-    those under `stage` stand together, wherever they were."""
+    those under `stage` are grouped, wherever they were."""
     lines, found = text.splitlines(keepends=True), dict[str, None]()
     for end, line in enumerate(lines, 1):
         if end == len(lines) or line.lstrip().startswith("["):
@@ -218,7 +218,7 @@ def user_folder(role: str, value: str, where: str) -> Path:
 def nearest_parent(
     role: str, table: Table, before: Mapping[str, Node], folders: Mapping[str, Path], kinds: Mapping[str, StageKind]
 ) -> str | Path:
-    """The last stage above a table that writes what it reads, else the folder that stands in for one."""
+    """The last stage above a table that writes what it reads, else the folder that replaces one."""
     writers = [name for name, node in before.items() if node.kind.writes == role]
     if writers:
         return writers[-1]

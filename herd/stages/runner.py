@@ -22,8 +22,8 @@ from herd.stages.unfinished import (
     move_aside,
     prepare_work,
     put_in_place,
+    report_what_is_kept,
     request,
-    saying_what_is_kept,
 )
 
 
@@ -35,18 +35,18 @@ def run_stage(
         return kind.function(config, *parents.values(), out)
     if out.exists() and not (out / "herd.json").exists():
         raise HerdError(f"{out} is there and no folder of Herd's: move it away, or give another --out")
-    wanted = request(config, parents)  # a parent that is not there is told before anything is written
+    wanted = request(config, parents)  # a missing parent is reported before anything is written
     if unfinished == "restart":
         move_aside(out)
     work = partial(out)
-    with alone_in(work), saying_what_is_kept(work):
+    with alone_in(work), report_what_is_kept(work):
         prepare_work(out, config, wanted, unfinished)
         kind.function(config, *parents.values(), out)
     return out
 
 
 def run_recipe(nodes: Mapping[str, Node], run: Path, *, do: Callable[..., object] = run_stage) -> None:
-    """Run the stages in order into `run/STAGE`; those that stand as wanted are reused.
+    """Run the stages in order into `run/STAGE`; those that are finished as wanted are reused.
 
     `do` takes what `run_stage` takes and has it done elsewhere.
     """

@@ -1,6 +1,6 @@
 """What TOML read, as the dataclass of a stage's settings.
 
-What is wrong is told with the file, the table, the key and the value; a misspelt name with the nearest right one, a
+Errors name the file, the table, the key and the value; a misspelt name with the nearest right one, a
 name of an earlier version with today's.
 """
 

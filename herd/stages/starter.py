@@ -38,7 +38,7 @@ def starter(*, yes: bool) -> Path:
     elsewhere = "name a model's folder, or raise one with `herd run tiny`"
     if not yes:
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
-            raise HerdError(f"there is no model here yet: say --yes to fetch {OFFER}, or {elsewhere}")
+            raise HerdError(f"there is no model here yet: give --yes to fetch {OFFER}, or {elsewhere}")
         print(f"There is no model here yet. {OFFER} can be fetched and adopted into {folder}.")
         if input("Do that now? [Y/n] ").strip().lower() not in {"", "y", "yes"}:
             raise HerdError(f"nothing was fetched: {elsewhere}")

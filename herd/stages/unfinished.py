@@ -1,6 +1,6 @@
 """Unfinished work under other settings: it is gone on with, refused or moved aside, and never deleted.
 
-What a stage was asked for stands in `OUT.partial/.request.json`: its config but for the fields that change nothing of
+The request for a stage is in `OUT.partial/.request.json`: its config but for the fields that change nothing of
 what is learnt, and the hashes of its parents. A config that an earlier Herd wrote is compared as one of today: fields
 that were added since have their defaults, fields that are gone are left out. Imports no torch.
 """
@@ -19,15 +19,15 @@ from herd.core.files import alone_in, free_name, partial, read_json, write_json
 from herd.core.lineage import CHANGED, CHANGES, REQUEST, SECONDS, STATE, hash_of, read_lineage, saved_step, settle
 
 Unfinished = Literal["resume", "resume with changes", "restart"]
-"""What to do with unfinished work: go on if nothing has changed, go on whatever has changed, or begin anew."""
+"""What to do with unfinished work: resume if nothing has changed, resume whatever has changed, or start over."""
 Changes = dict[str, tuple[Any, Any]]
 """Name of a setting or a parent → its value before, its value now."""
 
 
-def how_unfinished(*, resume_with_changes: bool, restart: bool) -> Unfinished:
-    """What two options of a command line say together."""
+def unfinished_mode(*, resume_with_changes: bool, restart: bool) -> Unfinished:
+    """The mode that two options of a command line ask for."""
     if resume_with_changes and restart:
-        raise HerdError("--resume-with-changes goes on and --restart begins anew: give one of them")
+        raise HerdError("--resume-with-changes resumes and --restart starts over: give one of them")
     return "restart" if restart else "resume with changes" if resume_with_changes else "resume"
 
 
@@ -83,7 +83,7 @@ def describe(differ: Changes) -> str:
 
 
 def prepare_work(out: Path, config: Any, wanted: Mapping[str, Any], how: Unfinished) -> None:
-    """Make the unfinished work of `out` ready to go on with what is `wanted`, the request for `config`. Raises
+    """Prepare the unfinished work of `out` to resume with what is `wanted`, the request for `config`. Raises
     HerdError where it was begun for something else."""
     work = partial(out)
     mark = work / REQUEST
@@ -93,24 +93,24 @@ def prepare_work(out: Path, config: Any, wanted: Mapping[str, Any], how: Unfinis
             (work / name).unlink(missing_ok=True)
         write_json(mark, wanted)
     elif not mark.exists():
-        raise HerdError(f"{work} does not say what it was begun for: give --restart to move it aside and begin anew")
+        raise HerdError(f"{work} does not record its settings: give --restart to move it aside and start over")
     elif differ := changes(read_json(mark), wanted, config):
         step = saved_step(work)
-        anew = "--restart to move it aside and begin anew"
-        begun = f"{work} was begun with other settings: {describe(differ)}. Give the old ones to go on"
+        anew = "--restart to move it aside and start over"
+        begun = f"{work} was begun with other settings: {describe(differ)}. Give the old ones to resume"
         if step is None:
             raise HerdError(f"{begun}, or {anew}")
         if "model" in differ:
             raise HerdError(f"{begun}, or {anew}: what is trained now began from another model")
         if how != "resume with changes":
-            raise HerdError(f"{begun}, --resume-with-changes to go on from step {step} with the new ones, or {anew}")
+            raise HerdError(f"{begun}, --resume-with-changes to resume from step {step} with the new ones, or {anew}")
         fields = {name: {"before": old, "after": new} for name, (old, new) in differ.items()}
         write_json(work / CHANGED, {"request": wanted, "fields": fields})
         print(f"going on from step {step} with {describe(differ)}")
 
 
 def has_work(work: Path) -> bool:
-    """Whether something was done in a work folder that another attempt can go on from: metrics alone are no such."""
+    """Whether something was done in a work folder that another attempt can resume from: metrics alone are no such."""
     if not work.is_dir():
         return False
     state = [path for path in (work / STATE).glob("step-*") if re.fullmatch(r"step-\d+(\.damaged)?", path.name)]
@@ -125,7 +125,7 @@ def move_aside(out: Path) -> None:
         with alone_in(work):
             aside = free_name(out)
             work.rename(partial(aside))
-        print(f"{work} is now {partial(aside)}: the old settings with --out {aside} go on with it")
+        print(f"{work} is now {partial(aside)}: the old settings with --out {aside} resume it")
 
 
 def put_in_place(out: Path) -> bool:
@@ -137,8 +137,8 @@ def put_in_place(out: Path) -> bool:
 
 
 @contextmanager
-def saying_what_is_kept(work: Path) -> Iterator[None]:
-    """Within, a KeyboardInterrupt says what is left of the work."""
+def report_what_is_kept(work: Path) -> Iterator[None]:
+    """Within, a KeyboardInterrupt reports what is left of the work."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -146,13 +146,13 @@ def saying_what_is_kept(work: Path) -> Iterator[None]:
 
 
 def what_is_kept(work: Path) -> str:
-    """What of unfinished work the next attempt goes on from."""
+    """What the next attempt resumes from."""
     step = saved_step(work)
     if step is not None:
-        return f"the first {step} steps are saved in {work}: the same command goes on from there"
+        return f"the first {step} steps are saved in {work}: re-run the same command to resume"
     if has_work(work):
-        return f"what was finished is in {work}: the same command goes on from there"
-    return "nothing was saved yet: the same command begins anew"
+        return f"what was finished is in {work}: re-run the same command to resume"
+    return "nothing was saved yet: the same command starts over"
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -25,6 +25,7 @@ from herd.train.heldout import METRIC as HELDOUT
 from herd.train.loss_spikes import LossSpikes
 from herd.train.optimizer import Optimizer
 
+RESUME = "re-run the same command to resume"
 LossFunction = Callable[[Transformer, B], tuple[Tensor, Mapping[str, float | Mean]]]
 
 
@@ -135,17 +136,15 @@ def why_left(
     saved = f"the {step} steps of {num_steps} before are saved"
     if isinstance(missing, OSError):
         place = f"{missing.filename} ({missing.strerror})" if missing.filename else str(missing)
-        return HerdError(f"step {step} cannot read {place}: bring it back, then say the same again; {saved}")
+        return HerdError(f"step {step} cannot read {place}: restore it, then {RESUME}; {saved}")
     if isinstance(missing, HerdError):
         return HerdError(f"{missing}; {saved}")
     if missing is not None:
         return missing
     if spikes.trouble:
-        return HerdError(
-            f"{spikes.trouble}: look at the data there and at the learning rates; {saved}, and the same command goes on"
-        )
+        return HerdError(f"{spikes.trouble}: look at the data there and at the learning rates; {saved}, {RESUME}")
     kind = Interrupted if request.by_ctrl_c else Stopped
-    return kind(f"stopped as asked, {saved}: the same command goes on from there")
+    return kind(f"stopped as asked, {saved}: {RESUME}")
 
 
 class Meter:

@@ -134,7 +134,7 @@ def test_an_answer_is_shown_while_it_grows(lasting):
     lasting.wait(PROMPT)
 
 
-def test_ctrl_c_stops_the_answer_and_the_program_goes_on(lasting):
+def test_ctrl_c_stops_the_answer_and_the_program_continues(lasting):
     lasting.type("count\r")
     lasting.wait(r"\b5 ")
     lasting.type("\x03")
@@ -209,7 +209,7 @@ def test_a_conversation_is_saved_with_its_system_message_and_pictures_and_can_be
     assert messages[3:] == [{"role": "user", "content": "and now"}, {"role": "assistant", "content": "and now"}]
 
 
-def test_an_unreadable_picture_is_told_in_one_line_and_the_session_goes_on(lasting, tmp_path):
+def test_an_unreadable_picture_is_reported_in_one_line_and_the_session_continues(lasting, tmp_path):
     (tmp_path / "notes.png").write_text("no picture")
     for path, says in [("/nowhere/cat.png", "does not exist"), (str(tmp_path / "notes.png"), "not a readable picture")]:
         lasting.type(f"/image {path}\r")
@@ -318,7 +318,7 @@ def test_a_pipe_ends_quietly_at_quit_or_when_its_reader_has_enough(env):
     assert run.stderr == ""
 
 
-def test_a_conversation_past_the_context_is_told_and_can_be_reset(env):
+def test_a_conversation_past_the_context_is_reported_and_can_be_reset(env):
     run = pipe(env, "long " * 500 + "\nshort\n")
     assert run.stdout == "short\n"
     assert "the model's context 2000" in run.stderr
@@ -386,7 +386,7 @@ def test_herd_chat_on_a_terminal_stops_a_real_answer_and_leaves_without_a_word(e
         terminal.close()
 
 
-def test_herd_chat_without_a_folder_says_so_in_one_line(env, tmp_path):
+def test_herd_chat_without_a_folder_reports_it_in_one_line(env, tmp_path):
     command = [sys.executable, "-m", "herd", "chat", str(tmp_path / "nowhere")]
     run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     assert run.returncode == 1

@@ -1,4 +1,4 @@
-"""A run meets with what happens in real life: it is killed, the disk is full. The same command mends it."""
+"""A run is killed, or the disk is full: the same command resumes it."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def weights(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(folder.glob("*.safetensors"))]
 
 
-def test_a_run_killed_in_training_goes_on_to_the_same_bits(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_run_killed_in_training_resumes_to_the_same_bits(tiny_data: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "own.toml", tiny_data, MODEL + VISION + PRETRAIN)
     run, whole = tmp_path / "run", tmp_path / "whole"
     shutil.copytree(tiny_data, run / "data")
@@ -113,7 +113,7 @@ def test_sigterm_saves_and_stops_with_a_code_of_its_own(tiny_data: Path, tmp_pat
     [saved] = candidates(run / "vision.partial" / "state")
     step = int(saved.name.removeprefix("step-"))
     assert process.returncode == 75
-    told = f"herd: stopped as asked, the {step} steps of 200 before are saved: the same command goes on from there"
+    told = f"herd: stopped as asked, the {step} steps of 200 before are saved: re-run the same command to resume"
     assert err.splitlines()[-1] == told
     assert len(read_metrics(metrics)) == step
 
@@ -138,7 +138,7 @@ def resize(disk: Path, mebibytes: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={mebibytes}m", str(disk)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_more_space_mends_it(
+def test_a_full_disk_is_one_line_and_more_space_fixes_it(
     tiny_data: Path, tiny_folder: Path, tmp_path: Path, small_disk: Path
 ) -> None:
     recipe = write_recipe(tmp_path / "own.toml", tiny_data, f'{VISION}from = "{tiny_folder}"\n')
@@ -146,7 +146,7 @@ def test_a_full_disk_is_one_line_and_more_space_mends_it(
     work = small_disk / "vision.partial"
     for mebibytes, place in (4, "state/step-1"), (25, "model-00000.safetensors"):
         resize(small_disk, mebibytes)
-        told = f"herd: the disk is full ({work}/{place}): free some space, then say the same again to go on"
+        told = f"herd: the disk is full ({work}/{place}): free some space, then re-run the same command to resume"
         assert go(recipe, small_disk) == (1, ["data reused"], told)
         assert not (small_disk / "vision").exists()
     assert candidates(work / "state")

@@ -110,7 +110,7 @@ for module in pkgutil.walk_packages(herd.__path__, "herd."):
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, timeout=120)
 
 
-def test_a_wrong_product_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_wrong_product_is_reported_in_one_line(tmp_path: Path) -> None:
     words = ["pretrain", tmp_path, "--data", tmp_path, "--out", tmp_path / "out", "--parallel.tensor", "3"]
     (tmp_path / "herd.json").write_text('{"hash": "0"}')
     run = subprocess.run(herd_command(*words), capture_output=True, text=True)

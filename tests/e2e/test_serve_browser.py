@@ -179,7 +179,7 @@ def test_a_large_picture_and_one_that_only_browsers_read_are_redrawn(page, tmp_p
     expect(answers(page)).to_have_text("[80x40][2048x1024]sizes")
 
 
-def test_what_is_no_picture_is_told_and_not_attached(page, tmp_path):
+def test_what_is_no_picture_is_reported_and_not_attached(page, tmp_path):
     (tmp_path / "notes.png").write_text("no picture")
     page.locator("#file").set_input_files(tmp_path / "notes.png")
     expect(page.get_by_role("alert")).to_contain_text("notes.png is not a picture")
@@ -216,7 +216,7 @@ def test_a_refused_message_comes_back_into_the_form_with_the_reason(page, tmp_pa
     expect(answers(page)).to_have_text("[64x48]short")
 
 
-def test_a_failed_answer_is_told_and_can_be_tried_again(page):
+def test_a_failed_answer_is_reported_and_can_be_tried_again(page):
     ask(page, "so fail")
     expect(page.get_by_role("alert")).to_contain_text("its log says why")
     expect(page.locator(".assistant")).to_have_count(0)

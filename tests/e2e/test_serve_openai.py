@@ -108,7 +108,7 @@ def test_a_picture_is_seen_and_counts_as_tokens(client):
     assert text_of(bare) != text_of(red)
 
 
-def test_tools_and_their_results_are_told_to_the_model(client):
+def test_tools_and_their_results_are_given_to_the_model(client):
     tools = [{"type": "function", "function": {"name": "clock"}}]
     call = {"id": "1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
     dialogue = [*QUESTION, {"role": "assistant", "tool_calls": [call]}]
@@ -211,7 +211,7 @@ def test_ctrl_c_ends_the_server_in_good_order_even_while_it_answers(tiny_folder)
     assert process.returncode == 0
 
 
-def test_what_cannot_be_served_is_told_in_one_line(tmp_path, url):
+def test_what_cannot_be_served_is_reported_in_one_line(tmp_path, url):
     port = url.rsplit(":", 1)[1]
     for folder, asked, says in [
         (tmp_path / "nowhere", "0", "nowhere is not a folder"),

@@ -115,7 +115,7 @@ def test_linear_scaling_counts_in_a_gguf(tmp_path: Path, keys: dict[str, Any]) -
         adopt(AdoptConfig(), tmp_path / "yarn.gguf", tmp_path / "yarn")
 
 
-def test_counts_given_for_each_layer_are_taken_if_they_are_equal(tmp_path: Path) -> None:
+def test_counts_given_for_each_layer_are_accepted_if_they_are_equal(tmp_path: Path) -> None:
     model = dense_folder(tmp_path / "dense")
     layers, heads = model.config.num_hidden_layers, model.config.num_key_value_heads
     even = {
@@ -152,7 +152,7 @@ def test_several_experts_share_the_work_and_nearly_keep_the_function(tmp_path: P
     assert (model.logits(IDS.tolist()) - wanted).abs().max() <= 1e-4
 
 
-def test_layers_without_positions_are_another_function_which_the_card_tells(tmp_path: Path) -> None:
+def test_layers_without_positions_are_another_function_which_the_card_names(tmp_path: Path) -> None:
     wanted = dense_logits(dense_folder(tmp_path / "dense", num_hidden_layers=4))
     adopt(AdoptConfig(nope_every=4), tmp_path / "dense", tmp_path / "home")
     assert [herd.load(tmp_path / "home").config.is_global(layer) for layer in range(4)] == [False, False, False, True]
@@ -294,7 +294,7 @@ def test_what_cannot_come_along_is_refused_by_name(tmp_path: Path, change: dict[
     assert not (tmp_path / "home").exists()
 
 
-def test_a_broken_source_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_broken_source_is_reported_in_one_line(tmp_path: Path) -> None:
     model = dense_folder(tmp_path / "dense")
     write_gguf(tmp_path / "whole.gguf", model)
     whole = (tmp_path / "whole.gguf").read_bytes()

@@ -24,7 +24,7 @@ def test_the_bench_prints_its_contract_and_fails_past_the_bound(
     assert all(row.keys() == {"case", "unit", "ours", "peer", "peer_name", "ratio"} for row in told["rows"])
     alone = {(row["case"], row["peer_name"]): row for row in told["rows"][2:]}
     assert all(row["ours"] <= parity.BOUND for row in alone.values())
-    # The bugs of the peers that docs/model.md tells of; when one is mended, so is the page.
+    # The bugs of the peers that docs/model.md lists; when one is fixed, update the page.
     assert alone["alone: decoded over three chunk edges", "llama-models"]["peer"] > 0.1
     assert alone["alone: packed behind another request", "transformers"]["peer"] > 0.01
     assert alone["alone: padded on the left (ours: packed)", "transformers"]["peer"] > 0.01

@@ -97,7 +97,7 @@ def test_one_tensor_of_another_type_changes_no_logit_here_and_in_transformers(
     assert (herd.load(mixed).logits(IDS) - wanted).abs().max() <= 2e-4
 
 
-def test_without_a_type_in_config_json_the_embedding_s_is_taken(folder: Path, tmp_path: Path) -> None:
+def test_without_a_type_in_config_json_the_embedding_s_is_used(folder: Path, tmp_path: Path) -> None:
     mixed = written(folder, tmp_path / "mixed", {"norm": "float32", "router": "float16"}, None)
     assert {tensor.dtype for tensor in herd.load(mixed).transformer.parameters()} == {torch.bfloat16}
 

@@ -96,7 +96,7 @@ def test_a_head_that_is_in_the_file_counts_though_the_config_ties_it(name: str, 
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model."])
-def test_a_prefix_of_all_names_is_left_off_and_said(
+def test_a_prefix_of_all_names_is_removed_with_a_message(
     prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     theirs = in_transformers(small(FORMS["text alone, saved by 4.51.3"]), tmp_path)

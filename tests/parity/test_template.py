@@ -235,11 +235,11 @@ def test_what_the_assistant_said_is_found_by_tags_or_by_the_prompts() -> None:
     )
 
 
-def test_a_template_whose_answers_cannot_be_told_is_refused_for_training_and_still_answers() -> None:
+def test_a_template_whose_answers_cannot_be_found_is_refused_for_training_and_still_answers() -> None:
     thinking = CHATML.replace("<|im_start|>assistant\n' }}", "<|im_start|>assistant\n<think>' }}")
     ours, _ = tokenizers_of(thinking)
     messages = [said("user", "hi"), said("assistant", "the cat")]
-    with pytest.raises(HerdError, match="what the assistant said cannot be told"):
+    with pytest.raises(HerdError, match="what the assistant said cannot be found"):
         render(ours, messages, add_generation_prompt=False)
     assert render(ours, messages[:1]).ids[-1] != 2
     assert [line.partition(" (")[0] for line in limits(ours)] == ["fine-tuning", "tools", "tool calls in the history"]

@@ -339,7 +339,7 @@ def test_among_one_caller_s_requests_priority_outweighs_so_many_tokens_of_waitin
     assert (urgent in world.step().works) == (later < HEAD_START)
 
 
-def test_tokens_are_taken_back_over_a_chunk_s_edge_and_into_a_shared_page() -> None:
+def test_tokens_are_removed_over_a_chunk_s_edge_and_into_a_shared_page() -> None:
     pages = PageManager(page_tokens=4, chunk_size=16, num_global=12, num_local=8)
     table, content = BlockTable(), list(range(100, 140))
     assert pages.begin(table, "", content, 39) == []

@@ -13,6 +13,7 @@ from herd.bench import engine, engine_files, engines
 from herd.bench.engine import CASES, DEFAULT, Limits, Speed
 from herd.bench.engines import wheel_build
 from herd.bench.shapes import SHAPES
+from herd.config import MoEConfig
 from herd.core.errors import HerdError
 from herd.engine.answer import Piece
 from herd.engine.engine import Engine
@@ -52,8 +53,8 @@ def test_a_folder_without_llama_cpps_programs_is_refused(tmp_path: Path) -> None
 
 
 def test_the_files_hold_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = engine.replace(SHAPES["S"], vocab_size=512, dim=64, num_layers=2, dense_ffn_dim=64)
-    small = engine.replace(small, moe=engine.MoEConfig(num_experts=2, ffn_dim=64, every=2))
+    small = replace(SHAPES["S"], vocab_size=512, dim=64, num_layers=2, dense_ffn_dim=64)
+    small = replace(small, moe=MoEConfig(num_experts=2, ffn_dim=64, every=2))
     monkeypatch.setitem(SHAPES, "small", small)
     engine_files.write("small", "bf16", tmp_path)
     engine_files.write("small", "int8", tmp_path)
@@ -66,7 +67,7 @@ def test_the_files_hold_the_same_weights(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_opening_a_model_does_not_bring_in_pytorchs_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = engine.replace(SHAPES["S"], vocab_size=512, dim=64, num_layers=2, dense_ffn_dim=64)
+    small = replace(SHAPES["S"], vocab_size=512, dim=64, num_layers=2, dense_ffn_dim=64)
     monkeypatch.setitem(SHAPES, "small", small)
     engine_files.write("small", "int8", tmp_path)
     script = (
@@ -83,8 +84,8 @@ def test_opening_a_model_does_not_bring_in_pytorchs_compiler(tmp_path: Path, mon
 def test_requests_are_measured_through_the_whole_engine_beside_llama_cpps_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = engine.replace(SHAPES["S"], vocab_size=512, dim=64, num_heads=1, num_kv_heads=1, num_layers=4)
-    monkeypatch.setitem(SHAPES, "small", engine.replace(small, dense_ffn_dim=64, moe=replace(small.moe, ffn_dim=64)))
+    small = replace(SHAPES["S"], vocab_size=512, dim=64, num_heads=1, num_kv_heads=1, num_layers=4)
+    monkeypatch.setitem(SHAPES, "small", replace(small, dense_ffn_dim=64, moe=replace(small.moe, ffn_dim=64)))
     engine_files.write("small", "bf16", tmp_path)
     monkeypatch.setattr(engines, "prompt", lambda count, seed: [3 + (seed * 7 + i) % 200 for i in range(count)])
     answered: list[int] = []

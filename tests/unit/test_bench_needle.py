@@ -39,7 +39,7 @@ def folder(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return out
 
 
-def test_first_weights_find_nothing_and_every_figure_is_told(
+def test_first_weights_find_nothing_and_every_figure_is_printed(
     folder: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     needle.needle(folder, tiny_data, context=4096, seeds=1, budget_gb=1.0, as_json=True)

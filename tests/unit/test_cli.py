@@ -284,7 +284,7 @@ def test_every_whole_number_may_be_written_short(monkeypatch: pytest.MonkeyPatch
     assert "'200Q' is not a whole number: write it as 8192" in capsys.readouterr().err
 
 
-def test_a_stage_command_never_writes_over_what_stands(capsys: pytest.CaptureFixture[str]):
+def test_a_stage_command_never_overwrites_a_folder(capsys: pytest.CaptureFixture[str]):
     Path("o").mkdir()
     assert main(["pretrain", "m", "--data", "d", "--out", "o"]) == 1
     assert capsys.readouterr().err == "herd: o is there already: give another --out, or remove it first\n"
@@ -340,7 +340,7 @@ def test_only_a_bug_leaves_a_log_beside_the_users_files(monkeypatch: pytest.Monk
         assert Path("out.log").exists() == left
 
 
-def test_where_no_log_can_be_written_the_line_says_so(
+def test_where_no_log_can_be_written_the_line_reports_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     Path("cache").write_text("a file where the folder should be")
@@ -377,7 +377,7 @@ def one_stage(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("one_stage")
-def test_a_run_says_of_each_stage_whether_it_was_reused_and_keeps_a_log(capfd: pytest.CaptureFixture[str]):
+def test_a_run_prints_of_each_stage_whether_it_was_reused_and_keeps_a_log(capfd: pytest.CaptureFixture[str]):
     assert main(["run", "own.toml"]) == 0
     first = capfd.readouterr().out
     assert re.search(r"^data      done \(\d+ s\)$", first, re.M)
@@ -414,7 +414,7 @@ def test_a_stage_that_fails_is_one_line_and_the_runs_log_has_the_rest(capfd: pyt
 def test_a_run_has_its_stages_in_processes_of_their_own(capfd: pytest.CaptureFixture[str]):
     Path("own.toml").write_text("[data]\nlines = -1\n")
     assert main(["run", "own.toml"]) == 1
-    told = "most likely for want of memory: close other programs, then say the same again to go on"
+    told = "most likely out of memory: close other programs, then re-run the same command to resume"
     assert capfd.readouterr().err == f"herd: data was ended by SIGKILL, {told}\n"
     assert not Path("runs/own/data").exists()
     assert Path("runs/own/data.partial/begun").exists()
@@ -445,7 +445,7 @@ def test_ctrl_c_stops_the_stage_in_work_and_is_one_line():
         time.sleep(0.02)
     os.killpg(run.pid, signal.SIGINT)  # as the terminal does
     out, err = run.communicate(timeout=20)
-    kept = "what was finished is in runs/own/data.partial: the same command goes on from there"
+    kept = "what was finished is in runs/own/data.partial: re-run the same command to resume"
     assert (run.returncode, err) == (130, f"herd: stopped; {kept}\n")
     assert out.endswith("line 9\n")
     log = Path("runs/own/run.log").read_text()
@@ -462,7 +462,7 @@ def test_a_stage_command_ends_by_naming_what_it_wrote(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.usefixtures("one_stage")
-def test_a_mistake_in_the_recipe_is_told_before_anything_is_written(capsys: pytest.CaptureFixture[str]):
+def test_a_mistake_in_the_recipe_is_reported_before_anything_is_written(capsys: pytest.CaptureFixture[str]):
     Path("own.toml").write_text("[data]\nline = 0\n")
     assert main(["run", "own.toml"]) == 1
     assert "'line', did you mean 'lines'" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def test_a_folder_of_meta_without_our_files_gets_a_processor(source: Path, tmp_p
 def test_to_gguf_and_back(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gguf")
     out = tmp_path / "model.gguf"
-    assert "say --text-only" in refused(capsys, source, out)
+    assert "give --text-only" in refused(capsys, source, out)
     assert main(["convert", str(source), str(out), "--text-only", "--dtype", "bfloat16"]) == 0
     told = capsys.readouterr().out
     # Chunks of 256 would go on as one of 8192 there, and the temperature begins with the position 255.
@@ -113,7 +113,7 @@ def test_a_low_bit_folder_becomes_one_of_floats(
     assert (before - after).abs().max() > 0 and ((before - after).abs() <= 0.51 * step + 1e-6).all()
 
 
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_reported_in_one_line(
     source: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"

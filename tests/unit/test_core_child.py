@@ -61,11 +61,11 @@ def test_what_one_child_took_is_not_the_nexts_nor_what_the_parent_has(tmp_path: 
 @pytest.mark.parametrize(
     ("number", "told"),
     [
-        (signal.SIGKILL, "sft was ended by SIGKILL, most likely for want of memory: close other programs, then say"),
-        (signal.SIGABRT, "sft was ended by SIGABRT: look why, then say the same again to go on"),
+        (signal.SIGKILL, "sft was ended by SIGKILL, most likely out of memory: close other programs, then re-run"),
+        (signal.SIGABRT, "sft was ended by SIGABRT: see the messages above, then re-run the same command to resume"),
     ],
 )
-def test_a_child_that_a_signal_ended_is_told_with_its_name(number: int, told: str):
+def test_a_child_that_a_signal_ended_is_reported_with_its_name(number: int, told: str):
     with pytest.raises(HerdError, match=told):
         run_in_child("sft", end_by, number)
 

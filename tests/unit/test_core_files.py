@@ -126,7 +126,7 @@ def test_a_commit_killed_in_the_middle_leaves_no_torn_folder(tmp_path: Path, cal
     assert (tmp_path / "model" / "weights").read_text() == "second"
 
 
-def test_the_hash_of_a_folder_tells_names_and_contents_and_not_order_or_lineage(tmp_path: Path):
+def test_the_hash_of_a_folder_covers_names_and_contents_and_not_order_or_lineage(tmp_path: Path):
     def make(name: str, *files: tuple[str, str]) -> str:
         (tmp_path / name).mkdir()
         for file, content in files:
@@ -155,7 +155,7 @@ def test_sha256_equals_the_tool_of_the_system(tmp_path: Path):
     assert sha256(tmp_path / "file") == told.split()[0]
 
 
-def test_a_misspelt_name_is_told_with_the_nearest_one():
+def test_a_misspelt_name_is_reported_with_the_nearest_one():
     known = ["sft", "pretrain"]
     assert str(unknown("stage", "pretrian", known)) == "unknown stage 'pretrian', did you mean 'pretrain'?"
     assert str(unknown("stage", "xyz", known)) == "unknown stage 'xyz', known: pretrain, sft"

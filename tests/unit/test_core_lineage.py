@@ -13,7 +13,7 @@ import pytest
 from herd.core import lineage as module
 from herd.core.errors import HerdError
 from herd.core.files import folder_hash, partial
-from herd.core.lineage import Stage, begin_anew, commit_id, hash_of, read_lineage
+from herd.core.lineage import Stage, commit_id, hash_of, read_lineage, remove_leftovers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def test_the_hash_of_a_large_folder_is_kept_until_one_of_its_files_changes(
     assert (tmp_path / "cache" / "hashes").is_dir()
 
 
-def test_a_killed_stage_goes_on_with_its_files_and_its_clock(tmp_path: Path):
+def test_a_killed_stage_resumes_with_its_files_and_its_clock(tmp_path: Path):
     code = """
 import os, signal, time
 from pathlib import Path
@@ -103,14 +103,14 @@ def test_work_done_in_one_go_never_begins_in_place_of_a_training(tmp_path: Path,
     path.parent.mkdir(parents=True)
     path.write_text("{}")
     with pytest.raises(HerdError, match="is the unfinished work of another command"):
-        begin_anew(tmp_path / "model")
+        remove_leftovers(tmp_path / "model")
     assert path.exists()
 
 
 def test_a_half_written_conversion_is_begun_anew(tmp_path: Path):
     partial(tmp_path / "model").mkdir()
     (partial(tmp_path / "model") / "model-00001.safetensors").write_text("half")
-    begin_anew(tmp_path / "model")
+    remove_leftovers(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -89,7 +89,7 @@ class Shown:
 made: list[Shown] = []
 
 
-def test_boards_are_told_the_numbers_of_each_step_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_boards_are_given_the_numbers_of_each_step_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(boards.BOARDS, "tensorboard", Shown)
     monkeypatch.setenv("HERD_TRACK", "tensorboard")
     work = tmp_path / "run" / "sft.partial"
@@ -99,7 +99,7 @@ def test_boards_are_told_the_numbers_of_each_step_and_nothing_else(tmp_path: Pat
     assert made[-1].told == ["run", "sft", 3, (3, {"loss": 1.5}), "closed"]
 
 
-def test_an_unknown_board_and_one_that_is_not_installed_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unknown_board_and_one_that_is_not_installed_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HERD_TRACK", "tensorbord")
     with pytest.raises(HerdError, match="did you mean 'tensorboard'"):
         Tracker(tmp_path / "metrics.jsonl")
@@ -109,7 +109,7 @@ def test_an_unknown_board_and_one_that_is_not_installed_are_told(tmp_path: Path,
         Tracker(tmp_path / "metrics.jsonl")
 
 
-def test_tensorboard_reads_what_a_resumed_run_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_tensorboard_reads_what_a_resumed_run_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.setenv("HERD_TRACK", "tensorboard")
     work = tmp_path / "run" / "pretrain.partial"
@@ -125,7 +125,7 @@ def test_tensorboard_reads_what_a_resumed_run_told(tmp_path: Path, monkeypatch: 
     ]
 
 
-def test_trackio_keeps_what_it_is_told_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_trackio_keeps_what_it_is_given_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("trackio")
     code = """
 import sys

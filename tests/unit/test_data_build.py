@@ -59,7 +59,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def data(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "fetch", lambda report: data_world.fetched(world))
+        patch.setattr(stage, "fetch", lambda: data_world.fetched(world))
         return build_data(CFG, tmp_path_factory.mktemp("run") / "data")
 
 
@@ -70,16 +70,16 @@ def rows(data: Path, name: str) -> list[dict[str, Any]]:
 def test_two_builds_are_the_same_bit_by_bit(
     data: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "fetch", lambda report: data_world.fetched(world))
+    monkeypatch.setattr(stage, "fetch", lambda: data_world.fetched(world))
     again = build_data(CFG, tmp_path / "data")
     assert folder_hash(again) == folder_hash(data)
     assert (again / "tokenizer/tokenizer.json").read_bytes() == (data / "tokenizer/tokenizer.json").read_bytes()
 
 
-def test_a_killed_build_goes_on_after_its_last_step(
+def test_a_killed_build_resumes_after_its_last_step(
     data: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "fetch", lambda report: data_world.fetched(world))
+    monkeypatch.setattr(stage, "fetch", lambda: data_world.fetched(world))
 
     def killed(*_: Any) -> None:
         raise Killed
@@ -107,7 +107,7 @@ def test_steps_of_another_config_are_not_reused(world: Path, tmp_path: Path, mon
     assert stage._Steps(work, other, fetched).run("text", lambda *_: {}) == {"documents": "new"}
 
 
-def test_every_document_stands_once_and_some_are_held_out_in_every_language(data: Path) -> None:
+def test_every_document_is_there_once_and_some_are_held_out_in_every_language(data: Path) -> None:
     texts = rows(data, "text")
     assert len({row["text"] for row in texts}) == len({row["id"] for row in texts}) == len(texts)
     for language in data_world.ARTICLE:
@@ -229,7 +229,7 @@ def test_dialogues_are_held_out_by_their_first_line(data: Path) -> None:
     assert first["heldout"] and not first["heldout"] & first["train"]
 
 
-def test_the_card_tells_sources_counts_and_what_is_left_out(data: Path) -> None:
+def test_the_card_lists_sources_counts_and_what_is_left_out(data: Path) -> None:
     card = read_json(data / "herd.json")["card"]
     status = {source["name"]: source["status"] for source in card["sources"]}
     assert status["udhr"] == "used" and status["reasoning-gym"] == "missing"
@@ -269,7 +269,7 @@ def test_every_answer_is_the_last_message(data: Path) -> None:
 def test_without_pictures_the_build_stops(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     emoji = ("emoji-datasource-google", "emoji-datasource-twitter", "@lobehub/fluent-emoji-anim-1")
     pictures = ("tuxpaint-stamps-default", "svg-country-flags", *emoji)
-    monkeypatch.setattr(stage, "fetch", lambda report: data_world.fetched(world, left_out=pictures))
+    monkeypatch.setattr(stage, "fetch", lambda: data_world.fetched(world, left_out=pictures))
     with pytest.raises(HerdError, match="no pictures"):
         build_data(CFG, tmp_path / "data")
     assert not (tmp_path / "data").exists()

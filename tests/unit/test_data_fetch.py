@@ -147,7 +147,7 @@ def test_an_interrupted_download_leaves_nothing_that_looks_whole(
     assert fetch([source()], cache=tmp_path, report=lambda line: None).packs["little"].read("b.txt") == b"second"
 
 
-def test_a_mirror_s_other_version_is_used_and_said_each_time(
+def test_a_mirror_s_other_version_is_used_and_reported_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     def run_client(source: Source, work: Path) -> tuple[Path, str]:
@@ -185,7 +185,7 @@ def test_with_no_text_or_no_pictures_the_packages_are_listed(tmp_path: Path, reg
         fetch([source("words")], cache=tmp_path, report=lambda line: None)
 
 
-def test_a_full_disk_is_told_with_the_cache_and_the_bytes(
+def test_a_full_disk_is_reported_with_the_cache_and_the_bytes(
     tmp_path: Path, registry: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 1_000))
@@ -193,7 +193,7 @@ def test_a_full_disk_is_told_with_the_cache_and_the_bytes(
         fetch([source(bytes=30_000)], cache=tmp_path, report=lambda line: None)
 
 
-def test_a_disk_that_fills_up_on_the_way_is_told_too(
+def test_a_disk_that_fills_up_on_the_way_is_reported_too(
     tmp_path: Path, registry: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(source: Source, cache: Path, work: Path) -> object:

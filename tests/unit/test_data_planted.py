@@ -31,7 +31,7 @@ def quizzes(seed: int) -> list[planted.Quiz]:
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_every_fact_stands_whole_in_the_text_before_the_questions(seed: int) -> None:
+def test_every_fact_is_whole_in_the_text_before_the_questions(seed: int) -> None:
     asked = quizzes(seed)
     document = PLANTER.plant(asked, FILLER, 2600, np.random.default_rng(seed), begin=seed % 300)
     assert len(document.ids) <= 2600
@@ -56,7 +56,7 @@ def test_just_the_answers_are_learnt_and_each_follows_its_question(seed: int) ->
     assert (learnt == (document.learnt > 0)).all()
 
 
-def test_a_fact_of_a_given_depth_stands_there() -> None:
+def test_a_fact_of_a_given_depth_is_there() -> None:
     rng = np.random.default_rng(0)
     for depth in (0.05, 0.5, 0.95):
         document = PLANTER.plant([planted.needle(rng, KEYS)], FILLER, 2000, rng, depth=depth)

@@ -16,7 +16,7 @@ ENGLISH = "The river runs through the old town and past the market, where people
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_each_language_is_told_from_the_other_twelve(language: str) -> None:
+def test_each_language_is_distinguished_from_the_other_twelve(language: str) -> None:
     told = [other for other in LANGUAGES if is_language(data_world.ARTICLE[language], other)]
     assert told == [language]
 

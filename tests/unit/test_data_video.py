@@ -43,11 +43,11 @@ def test_a_cap_leaves_frames_that_are_spread_evenly(frames_per_s, max_frames, ex
     assert times(clip(30), frames_per_s=frames_per_s, max_frames=max_frames) == expected
 
 
-def test_fewer_frames_than_asked_for_are_all_taken_once() -> None:
+def test_fewer_frames_than_asked_for_are_all_used_once() -> None:
     assert times(clip(4, rate=1), frames_per_s=30) == [0, 1, 2, 3]
 
 
-def test_a_turned_video_stands_upright_and_a_large_one_is_made_small() -> None:
+def test_a_rotated_video_is_upright_and_a_large_one_is_made_small() -> None:
     assert read_video(clip(2))[0][1].size == (64, 48)
     turned = read_video(clip(2, rotation=90))[0][1]
     assert turned.size == (48, 64)
@@ -55,7 +55,7 @@ def test_a_turned_video_stands_upright_and_a_large_one_is_made_small() -> None:
     assert read_video(clip(1, size=(2048, 512)))[0][1].size == (1024, 256)
 
 
-def test_what_is_no_video_is_told_in_one_line(tmp_path: Path) -> None:
+def test_what_is_no_video_is_reported_in_one_line(tmp_path: Path) -> None:
     sound = io.BytesIO()
     with av.open(sound, "w", format="mp4") as container:
         stream = container.add_stream("aac", rate=8000)

@@ -1,4 +1,4 @@
-"""herd doctor: it finds what is wrong, says the mend, and its exit code says whether the demo can run."""
+"""herd doctor: it finds what is wrong, says the fix, and its exit code says whether the demo can run."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def states(checks: list[Check]) -> dict[str, str]:
     return {check.name: check.state for check in checks}
 
 
-def test_it_says_yes_on_a_machine_that_can_run_the_demo_in_a_few_seconds(cache: Path):
+def test_it_passes_on_a_machine_that_can_run_the_demo_in_a_few_seconds(cache: Path):
     fresh_cache(cache)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     run = subprocess.run([sys.executable, "-m", "herd", "doctor"], capture_output=True, text=True)
@@ -63,7 +63,7 @@ def test_it_says_yes_on_a_machine_that_can_run_the_demo_in_a_few_seconds(cache: 
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
 
 
-def test_json_tells_the_same_in_numbers(capsys: pytest.CaptureFixture[str]):
+def test_json_has_the_same_in_numbers(capsys: pytest.CaptureFixture[str]):
     assert main(["doctor", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["ok"] is True
@@ -72,18 +72,18 @@ def test_json_tells_the_same_in_numbers(capsys: pytest.CaptureFixture[str]):
     assert facts["bf16"]["float32_gflops"] > 1
     assert facts["memory"]["available_bytes"] > 1 << 30
     assert facts["cache"]["of"] == len(SOURCES)
-    assert all(check["mend"] for check in told["checks"] if check["state"] == "bad")
+    assert all(check["fix"] for check in told["checks"] if check["state"] == "bad")
 
 
-def test_one_bad_finding_is_exit_code_one_and_comes_with_its_mend(
+def test_one_bad_finding_is_exit_code_one_and_comes_with_its_fix(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(module, "DISK_BYTES", 1 << 60)
     assert doctor(as_json=False) == 1
     out = capsys.readouterr().out
     assert "bad   disk" in out
-    assert "mend: runs/ takes up to" in out
-    assert out.endswith("Mend what is bad, then run herd doctor again.\n")
+    assert "fix: runs/ takes up to" in out
+    assert out.endswith("Fix what is bad, then run herd doctor again.\n")
 
 
 def test_an_old_python_or_torch_is_bad(monkeypatch: pytest.MonkeyPatch):
@@ -97,7 +97,7 @@ def test_without_torch_it_still_answers(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (check,) = check_torch()
     assert check.state == "bad"
-    assert "pip install" in check.mend
+    assert "pip install" in check.fix
 
 
 def test_too_little_memory_is_bad(monkeypatch: pytest.MonkeyPatch):
@@ -117,7 +117,7 @@ def test_a_missing_extra_is_bad_and_named(monkeypatch: pytest.MonkeyPatch):
     assert check_packages().state == "ok"
     without(monkeypatch, "rensa")
     assert check_packages().found == "rensa not installed"
-    assert "'.[data]'" in check_packages().mend
+    assert "'.[data]'" in check_packages().fix
 
 
 def test_an_empty_cache_is_a_note_and_a_full_one_is_ok(cache: Path):

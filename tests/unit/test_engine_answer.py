@@ -143,7 +143,7 @@ def test_a_row_to_spare_is_no_text() -> None:
     assert answer.finish_reason == "length"
 
 
-def test_a_character_that_lies_over_two_tokens_comes_whole() -> None:
+def test_a_character_of_two_tokens_comes_whole() -> None:
     _, pieces = says("ねこ", SamplingParams())
     assert joined(pieces).text == "ねこ"
     assert all("\ufffd" not in piece.text for piece in pieces)
@@ -155,7 +155,7 @@ def test_an_answer_ends_at_the_room_of_the_context_and_at_its_own_limit() -> Non
         assert (joined(pieces).text, answer.finish_reason) == ("abc", "length")
 
 
-def test_log_probabilities_are_told_for_each_token_and_the_end() -> None:
+def test_log_probabilities_are_given_for_each_token_and_the_end() -> None:
     answer, pieces = says("ab", SamplingParams(logprobs=1, temperature=1.0, logit_bias={5: 3.0}))
     told = joined(pieces).logprobs
     assert [one.token_id for one in told] == [*answer.tokens, END[-1]]

@@ -61,7 +61,7 @@ def test_an_answer_after_a_long_text_is_that_of_whole_forwards(num_layers: int, 
     assert answer == by_whole_forwards(model, text.tolist() + question, 40)
 
 
-def test_following_an_answer_tells_whether_it_is_the_greedy_one() -> None:
+def test_following_an_answer_finds_whether_it_is_the_greedy_one() -> None:
     model = model_of(shape())
     text, question = tokens(5 * CHUNK), tokens(7, seed=1).tolist()
     reader = Reader(model, context=7 * CHUNK)
@@ -114,7 +114,7 @@ def test_a_text_that_the_budget_does_not_hold_is_refused_before_reading_with_the
         Reader(model, context=1_000_000, budget_bytes=100_000_000)
 
 
-def test_reading_stops_when_it_is_told_to() -> None:
+def test_reading_stops_when_it_is_asked_to() -> None:
     reader = Reader(model_of(shape()), context=100 * CHUNK)
     heard: list[int] = []
 

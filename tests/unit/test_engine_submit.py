@@ -94,7 +94,7 @@ def test_what_is_greedy_is_certain(model: Model, engine: Engine) -> None:
     assert [one.sampled_logprob for one in output.logprobs] == [0.0] * len(output.token_ids)
 
 
-def test_a_seed_of_the_request_stands_for_that_of_its_params(model: Model, engine: Engine) -> None:
+def test_a_seed_of_the_request_replaces_that_of_its_params(model: Model, engine: Engine) -> None:
     prompt, params = prompt_of(model, text("the cat")), SamplingParams(max_tokens=20, temperature=1.0, seed=1)
     one, other, same = (engine.submit(prompt, params, seed=seed).result()[0] for seed in (None, 2, 1))
     assert one.seed == 1 and one.token_ids == same.token_ids != other.token_ids

@@ -73,7 +73,7 @@ def test_ids_are_those_that_generation_config_ends_at(tmp_path: Path) -> None:
         {"rope_scaling": None, "rope_parameters": LLAMA_3 | {"partial_rotary_factor": 1.0}},
     ],
 )
-def test_a_rotation_that_is_said_twice_alike_counts(change: dict[str, Any], tmp_path: Path) -> None:
+def test_a_rotation_that_is_given_twice_alike_counts(change: dict[str, Any], tmp_path: Path) -> None:
     assert read(tmp_path, TEXT_ALONE | change).rope_scaling == preset("scout").rope_scaling
 
 

@@ -105,7 +105,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_file_that_lies_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
+def test_a_malformed_file_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
     content, reason = HOSTILE[case]
     path = tmp_path / "x.gguf"
     path.write_bytes(content)
@@ -129,7 +129,7 @@ def test_weights_that_are_not_numbers_are_named(tmp_path: Path) -> None:
         dict(read_gguf(path)[1])
 
 
-def test_no_file_is_told_so(tmp_path: Path) -> None:
+def test_no_file_is_reported(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere.gguf"):
         with pytest.raises(HerdError, match="is not a file"):
             read_gguf(path)

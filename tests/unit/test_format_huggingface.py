@@ -73,7 +73,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(copy: Path) -> None:
         herd.load(copy)
     content["weight_map"]["surplus"] = content["weight_map"].pop(norm)
     index.write_text(json.dumps(content))
-    with pytest.raises(HerdError, match=r"surplus is missing, though the index tells it; .*norm\.weight is not in"):
+    with pytest.raises(HerdError, match=r"surplus is missing, though it is in the index; .*norm\.weight is not in"):
         herd.load(copy)
     tensors["surplus"] = tensors.pop(norm)
     save_file(tensors, path)

@@ -17,12 +17,12 @@ from herd.model.quantize import (
     Packed,
     Scheme,
     dequantize,
-    kept,
     pack,
     quantize,
     quantize_model,
     round_activations,
     unpack,
+    why_kept,
 )
 from herd.model.transformer import Transformer
 
@@ -174,7 +174,7 @@ def test_every_matrix_is_packed_or_named_with_a_reason(scheme: Scheme) -> None:
     before = {name for name, parameter in model.named_parameters() if parameter.ndim >= 2}
     quantize_model(model, scheme, SHAPE)
     left = {name for name, parameter in model.named_parameters() if parameter.ndim >= 2}
-    assert {name for name in left if kept(name, scheme, SHAPE) is None} == set()
+    assert {name for name in left if why_kept(name, scheme, SHAPE) is None} == set()
     packed = sum(isinstance(part, Packed) for part in model.modules())
     assert packed == len(before - left) == SHAPE.num_layers * 6 + 1  # qkv, out, 2 shared, 2 of experts; unembedding
     # Every exception is one that this model has.
@@ -183,14 +183,14 @@ def test_every_matrix_is_packed_or_named_with_a_reason(scheme: Scheme) -> None:
 
 def test_fp8_takes_routed_experts_of_inner_layers_only() -> None:
     names = dict(Transformer(SHAPE).named_parameters())
-    taken = {name for name in names if names[name].ndim >= 2 and kept(name, Scheme(name="fp8"), SHAPE) is None}
+    taken = {name for name in names if names[name].ndim >= 2 and why_kept(name, Scheme(name="fp8"), SHAPE) is None}
     assert taken == {f"layers.{layer}.ffn.{kind}" for layer in (1, 2) for kind in ("gate_up_EDF", "down_EFD")}
 
 
 def test_the_head_can_be_kept() -> None:
     scheme = Scheme(name="int8", keep_head=True)
-    assert "vLLM" in (kept("unembedding.weight", scheme, SHAPE) or "")
-    assert kept("unembedding.weight", Scheme(name="int8"), SHAPE) is None
+    assert "vLLM" in (why_kept("unembedding.weight", scheme, SHAPE) or "")
+    assert why_kept("unembedding.weight", Scheme(name="int8"), SHAPE) is None
 
 
 @pytest.mark.parametrize(

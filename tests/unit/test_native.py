@@ -260,7 +260,9 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-def test_a_failing_compiler_leaves_the_twins_and_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_compiler_leaves_the_twins_and_gives_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiler = tmp_path / "c++"
     compiler.write_text("#!/bin/sh\n[ $1 = --version ] || { echo no room left >&2; exit 1; }\n")
     compiler.chmod(0o755)
@@ -273,8 +275,8 @@ def test_a_failing_compiler_leaves_the_twins_and_tells_why(tmp_path: Path, monke
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
-def test_the_kernels_can_be_switched_off_and_doctor_says_so() -> None:
-    code = "from herd.doctor import check_kernels as c; print(c().state, c().found, c().mend)"
+def test_the_kernels_can_be_switched_off_and_doctor_reports_it() -> None:
+    code = "from herd.doctor import check_kernels as c; print(c().state, c().found, c().fix)"
     environment = {"HERD_NATIVE": "0", "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
     shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert "note not in use: HERD_NATIVE=0" in shown.stdout

@@ -135,7 +135,7 @@ def test_the_bytes_are_those_of_a_model_in_that_precision(precision: Precision) 
     assert sum(tensor.nbytes for tensor in tensors) == weight_bytes(config, precision)
 
 
-def test_a_width_that_int4_cannot_group_is_told() -> None:
+def test_a_width_that_int4_cannot_group_is_reported() -> None:
     config = preset("tiny", vocab_size=300)
     figures = plan(config)["bytes"]
     assert isinstance(figures, dict) and figures["int4"] is None

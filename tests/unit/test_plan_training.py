@@ -111,7 +111,7 @@ def test_published_runs_are_met_and_the_page_shows_them_all() -> None:
     )
 
 
-def test_the_command_tells_layout_time_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_layout_time_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "scout", "--gpus", "256"]) == 0
     text = capsys.readouterr().out
     assert "bf16 on 256 h100: data" in text and "fp8 on 256 h100" in text and " days" in text
@@ -132,7 +132,7 @@ def test_the_command_tells_layout_time_and_memory(capsys: pytest.CaptureFixture[
         (["--gpus", "96", "--batch-tokens", "100000"], "are not shared evenly by 96 GPUs"),
     ],
 )
-def test_what_cannot_be_planned_is_said_in_one_line(
+def test_what_cannot_be_planned_is_reported_in_one_line(
     options: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", "maverick", *options]) == 1

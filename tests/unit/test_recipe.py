@@ -145,13 +145,13 @@ def test_a_count_may_be_written_short(tmp_path: Path):
         ("[train]\n[data]", r"\[train\] reads a text folder and no table above it writes one"),
     ],
 )
-def test_a_mistake_is_told_with_its_place_and_value(tmp_path: Path, text: str, told: str):
+def test_a_mistake_is_reported_with_its_place_and_value(tmp_path: Path, text: str, told: str):
     with pytest.raises(HerdError, match=told) as error:
         load_recipe(recipe(tmp_path, text), kinds())
     assert "\n" not in str(error.value)
 
 
-def test_a_field_that_must_be_said_is_missed():
+def test_a_field_without_a_default_is_missed():
     with pytest.raises(HerdError, match=r"\[needy\] lacks path"):
         make_config(Needy, {}, where="[needy]")
 
@@ -168,7 +168,7 @@ def test_recipes_are_found_by_name_and_by_path(tmp_path: Path):
 ALL = "[data]\n[train]\n[talk]\n"
 
 
-def test_what_stands_is_reused_and_what_changed_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_is_finished_is_reused_and_what_changed_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run(tmp_path, ALL, capsys) == {"data": "done", "train": "done", "talk": "done"}
     assert run(tmp_path, ALL, capsys) == {"data": "reused", "train": "reused", "talk": "reused"}
     # Another config in the middle, another file from it: the stages from there on.
@@ -423,7 +423,7 @@ def test_a_table_can_change_every_field_of_a_shape_but_what_the_tokenizer_says()
     assert set(get_args(PresetName)) == set(PRESETS)
 
 
-def test_a_stage_that_other_code_made_is_reused_and_said_to_be_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_stage_that_other_code_made_is_reused_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run(tmp_path, ALL, capsys)
     path = tmp_path / "run" / "train" / "herd.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"herd_version": "0.0.1", "commit": "abc"}))
@@ -464,7 +464,7 @@ run_recipe({"data": Node(kind=kind, config=Settings(), parents={})}, Path("run")
 """
 
 
-def test_a_killed_stage_goes_on_and_under_another_config_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_killed_stage_resumes_and_under_another_config_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     killed = subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path})
     assert killed.returncode == -signal.SIGKILL

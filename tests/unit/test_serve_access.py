@@ -95,7 +95,7 @@ def test_more_requests_than_may_wait_are_refused_with_429_and_a_time(server):
             streams[1].close()
 
 
-def test_only_json_is_taken_so_no_page_of_another_site_can_send_a_request_unasked(server):
+def test_only_json_is_accepted_so_no_page_of_another_site_can_send_a_request_unasked(server):
     body = b'{"model": "fake", "messages": [{"role": "user", "content": "a"}]}'
     status, answer = server.raw(body, Content_Type="text/plain")
     assert status == 400
@@ -136,7 +136,7 @@ def test_a_body_past_the_limit_is_refused(server, monkeypatch):
     assert "MiB" in json.loads(answer)["error"]["message"]
 
 
-def test_a_port_in_use_is_told_in_one_line(server):
+def test_a_port_in_use_is_reported_in_one_line(server):
     with pytest.raises(HerdError, match=f"cannot listen on 127.0.0.1 port {server.port} .*--port"):
         api.listen("127.0.0.1", server.port)
     with pytest.raises(HerdError, match="port 70000"):

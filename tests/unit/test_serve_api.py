@@ -94,7 +94,7 @@ def test_an_answer_of_the_client_can_be_sent_back(server):
     assert second.choices[0].message.content == "c"
 
 
-def test_an_answer_can_be_told_to_the_client_as_an_error_with_its_field(server):
+def test_an_answer_can_reach_the_client_as_an_error_with_its_field(server):
     with pytest.raises(openai.BadRequestError) as caught:
         server.ask("a", service_tier="priority")
     assert (caught.value.param, caught.value.code, caught.value.type) == (
@@ -143,7 +143,7 @@ def test_a_body_that_is_no_request_is_refused_in_openais_shape(server, body, say
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/v1/chat/completions", 405)])
-def test_a_wrong_address_is_told_in_openais_shape(server, method, path, status):
+def test_a_wrong_address_is_reported_in_openais_shape(server, method, path, status):
     got, answer = server.raw(b"", method=method, path=path)
     assert got == status
     assert path in json.loads(answer)["error"]["message"]

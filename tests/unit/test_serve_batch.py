@@ -256,7 +256,7 @@ def test_prompts_that_are_not_utf8_are_refused_with_file_and_line(model: Model, 
     assert run(model, prompts, out).failed == 0
 
 
-def test_nothing_to_do_is_told(model: Model, tmp_path: Path) -> None:
+def test_nothing_to_do_is_reported(model: Model, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
     with pytest.raises(HerdError, match="has no prompts"):
         run(model, tmp_path / "empty.jsonl", tmp_path / "out.jsonl")
@@ -269,7 +269,7 @@ def many(tmp_path: Path) -> list[str]:
     return [str(prompts), "--out", str(out), "--max-tokens", "30", "--temperature", "1", "--max-num-seqs", "4"]
 
 
-def test_a_killed_command_goes_on_without_repeating_or_losing_an_answer(tiny_folder: Path, many: list[str]) -> None:
+def test_a_killed_command_resumes_without_repeating_or_losing_an_answer(tiny_folder: Path, many: list[str]) -> None:
     command = [sys.executable, "-m", "herd", "generate", str(tiny_folder), *many]
     out = Path(many[2])
     killed = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

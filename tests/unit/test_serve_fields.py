@@ -125,7 +125,7 @@ SAMPLES = [
 ]
 
 
-def test_every_value_that_openais_types_allow_is_taken_or_refused_with_its_field():
+def test_every_value_that_openais_types_allow_is_accepted_or_refused_with_its_field():
     """A field that is taken with some value is no longer refused with another unless it is named here."""
     refused_fields: dict[str, set[str]] = {}
     for name, value in SAMPLES:
@@ -147,7 +147,7 @@ def test_every_value_that_openais_types_allow_is_taken_or_refused_with_its_field
 
 
 @pytest.mark.parametrize("kind", [name for name in OURS if name.endswith("MessageParam")])
-def test_every_message_that_openais_types_allow_is_taken_or_refused_with_its_field(kind):
+def test_every_message_that_openais_types_allow_is_accepted_or_refused_with_its_field(kind):
     refused_at = set()
     for value in samples(kinds_of_openai()[kind]):
         said = [value, {"role": "tool", "content": "x", "tool_call_id": "f"}] if value.get("tool_calls") else [value]

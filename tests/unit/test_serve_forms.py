@@ -13,7 +13,7 @@ from herd.data.calls import parse_answer
 from herd.engine.structure import Structure
 from herd.serve.forms import form_of
 from herd.serve.refusal import ApiError
-from herd.serve.schema import ChatRequest, checked
+from herd.serve.schema import ChatRequest, check_fields
 
 
 def tool(name: str, parameters: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
@@ -45,7 +45,7 @@ TOOLS = [tool("weather", WEATHER), tool("clock")]
 
 def form(**fields: Any) -> Structure | None:
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": TOOLS, **fields}
-    found = form_of(checked(ChatRequest.model_validate(body)))
+    found = form_of(check_fields(ChatRequest.model_validate(body)))
     return found and found[0]
 
 

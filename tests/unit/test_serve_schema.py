@@ -19,7 +19,7 @@ from herd.engine.sampler import SamplingParams
 from herd.serve import messages
 from herd.serve.messages import data_url, read_conversation
 from herd.serve.refusal import ApiError, validation_error
-from herd.serve.schema import FIELDS, ChatRequest, checked
+from herd.serve.schema import FIELDS, ChatRequest, check_fields
 
 PLAIN = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -39,7 +39,7 @@ def image(address: str, **more: str) -> dict[str, object]:
 
 
 def parse(**fields: object) -> ChatRequest:
-    return checked(ChatRequest.model_validate({**PLAIN, **fields}))
+    return check_fields(ChatRequest.model_validate({**PLAIN, **fields}))
 
 
 def refused(**fields: object) -> ApiError:
@@ -82,7 +82,7 @@ def sent_back(*calls: Call) -> str:
 
 
 @given(name=st.from_regex("[a-zA-Z0-9_.-]{1,64}", fullmatch=True), arguments=st.dictionaries(st.text(), st.text()))
-def test_a_call_that_we_gave_out_can_be_sent_back_and_is_told_as_it_was_made(name, arguments):
+def test_a_call_that_we_gave_out_can_be_sent_back_and_is_rendered_as_it_was_made(name, arguments):
     call = Call(name=name, arguments=arguments)
     assert parse_answer(sent_back(call), [name]).calls == (call,)
 
@@ -110,7 +110,7 @@ def test_a_call_that_was_cut_off_can_be_sent_back_too(arguments, data):
         ("[" * 100_000, f'[f(arguments="{"[" * 100_000}")]'),
     ],
 )
-def test_a_broken_call_of_the_past_is_told_as_well_as_it_can_be_read(arguments, told):
+def test_a_broken_call_of_the_past_is_rendered_as_well_as_it_can_be_read(arguments, told):
     message = calling(arguments)["messages"][0]
     [asked, _] = read_conversation(
         parse(messages=[message, {"role": "tool", "content": "x", "tool_call_id": "1"}])
@@ -253,7 +253,7 @@ def test_a_broken_request_is_refused_with_the_field_at_fault(fields, param):
         (url(png()[:45]), "not a readable picture"),
     ],
 )
-def test_only_a_readable_picture_in_a_data_url_is_taken(address, says):
+def test_only_a_readable_picture_in_a_data_url_is_accepted(address, says):
     error = refused(messages=user(image(address)))
     assert says in error.message
     assert error.param == "messages[0].content[0].image_url"
@@ -298,7 +298,7 @@ def test_text_and_several_pictures_keep_their_order():
         ),
     ],
 )
-def test_an_answer_is_taken_back_as_clients_send_it(sent, made):
+def test_an_answer_is_accepted_back_as_clients_send_it(sent, made):
     asked = read_conversation(parse(messages=[{"role": "assistant", **sent}, *PLAIN["messages"]])).messages
     assert asked[0] == {"role": "assistant", "content": made}
 
@@ -379,10 +379,10 @@ some_messages = st.lists(
 
 
 @given(st.dictionaries(fields, json_values, max_size=4), some_messages | st.just(PLAIN["messages"]))
-def test_any_json_is_taken_or_refused_in_one_line(body, said):
+def test_any_json_is_accepted_or_refused_in_one_line(body, said):
     body = {"messages": said} | body
     try:
-        read_conversation(checked(ChatRequest.model_validate({**PLAIN, **body})))
+        read_conversation(check_fields(ChatRequest.model_validate({**PLAIN, **body})))
     except ApiError as error:
         refusal = error
     except ValidationError as error:

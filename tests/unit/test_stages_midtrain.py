@@ -64,7 +64,7 @@ def test_a_batch_is_a_function_of_its_step(batches: LongBatches, tiny_data: Path
         assert torch.equal(again.batch(step).tokens_N, batches.batch(step).tokens_N)
 
 
-def test_a_quote_repeats_what_stands_before_it(batches: LongBatches) -> None:
+def test_a_quote_repeats_what_is_before_it(batches: LongBatches) -> None:
     rng = np.random.default_rng(0)
     filler, begin = batches.text.window(700, rng)
     ids, learnt = batches._quoting(filler.ids[begin : begin + 700], rng)
@@ -111,7 +111,7 @@ def test_a_data_folder_that_holds_no_text_out_is_refused_before_the_training(
         midtrain(CONFIG, tiny_folder, tiny_data, tmp_path / "out")
 
 
-def test_the_checkpoint_stays_until_all_is_told_of_a_folder(tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_checkpoint_stays_until_all_facts_of_a_folder_are_written(tiny_folder: Path, tmp_path: Path) -> None:
     def fails(_: Path) -> dict[str, Any]:
         raise HerdError("no")
 

@@ -119,7 +119,7 @@ def test_biases_come_back_from_a_checkpoint_to_the_bit_and_are_read_by_the_model
         assert torch.equal(ours.ffn.bias_E, theirs.ffn.bias_E)
 
 
-def test_without_a_rate_no_bias_is_set_and_the_load_is_told_all_the_same() -> None:
+def test_without_a_rate_no_bias_is_set_and_the_load_is_recorded_all_the_same() -> None:
     model = small_model()
     balancer = Balancer(model, 0.0, Documents(), read)
     assert balancer.after_step(0, stepper(model), updated=True) == {}

@@ -68,7 +68,7 @@ def test_the_newest_is_resumed_from_and_what_a_kill_tore_is_not(tmp_path: Path) 
     assert resume(tmp_path) == (10, 10)
 
 
-def test_training_goes_on_while_the_copy_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_continues_while_the_copy_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go, written = threading.Event(), checkpoint.write
 
     def slow(*args: object, **options: object) -> None:
@@ -116,7 +116,7 @@ def flip_a_bit(path: Path) -> None:
         (lambda path: os.truncate(path / "__0_0.distcp", 100), "__0_0.distcp is not what was written"),
     ],
 )
-def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: object, told: str
 ) -> None:
     root = save(tmp_path, 3, 10)
@@ -130,7 +130,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(
     assert names(save(tmp_path, 10, 11)) == {"step-10", "step-11"}  # what was set aside is gone
 
 
-def test_where_no_checkpoint_is_whole_the_stage_does_not_begin_anew_by_itself(tmp_path: Path) -> None:
+def test_where_no_checkpoint_is_whole_the_stage_does_not_start_over_by_itself(tmp_path: Path) -> None:
     root = save(tmp_path, 3)
     flip_a_bit(root / "step-3" / "__0_0.distcp")
     for _ in range(2):

@@ -108,7 +108,7 @@ def test_the_bar_ends_with_the_median_rate_of_the_run(
     run(tmp_path / "whole", RandomBatches(5), slow_at_the_end)
     speeds = [line["tokens_per_s"] for line in read_metrics(tmp_path / "whole.partial" / "metrics.jsonl")]
     assert speeds[-1] == min(speeds)
-    assert f", {median(speeds):,.0f} tokens/s" in capsys.readouterr().err
+    assert f" {median(speeds):,.0f} tokens/s" in capsys.readouterr().err
 
 
 def test_the_rate_counts_the_time_that_a_batch_was_waited_for(tmp_path: Path) -> None:
@@ -217,8 +217,10 @@ class Vanishing(RandomBatches):
 
 
 def test_a_vanished_shard_is_named_and_nothing_before_it_is_lost(tmp_path: Path) -> None:
-    told = r"step 3 cannot read shards/7.parquet \(No such file or directory\): bring it back, then say the same again"
-    with pytest.raises(HerdError, match=told):
+    message = (
+        r"step 3 cannot read shards/7.parquet \(No such file or directory\): restore it, then re-run the same command"
+    )
+    with pytest.raises(HerdError, match=message):
         run(tmp_path / "torn", Vanishing(5, at=3))
     assert newest(tmp_path / "torn.partial" / "state") == tmp_path / "torn.partial" / "state" / "step-3"
     assert same_weights(run(tmp_path / "torn", RandomBatches(5)), run(tmp_path / "whole", RandomBatches(5)))
@@ -232,7 +234,9 @@ def test_sigterm_finishes_the_step_saves_and_stops(tmp_path: Path) -> None:
         return language_loss(0.01)(model, batch)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped, match=r"the 3 steps of 5 before are saved: the same command goes on") as stopped:
+    with pytest.raises(
+        Stopped, match=r"the 3 steps of 5 before are saved: re-run the same command to resume"
+    ) as stopped:
         run(tmp_path / "torn", RandomBatches(5), asked)
     assert stopped.value.exit_code == 75
     assert signal.getsignal(signal.SIGTERM) == before

@@ -34,7 +34,7 @@ def test_a_falling_loss_has_no_outliers(seed: int) -> None:
     assert [spikes.judge(*falling(step, rng)) for step in range(600)] == [None] * 600
 
 
-def test_spikes_are_told_however_many_came_before_and_are_not_learnt_from() -> None:
+def test_spikes_are_found_however_many_came_before_and_are_not_learnt_from() -> None:
     spikes, rng = LossSpikes(LossSpikesConfig()), np.random.default_rng(0)
     for step in range(400):
         loss, norm = falling(step, rng)
@@ -154,7 +154,7 @@ def test_a_picture_with_a_pixel_that_is_not_a_number_changes_no_weight(
         assert torch.equal(one, other), name
 
 
-def test_outliers_in_a_row_stop_the_run_and_the_same_again_goes_on_after_them(tmp_path: Path) -> None:
+def test_outliers_in_a_row_stop_the_run_and_the_same_command_resumes_after_them(tmp_path: Path) -> None:
     batches = Pictures((2, 3, 4), 7)
     told = r"3 steps in a row were outliers, the last as its loss is nan: look .* the 5 steps of 7 before are saved"
     with pytest.raises(HerdError, match=told):

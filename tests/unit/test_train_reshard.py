@@ -73,7 +73,7 @@ def rank(index: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_one_rank_goes_on_from_two_and_two_from_one(tmp_path: Path) -> None:
+def test_one_rank_resumes_from_two_and_two_from_one(tmp_path: Path) -> None:
     with checkpoints(tmp_path, Part(1.0, split=False)) as ours:
         ours.save(3)
     mp.spawn(rank, args=(tmp_path,), nprocs=2)

@@ -127,9 +127,9 @@ def steps(folder: str = "out") -> list[int]:
     return [line["step"] for line in read_metrics(Path(folder) / "metrics.jsonl")]
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(pretrain: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_saves_and_the_same_command_resumes(pretrain: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert pretrain(stop_at=2) == 130
-    told = "herd: stopped as asked, the 3 steps of 6 before are saved: the same command goes on from there"
+    told = "herd: stopped as asked, the 3 steps of 6 before are saved: re-run the same command to resume"
     assert errors(capsys) == told
     assert saved() == ["step-3"]
     assert not Path("out.log").exists()  # to stop is no error
@@ -141,13 +141,13 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(pretrain: Command, capsys: py
     assert "changes" not in lineage()
 
 
-def test_a_second_ctrl_c_leaves_at_once_and_says_what_is_kept(
+def test_a_second_ctrl_c_leaves_at_once_and_prints_what_is_kept(
     pretrain: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("herd.core.signals.ECHO_S", -1.0)
     for kept, told in (
-        (0, "nothing was saved yet: the same command begins anew"),
-        (3, "the first 3 steps are saved in out.partial: the same command goes on from there"),
+        (0, "nothing was saved yet: the same command starts over"),
+        (3, "the first 3 steps are saved in out.partial: re-run the same command to resume"),
     ):
         if kept:
             assert pretrain(stop_at=kept - 1) == 130
@@ -157,7 +157,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_says_what_is_kept(
     assert saved() == ["step-3"]
 
 
-def test_a_changed_setting_is_refused_by_name_and_goes_on_where_asked(
+def test_a_changed_setting_is_refused_by_name_and_resumes_where_asked(
     pretrain: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert pretrain(stop_at=2) == 130
@@ -166,7 +166,7 @@ def test_a_changed_setting_is_refused_by_name_and_goes_on_where_asked(
     assert pretrain(changed) == 1
     said = errors(capsys)
     assert "optimizer.matrix_lr 0.02 → 0.005, num_tokens 600 → 800. " in said
-    assert "--resume-with-changes to go on from step 3" in said and "--restart" in said
+    assert "--resume-with-changes to resume from step 3" in said and "--restart" in said
     assert saved() == ["step-3"]
     assert not Path("out.log").exists()
     assert pretrain(f"{changed} --resume-with-changes", stop_at=4) == 130
@@ -187,7 +187,7 @@ def test_a_changed_setting_is_refused_by_name_and_goes_on_where_asked(
     assert sorted(path.name for path in Path("out").glob(".*")) == []
 
 
-def test_settings_that_change_nothing_of_what_is_learnt_just_go_on(pretrain: Command) -> None:
+def test_settings_that_do_not_change_the_result_just_resume(pretrain: Command) -> None:
     assert pretrain(stop_at=2) == 130
     before = read_metrics(Path("out.partial/metrics.jsonl"))
     assert pretrain("--checkpoint.keep 3 --checkpoint.every-s 5 --recompute --micro-batches 2") == 0
@@ -231,7 +231,7 @@ def test_other_data_is_refused_and_another_model_always(pretrain: Command, capsy
         ("--optimizer.moments 8bit", "does not fit what is trained now"),
     ],
 )
-def test_what_cannot_be_gone_on_with_is_refused_and_the_old_settings_still_go_on(
+def test_what_cannot_be_resumed_is_refused_and_the_old_settings_still_resume(
     pretrain: Command, capsys: pytest.CaptureFixture[str], change: str, told: str
 ) -> None:
     assert pretrain(stop_at=2) == 130
@@ -243,7 +243,7 @@ def test_what_cannot_be_gone_on_with_is_refused_and_the_old_settings_still_go_on
     assert saved()[0] == "step-5"
 
 
-def test_a_mistake_before_the_first_checkpoint_is_mended_by_another_setting(
+def test_a_mistake_before_the_first_checkpoint_is_fixed_by_another_setting(
     pretrain: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert pretrain("--batch-tokens 900") == 1
@@ -255,7 +255,7 @@ def test_work_that_does_not_say_what_it_is_stays(pretrain: Command, capsys: pyte
     Path("out.partial").mkdir()
     Path("out.partial/notes.txt").write_text("a user's")
     assert pretrain() == 1
-    assert "out.partial does not say what it was begun for" in errors(capsys)
+    assert "out.partial does not record its settings" in errors(capsys)
     assert pretrain("--restart", stop_at=0) == 130
     assert Path("out.1.partial/notes.txt").read_text() == "a user's"
 

@@ -241,8 +241,8 @@ def _scaling(part: Mapping[str, Any], where: str) -> RopeScaling | None:
     if names == {"default"}:
         return None
     if names != {"llama3"}:
-        told = " and ".join(sorted(map(repr, names)))
-        raise HerdError(f"{where}: RoPE scaling of type {told} has no place in the Llama 4 layout, only 'llama3' has")
+        kinds = " and ".join(sorted(map(repr, names)))
+        raise HerdError(f"{where}: RoPE scaling of type {kinds} has no place in the Llama 4 layout, only 'llama3' has")
 
     def number(name: str, kind: Any) -> Any:
         if part.get(name) is None:

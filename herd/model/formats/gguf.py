@@ -136,7 +136,7 @@ class Header:
         if not isinstance(align, int) or align <= 0:
             raise HerdError(f"{self.path}: general.alignment={align} is not a number of bytes")
         start = (self.file.tell() + align - 1) // align * align
-        return metadata, [self.placed(start, *entry) for entry in entries]
+        return metadata, [self.entry_at(start, *entry) for entry in entries]
 
     def room(self, num_bytes: int, what: str) -> None:
         """Refuse what needs more bytes than are left."""
@@ -174,8 +174,8 @@ class Header:
         shape = tuple(self.scalar("Q") for _ in range(dims))[::-1]
         return name, shape, self.scalar("I"), self.scalar("Q")
 
-    def placed(self, start: int, name: str, shape: tuple[int, ...], kind: int, offset: int) -> Entry:
-        per_block, block_bytes = (1, PLAIN_BYTES[kind]) if kind in PLAIN_BYTES else quantised(kind, name, self.path)
+    def entry_at(self, start: int, name: str, shape: tuple[int, ...], kind: int, offset: int) -> Entry:
+        per_block, block_bytes = (1, PLAIN_BYTES[kind]) if kind in PLAIN_BYTES else block_size(kind, name, self.path)
         if shape and shape[-1] % per_block:
             raise HerdError(
                 f"{self.path}: rows of {name} have {shape[-1]} weights, no multiple of a block's {per_block}"
@@ -186,7 +186,7 @@ class Header:
         return Entry(path=self.path, name=name, shape=shape, kind=kind, start=start + offset, num_bytes=num_bytes)
 
 
-def quantised(kind: int, name: str, path: Path) -> tuple[int, int]:
+def block_size(kind: int, name: str, path: Path) -> tuple[int, int]:
     """Weights in a block of a quantised type, and its bytes."""
     if kind in SIMPLE_BYTES:
         return 32, SIMPLE_BYTES[kind]

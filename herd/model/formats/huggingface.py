@@ -185,7 +185,7 @@ def open_folder(folder: Path) -> Weights:
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """All tensors of a folder's safetensors files by name: of those that the index tells, or of the only one."""
+    """All tensors of a folder's safetensors files by name: of those in the index, or of the only one."""
     index = folder / "model.safetensors.index.json"
     if not index.exists() and (folder / "model.safetensors").exists():
         return open_safetensors(folder / "model.safetensors")
@@ -196,9 +196,9 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for file in sorted(set(weight_map.values())):
         held = open_safetensors(folder / file)
-        told = {name for name, where in weight_map.items() if where == file}
-        problems = [f"{name} is missing, though the index tells it" for name in sorted(told - held.keys())]
-        refuse(folder / file, problems + [f"{name} is not in the index" for name in sorted(held.keys() - told)])
+        listed = {name for name, where in weight_map.items() if where == file}
+        problems = [f"{name} is missing, though it is in the index" for name in sorted(listed - held.keys())]
+        refuse(folder / file, problems + [f"{name} is not in the index" for name in sorted(held.keys() - listed)])
         found |= held
     return found
 

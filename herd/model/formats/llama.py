@@ -24,7 +24,7 @@ from herd.model.formats.config_json import read_rope
 from herd.model.formats.floats import FLOATS
 from herd.model.formats.gguf import uniform
 from herd.model.formats.rope_factors import linear_divisor, scaling_of
-from herd.model.formats.weights import plain_names, renamed
+from herd.model.formats.weights import plain_names, rename_hints
 
 LAYER_PARTS = (
     *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
@@ -122,7 +122,7 @@ def shapes(config: ModelConfig, *, tied: bool) -> dict[str, tuple[int, ...]]:
 def check(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], *, where: str) -> None:
     """Raises HerdError that names tensors which are missing, have another shape, or have no place."""
     missing, extra = ([name for name in one if name not in other] for one, other in ((wanted, found), (found, wanted)))
-    problems = renamed(missing, extra) + [f"{name} is missing" for name in missing]
+    problems = rename_hints(missing, extra) + [f"{name} is missing" for name in missing]
     problems += [
         f"{name} has shape {found[name]} and not {shape}"
         for name, shape in wanted.items()

@@ -63,7 +63,7 @@ def form_of(weights: Weights) -> Form:
     config = weights.config
     turns = [not config.is_global(layer) for layer in range(config.num_layers)]
     if all(turns) and not config.qk_norm and is_dense(weights):
-        return limited("llama", config, {"attention_chunk_size": config.chunk_size})
+        return limit_context("llama", config, {"attention_chunk_size": config.chunk_size})
     fixed = [(layer + 1) % NOPE_EVERY != 0 for layer in range(config.num_layers)]
     experts = config.moe.num_experts
     if turns != fixed:
@@ -79,10 +79,10 @@ def form_of(weights: Weights) -> Form:
     if not all(turns) and own != (TEMPERATURE_FLOOR, TEMPERATURE_SCALE):
         # The first position that is scaled is the floor - 1.
         limits["temperature_floor"] = min(own[0] if own else TEMPERATURE_FLOOR, TEMPERATURE_FLOOR) - 1
-    return limited("llama4", config, limits)
+    return limit_context("llama4", config, limits)
 
 
-def limited(architecture: str, config: ModelConfig, limits: dict[str, int]) -> Form:
+def limit_context(architecture: str, config: ModelConfig, limits: dict[str, int]) -> Form:
     """The form whose context is the least of the limits."""
     name, context = min(limits.items(), key=lambda item: item[1], default=("", config.max_positions))
     if context >= config.max_positions:
@@ -91,9 +91,9 @@ def limited(architecture: str, config: ModelConfig, limits: dict[str, int]) -> F
     return Form(architecture=architecture, context=context, reason=reason)
 
 
-def refuse_form(told: str, only: object) -> None:
+def refuse_form(what: str, only: object) -> None:
     raise HerdError(
-        f"{told} has no form in GGUF: llama.cpp has {only} in its code and would compute another model; "
+        f"{what} has no form in GGUF: llama.cpp has {only} in its code and would compute another model; "
         "keep the folder, which transformers opens as it is"
     )
 

@@ -81,23 +81,23 @@ class LlamaCppFile:
         except (KeyError, TypeError, ZeroDivisionError) as error:
             raise HerdError(f"{self.path} is not a complete Llama 4: {error!r}") from None
 
-    def told(self, key: str) -> Any:
+    def value(self, key: str) -> Any:
         """A value of the architecture; None where the file has none."""
         return uniform(self.metadata, f"llama4.{key}", where=str(self.path))
 
-    def needed(self, key: str) -> Any:
-        if (value := self.told(key)) is None:
+    def require(self, key: str) -> Any:
+        if (value := self.value(key)) is None:
             raise KeyError(f"llama4.{key}")
         return value
 
     def read_config(self) -> ModelConfig:
         heads, dim, experts = (
-            self.needed("attention.head_count"),
-            self.needed("embedding_length"),
-            self.needed("expert_count"),
+            self.require("attention.head_count"),
+            self.require("embedding_length"),
+            self.require("expert_count"),
         )
-        head_dim = self.told("attention.key_length") or dim // heads
-        theta = self.told("rope.freq_base") or 10_000.0
+        head_dim = self.value("attention.key_length") or dim // heads
+        theta = self.value("rope.freq_base") or 10_000.0
         for key, only in {
             "attention.value_length": head_dim,
             "rope.dimension_count": head_dim,
@@ -107,31 +107,31 @@ class LlamaCppFile:
             "expert_weights_scale": 1.0,
             "expert_gating_func": 2,  # sigmoid
         }.items():
-            value = self.told(key)
+            value = self.value(key)
             if value and abs(value - only) > 1e-6 * only:
                 raise HerdError(f"{self.path}: llama4.{key}={value} is not supported, only {only:g}")
-        if self.told("attention.sliding_window") == 0:
+        if self.value("attention.sliding_window") == 0:
             raise HerdError(f"{self.path}: llama4.attention.sliding_window=0 (no chunks) is not supported")
         config = ModelConfig(
             vocab_size=self.entries["token_embd.weight"].shape[0],
             special=self.vocabulary[1],
             dim=dim,
-            num_layers=self.needed("block_count"),
+            num_layers=self.require("block_count"),
             num_heads=heads,
-            num_kv_heads=self.told("attention.head_count_kv") or heads,
+            num_kv_heads=self.value("attention.head_count_kv") or heads,
             head_dim=head_dim,
-            dense_ffn_dim=self.needed("feed_forward_length"),
+            dense_ffn_dim=self.require("feed_forward_length"),
             moe=MoEConfig(
                 num_experts=experts,
-                ffn_dim=self.needed("expert_feed_forward_length"),
-                top_k=self.needed("expert_used_count"),
-                every=self.needed("interleave_moe_layer_step"),
+                ffn_dim=self.require("expert_feed_forward_length"),
+                top_k=self.require("expert_used_count"),
+                every=self.require("interleave_moe_layer_step"),
             ),
             vision=None,
             qk_norm=experts != 128,
             rope_theta=theta,
-            norm_eps=self.needed("attention.layer_norm_rms_epsilon"),
-            max_positions=self.needed("context_length"),
+            norm_eps=self.require("attention.layer_norm_rms_epsilon"),
+            max_positions=self.require("context_length"),
         )
         divisors = torch.full((head_dim // 2,), linear_divisor(self.metadata, "llama4", where=str(self.path)))
         if FACTORS in self.entries:
@@ -179,7 +179,7 @@ class LlamaCppFile:
         wanted = {place for places in table.values() for place in places}
         problems = wrong_names(self.entries.keys() - {FACTORS}, wanted)
         for name, places in table.items() if not problems else ():
-            if (held := stacked([self.entries[place] for place in places])) != (shape := as_rows(shapes[name])):
+            if (held := stacked_shape([self.entries[place] for place in places])) != (shape := as_rows(shapes[name])):
                 problems.append(f"{' + '.join(places)} has shape {held}, the header asks for {shape}")
         refuse(self.path, problems)
 
@@ -199,7 +199,7 @@ def as_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0], shape[2], shape[1]) if len(shape) == 3 else shape
 
 
-def stacked(parts: list[Entry]) -> tuple[int, ...]:
+def stacked_shape(parts: list[Entry]) -> tuple[int, ...]:
     """The shape of tensors whose rows lie one below the other; of experts, for each."""
     first = parts[0].shape
     axis = len(first) - 2 if len(first) > 1 else 0

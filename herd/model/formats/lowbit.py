@@ -34,7 +34,7 @@ from herd.model.formats import huggingface
 from herd.model.formats.config_json import config_from_json, is_tied
 from herd.model.formats.stored import CHECKED, Stored
 from herd.model.formats.weights import Weights, refuse, skeleton, wrong_names
-from herd.model.quantize import GROUPS, Packed, Scheme, kept, replace, unpack
+from herd.model.quantize import GROUPS, Packed, Scheme, replace, unpack, why_kept
 from herd.model.transformer import Transformer
 
 METHODS = {
@@ -66,14 +66,14 @@ def check_method(folder: Path) -> None:
     """Refuse kinds of quantisation that are not read, by name."""
     path = folder / "config.json"
     raw = read_json(path)
-    told: dict[str, Any] = raw.get("quantization_config") or {}
-    if "quant_method" not in told and raw.get("quantization"):
-        told = {"quant_method": "mlx"}
-    elif not told:  # NVIDIA's first exports say it in a file of its own
+    given: dict[str, Any] = raw.get("quantization_config") or {}
+    if "quant_method" not in given and raw.get("quantization"):
+        given = {"quant_method": "mlx"}
+    elif not given:  # NVIDIA's first exports say it in a file of its own
         quantization = read_json(folder / "hf_quant_config.json").get("quantization", {})
-        told = {"quant_method": "modelopt", "quant_algo": quantization.get("quant_algo")}
-    method = str(told.get("quant_method"))
-    form = told.get("quant_algo") if method == "modelopt" else told.get("format")
+        given = {"quant_method": "modelopt", "quant_algo": quantization.get("quant_algo")}
+    method = str(given.get("quant_method"))
+    form = given.get("quant_algo") if method == "modelopt" else given.get("format")
     if method not in METHODS or (METHODS[method] and form not in METHODS[method]):
         name = f"{method} {form}" if form else method
         known = ", ".join(f"{one} ({', '.join(forms)})" if forms else one for one, forms in METHODS.items())
@@ -120,14 +120,14 @@ class Matrix:
         if self.scale is None:
             return codes
         if self.kind == "packed":
-            codes = unpacked(codes, width)
+            codes = unpack_words(codes, width)
         rows, columns = codes.shape
         scale = self.read_scale(rows)
         scale = scale.repeat_interleave(-(-rows // scale.shape[0]), 0)[:rows]
         return codes.float() * scale.repeat_interleave(-(-columns // scale.shape[1]), 1)[:, :columns]
 
 
-def unpacked(words: Tensor, width: int) -> Tensor:
+def unpack_words(words: Tensor, width: int) -> Tensor:
     """Codes [N, width] of `pack-quantized` int32 words: 4 or 8 bits each, half their range added."""
     as_bytes = words.contiguous().view(torch.uint8)
     if as_bytes.shape[1] == width:
@@ -261,7 +261,7 @@ class Folder:
                     return None
             [kind] = kinds
             scheme = Scheme(name=kind, everywhere=kind == "fp8")
-        return None if kept(name, scheme, self.config) else scheme
+        return None if why_kept(name, scheme, self.config) else scheme
 
     def packed(self, name: str, scheme: Scheme) -> Packed:
         """A parameter as codes and scales."""

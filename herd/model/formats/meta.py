@@ -208,8 +208,8 @@ def open_folder(folder: Path) -> Weights:
     paths = sorted(folder.glob("consolidated.*.pth"))
     names = [f"consolidated.{rank:02d}.pth" for rank in range(len(paths))]
     if not paths or [path.name for path in paths] != names:
-        told = ", ".join(path.name for path in paths) or "none"
-        raise HerdError(f"{folder} has not all of consolidated.00.pth, .01, … ({told}): copy the folder again, whole")
+        there = ", ".join(path.name for path in paths) or "none"
+        raise HerdError(f"{folder} has not all of consolidated.00.pth, .01, … ({there}): copy the folder again, whole")
     check_ranks(config, len(paths))
     table, shapes = rules(config), dict(skeleton(config).named_parameters())
     ranks: list[dict[str, Stored]] = []

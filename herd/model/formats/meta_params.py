@@ -45,7 +45,7 @@ def factors_of(config: ModelConfig) -> dict[str, Any]:
         if hidden_widths(config.dim, factors) == wanted:
             return factors
     raise HerdError(
-        f"dense_ffn_dim={wanted[0]} and moe.ffn_dim={wanted[1]} cannot be told by the factors of params.json: "
+        f"dense_ffn_dim={wanted[0]} and moe.ffn_dim={wanted[1]} cannot be expressed by the factors of params.json: "
         "give widths with a larger common divisor"
     )
 

@@ -29,19 +29,19 @@ def linear(factor: float) -> RopeScaling:
 def linear_divisor(metadata: Mapping[str, Any], architecture: str, *, where: str) -> float:
     """By what a GGUF divides all frequencies alike; 1 for none. Other kinds of scaling are refused."""
 
-    def told(key: str) -> Any:
+    def value(key: str) -> Any:
         return metadata.get(f"{architecture}.rope.{key}")
 
-    kind = told("scaling.type") or "linear"  # llama.cpp's default
+    kind = value("scaling.type") or "linear"  # llama.cpp's default
     if kind not in {"none", "linear"}:
         raise HerdError(
             f"{where}: RoPE scaling of type {kind!r} has no place in the Llama 4 layout, only 'linear' and Llama 3's"
         )
-    if (told("scaling.attn_factor") or 1.0) != 1.0:
+    if (value("scaling.attn_factor") or 1.0) != 1.0:
         raise HerdError(
-            f"{where}: {architecture}.rope.scaling.attn_factor={told('scaling.attn_factor')} is not supported"
+            f"{where}: {architecture}.rope.scaling.attn_factor={value('scaling.attn_factor')} is not supported"
         )
-    factor = told("scaling.factor") or told("scale_linear") or 1.0
+    factor = value("scaling.factor") or value("scale_linear") or 1.0
     return 1.0 if kind == "none" else float(factor)
 
 

@@ -1,4 +1,4 @@
-"""A model in whatever format it comes: the one place that tells formats apart, and the one way to open any of them.
+"""A model in whatever format it comes: the one place that detects formats, and the one way to open any of them.
 
     a folder with config.json      Hugging Face's layout, its weights as floats or in low bits
     a folder with params.json      Meta's
@@ -69,8 +69,8 @@ class Source:
         if self.kind == LOW_BIT:
             return lowbit.load(self.path, dtype=dtype, device=device)
         if self.kind == GGUF and (kinds := self.file.quantized):
-            told = str(dtype or self.file.dtype).removeprefix("torch.")
-            print(f"{self.path.name}: weights of {kinds} are opened as {told}", file=sys.stderr, flush=True)
+            name = str(dtype or self.file.dtype).removeprefix("torch.")
+            print(f"{self.path.name}: weights of {kinds} are opened as {name}", file=sys.stderr, flush=True)
         return assemble(self.weights(dtype), dtype=dtype, device=device)
 
 
@@ -79,8 +79,8 @@ def find_source(path: Path) -> Source:
     if path.is_file():
         if path.suffix == ".gguf":
             return Source(path, GGUF)
-        told = next((kind for pattern, kind in OTHERS.items() if path.match(pattern)), "a file of an unknown kind")
-        raise HerdError(f"{path} is {told}; a model is a folder, or a .gguf file")
+        kind = next((kind for pattern, kind in OTHERS.items() if path.match(pattern)), "a file of an unknown kind")
+        raise HerdError(f"{path} is {kind}; a model is a folder, or a .gguf file")
     if not path.is_dir():
         raise HerdError(f"{path} is not a folder: give the folder of a model, such as runs/tiny/sft, or a .gguf file")
     marks = [name for name in ("config.json", "params.json") if (path / name).exists()]

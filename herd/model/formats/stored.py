@@ -117,11 +117,11 @@ def open_safetensors(path: Path) -> dict[str, Stored]:
         raw = file.read(length)
     found = {}
     try:
-        for name, told in json.loads(raw).items():
+        for name, entry in json.loads(raw).items():
             if name == "__metadata__":
                 continue
-            begin, end = map(int, told["data_offsets"])
-            dtype, shape = SAFETENSORS_TYPES[told["dtype"]], tuple(map(int, told["shape"]))
+            begin, end = map(int, entry["data_offsets"])
+            dtype, shape = SAFETENSORS_TYPES[entry["dtype"]], tuple(map(int, entry["shape"]))
             stored = inside(Stored(path=path, name=name, dtype=dtype, shape=shape, start=8 + length + begin), size)
             if begin < 0 or end - begin != stored.num_bytes:
                 raise ValueError(f"{name} {list(shape)} does not fill bytes {begin} to {end}")

@@ -77,8 +77,8 @@ def common_dtype(kinds: Iterable[torch.dtype], raw: Mapping[str, Any], embedding
     if len(set(kinds)) == 1:
         return embedding
     places = [raw, *(part for part in (raw.get("text_config"),) if isinstance(part, Mapping))]
-    told = [part.get(key) for part in places for key in ("dtype", "torch_dtype")]
-    return next((kind for name in told for kind in CHECKED if str(kind) == f"torch.{name}"), embedding)
+    names = [part.get(key) for part in places for key in ("dtype", "torch_dtype")]
+    return next((kind for name in names for kind in CHECKED if str(kind) == f"torch.{name}"), embedding)
 
 
 def cast(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
@@ -106,13 +106,13 @@ def wrong_names(found: Iterable[str], wanted: Iterable[str]) -> list[str]:
     found, wanted = set(found), set(wanted)
     missing, extra = sorted(wanted - found), sorted(found - wanted)
     return [
-        *renamed(missing, extra),
+        *rename_hints(missing, extra),
         *(f"{name} is missing" for name in missing),
         *(f"{name} is not a tensor of this model" for name in extra),
     ]
 
 
-def renamed(missing: Sequence[str], extra: Sequence[str]) -> list[str]:
+def rename_hints(missing: Sequence[str], extra: Sequence[str]) -> list[str]:
     """One line about the name that has no place and ends most like one that is missing; none where none is alike."""
 
     def alike(one: str, other: str) -> int:
