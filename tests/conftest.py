@@ -26,6 +26,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest_plugins = ["model_folder", "released"]  # the fixtures `tiny_folder`, `reference`, …
 
 
+@pytest.fixture
+def one_thread():
+    """For thousands of products too small to share: on a busy machine two threads wait for each other most of the
+    time."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def server():
     """A server in front of a model without weights, see serve_world."""

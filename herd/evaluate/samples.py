@@ -16,6 +16,7 @@ from herd.evaluate.naming import Asked
 from herd.evaluate.questions import Asker, Done, shows, text_of
 from herd.evaluate.run_folder import StageFolder
 
+BASE_STAGES = ("pretrain", "midtrain")  # whose models are not asked to chat
 PROMPT_BYTES = 160
 PICTURE_SIDE = 160  # pixels of a picture in the report
 SAMPLING = {"temperature": 0.7, "top_p": 0.95}
@@ -119,7 +120,7 @@ def stage_samples(stages: Sequence[StageFolder]) -> dict[str, Any]:
         asker = Asker(AnswerPipeline(model, engine), {}, {})
         texts = continuations(asker, data.heldout_texts, max_tokens=SAMPLE_TOKENS, seed=0, done=lambda _: None)
         words = [chat for chat in data.chats if not shows(chat.messages)]
-        chats = select_chats(words, each=1) if found[-1].lineage["stage"] == "sft" else []
+        chats = select_chats(words, each=1) if found[-1].lineage["stage"] not in BASE_STAGES else []
         answers = chat_samples(asker, chats, max_tokens=SAMPLE_TOKENS, done=lambda _: None)
     finally:
         engine.close()

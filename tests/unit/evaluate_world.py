@@ -187,4 +187,5 @@ def log_likelihoods(model: Model, items: list[tuple[Prompt, list[int]]]) -> list
 
 def token_losses(model: Model, documents: list[list[int]], *, context: int) -> list[np.ndarray]:
     """One bit for each byte."""
+    assert context <= model.config.max_positions
     return [np.full(len(document), math.log(2)) for document in documents]

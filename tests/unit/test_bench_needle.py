@@ -19,6 +19,8 @@ from herd.model.formats import huggingface
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture
 def folder(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -26,9 +28,10 @@ def folder(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     out.mkdir()
     tokenizer = Tokenizer.load(tiny_data / "tokenizer")
     config = preset("tiny-long", vocab_size=tokenizer.vocab_size, special=tokenizer.ids)
-    model = Transformer(replace(config, dim=32, moe=MoEConfig(num_experts=2, ffn_dim=32), chunk_size=128))
+    narrow = replace(config, dim=32, num_heads=2, num_kv_heads=1, head_dim=16, moe=MoEConfig(num_experts=2, ffn_dim=32))
+    model = Transformer(replace(narrow, chunk_size=128))
     initialise(model, torch.Generator().manual_seed(0))
-    huggingface.save(model.to(torch.bfloat16), out)
+    huggingface.save(model, out, dtype=torch.float32)
     tokenizer.save(out)
     write_json(out / "herd.json", {"stage": "random", "hash": "0"})
     text = "The cat sat on the mat. A dog came in and sat beside it.\n" * 400

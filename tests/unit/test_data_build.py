@@ -234,6 +234,8 @@ def test_the_card_lists_sources_counts_and_what_is_left_out(data: Path) -> None:
     status = {source["name"]: source["status"] for source in card["sources"]}
     assert status["udhr"] == "used" and status["reasoning-gym"] == "missing"
     assert any(line.startswith("reasoning-gym: not in this world") for line in card["left_out"])
+    splits = {row["split"] for row in parquet.read_table(data / "pictures.parquet", columns=["split"]).to_pylist()}
+    assert card["picture_splits"].keys() == splits - {"train"}  # what each is, for reports
     for language in ("en", "ja"):
         own = [row for row in rows(data, "text") if row["language"] == language]
         for split in ("train", "heldout"):

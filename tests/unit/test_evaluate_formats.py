@@ -19,6 +19,8 @@ from herd.model.formats import huggingface
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FEW = EvaluateConfig(
     heldout_bytes=200, pictures=2, closed_pictures=1, candidates=2, languages=("en",), kinds=("capital", "flag"),
     chats=2, answer_tokens=2, sample_tokens=2,

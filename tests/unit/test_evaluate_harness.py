@@ -235,6 +235,11 @@ def test_languages_and_splits_are_those_of_the_data_folder(folders: dict[str, An
     assert results["left_out"] == {}
 
 
+def test_a_model_of_few_positions_reads_held_out_text_within_them(folders: dict[str, Any]) -> None:
+    folders["model"].config.max_positions = 64
+    assert run(folders)["bits_per_byte"]["all"]["model"] == pytest.approx(1)
+
+
 def test_without_training_text_the_baselines_that_need_it_are_left_out(folders: dict[str, Any]) -> None:
     path = folders["data"] / "text.parquet"
     rows = [row for row in parquet.read_table(path).to_pylist() if row["split"] == "heldout"]

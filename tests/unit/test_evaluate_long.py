@@ -32,6 +32,8 @@ from herd.model.transformer import Transformer
 from herd.stages.recipe import Node
 from herd.stages.runner import run_recipe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def folder(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -159,11 +161,12 @@ def test_a_model_without_a_temperature_has_no_control_with_it_off(
 ) -> None:
     monkeypatch.setattr(long, "TASKS", {})
     monkeypatch.setattr(long, "load", lambda path: without_temperature(load(path)))
-    one = replace(short, long=replace(short.long, lengths=(1024,)))
+    one = replace(short, long=replace(short.long, lengths=(1024,), trained=None))
     results = json.loads((evaluate(one, folder, tiny_data, tmp_path / "out") / "results.json").read_text())
     [row] = results["rows"]
     assert "single, needle taken out" in row and "single, temperature off" not in row
     assert results["left_out"] == {"single, temperature off": "the model scales no queries"}
+    assert results["trained"] == {"tokens": 128, "from": "the chunk of the local layers"} and row["times"] == 8
 
 
 def test_without_english_training_text_keys_are_words_of_the_long_text(folder: Path, tmp_path: Path) -> None:
