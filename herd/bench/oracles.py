@@ -233,8 +233,8 @@ def meta_peer(model: Transformer, longest: int) -> Peer:
             mask = torch.eq(tokens, patch)[..., None]
             features = theirs.vision_embeddings([[request.tiles]], mask, theirs.tok_embeddings(tokens))
             pictures = MaskedEmbedding(embedding=features, mask=mask)
-        told = theirs(TransformerInput(tokens=tokens, tokens_position=0, image_embedding=pictures))
-        return told.logits[0]
+        output = theirs(TransformerInput(tokens=tokens, tokens_position=0, image_embedding=pictures))
+        return output.logits[0]
 
     return logits
 

@@ -138,9 +138,9 @@ def decode_in_meta(theirs: Any, request: Request) -> Tensor:
 def decode_in_transformers(theirs: Any, request: Request) -> Tensor:
     past, rows = None, []
     for i in range(len(request.tokens_N)):
-        told = theirs(input_ids=request.tokens_N[None, i : i + 1], past_key_values=past, use_cache=True)
-        past = told.past_key_values
-        rows.append(told.logits[0])
+        output = theirs(input_ids=request.tokens_N[None, i : i + 1], past_key_values=past, use_cache=True)
+        past = output.past_key_values
+        rows.append(output.logits[0])
     return torch.cat(rows)
 
 

@@ -1,6 +1,6 @@
 """`herd bench soak FOLDER`: an engine under random requests, cancellations and new weights for as long as asked.
 
-The cache has too little room for all, so that pages are shared, evicted and taken from one another throughout. Told are
+The cache has too little room for all, so that pages are shared, evicted and preempted throughout. Printed are
 the resident memory over time, and at the end whether every page is free and a greedy answer is still what it was at the
 beginning, with the weights of the beginning.
 """
@@ -70,8 +70,8 @@ def soak(folder: Path, *, minutes: float, seed: int, out: Path | None, as_json: 
     if out is not None:
         out.write_text(picture(record.points), encoding="utf-8")
     if as_json:
-        told = {"first_mb": first, "last_mb": last, "left_bytes": left, "same_answer": before == after}
-        print(json.dumps({**record.counts, **told, "points": record.points, "machine": machine()}))
+        summary = {"first_mb": first, "last_mb": last, "left_bytes": left, "same_answer": before == after}
+        print(json.dumps({**record.counts, **summary, "points": record.points, "machine": machine()}))
     else:
         print(", ".join(f"{name} {value:,}" for name, value in record.counts.items()))
         print(f"resident memory: {first:.0f} MB in the second quarter, {last:.0f} MB in the last")

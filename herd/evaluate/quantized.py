@@ -58,7 +58,7 @@ def quantize_folder(
 
 
 def has_hash(folder: Path) -> bool:
-    """Whether the folder tells its hash; those of others (a released model) have no herd.json."""
+    """Whether the folder records its hash; those of others (a released model) have no herd.json."""
     return (folder / "herd.json").exists() and "hash" in read_json(folder / "herd.json")
 
 
@@ -186,10 +186,10 @@ def card(source: Path, scheme: Scheme, facts: dict[str, Any]) -> str:
             "",
         ]
         unseen = found["unseen_experts"]
-        told = (
+        line = (
             f"no token of this text reached: {'; '.join(unseen)}" if unseen else "every expert saw tokens of this text"
         )
-        lines += [f"Experts: {told}.", ""]
+        lines += [f"Experts: {line}.", ""]
     else:
         lines += ["Nothing was measured: no held-out text was given.", ""]
     reasons: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""What stands in a run's folder: its stages with lineage and curves, the model's size, what is still in work."""
+"""The contents of a run's folder: its stages with lineage and curves, the model's size, what is still in work."""
 
 import os
 import re
@@ -77,7 +77,7 @@ def line_to(stages: Sequence[StageFolder], name: str) -> list[StageFolder]:
 
 
 def _made_from(stage: StageFolder, parent: StageFolder) -> bool:
-    return parent.lineage.get("hash") in {told["hash"] for told in stage.lineage["parents"].values()}
+    return parent.lineage.get("hash") in {known["hash"] for known in stage.lineage["parents"].values()}
 
 
 def evaluated_model(stage: StageFolder, stages: Sequence[StageFolder]) -> str | None:
@@ -112,7 +112,7 @@ def model_facts(stage: StageFolder) -> dict[str, int] | None:
 
 
 def machine() -> str:
-    """The processor, cores and memory of this machine, as far as Linux tells them."""
+    """The processor, cores and memory of this machine, as far as Linux reports them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     words = [f"{cores} cores"]
     try:

@@ -245,7 +245,11 @@ def matrix(owner: Tensor | torch.nn.Module) -> call.Matrix:
     weight = owner if isinstance(owner, Tensor) else owner.weight
     assert isinstance(weight, Tensor)
     assert weight.is_contiguous()
-    narrow, turned = weight.dtype == torch.bfloat16, weight.ndim == 3
-    kind = (Kind.BF16_TURNED if narrow else Kind.FP32_TURNED) if turned else (Kind.BF16 if narrow else Kind.FP32)
-    num_out, num_in = weight.shape[-2:] if not turned else (weight.shape[2], weight.shape[1])
+    narrow, transposed = weight.dtype == torch.bfloat16, weight.ndim == 3
+    kind = (
+        (Kind.BF16_TRANSPOSED if narrow else Kind.FP32_TRANSPOSED)
+        if transposed
+        else (Kind.BF16 if narrow else Kind.FP32)
+    )
+    num_out, num_in = weight.shape[-2:] if not transposed else (weight.shape[2], weight.shape[1])
     return call.Matrix(data=weight.data_ptr(), scales=None, kind=kind, num_in=num_in, num_out=num_out, detail=0)

@@ -71,7 +71,7 @@ inline __m512 exponential(__m512 x) {
 
 // (even, odd) channels times (cos, sin); with `back`, times (cos, -sin).
 template <bool back>
-inline __m512 turned(__m512 x, __m512 turn) {
+inline __m512 rotated(__m512 x, __m512 turn) {
   const __m512 other = _mm512_mul_ps(_mm512_permute_ps(x, 0xB1), _mm512_movehdup_ps(turn));
   const __m512 real = _mm512_moveldup_ps(turn);
   return back ? _mm512_fmsubadd_ps(x, real, other) : _mm512_fmaddsub_ps(x, real, other);

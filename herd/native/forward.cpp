@@ -229,8 +229,8 @@ struct Forward {
       _mm512_mask_storeu_ps(x + i * m.dim + j, mask, any(table, m.narrow, from * m.dim + j, mask));
     }
     for (i64 j = 0; j < m.c / 2; ++j) {
-      const double turned = (double)b.positions[i] * m.frequencies[j], whole = 2 * M_PI;
-      const float angle = (float)(turned - whole * std::floor(turned / whole));
+      const double rotated = (double)b.positions[i] * m.frequencies[j], whole = 2 * M_PI;
+      const float angle = (float)(rotated - whole * std::floor(rotated / whole));
       turns[i * m.c + 2 * j] = std::cos(angle), turns[i * m.c + 2 * j + 1] = std::sin(angle);
     }
   }
@@ -257,7 +257,7 @@ struct Forward {
     }
   }
 
-  // A head of row i as attention sees it: turned and normed in local layers; queries of global ones by their temperature.
+  // A head of row i as attention sees it: rotated and normed in local layers; queries of global ones by their temperature.
   void head(const Layer& layer, i64 i, i64 index, float scale, Value* to) const {
     const float* from = qkv + (i * (m.heads + 2 * m.kv) + index) * m.c;
     const bool turn = !layer.is_global && index < m.heads + m.kv;
@@ -265,7 +265,7 @@ struct Forward {
     for (i64 j = 0; j < m.c; j += 16) {
       const __mmask16 mask = first(m.c - j);
       __m512 a = _mm512_maskz_loadu_ps(mask, from + j);
-      if (turn) a = turned<false>(a, _mm512_maskz_loadu_ps(mask, turns + i * m.c + j));
+      if (turn) a = rotated<false>(a, _mm512_maskz_loadu_ps(mask, turns + i * m.c + j));
       T::put(to + j, _mm512_mul_ps(a, _mm512_set1_ps(scale)), mask);
     }
   }

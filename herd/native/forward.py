@@ -16,15 +16,15 @@ from herd.native.library import call, find
 
 
 class Kind(IntEnum):
-    """How a matrix's weights lie: [out, in], or turned [in, out]."""
+    """The layout of a matrix's weights: [out, in], or transposed [in, out]."""
 
     FP32 = 0
     BF16 = 1
     INT8 = 2
     INT4 = 3
     FP8 = 4
-    FP32_TURNED = 5
-    BF16_TURNED = 6
+    FP32_TRANSPOSED = 5
+    BF16_TRANSPOSED = 6
 
 
 class Matrix(ctypes.Structure):

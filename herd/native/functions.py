@@ -140,7 +140,7 @@ def attention(
 ) -> Float[Tensor, "n q c"]:
     """Causal attention within each run, from projected to attended heads. Run i is tokens begins[i] .. begins[i + 1].
 
-    With `turn_NC` (complex rotations), queries and keys are turned, then normed if there is a `norm_eps`; without it,
+    With `turn_NC` (complex rotations), queries and keys are rotated, then normed if there is a `norm_eps`; without it,
     queries are scaled by `temperature_N`, if that is given. C is a multiple of 16.
     """
     return _Attention.apply(qkv_NHC, begins_S, num_kv_heads, turn_NC, temperature_N, norm_eps)

@@ -40,7 +40,7 @@ class Team {
   }
 };
 
-enum Kind : i64 { FP32, BF16, INT8, INT4, FP8, FP32_TURNED, BF16_TURNED };  // [out, in], but the turned ones [in, out]
+enum Kind : i64 { FP32, BF16, INT8, INT4, FP8, FP32_TRANSPOSED, BF16_TRANSPOSED };  // [out, in], but the transposed ones [in, out]
 
 // A matrix, or one for each expert; the layout is known to herd/native/forward.py.
 struct Matrix {
@@ -55,7 +55,7 @@ struct Matrix {
       case INT8: return f(Int8(tokens, in, memory));
       case INT4: return f(Int4(tokens, in, detail, memory));
       case FP8: return f(Fp8(tokens, in, detail, memory));
-      case BF16: case BF16_TURNED: return f(Plain<bf16>(tokens, in, memory));
+      case BF16: case BF16_TRANSPOSED: return f(Plain<bf16>(tokens, in, memory));
       default: return f(Plain<float>(tokens, in, memory));
     }
   }
@@ -64,7 +64,7 @@ struct Matrix {
       case INT8: return Int8::bytes(tokens, in);
       case INT4: return Int4::bytes(tokens, in);
       case FP8: return Fp8::bytes(tokens, in);
-      case BF16: case BF16_TURNED: return Plain<bf16>::bytes(tokens, in);
+      case BF16: case BF16_TRANSPOSED: return Plain<bf16>::bytes(tokens, in);
       default: return Plain<float>::bytes(tokens, in);
     }
   }
@@ -95,13 +95,13 @@ struct Job {
 
   Job(const Matrix& w, char* rows, const i64* ends, i64 groups, float* out, bool gated)
       : w(&w), rows(rows), ends(ends), groups(groups), count(ends[groups - 1]), out(out), gated(gated) {
-    const bool turned = w.kind >= FP32_TURNED;
+    const bool transposed = w.kind >= FP32_TRANSPOSED;
     i64 met = 0;  // groups with rows
-    panels = turned || (w.kind == BF16 && count >= MANY);
+    panels = transposed || (w.kind == BF16 && count >= MANY);
     for (i64 g = 0; g < groups; ++g) met += ends[g] > (g ? ends[g - 1] : 0);
     // Long stretches of memory for each thread, and yet several tasks for each.
-    const i64 share = columns() * (turned ? met : 1) / (4 * omp_get_num_threads());
-    const i64 side_by_side = w.kind == BF16_TURNED ? std::clamp<i64>(share / strip(), 1, STRIPS) : 1;
+    const i64 share = columns() * (transposed ? met : 1) / (4 * omp_get_num_threads());
+    const i64 side_by_side = w.kind == BF16_TRANSPOSED ? std::clamp<i64>(share / strip(), 1, STRIPS) : 1;
     step = panels ? side_by_side * strip() : std::max<i64>(16, share / 4 * 4);
     chunks = (columns() + step - 1) / step;
     // Tiles of rows that stay in the first cache while the weights pass by.
@@ -121,9 +121,9 @@ struct Job {
     const Part& part = parts[task / chunks];
     const i64 begin = task % chunks * step, end = std::min(begin + step, columns());
     const i64 rows_of_part = part.end - part.begin;
-    if (w->kind == BF16_TURNED && rows_of_part <= ROWS)
+    if (w->kind == BF16_TRANSPOSED && rows_of_part <= ROWS)
       with_rows(rows_of_part, [&](auto tile) { by_stream<decltype(tile)::value>(part, begin, end - begin); });
-    else if (w->kind == BF16_TURNED && rows_of_part <= STREAMED)
+    else if (w->kind == BF16_TRANSPOSED && rows_of_part <= STREAMED)
       by_stream<0>(part, begin, end - begin);
     else if (!panels)
       w->with_scheme(count, rows, [&](const auto& scheme) { by_rows(scheme, part, begin, end); });
@@ -134,7 +134,7 @@ struct Job {
         Coming next = c + strip() < end ? coming(part.group, c + strip())
                       : later < tasks() ? coming(parts[later / chunks].group, later % chunks * step)
                                         : Coming{};
-        if (w->kind == FP32_TURNED)
+        if (w->kind == FP32_TRANSPOSED)
           by_panel<pages::Wide>(part, c, std::min(strip(), end - c), next);
         else
           by_panel<pages::Narrow>(part, c, std::min(strip(), end - c), next);
@@ -197,7 +197,7 @@ struct Job {
     if (w->kind == BF16)
       pack_rows((const bf16*)from, column, count, words, panel);
     else
-      pack_turned(from, column, count, panel);
+      pack_transposed(from, column, count, panel);
     const Plain<Value> x(this->count, w->in, rows);
     for (i64 m = part.begin; m < part.end; m += ROWS)
       with_rows(part.end - m, [&](auto tile) {
@@ -331,7 +331,7 @@ struct Job {
     }
   }
 
-  void pack_turned(const bf16* from, i64 column, i64 count, uint32_t* panel) const {
+  void pack_transposed(const bf16* from, i64 column, i64 count, uint32_t* panel) const {
     const i64 n = w->out, in = w->in, right = gated ? columns() + column : column + 32;
     const auto mask = [](i64 held) { return held >= 32 ? ~0u : held <= 0 ? 0u : (1u << held) - 1; };
     const __mmask32 left_mask = mask(count), right_mask = mask(gated ? count : count - 32);
@@ -348,7 +348,7 @@ struct Job {
     }
   }
 
-  void pack_turned(const float* from, i64 column, i64 count, uint32_t* panel) const {
+  void pack_transposed(const float* from, i64 column, i64 count, uint32_t* panel) const {
     for (i64 k = 0; k < w->in; ++k, from += w->out, panel += PANEL)
       for (i64 j = 0; j < PANEL; j += 16) {
         const bool second = gated && j >= PANEL / 2;

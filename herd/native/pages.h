@@ -64,7 +64,7 @@ inline void multiply(const uint32_t* a, i64 row, const uint32_t* panel, i64 word
   }
 }
 
-// 16 rows of 16 words, turned: word i of all rows becomes to[i * stride]. Rows past `rows` and words past `words` are zero.
+// 16 rows of 16 words, transposed: word i of all rows becomes to[i * stride]. Rows past `rows` and words past `words` are zero.
 inline void turn(const char* const* from, i64 at, i64 rows, i64 words, uint32_t* to, i64 stride) {
   __m512i a[16], b[16];
   const __mmask16 mask = first(words);
@@ -88,11 +88,11 @@ inline void turn(const char* const* from, i64 at, i64 rows, i64 words, uint32_t*
   for (int c = 0; c < 4; ++c) {
     const __m512i x = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88), y = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
     const __m512i z = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88), w = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
-    const __m512i turned[4] = {_mm512_shuffle_i32x4(x, z, 0x88), _mm512_shuffle_i32x4(y, w, 0x88),
+    const __m512i transposed[4] = {_mm512_shuffle_i32x4(x, z, 0x88), _mm512_shuffle_i32x4(y, w, 0x88),
                                _mm512_shuffle_i32x4(x, z, 0xdd), _mm512_shuffle_i32x4(y, w, 0xdd)};
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k)
-      if (4 * k + c < words) _mm512_store_si512(to + (4 * k + c) * stride, turned[k]);
+      if (4 * k + c < words) _mm512_store_si512(to + (4 * k + c) * stride, transposed[k]);
   }
 }
 

@@ -93,14 +93,14 @@ void swiglu_backward(const bf16* grad, const bf16* x, bf16* dx, i64 n, i64 f) {
     }
 }
 
-// Local layers: query and key heads turned, then normed if `normed`; rscale[n, heads] = 1 / rms. Global layers (turn is
+// Local layers: query and key heads rotated, then normed if `normed`; rscale[n, heads] = 1 / rms. Global layers (turn is
 // null): queries times temperature[n] if given. Values are copied. Rows are [heads + kv | kv] of width c.
 void prepare_forward(const bf16* x, bf16* y, const float* turn, const float* temperature, float* rscale, i64 n,
                      i64 heads, i64 kv, i64 c, double eps, i64 normed) {
-  const i64 turned_heads = turn ? heads + kv : temperature ? heads : 0, row = (heads + 2 * kv) * c;
+  const i64 rotated_heads = turn ? heads + kv : temperature ? heads : 0, row = (heads + 2 * kv) * c;
 #pragma omp parallel for schedule(static)
   for (i64 i = 0; i < n; ++i) {
-    for (i64 h = 0; h < turned_heads; ++h) {
+    for (i64 h = 0; h < rotated_heads; ++h) {
       const bf16* from = x + i * row + h * c;
       bf16* to = y + i * row + h * c;
       float scale = 1.f;
@@ -112,15 +112,15 @@ void prepare_forward(const bf16* x, bf16* y, const float* turn, const float* tem
           const __m512 a = load(from + j);
           sum = _mm512_fmadd_ps(a, a, sum);
         }
-        scale = rscale[i * turned_heads + h] = 1.f / std::sqrt(_mm512_reduce_add_ps(sum) / c + (float)eps);
+        scale = rscale[i * rotated_heads + h] = 1.f / std::sqrt(_mm512_reduce_add_ps(sum) / c + (float)eps);
       }
       for (i64 j = 0; j < c; j += 16) {
         __m512 a = load(from + j);
-        if (turn) a = turned<false>(a, _mm512_loadu_ps(turn + i * c + j));
+        if (turn) a = rotated<false>(a, _mm512_loadu_ps(turn + i * c + j));
         store(to + j, _mm512_mul_ps(a, _mm512_set1_ps(scale)));
       }
     }
-    const i64 done = turned_heads * c;
+    const i64 done = rotated_heads * c;
     memcpy(y + i * row + done, x + i * row + done, (row - done) * sizeof(bf16));
   }
 }
@@ -128,15 +128,15 @@ void prepare_forward(const bf16* x, bf16* y, const float* turn, const float* tem
 // In place: from the gradient of `y` to that of `x`.
 void prepare_backward(bf16* grad, const bf16* y, const float* turn, const float* temperature, const float* rscale,
                       i64 n, i64 heads, i64 kv, i64 c, i64 normed) {
-  const i64 turned_heads = turn ? heads + kv : temperature ? heads : 0, row = (heads + 2 * kv) * c;
+  const i64 rotated_heads = turn ? heads + kv : temperature ? heads : 0, row = (heads + 2 * kv) * c;
 #pragma omp parallel for schedule(static)
   for (i64 i = 0; i < n; ++i)
-    for (i64 h = 0; h < turned_heads; ++h) {
+    for (i64 h = 0; h < rotated_heads; ++h) {
       bf16* g = grad + i * row + h * c;
       const bf16* hat = y + i * row + h * c;
       float scale = turn ? 1.f : temperature[i], mean = 0.f;
       if (turn && normed) {
-        scale = rscale[i * turned_heads + h];
+        scale = rscale[i * rotated_heads + h];
         __m512 sum = _mm512_setzero_ps();
         for (i64 j = 0; j < c; j += 16) sum = _mm512_fmadd_ps(load(g + j), load(hat + j), sum);
         mean = _mm512_reduce_add_ps(sum) / c;
@@ -144,7 +144,7 @@ void prepare_backward(bf16* grad, const bf16* y, const float* turn, const float*
       for (i64 j = 0; j < c; j += 16) {
         __m512 a = _mm512_mul_ps(
             _mm512_set1_ps(scale), _mm512_fnmadd_ps(load(hat + j), _mm512_set1_ps(mean), load(g + j)));
-        if (turn) a = turned<true>(a, _mm512_loadu_ps(turn + i * c + j));
+        if (turn) a = rotated<true>(a, _mm512_loadu_ps(turn + i * c + j));
         store(g + j, a);
       }
     }
