@@ -174,7 +174,7 @@ class MidtrainConfig(LanguageTrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SftConfig(LanguageTrainingConfig):
-    """Chats: loss on the assistant's tokens only."""
+    """Chats: loss on the assistant's tokens, and on replayed text."""
 
     num_tokens: Count = 1_000_000
     """Tokens of training in all."""

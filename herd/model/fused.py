@@ -1,4 +1,4 @@
-"""A text model's forward as one native call (herd/native/forward.cpp), over the weights of a Transformer as they lie.
+"""The language model's forward as one native call (herd/native/forward.cpp), over the weights of a Transformer.
 
 At batch 1 a step of a small model takes a millisecond, of which PyTorch's calls, one for each operator, take most. So
 the model is written twice: here, and in herd/model (attention.py, moe.py, transformer.py), whose forward with a cache

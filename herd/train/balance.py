@@ -2,7 +2,7 @@
 
 By default without a loss (Wang et al., arXiv 2408.15664): a bias b_e for each expert is added to the router's logits
 where experts are chosen and nowhere else, and after each step moves against the expert's load. The gate stays the
-sigmoid of the logit without it, and no gradient bends the router. The Llama 4 folder has no place for a bias: see
+sigmoid of the logit without it, and balancing adds no gradient to it. The Llama 4 folder has no place for a bias: see
 herd.train.fold. The auxiliary loss of Switch Transformer (arXiv 2101.03961) is there as the classical way.
 """
 

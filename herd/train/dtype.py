@@ -21,7 +21,7 @@ fp32, without the C++ kernels four times."""
 
 def training_dtype(name: Literal["auto", "bfloat16", "float32"], stage: Stage) -> torch.dtype:
     """The format of the weights in training. `auto`: that of the checkpoints of the stage's unfinished work; without
-    any, bf16 where the processor (or a card) multiplies it fast, else fp32. Raises HerdError where the checkpoints are
+    any, bf16 where the processor (or a GPU) multiplies it fast, else fp32. Raises HerdError where the checkpoints are
     of another format than the one that is named."""
     saved = saved_dtype(stage.work / "state")
     if name == "auto":
