@@ -4,8 +4,8 @@ Each step every request that is being answered gets its next token, and the step
 in pieces that no chunk edge divides. Pictures are encoded tile by tile before their tokens are read; a tile costs as
 much of the budget as its tokens, so that a long video delays nobody's next token. Pages are allocated as they are
 needed. Where they run out, the request that was admitted last gives its own back and waits; later it reads again what
-the tree (herd.engine.pages) has not kept. Where no priorities differ, the one that was admitted first is therefore never held up; and as no request
-is accepted that could not have all it needs by itself, each one ends.
+the tree (herd.engine.pages) has not kept. Where no priorities differ, the one that was admitted first is therefore
+never held up; and as no request is accepted that could not have all it needs by itself, each one ends.
 
 Callers share fairly: the next to be admitted, or to read, is of the caller that has had the fewest tokens; who comes
 back from a pause does not bring a claim along. Among one caller's requests the oldest is first. A step of priority is
