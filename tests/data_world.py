@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 
 from herd.config import LANGUAGES
 from herd.data.fetch import Fetched, Pack
+from herd.data.package_text import UDHR
 from herd.data.sources import SOURCES
-from herd.data.text import UDHR
 
 ARTICLE = {
     "en": "All human beings are born free and equal in dignity and rights. They are endowed with reason.",

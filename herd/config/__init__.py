@@ -5,6 +5,7 @@ Presets: `tiny` is what `herd run tiny` raises in minutes on two cores. `scout` 
 with the same kinds of layers in a few megabytes. `herd plan PRESET` counts any of them.
 """
 
+from herd.config.cleaning import CleaningConfig
 from herd.config.engine import EngineConfig
 from herd.config.evaluate import EvaluateConfig, LongConfig, ReportConfig
 from herd.config.model import PAGE_TOKENS, ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
@@ -50,6 +51,7 @@ __all__ = [
     "RELEASED_VOCAB",
     "TINY_VOCAB",
     "CheckpointConfig",
+    "CleaningConfig",
     "DataConfig",
     "EncoderConfig",
     "EngineConfig",

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from selectolax.lexbor import LexborHTMLParser
 
-from herd.data.clean import html_blocks
 from herd.data.fetch import Pack
+from herd.data.text.markup import html_blocks
 
 BOOKS = {
     "debian-handbook": "usr/share/doc/debian-handbook/html/en-US",

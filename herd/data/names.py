@@ -10,7 +10,7 @@ from typing import Any
 
 from herd.config import LANGUAGES
 from herd.data.fetch import Pack
-from herd.data.languages import SCRIPTS
+from herd.data.text.languages import SCRIPTS
 
 MAX_NAME_CHARS = 40
 MAX_NAME_WORDS = 4

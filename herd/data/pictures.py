@@ -21,9 +21,9 @@ from herd.data.fetch import Pack
 from herd.data.image import on_white, read_picture
 from herd.data.names import caption_of, country_names, emoji_names, is_name, name_of
 from herd.data.spelling import spellings
-from herd.data.splits import groups, held_out
 from herd.data.tables import Clip, Picture
-from herd.data.text import shuffled
+from herd.data.text.documents import shuffled
+from herd.data.text.splits import groups, held_out
 
 STAMP_LANGUAGES = {
     "de": "de", "fr": "fr", "es": "es", "it": "it", "pt": "pt", "pt_BR": "pt", "ru": "ru", "ja": "ja", "zh_CN": "zh",

@@ -13,8 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from herd.data.splits import held_out
 from herd.data.statements import CLOSINGS, KINDS, OPENINGS, Wordings
+from herd.data.text.splits import held_out
 from herd.data.tokenizer import Tokenizer
 
 HELD_KEYS = 0.2

@@ -22,15 +22,17 @@ from herd.core.progress import progress_bar
 from herd.data import tables
 from herd.data.books import books
 from herd.data.chats import Chat
-from herd.data.dedup import deduplicate
 from herd.data.dialogues import Caps, all_chats
 from herd.data.fetch import Fetched, fetch
+from herd.data.package_text import CLEANING, read_language
 from herd.data.pictures import HELD_OUT_SPLITS, all_pictures, clips
 from herd.data.sources import LEFT_OUT, SOURCES
 from herd.data.spelling import spellings
-from herd.data.splits import split_documents
 from herd.data.tables import Clip, Picture
-from herd.data.text import read_language
+from herd.data.text.dedup import deduplicate
+from herd.data.text.documents import Document
+from herd.data.text.report import Report
+from herd.data.text.splits import split_documents
 from herd.data.tokenizer import Tokenizer, train_tokenizer
 
 Facts = dict[str, Any]
@@ -86,14 +88,12 @@ Step = Callable[[DataConfig, Fetched, Path], Facts]
 
 
 def _text(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
-    dropped: Counter[str] = Counter()
-    documents = []
+    report = Report()
+    found: list[Document] = []
     for language in LANGUAGES:
         budget = cfg.english_bytes if language == "en" else cfg.other_bytes
-        found, faults = read_language(language, fetched.packs, budget)
-        documents += found
-        dropped += faults
-    documents = deduplicate(documents, dropped)
+        found += read_language(language, fetched.packs, budget, report)
+    documents = list(deduplicate(found, CLEANING, report, folder=work))
     if not documents:
         raise HerdError("the packages gave no text: run `herd data fetch` and see what it leaves out")
     splits = split_documents(documents, share=cfg.heldout, least_bytes=cfg.heldout_bytes)
@@ -115,7 +115,7 @@ def _text(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
         count = counts[row["language"]][row["split"]]
         count["documents"] += 1
         count["bytes"] += len(row["text"].encode())
-    return {"documents": counts, "dropped": dict(sorted(dropped.items()))}
+    return {"documents": counts, "dropped": dict(sorted(report.dropped.items())), "cleaning": report.as_json()}
 
 
 def _books(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:

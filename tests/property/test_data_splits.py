@@ -6,9 +6,13 @@ from itertools import combinations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from herd.data.dedup import THRESHOLD, deduplicate, jaccard, shingles
-from herd.data.splits import held_out, split_documents
-from herd.data.text import Document
+from herd.config import CleaningConfig
+from herd.data.text.dedup import deduplicate, jaccard, shingles
+from herd.data.text.documents import Document
+from herd.data.text.report import Report
+from herd.data.text.splits import held_out, split_documents
+
+THRESHOLD = 0.7
 
 words = st.text(alphabet="abcdefghijklmnop あいうえおかきくけこ", min_size=3, max_size=9)
 bases = st.lists(st.lists(words, min_size=20, max_size=60), min_size=1, max_size=5)
@@ -17,6 +21,11 @@ edits = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 59), words), max_si
 
 def document(text: str, page: str = "", language: str = "en") -> Document:
     return Document(language=language, source="made up", page=page or text, text=text)
+
+
+def kept_of(documents: list[Document], report: Report | None = None) -> list[Document]:
+    config = CleaningConfig(near_duplicates=THRESHOLD)
+    return list(deduplicate(documents, config, Report() if report is None else report))
 
 
 @st.composite
@@ -34,7 +43,7 @@ def with_twins(draw: st.DrawFn) -> list[Document]:
 @settings(max_examples=60, deadline=None)
 @given(with_twins())
 def test_no_near_duplicate_is_ever_on_the_other_side_of_the_split(documents: list[Document]) -> None:
-    kept = deduplicate(documents, Counter())
+    kept = kept_of(documents)
     splits = split_documents(kept, share=0.2, least_bytes=200)
     for one, other in combinations(kept, 2):
         # At the threshold itself the bands miss two in ten thousand; from 0.8 one in twenty million.
@@ -47,7 +56,7 @@ def test_no_near_duplicate_is_ever_on_the_other_side_of_the_split(documents: lis
 def test_what_is_kept_does_not_depend_on_the_order(documents: list[Document], random: object) -> None:
     shuffled = list(documents)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    kept, again = deduplicate(documents, Counter()), deduplicate(shuffled, Counter())
+    kept, again = kept_of(documents), kept_of(shuffled)
     assert [one.id for one in kept] == [one.id for one in again]
     assert split_documents(kept, share=0.1, least_bytes=0) == split_documents(again, share=0.1, least_bytes=0)
 
@@ -55,9 +64,10 @@ def test_what_is_kept_does_not_depend_on_the_order(documents: list[Document], ra
 @settings(max_examples=40, deadline=None)
 @given(with_twins())
 def test_only_twins_are_dropped_and_each_is_counted(documents: list[Document]) -> None:
-    dropped: Counter[str] = Counter()
-    kept = deduplicate(documents, dropped)
-    assert len(kept) + dropped.total() == len(documents)
+    report = Report()
+    kept = kept_of(documents, report)
+    assert len(kept) + report.dropped.total() == len(documents)
+    assert sum(size * number for size, number in report.cluster_sizes.items()) == len(documents)
     for one in documents:
         assert any(jaccard(shingles(one.text), shingles(other.text)) >= THRESHOLD for other in kept)
 

@@ -21,7 +21,7 @@ from herd.core.files import folder_hash, partial, read_json
 from herd.data import pictures
 from herd.data.pictures import all_pictures, clips, things
 from herd.data.spelling import spellings
-from herd.data.splits import groups
+from herd.data.text.splits import groups
 from herd.stages.data import DataConfig, build_data
 
 CFG = DataConfig(

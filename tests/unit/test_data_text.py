@@ -1,18 +1,28 @@
 """Markup to paragraphs, languages, filters, names: each on passages that tell right from wrong."""
 
-from collections import Counter
 from pathlib import Path
 
 import data_world
 import pytest
 
 from herd.config import LANGUAGES
-from herd.data.clean import clean_pages, html_blocks, symbol_share
-from herd.data.languages import is_language, may_be_language
 from herd.data.names import capital_names, caption_of, country_names, name_of
-from herd.data.text import read_language
+from herd.data.package_text import CLEANING, read_language
+from herd.data.text.documents import Document
+from herd.data.text.languages import is_language, may_be_language
+from herd.data.text.markup import html_blocks
+from herd.data.text.passage import symbol_share
+from herd.data.text.pipeline import filter_documents
+from herd.data.text.report import Report
 
 ENGLISH = "The river runs through the old town and past the market, where people buy bread, fruit and flowers."
+
+
+def documents(pages: list[list[str]]) -> list[Document]:
+    return [
+        Document(language="de", source="made up", page=str(number), text="\n".join(lines))
+        for number, lines in enumerate(pages)
+    ]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -45,29 +55,29 @@ def test_combining_marks_are_letters_to_the_symbol_filter() -> None:
 def test_filters_drop_what_they_should_and_count_it() -> None:
     german = data_world.ARTICLE["de"]
     pages = [[f"{german} {german} {word}", "Alle Rechte vorbehalten", ENGLISH, "== {1} ==", word] for word in "abcd"]
-    dropped: Counter[str] = Counter()
-    cleaned = clean_pages([*pages, ["zu kurz"]], "de", dropped)
-    assert cleaned == [[f"{german} {german} {word}\n{word}"] for word in "abcd"]
-    assert dropped == {
-        "block: boilerplate": 4,
-        "block: other language": 4,
-        "block: symbols": 4,
+    report = Report()
+    kept = list(filter_documents(documents([*pages, ["zu kurz"]]), CLEANING, report))
+    assert [document.text for document in kept] == [f"{german} {german} {word}\n{word}" for word in "abcd"]
+    assert report.dropped == {
+        "line: boilerplate": 4,
+        "line: other language": 4,
+        "line: symbols": 4,
         "document: short": 1,
     }
+    assert report.left["read"]["documents"] == 5 and report.left["contamination"]["documents"] == 4
 
 
 def test_long_pages_become_several_documents_and_lose_nothing() -> None:
     blocks = [f"{data_world.ARTICLE['de']} {index} {'wort ' * 40}" for index in range(100)]
-    ((*documents,),) = clean_pages([blocks], "de", Counter())
-    assert len(documents) > 2 and all(len(text.encode()) <= 8_000 for text in documents)
-    assert [line for text in documents for line in text.split("\n")] == blocks
+    kept = list(filter_documents(documents([blocks]), CLEANING, Report()))
+    assert len(kept) > 2 and all(document.num_bytes <= 8_000 for document in kept)
+    assert [line for document in kept for line in document.text.split("\n")] == blocks
 
 
 def test_reading_stops_at_the_budget(tmp_path: Path) -> None:
     packs = data_world.fetched(tmp_path).packs
     for budget in (3_000, 12_000, 24_000):
-        documents, _ = read_language("en", packs, budget)
-        size = sum(len(document.text.encode()) for document in documents)
+        size = sum(document.num_bytes for document in read_language("en", packs, budget, Report()))
         assert budget <= size < budget + 3_000
 
 

@@ -48,3 +48,12 @@ def test_a_circle_is_found_in_a_function_and_for_types_alone(tmp_path: Path, hid
     (tmp_path / "herd" / "two.py").write_text(hidden)
     with pytest.raises(CycleError):
         TopologicalSorter(imports(tmp_path)).prepare()
+
+
+def test_the_text_room_knows_no_other_part_of_data() -> None:
+    room = "herd.data.text."
+    graph = {name: named for name, named in imports(ROOT).items() if name.startswith(room)}
+    assert graph
+    for name, named in graph.items():
+        outside = {other for other in named if other.startswith("herd.data.") and not other.startswith(room)}
+        assert not outside, f"{name} imports {outside}"

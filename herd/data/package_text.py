@@ -3,19 +3,41 @@
 Reading stops when a reader has given `budget` bytes, so a few pages of a large package cost little.
 """
 
-import hashlib
 import json
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
 
-from herd.data.clean import clean_pages, html_blocks, normalise
+from herd.config.cleaning import CleaningConfig
 from herd.data.fetch import Pack
-from herd.data.languages import SCRIPTS
+from herd.data.text.documents import Document, digest, shuffled
+from herd.data.text.languages import SCRIPTS
+from herd.data.text.markup import html_blocks
+from herd.data.text.normalise import normalise
+from herd.data.text.pipeline import filter_documents
+from herd.data.text.quality import DOCUMENT_FILTERS
+from herd.data.text.report import Report
 
 Reader = Callable[[dict[str, Pack], str], Iterator[list[str]]]
 
+_OFF: dict[str, Any] = dict.fromkeys(
+    [*DOCUMENT_FILTERS, "mojibake", "normalise", "c4_citations", "c4_long_words", "c4_policy"], False
+)
+CLEANING = replace(
+    CleaningConfig(),
+    **_OFF,
+    line_symbols=True,
+    line_language=True,
+    boilerplate_share=0.0,
+    max_bytes=8_000,
+    mask=(),
+    rehydrate=False,
+)
+"""The filters for the packages. They are chosen and pinned, so web filters and masks are off; a page is cut into
+documents of 8 kB, so that one page does not outweigh a language."""
 WORDNET_LINES = 8
 """Definitions of one lexical field that make a document together."""
 
@@ -31,26 +53,6 @@ GUIDE = {
     "en": "en", "de": "de", "fr": "fr", "es": "es", "it": "it", "pt": "pt", "ru": "ru", "ja": "ja", "zh": "zh_CN",
     "vi": "vi", "id": "id",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Document:
-    """One cleaned document."""
-
-    language: str
-    source: str
-    page: str
-    """What it was cut from; all documents of a page fall into the same split."""
-    text: str
-
-    @property
-    def id(self) -> str:
-        return digest(self.text)
-
-
-def shuffled(names: list[str]) -> list[str]:
-    """In the order of their hashes: as good as random, and the same everywhere."""
-    return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
 
 
 def _pages(pack: Pack, folder: str, root: str) -> Iterator[tuple[str, list[str]]]:
@@ -145,9 +147,8 @@ def readers(language: str) -> list[tuple[str, Reader, float]]:
     return [(name, reader, share) for name, reader, share, applies in table if applies]
 
 
-def read_language(language: str, packs: dict[str, Pack], budget: int) -> tuple[list[Document], Counter[str]]:
-    """About `budget` bytes of cleaned documents in `language`, and what the filters dropped on the way."""
-    dropped: Counter[str] = Counter()
+def read_language(language: str, packs: dict[str, Pack], budget: int, report: Report) -> list[Document]:
+    """About `budget` bytes of filtered documents in `language`."""
     documents: list[Document] = []
     filled = 0
     present = [row for row in readers(language) if row[0] in packs]
@@ -157,11 +158,12 @@ def read_language(language: str, packs: dict[str, Pack], budget: int) -> tuple[l
             room = min(int(share * budget), room)
         if room <= 0:
             break
-        for texts in _read_source(reader(packs, language), language, room, dropped, boilerplate=name != "udhr"):
-            page = f"{name} {digest(texts[0])}"
-            documents.extend(Document(language=language, source=name, page=page, text=text) for text in texts)
-            filled += _size(texts)
-    return documents, dropped
+        # The Declaration's headings are the same in all its parts.
+        config = replace(CLEANING, boilerplate_documents=0) if name == "udhr" else CLEANING
+        for document in _read_source(reader(packs, language), name, language, room, config, report):
+            documents.append(document)
+            filled += document.num_bytes
+    return documents
 
 
 READ_AHEAD = 1.5
@@ -169,38 +171,35 @@ READ_AHEAD = 1.5
 
 
 def _read_source(
-    raw: Iterator[list[str]], language: str, room: int, dropped: Counter[str], *, boilerplate: bool
-) -> Iterator[list[str]]:
-    """The documents of so many pages that `room` bytes are filled, or of all there are. The pages are cleaned together,
-    because boilerplate is told by how many of them share a block."""
-    pages: list[list[str]] = []
+    raw: Iterator[list[str]], source: str, language: str, room: int, config: CleaningConfig, report: Report
+) -> Iterator[Document]:
+    """The documents of so many pages that `room` bytes are filled, or of all there are. The pages are filtered
+    together, because boilerplate is found by how many of them share a line."""
+    pages: list[Document] = []
     size, want = 0, READ_AHEAD * room
     while True:
         exhausted = True
         for blocks in raw:
-            pages.append(blocks)
-            size += _size(blocks)
+            if not blocks:
+                continue
+            pages.append(Document(language=language, source=source, page=str(len(pages)), text="\n".join(blocks)))
+            size += sum(len(block.encode()) for block in blocks)
             if size >= want:
                 exhausted = False
                 break
-        counts: Counter[str] = Counter()
-        cleaned = clean_pages(pages, language, counts, boilerplate=boilerplate)
-        if exhausted or sum(map(_size, cleaned)) >= room:
+        counts = Report()
+        kept = list(filter_documents(pages, config, counts))
+        if exhausted or sum(document.num_bytes for document in kept) >= room:
             break
         want *= 2
-    dropped.update(counts)
+    report.merge(counts)
     filled = 0
-    for texts in cleaned:
+    for _, same_page in groupby(kept, key=lambda document: document.page):
         if filled >= room:
             break
-        yield texts
-        filled += _size(texts)
-
-
-def _size(texts: list[str]) -> int:
-    return sum(len(text.encode()) for text in texts)
-
-
-def digest(text: str) -> str:
-    """16 hex digits of the sha256: what a text is called and ordered by."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        documents = list(same_page)
+        page = f"{source} {digest(documents[0].text)}"
+        for document in documents:
+            report.count("budget", document)
+            yield replace(document, page=page)
+            filled += document.num_bytes

@@ -1,7 +1,13 @@
-"""Which language a text is in: by fastText's small model (offline) for Latin scripts, by the letters for others."""
+"""Which language and script a text is in: by fastText's small model (offline, 176 languages), and by its letters.
+
+Whether a text is in a given language is asked of the letters alone for the languages of `SCRIPTS`: they decide better
+than the model about short lines and lines with product names.
+"""
 
 import re
-from functools import cache
+import unicodedata
+from collections import Counter
+from functools import cache, lru_cache
 from typing import Any
 
 SCRIPTS: dict[str, re.Pattern[str]] = {
@@ -19,10 +25,26 @@ _LATIN = re.compile(r"[A-Za-zÀ-ɏ]")
 MIN_SCRIPT_SHARE = 0.4
 """Least share of a language's own letters among all letters: product names in Latin letters are usual."""
 MIN_SCORE = 0.5
+MIN_IDENTIFIED = 0.65
+"""Least probability with which a language is identified where the source declares none: FineWeb's for English."""
 MIN_DETECTABLE = 30
 """Characters from which the detector can be trusted with a single line."""
 KIN = {"id": ("ms",)}
-"""Languages that the detector takes for each other in short texts; the package's word decides there."""
+"""Languages that the detector confuses in short texts: there the source decides."""
+IDENTIFIED_CHARS = 4_000
+"""Characters of a document that are enough to identify its language."""
+
+ISO_15924 = {
+    "LATIN": "Latn", "CYRILLIC": "Cyrl", "GREEK": "Grek", "ARABIC": "Arab", "HEBREW": "Hebr", "DEVANAGARI": "Deva",
+    "BENGALI": "Beng", "TAMIL": "Taml", "TELUGU": "Telu", "THAI": "Thai", "HANGUL": "Hang", "CJK": "Hani",
+    "HIRAGANA": "Jpan", "KATAKANA": "Jpan", "GEORGIAN": "Geor", "ARMENIAN": "Armn", "ETHIOPIC": "Ethi",
+    "KHMER": "Khmr", "MYANMAR": "Mymr", "LAO": "Laoo", "SINHALA": "Sinh", "GUJARATI": "Gujr", "GURMUKHI": "Guru",
+    "KANNADA": "Knda", "MALAYALAM": "Mlym", "ORIYA": "Orya", "TIBETAN": "Tibt",
+}  # fmt: skip
+"""The first words of the Unicode names of letters, and the codes of their scripts."""
+_MIN_KANA_SHARE = 0.1
+_SCRIPT_CHARS = 500
+"""Letters of a document that are enough to identify its script."""
 
 
 @cache
@@ -36,6 +58,26 @@ def detect(text: str) -> tuple[str, float]:
     """The likeliest language (ISO 639-1, any of 176) and its probability."""
     (best,) = _detector()(text.replace("\n", " "), model="lite", k=1)
     return str(best["lang"]), float(best["score"])
+
+
+def identify(text: str) -> tuple[str, float]:
+    """The language of a document and its probability, from its beginning."""
+    return detect(text[:IDENTIFIED_CHARS])
+
+
+def script(text: str) -> str:
+    """The script (ISO 15924) of most letters; `Jpan` where a tenth of them are kana, `Zyyy` where none is."""
+    counts = Counter(map(_script_of, [char for char in text[: 4 * _SCRIPT_CHARS] if char.isalpha()][:_SCRIPT_CHARS]))
+    if not counts:
+        return "Zyyy"
+    if counts["Jpan"] > _MIN_KANA_SHARE * counts.total():
+        return "Jpan"
+    return min(counts, key=lambda code: (-counts[code], code))
+
+
+@lru_cache(maxsize=10_000)
+def _script_of(letter: str) -> str:
+    return ISO_15924.get(unicodedata.name(letter, "").split(" ")[0], "Zzzz")
 
 
 def own_letters(text: str, language: str) -> float:
@@ -52,6 +94,7 @@ def is_language(text: str, language: str) -> bool:
     return found in {language, *KIN.get(language, ())} and score >= MIN_SCORE
 
 
+@lru_cache(maxsize=100_000)
 def may_be_language(text: str, language: str) -> bool:
     """Whether nothing speaks against `language`: the gentler question, for one line among others of a document."""
     if language in SCRIPTS:

@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from herd.data.text import Document, digest
+from herd.data.text.documents import Document, digest
 
 
 def held_out(*place: str, share: float) -> bool:

@@ -1,0 +1,158 @@
+"""The filters in their order: from documents as their sources give them to those that are kept, and a report.
+
+Each document passes alone: encoding, form, language, lines, length, quality, contamination, masks. Boilerplate needs
+all documents of a source, and duplicates all there are; for these the texts wait in temporary files.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from herd.config.cleaning import CleaningConfig
+from herd.data.text.contamination import EvaluationIndex
+from herd.data.text.dedup import deduplicate
+from herd.data.text.documents import AUTO, Document
+from herd.data.text.languages import MIN_IDENTIFIED, identify, is_language
+from herd.data.text.lines import LINE_FILTERS, REASONS, Boilerplate, without_citations
+from herd.data.text.normalise import is_mojibake, normalise_lines, without_surrogates
+from herd.data.text.passage import Passage, symbol_share
+from herd.data.text.pii import mask
+from herd.data.text.quality import DOCUMENT_FILTERS
+from herd.data.text.report import Report
+from herd.data.text.spool import Spool
+from herd.data.text.thresholds import thresholds
+
+EvaluationSets = Mapping[str, Iterable[str]]
+"""Names of evaluation sets and the texts of their items."""
+
+
+def clean(
+    documents: Iterable[Document],
+    config: CleaningConfig,
+    *,
+    evaluation: EvaluationSets | None = None,
+    folder: Path | None = None,
+) -> tuple[Iterator[Document], Report]:
+    """The documents that are kept, in the order of their hashes, and the report, complete when they have been read.
+
+    The language `auto` is identified. Temporary files are written to `folder`, else to the system's place for them.
+    """
+    report = Report()
+    filtered = filter_documents(documents, config, report, evaluation=evaluation, folder=folder)
+    return deduplicate(filtered, config, report, folder=folder), report
+
+
+def filter_documents(
+    documents: Iterable[Document],
+    config: CleaningConfig,
+    report: Report,
+    *,
+    evaluation: EvaluationSets | None = None,
+    folder: Path | None = None,
+) -> Iterator[Document]:
+    """What is left of the documents after the filters that do not compare them with each other.
+
+    A document that is cut gives several, of the same page. To find boilerplate, the documents are copied to disk.
+    """
+    index = EvaluationIndex(evaluation or {} if config.contamination_ngram else {}, config.contamination_ngram)
+    report.unchecked_items.update(index.unchecked)
+    checks = list(_document_checks(config))
+    with Spool(folder) as spool:
+        identified: Iterable[Document] = _identified(documents, config, report)
+        if config.boilerplate_documents:
+            identified = _stored(identified, spool)
+        boilerplate = Boilerplate(identified, config)
+        for document in identified:
+            for text in _parts(_lines(document, boilerplate, config, report), config.max_bytes):
+                part = replace(document, text=text)
+                report.count("lines", part)
+                passage = Passage(text, document.language)
+                reason = next((name for name, is_fault in checks if is_fault(passage)), "")
+                if reason:
+                    report.drop(f"document: {reason}", text, document)
+                    continue
+                report.count("quality", part)
+                if found := index.find(text):
+                    report.drop("document: contaminated", text, document)
+                    report.contaminated[found[0]] += 1
+                    report.contaminated_items[": ".join(found)] += 1
+                    continue
+                report.count("contamination", part)
+                masked, counts = mask(text, config.mask)
+                report.masked.update(counts)
+                yield replace(part, text=masked)
+
+
+def _identified(documents: Iterable[Document], config: CleaningConfig, report: Report) -> Iterator[Document]:
+    """The documents in one form and with their languages, without those whose language is unknown or not wanted."""
+    for document in documents:
+        text = without_surrogates(document.text)
+        document = replace(document, text=text)
+        report.count("read", document)
+        if config.mojibake and is_mojibake(text):
+            report.drop("document: mojibake", text, document)
+            continue
+        if config.normalise:
+            document = replace(document, text=normalise_lines(text))
+        if document.language == AUTO:
+            language, probability = identify(document.text)
+            if config.language and probability < MIN_IDENTIFIED:
+                report.drop("document: unknown language", text, document)
+                continue
+            document = replace(document, language=language)
+        if config.languages and document.language not in config.languages:
+            report.drop("document: language not wanted", text, document)
+            continue
+        report.count("language", document)
+        yield document
+
+
+def _stored(documents: Iterable[Document], spool: Spool) -> Iterable[Document]:
+    for document in documents:
+        spool.append(document)
+    return spool
+
+
+def _lines(document: Document, boilerplate: Boilerplate, config: CleaningConfig, report: Report) -> Iterator[str]:
+    """The lines that are kept; blank ones are."""
+    filters = [(REASONS.get(name, name), fault) for name, fault in LINE_FILTERS.items() if getattr(config, name)]
+    for line in document.text.split("\n"):
+        if not line.strip():
+            yield line
+            continue
+        reason = next((name for name, fault in filters if fault(line, document.language)), "")
+        if not reason and boilerplate.has(line, document):
+            reason = "boilerplate"
+        if reason:
+            report.drop(f"line: {reason}", line, document)
+        else:
+            yield without_citations(line) if config.c4_citations else line
+
+
+def _parts(lines: Iterable[str], max_bytes: int) -> Iterator[str]:
+    """The lines in parts of at most `max_bytes` (a single longer line stays whole), without blank ends."""
+    part: list[str] = []
+    size = 0
+    for line in lines:
+        length = len(line.encode()) + 1
+        if part and max_bytes and size + length > max_bytes:
+            yield "\n".join(part).strip("\n")
+            part, size = [], 0
+        part.append(line)
+        size += length
+    if part:
+        yield "\n".join(part).strip("\n")
+
+
+def _document_checks(config: CleaningConfig) -> Iterator[tuple[str, Callable[[Passage], bool]]]:
+    """The filters that are on, with the names that the report calls them by."""
+    yield "empty", lambda passage: not passage.text.strip()
+    if config.min_bytes:
+        yield "short", lambda passage: len(passage.text.encode()) < config.min_bytes
+    if config.max_symbol_share < 1:
+        yield "symbols", lambda passage: symbol_share(passage.text) > config.max_symbol_share
+    if config.language:
+        yield "other language", lambda passage: not is_language(passage.text, passage.language)
+    for name, fault in DOCUMENT_FILTERS.items():
+        if getattr(config, name):
+            yield name, lambda passage, fault=fault: fault(passage, thresholds(passage.language))  # type: ignore[misc]
