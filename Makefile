@@ -10,7 +10,7 @@ BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test lint types unit slow oracle constraints clean
+.PHONY: help demo install test lint types unit slow gpu oracle constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ unit: $(VENV)/.dev  ## the fast tests
 
 slow: $(VENV)/.dev  ## the proofs that take minutes
 	$(BIN)/pytest -m slow
+
+gpu:  ## on a machine with a CUDA card: check it against the CPU and measure it, as JSON (minutes)
+	$(PYTHON) -m herd bench gpu --json
 
 oracle:  ## an environment with torchvision, for the slow test of transformers' processor (5.5 GB)
 	$(PYTHON) -m venv .venv-oracle

@@ -1,7 +1,9 @@
 """A small training that any mesh must make the same: random documents of uneven length, every kind of layer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -12,6 +14,9 @@ from herd.bench.oracles import random_model
 from herd.bench.parity import SCOUT_LIKE
 from herd.config import ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
 from herd.core.batch import Batch, Images
+from herd.model.formats import huggingface
+from herd.model.formats.stored import Stored
+from herd.model.formats.weights import skeleton
 from herd.model.moe import MoE
 from herd.model.parallel import Parallel, local
 from herd.model.parallel.mesh import Mesh, bounds
@@ -74,9 +79,7 @@ def gradients(parallel: ParallelConfig, batches: RandomBatches, config: ModelCon
     parameters = dict(model.named_parameters())
     ranks.sum_gradients(parameters)
     found = {"loss": ranks.mesh.sum(loss.detach().double(), tuple(ranks.mesh.sizes))}
-    found["norm"] = torch.tensor(
-        ranks.norm({n: square_sum(local(p.grad)) for n, p in parameters.items() if p.grad is not None})
-    )
+    found["norm"] = ranks.norm({n: square_sum(local(p.grad)) for n, p in parameters.items() if p.grad is not None})
     for name, parameter in parameters.items():
         if parameter.grad is not None:
             grad = local(parameter.grad)
@@ -112,6 +115,55 @@ def hidden_states(parallel: ParallelConfig, batches: RandomBatches) -> Tensor:
     batch = ranks.share(batches, SHAPE.chunk_size).batch(0)
     hidden: Tensor = model(batch.tokens_N, positions_N=batch.positions_N, starts_S=batch.starts_S, images=batch.images)
     return hidden.detach()
+
+
+def bytes_read(work: Callable[[], object]) -> list[int]:
+    """Of each read from a file of tensors that `work` makes."""
+    counts: list[int] = []
+    plain = Stored._read_into
+
+    def counted(self: Stored, file: Any, out: Tensor, start: int) -> None:
+        counts.append(out.nbytes)
+        plain(self, file, out, start)
+
+    Stored._read_into = counted  # type: ignore[method-assign]
+    try:
+        work()
+    finally:
+        Stored._read_into = plain  # type: ignore[method-assign]
+    return counts
+
+
+def loaded(mesh: Mesh, folder: Path) -> dict[str, Any]:
+    """How a rank opens a folder: the bytes that it reads, of which of its parameters more than its part, and whether
+    they are those of a whole model that is cut."""
+    ranks, weights = Parallel(mesh), huggingface.open_folder(folder)
+    model = skeleton(weights.config)
+    ranks.apply(model)
+    counts = bytes_read(lambda: ranks.read(model, weights, dtype=torch.bfloat16, device=torch.device("cpu")))
+    whole = huggingface.load(folder, dtype=torch.bfloat16)
+    Parallel(mesh).apply(whole)
+    parts = {name: local(p.detach()) for name, p in model.named_parameters()}
+    same = all(torch.equal(parts[name], local(p.detach())) for name, p in whole.named_parameters())
+    kinds = all(type(p) is type(q) for p, q in zip(model.parameters(), whole.parameters(), strict=True))
+    return {
+        "read": sum(counts),
+        "most": max(counts),
+        "own": sum(p.numel() * 4 for p in parts.values()),
+        "same": same and kinds,
+    }
+
+
+def loaded_on(parallel: ParallelConfig, folder: Path) -> dict[str, Any]:
+    """The same, and a step of training with what was opened."""
+    found = loaded(Mesh(parallel), folder)
+    ranks, weights = Parallel(Mesh(parallel)), huggingface.open_folder(folder)
+    model = skeleton(weights.config)
+    ranks.apply(model)
+    ranks.read(model, weights, dtype=torch.float32, device=torch.device("cpu"))
+    loss = loss_of(model.train(), ranks.share(RandomBatches(), SHAPE.chunk_size).batch(0))
+    loss.backward()
+    return found | {"loss": float(ranks.mesh.sum(loss.detach().double(), tuple(ranks.mesh.sizes)))}
 
 
 def described(ranks: Parallel, model: Transformer) -> dict[str, Tensor]:

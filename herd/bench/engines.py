@@ -117,7 +117,9 @@ class Herd:
         async def answers(engine: Any, first: int) -> int:
             return sum(await asyncio.gather(*(answer(engine, first + seed) for seed in range(sequences))))
 
-        with closing(load(self._folder).engine(max_num_seqs=sequences, max_model_len=past + steps)) as engine:
+        with closing(
+            load(self._folder, device="cpu").engine(max_num_seqs=sequences, max_model_len=past + steps)
+        ) as engine:
             asyncio.run(answers(engine, sequences))  # warm, with prompts of its own
             begin = time.perf_counter()
             count = asyncio.run(answers(engine, 0))

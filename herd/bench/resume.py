@@ -55,7 +55,7 @@ def measure(folder: Path) -> list[Row]:
         for _ in range(num_steps):
             batch = pack_documents(random_tokens(shape.vocab_size, sum(lengths), seed=made), lengths)
             loss_fn(model, batch)[0].backward()
-            optimizer.step(made, optimizer.grad_norm())
+            optimizer.step(made, float(optimizer.grad_norm()))
             optimizer.clear()
             made += 1
         checkpoints.wait()  # nothing in most cases; else the stretch was too short for the save

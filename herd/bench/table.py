@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -38,7 +40,9 @@ def machine() -> dict[str, object]:
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     cpu = names[0] if names else platform.processor()
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "torch": version("torch")}
+    card = {"card": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    cores, python = os.cpu_count(), platform.python_version()
+    return {"cpu": cpu, "cores": cores, **card, "python": python, "torch": version("torch")}
 
 
 def show(rows: list[Row], *, as_json: bool) -> None:

@@ -132,7 +132,7 @@ def make_ours(case: Case, config: OptimizerConfig) -> Step:
         nonlocal done
         loss, _ = loss_fn(model, batch)
         loss.backward()
-        optimizer.step(done, optimizer.grad_norm())
+        optimizer.step(done, float(optimizer.grad_norm()))
         optimizer.clear()
         done += 1
 

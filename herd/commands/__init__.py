@@ -20,9 +20,11 @@ COMMANDS: dict[str, Command] = {
     **{kind.command: stage_command(kind) for kind in STAGES.values() if kind.command},
     "report": command(report, example="herd report runs/tiny"),
     "adopt": command(adopt, example="herd adopt SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2"),
-    "chat": command(chat, example="herd chat runs/tiny/sft --temperature 0.7"),
-    "generate": command(generate, example="herd generate runs/tiny/sft prompts.jsonl --out answers.jsonl"),
-    "serve": command(serve, example="herd serve runs/tiny/sft --port 8000"),
+    "chat": command(chat, example="herd chat runs/tiny/sft --temperature 0.7", on_device=True),
+    "generate": command(
+        generate, example="herd generate runs/tiny/sft prompts.jsonl --out answers.jsonl", on_device=True
+    ),
+    "serve": command(serve, example="herd serve runs/tiny/sft --port 8000", on_device=True),
     "plan": command(plan, example="herd plan behemoth --gpus 32768 --gpu h100"),
     **BENCHES,
     "convert": command(

@@ -189,12 +189,26 @@ def bench_scaling(*, steps: int = 50, json: bool = False) -> None:
     named("herd.bench.scaling:scaling")(steps=steps, as_json=json)
 
 
+def bench_gpu(*, json: bool = False) -> None:
+    """Check a CUDA card against the CPU, and measure training and decoding on it.
+
+    Args:
+        json: Print one JSON object, for scripts.
+    """
+    named("herd.bench.gpu:gpu")(as_json=json)
+
+
 BENCHES = {
     "bench needle": command(
-        bench_needle, example="herd bench needle runs/mine/midtrain --data runs/tiny/data --context 1M"
+        bench_needle,
+        example="herd bench needle runs/mine/midtrain --data runs/tiny/data --context 1M",
+        on_device=True,
     ),
     "bench soak": command(
-        bench_soak, example="herd bench soak runs/tiny/sft --minutes 30 --out soak.svg", computes=True
+        bench_soak,
+        example="herd bench soak runs/tiny/sft --minutes 30 --out soak.svg",
+        computes=True,
+        on_device=True,
     ),
     "bench parity": command(bench_parity, example="herd bench parity --json"),
     "bench resume": command(bench_resume, example="herd bench resume --json"),
@@ -213,4 +227,5 @@ BENCHES = {
     "bench train": command(bench_train, example="herd bench train --cases S M --json", computes=True),
     "bench tiny": command(bench_tiny, example="herd bench tiny runs/tiny --json"),
     "bench scaling": command(bench_scaling, example="herd bench scaling --json"),
+    "bench gpu": command(bench_gpu, example="herd bench gpu --json"),
 }

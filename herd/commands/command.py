@@ -1,9 +1,16 @@
 """What a line of `herd --help` is, and how it finds its code without importing it before it is called."""
 
+import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from importlib import import_module
 from typing import Any
+
+from herd.core.device import VARIABLE, DeviceName
+
+DEVICE_HELP = f"Device to compute on; {VARIABLE} if not given, else the CUDA card where there is one, else the CPU."
 
 
 def named(place: str) -> Any:
@@ -28,8 +35,32 @@ class Command:
     """Whether it works on large tensors for minutes, so that memory is worth tuning."""
 
 
-def command(does: Callable[..., None], *, example: str, computes: bool = False) -> Command:
-    """The command that calls `does`; the first line of its docstring is the summary."""
+def command(does: Callable[..., None], *, example: str, computes: bool = False, on_device: bool = False) -> Command:
+    """The command that calls `does`; the first line of its docstring is the summary. With `on_device` it has the option
+    --device."""
     assert does.__doc__ is not None
     summary = does.__doc__.splitlines()[0].removesuffix(".")
-    return Command(summary=summary, example=example, does=does, computes=computes)
+    return Command(summary=summary, example=example, does=with_device(does) if on_device else does, computes=computes)
+
+
+def with_device(does: Callable[..., None]) -> Callable[..., None]:
+    """`does` with the option --device."""
+
+    @wraps(does)
+    def wrapper(*args: Any, device: DeviceName | None = None, **options: Any) -> None:
+        set_device(device)
+        does(*args, **options)
+
+    del wrapper.__wrapped__  # type: ignore[attr-defined]  # or the parser would look at `does`
+    option = inspect.Parameter("device", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=DeviceName | None)
+    signature = inspect.signature(does)
+    wrapper.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {**does.__annotations__, "device": DeviceName | None}
+    wrapper.__doc__ = f"{(does.__doc__ or '').rstrip()}\n        device: {DEVICE_HELP}\n    "
+    return wrapper
+
+
+def set_device(name: str | None) -> None:
+    """Have this process and its children compute on a device, as --device asks; None leaves what HERD_DEVICE says."""
+    if name is not None:
+        os.environ[VARIABLE] = name

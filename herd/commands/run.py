@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from herd import __version__
-from herd.commands.command import Command
-from herd.commands.single import Fields, unfinished_options
+from herd.commands.command import Command, set_device
+from herd.commands.single import Fields, device_option, unfinished_options
 from herd.commands.stages import STAGES
 from herd.core.child import run_in_child
 from herd.core.console import exit_code, logged_to, traceback_log
@@ -33,7 +33,7 @@ def run_usage(args: Sequence[str]) -> Any:
     fields: Fields = [("recipe", Positional[Annotated[str, arg(help=about)]])]
     about = "Folder of the run, runs/RECIPE if not given."
     fields.append(("out", Annotated[Path | None, arg(help=about)], None))
-    fields += unfinished_options()
+    fields += [*unfinished_options(), device_option()]
     nodes = load_recipe(args[0], STAGES) if args and not args[0].startswith("-") else {}
     for number, (name, node) in enumerate(nodes.items()):
         if not node.kind.reads_run:
@@ -50,6 +50,7 @@ def run(usage: Any) -> None:
         kind = STAGES[REPORT]
         nodes[REPORT] = Node(kind=kind, config=kind.config()(), parents=stages_to_report(nodes))
     unfinished = unfinished_mode(resume_with_changes=usage.resume_with_changes, restart=usage.restart)
+    set_device(usage.device)
     folder = usage.out or Path("runs") / Path(usage.recipe).stem
     folder.mkdir(parents=True, exist_ok=True)
     traceback_log.set(folder / "run.log")

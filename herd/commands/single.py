@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from herd.commands.command import Command
+from herd.commands.command import DEVICE_HELP, Command, set_device
 from herd.commands.stages import STAGES
 from herd.core.boards import VARIABLE, asked_for
 from herd.core.console import traceback_log
+from herd.core.device import DeviceName
 from herd.core.errors import HerdError, unknown
 from herd.core.ranks import rank, world
 from herd.stages.recipe import StageKind, load_recipe
@@ -55,6 +56,8 @@ def stage_usage(kind: StageKind, args: Sequence[str]) -> Any:
     about = "Show metrics elsewhere too: tensorboard, trackio, or both with a comma."
     fields.append(("track", Annotated[str, arg(help=about, metavar="BOARDS")], os.environ.get(VARIABLE, "")))
     fields += unfinished_options()
+    if kind.computes:
+        fields.append(device_option())
     fields.append(("config", Annotated[type(config), arg(name="")], config))
     return dataclasses.make_dataclass("Usage", fields, kw_only=True)
 
@@ -69,6 +72,13 @@ def unfinished_options() -> Fields:
         ("resume_with_changes", Annotated[bool, arg(help=about)], False),
         ("restart", Annotated[bool, arg(help=anew)], False),
     ]
+
+
+def device_option() -> tuple[str, Any, Any]:
+    """Where a stage computes: no part of its config, as it changes nothing but rounding."""
+    from tyro.conf import arg
+
+    return "device", Annotated[DeviceName | None, arg(help=DEVICE_HELP)], None
 
 
 def config_of(kind: StageKind, recipe: str, table: str) -> Any:
@@ -97,6 +107,7 @@ def do_stage(kind: StageKind, usage: Any) -> None:
     if out.exists():
         raise HerdError(f"{out} is there already: give another --out, or remove it first")
     unfinished = unfinished_mode(resume_with_changes=usage.resume_with_changes, restart=usage.restart)
+    set_device(getattr(usage, "device", None))
     os.environ[VARIABLE] = usage.track
     asked_for()  # a mistake in it is reported before anything is written
     out.parent.mkdir(parents=True, exist_ok=True)

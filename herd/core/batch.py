@@ -4,6 +4,9 @@ batch is cut.
 A batch is cut for micro-batches and for ranks. Cutting slices every field whose name ends in a shape that begins with
 N, so a subclass that adds `advantages_N` or `draws_NK` needs no code for it. All other fields go to every part as they
 are, among them `total_weight`: what a loss divides by is that of the whole step, however many parts it is cut into.
+
+`to_device` moves a part before it is computed. The fields of HOST stay where they are: from them the host plans which
+runs attend within themselves and which rows have a loss, without asking the device.
 """
 
 # N tokens, S documents, R rows of a part
@@ -11,12 +14,14 @@ are, among them `total_weight`: what a loss divides by is that of the whole step
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from herd.core.device import send
 
 PER_TOKEN = re.compile(r"_N[A-Za-z]*$")
 """Names of the fields that have an entry for each token: their first axis is N."""
@@ -77,7 +82,25 @@ class Batch:
 
 KINDS = ("text", "picture", "chat", "planted")
 """Names of the values of `Batch.kinds_N`."""
+HOST = {"positions_N", "starts_S", "weights_N", "kinds_N"}
+"""Fields that stay on the host."""
 B = TypeVar("B", bound=Batch)
+T = TypeVar("T")
+
+
+def to_device(batch: T, device: torch.device) -> T:
+    """A batch of any kind, a dataclass, with its tensors on `device` but for those of HOST; itself on a CPU."""
+    if device.type == "cpu":
+        return batch
+    assert is_dataclass(batch) and not isinstance(batch, type)
+    sent: dict[str, Any] = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Tensor) and field.name not in HOST:
+            sent[field.name] = send(value, device)
+        elif is_dataclass(value):
+            sent[field.name] = to_device(value, device)
+    return replace(batch, **sent)
 
 
 def slice_batch(batch: B, rows_R: Tensor, starts: Sequence[int], **changes: Any) -> B:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from herd.core.child import INTERRUPTED
+from herd.core.device import out_of_memory
 from herd.core.errors import HerdError
 from herd.core.files import cache_folder, is_disk_full
 
@@ -26,7 +27,8 @@ BAR = re.compile("[━╸╺]")
 
 traceback_log: ContextVar[Path | None] = ContextVar("traceback_log", default=None)
 """Where the traceback of a bug is kept; None: in the cache."""
-OUT_OF_MEMORY = "out of memory: close other programs, or take a smaller batch (--batch-tokens)"
+SMALLER = "close other programs, or take a smaller batch (--batch-tokens)"
+"""What to do about memory that ran out."""
 
 
 class Tee(io.TextIOBase):
@@ -89,7 +91,7 @@ def in_one_line(error: BaseException) -> str | None:
         case HerdError():
             return str(error)
         case MemoryError():
-            return OUT_OF_MEMORY
+            return f"out of memory: {SMALLER}"
         case _ if is_disk_full(error):
             return f"the disk is full{place}: free some space, then re-run the same command to resume"
         case OSError(errno=errno.EACCES | errno.EPERM | errno.EROFS):
@@ -97,7 +99,7 @@ def in_one_line(error: BaseException) -> str | None:
         case OSError() if error.strerror:
             return f"{error.strerror.lower()}{place}"
     # torch has no MemoryError.
-    return OUT_OF_MEMORY if "DefaultCPUAllocator: can't allocate memory" in str(error) else None
+    return f"{what}: {SMALLER}" if (what := out_of_memory(error)) else None
 
 
 def exit_code(work: Callable[[], None], title: str) -> int:

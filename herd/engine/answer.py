@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from herd.core.device import send
 from herd.core.errors import HerdError
 from herd.data.text_stream import TextStream
 from herd.data.tokenizer import Tokenizer
@@ -168,7 +169,9 @@ def advance(
                 fail(i, error)
         if not rows:
             break
-        logits_BV = logits_NV if len(rows) == len(logits_NV) else logits_NV[[first_rows[i] + depth for i in rows]]
+        logits_BV = logits_NV
+        if len(rows) < len(logits_NV):
+            logits_BV = logits_NV[send(torch.tensor([first_rows[i] + depth for i in rows]), logits_NV.device)]
         going = []
         for i, logits_V, draw in zip(rows, logits_BV, sample_each(logits_BV, list(rows.values())), strict=True):
             if isinstance(draw, Exception):

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from herd.config import EngineConfig, ModelConfig
 from herd.config.engine import DEFAULT_MAX_MODEL_LEN
+from herd.core.device import naming_out_of_memory
 from herd.core.errors import HerdError
 from herd.engine.answer import Answer, Piece, advance, failure
 from herd.engine.model import LoadedModel, Prompt
@@ -58,15 +59,16 @@ class Engine:
         weight, int8 = model.transformer.embedding.weight, config.kv_cache_dtype == "int8"
         self._page_bytes = page_bytes(model.config, number_bytes=weight.itemsize, int8=int8)
         num_global, num_local = num_pages(model.config, config, self.max_model_len, self._page_bytes)
-        cache = KVCache(
-            model.config,
-            num_global=num_global,
-            num_local=num_local,
-            dtype=weight.dtype,
-            device=weight.device,
-            int8=int8,
-            folder=config.kv_cache_folder,
-        )
+        with naming_out_of_memory("lower kv_cache_memory_bytes, max_num_seqs or max_model_len"):
+            cache = KVCache(
+                model.config,
+                num_global=num_global,
+                num_local=num_local,
+                dtype=weight.dtype,
+                device=weight.device,
+                int8=int8,
+                folder=config.kv_cache_folder,
+            )
         self.cache_bytes = cache.num_bytes
         self._runner = Runner(model, cache)
         self._pages = PageManager(
@@ -280,7 +282,8 @@ class Engine:
                 self._receive()
                 try:
                     if not self._scheduler.idle:
-                        self._step()
+                        with naming_out_of_memory("lower max_prefill_tokens, max_num_seqs or kv_cache_memory_bytes"):
+                            self._step()
                     self._wake_loops()
                 except Exception as error:  # a fault must reach the callers, not die with the thread
                     self._end_all(f"generation failed: {type(error).__name__}: {error}", "fault")

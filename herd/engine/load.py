@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from herd.config import EngineConfig
+from herd.core.device import choose_device, naming_out_of_memory
 from herd.core.errors import HerdError
 from herd.data.image import ImageProcessor
 from herd.engine.conversation import Conversation
@@ -69,10 +70,15 @@ class Model(LoadedModel):
         return Engine(self, EngineConfig(**options), draft_model=draft_model)
 
 
-def load(folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Model:
-    """Open a model in any format (herd/model/formats/source.py); `dtype` None keeps the stored precision."""
-    source = find_source(Path(folder))
-    transformer = source.transformer(dtype=dtype, device=device)
+def load(folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Model:
+    """Open a model in any format (herd/model/formats/source.py); `dtype` None keeps the stored precision.
+
+    `device`: "auto", "cpu", "cuda", "cuda:1", "mps" or a torch.device; what HERD_DEVICE names, else auto, if not given
+    (herd.core.device).
+    """
+    source, there = find_source(Path(folder)), choose_device(device)
+    with naming_out_of_memory("take a quantised folder, a lower dtype, or another device"):
+        transformer = source.transformer(dtype=dtype, device=there)
     tokenizer = source.tokenizer(transformer.config.special)
     # A kin's embedding may have rows to spare, for the sake of round numbers.
     rows, spare = transformer.config.vocab_size, tokenizer.template is not None

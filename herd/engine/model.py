@@ -11,6 +11,7 @@ from torch import Tensor
 
 from herd.config import ModelConfig
 from herd.core.batch import Images
+from herd.core.device import send
 from herd.core.errors import HerdError
 from herd.data.chat import render_messages
 from herd.data.image import ImageProcessor, Tiles, normalise
@@ -81,7 +82,7 @@ class LoadedModel:
         if not tiles:
             return None
         features = [self.encode_tiles(part) for part in torch.cat(tiles).split(TILES_AT_ONCE)]
-        return Images(tiles=torch.cat(features), rows=torch.cat(rows).to(self.device), encoded=True)
+        return Images(tiles=torch.cat(features), rows=send(torch.cat(rows), self.device), encoded=True)
 
     @torch.inference_mode()
     def encode_tiles(self, pixels: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ class LoadedModel:
         vision = self.transformer.vision
         assert vision is not None, "ImageProcessor refuses pictures for a model of text alone"
         weight = vision.projector.weight
-        features: Tensor = vision(normalise(pixels.to(weight.device)).to(weight.dtype)).flatten(0, 1)
+        features: Tensor = vision(normalise(send(pixels, weight.device)).to(weight.dtype)).flatten(0, 1)
         return features
 
     def patch_rows(self, prompt: Prompt) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from herd.core.device import send
 from herd.core.errors import HerdError
 from herd.engine.model import LoadedModel
 from herd.model.cache import CacheView, KVCache, chunk_pieces
@@ -178,7 +179,7 @@ class Reader:
     def losses(self, question: Sequence[int], answer: Sequence[int], *, at: int) -> list[float]:
         """Loss of each token of `answer` after what comes before it, in nats."""
         logits_NV = self._along(question, answer, at).float()
-        answer_N = torch.tensor(answer, device=self.device)
+        answer_N = send(torch.tensor(answer), self.device)
         losses: list[float] = F.cross_entropy(logits_NV, answer_N, reduction="none").tolist()
         return losses
 
@@ -217,7 +218,7 @@ class Reader:
         rows: list[int] = []
         for chunk in chunks:
             rows += range(chunk * self._pages_a_chunk, min((chunk + 1) * self._pages_a_chunk, len(self._pages)))
-        index, length = torch.tensor(rows, device=self.device), self.length
+        index, length = send(torch.tensor(rows, dtype=torch.int64), self.device), self.length
         pools = [
             pool
             for layer in range(config.num_layers)

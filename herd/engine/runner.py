@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from herd.core.batch import Images
+from herd.core.device import send
 from herd.engine.model import LoadedModel, Prompt
 from herd.engine.scheduler import Request, Step, Work
 from herd.model.agreement import check_agreement
@@ -99,7 +100,7 @@ class Runner:
             range(end - length if work.request.scored else end - work.num_logits, end)
             for work, length, end in zip(works, pack.lengths, ends, strict=True)
         ]
-        rows_R = torch.tensor([row for rows in kept for row in rows], dtype=torch.int64, device=self.model.device)
+        rows_R = send(torch.tensor([row for rows in kept for row in rows], dtype=torch.int64), self.model.device)
         hidden_RD = self._forward(pack, self._images(works, ends), view, rows_R)
         parts = hidden_RD.split([len(rows) for rows in kept])
         counts = [work.num_logits for work in works]
@@ -132,26 +133,26 @@ class Runner:
                 encoded = request.features[tile]
                 patches = request.patch_rows[tile * len(encoded) : (tile + 1) * len(encoded)]
                 inside = (patches >= work.begin) & (patches < work.end)
-                features.append(encoded[inside.to(encoded.device)])
+                features.append(encoded[send(torch.nonzero(inside)[:, 0], encoded.device)])
                 rows.append(patches[inside] + (end - work.end))
                 if request.tiles[tile][1] <= work.end:
                     del request.features[tile]
         if not features:
             return None
-        return Images(tiles=torch.cat(features), rows=torch.cat(rows).to(self.model.device), encoded=True)
+        return Images(tiles=torch.cat(features), rows=send(torch.cat(rows), self.model.device), encoded=True)
 
     def _prompt_logprobs(self, work: Work[T], hidden_ND: Tensor) -> list[float]:
         request = work.request
         if not request.scored:
             return []
         target_ids = request.ids[work.begin + 1 : min(work.end + 1, request.num_prompt)]
-        targets_N = torch.tensor(target_ids, dtype=torch.int64, device=hidden_ND.device)
-        logprobs: list[float] = []
+        targets_N = send(torch.tensor(target_ids, dtype=torch.int64), hidden_ND.device)
+        logprobs: list[Tensor] = []
         for begin in range(0, len(targets_N), LOGIT_ROWS):
             target = targets_N[begin : begin + LOGIT_ROWS]
             logits_NV = self._unembed(hidden_ND[begin : begin + len(target)])
-            logprobs += torch.log_softmax(logits_NV, -1).gather(1, target[:, None])[:, 0].tolist()
-        return logprobs
+            logprobs.append(torch.log_softmax(logits_NV, -1).gather(1, target[:, None])[:, 0])
+        return torch.cat(logprobs).tolist() if logprobs else []
 
 
 def tokens_of(work: Work[T]) -> list[int]:

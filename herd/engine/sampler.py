@@ -11,7 +11,7 @@
 6. The draw, by the Gumbel trick: every token has a number E ~ Exp(1), and the least E / probability wins.
 
 E is a function of the seed, the token's place in the answer, and the token: what is drawn depends on nothing else, not
-on the batch, a preemption, or how many tokens were drafted. A draft model that draws with the same numbers
+on the batch, a preemption, the device, or how many tokens were drafted. A draft model that draws with the same numbers
 drafts what the model will draw (Daliri et al., arXiv:2408.07978), see `speculative`.
 Left out: the noise has 24 bits; a token of less than 1e-8 is drawn more seldom than that.
 """
@@ -28,9 +28,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from herd.config import SamplingConfig
+from herd.core.device import send
 from herd.core.errors import HerdError
 from herd.core.streams import seed_of
 from herd.engine.structure import Structure
+from herd.model.pack import CPU
 
 LIKELIEST = 1024
 """Tokens that are sorted for top_p at first; a row whose share they do not fill is sorted whole."""
@@ -99,26 +101,33 @@ class Draws(NamedTuple):
 
 def sample(logits_BV: Float[Tensor, "b v"], rows: Sequence[Row]) -> Draws:
     """Draw for each row; fp32 inside, the logits stay as they are."""
-    scores_BV = adjusted(logits_BV.float(), rows)
+    scores_BV, device = adjusted(logits_BV.float(), rows), logits_BV.device
     drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0]
     tokens_B = scores_BV.argmax(-1)
     logprobs: list[float | None] = [None if row.params.logprobs is None else 0.0 for row in rows]
+    asking: list[int] = []
+    logprob_A = tokens_B.new_zeros(0, dtype=torch.float32)
     if drawn:
         params = [rows[i].params for i in drawn]
-        scores_DV = scores_BV if len(drawn) == len(rows) else scores_BV[drawn]
-        kept_DV = truncated(scores_DV / torch.tensor([[one.temperature] for one in params]), params)
-        noise_DV = gumbel_noise(kept_DV.shape[1], [(rows[i].seed, rows[i].place) for i in drawn])
-        tokens_B[drawn] = (kept_DV + noise_DV).argmax(-1)
+        index_D = send(torch.tensor(drawn), device)
+        scores_DV = scores_BV if len(drawn) == len(rows) else scores_BV[index_D]
+        kept_DV = truncated(scores_DV / send(torch.tensor([[one.temperature] for one in params]), device), params)
+        noise_DV = gumbel_noise(kept_DV.shape[1], [(rows[i].seed, rows[i].place) for i in drawn], device)
+        tokens_D = (kept_DV + noise_DV).argmax(-1)
+        tokens_B[index_D] = tokens_D
         if asking := [place for place, one in enumerate(params) if one.logprobs is not None]:
-            logs_AV = torch.log_softmax(kept_DV[asking], -1)
-            for logs_V, place in zip(logs_AV, asking, strict=True):
-                logprobs[drawn[place]] = float(logs_V[tokens_B[drawn[place]]])
-    return Draws([int(token) for token in tokens_B], logprobs)
+            index_A = send(torch.tensor(asking), device)
+            logprob_A = torch.log_softmax(kept_DV[index_A], -1).gather(1, tokens_D[index_A][:, None])[:, 0]
+    # Ids are exact in fp32 up to 2^24: tokens and log-probabilities are read together, as reading waits for the device.
+    read = torch.cat([tokens_B.to(torch.float32), logprob_A]).tolist()
+    for place, logprob in zip(asking, read[len(rows) :], strict=True):
+        logprobs[drawn[place]] = logprob
+    return Draws([int(token) for token in read[: len(rows)]], logprobs)
 
 
 def adjusted(logits_BV: Float[Tensor, "b v"], rows: Sequence[Row]) -> Float[Tensor, "b v"]:
     """Steps 1 to 3; `logits_BV` itself where no row asks for any."""
-    result = logits_BV
+    result, device = logits_BV, logits_BV.device
     for i, row in enumerate(rows):
         params = row.params
         penalised = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty) != (1, 0, 0)
@@ -128,63 +137,72 @@ def adjusted(logits_BV: Float[Tensor, "b v"], rows: Sequence[Row]) -> Float[Tens
             result = logits_BV.clone()
         logits_V = result[i]
         if row.allowed is not None:
-            logits_V.masked_fill_(~row.allowed, float("-inf"))
+            logits_V.masked_fill_(~send(row.allowed, device), float("-inf"))
         if params.logit_bias:
-            logits_V[list(params.logit_bias)] += torch.tensor(list(params.logit_bias.values()))
+            biased = send(torch.tensor(list(params.logit_bias)), device)
+            logits_V[biased] += send(torch.tensor(list(params.logit_bias.values())), device)
         if penalised:
-            said = torch.tensor(list(row.counts), dtype=torch.int64)
+            tokens = torch.tensor(list(row.counts), dtype=torch.int64)
+            said = send(tokens, device)
             if params.repetition_penalty != 1:
-                seen = torch.cat([row.prompt, said]).unique()
+                seen = send(torch.cat([row.prompt, tokens]).unique(), device)
                 value, penalty = logits_V[seen], params.repetition_penalty
                 logits_V[seen] = torch.where(value > 0, value / penalty, value * penalty)
-            times = torch.tensor(list(row.counts.values()), dtype=torch.float32)
+            times = send(torch.tensor(list(row.counts.values()), dtype=torch.float32), device)
             logits_V[said] -= params.frequency_penalty * times + params.presence_penalty
     return result
 
 
 def truncated(logits_BV: Float[Tensor, "b v"], params: Sequence[SamplingParams]) -> Float[Tensor, "b v"]:
     """Step 5: what is below a row's threshold becomes -inf. `logits_BV` may be overwritten."""
-    sorting = [i for i, one in enumerate(params) if one.top_k or one.top_p < 1]
-    least_B = torch.full((len(params),), float("-inf"))
+    sorting, device = [i for i, one in enumerate(params) if one.top_k or one.top_p < 1], logits_BV.device
+    if not sorting and not any(one.min_p for one in params):
+        return logits_BV
+    least_B = torch.full((len(params),), float("-inf"), device=device)
     if sorting:
         size = logits_BV.shape[1]
         num_likeliest = min(size, max(LIKELIEST, *(params[i].top_k for i in sorting)))
-        rows_RV = logits_BV[sorting]
+        rows_RV = logits_BV[send(torch.tensor(sorting), device)]
         # Everything before the draw is thresholds, so the order of equal values is of no account.
         likeliest_RK = rows_RV.topk(num_likeliest).values
         whole_R = rows_RV.logsumexp(-1)
-        for i, row_V, likeliest_K, whole in zip(sorting, rows_RV, likeliest_RK, whole_R, strict=True):
-            top_k = min(params[i].top_k or size, size)
+        top_ks = [min(params[i].top_k or size, size) for i in sorting]
+        # The one thing that the host has to know: whether the likeliest fill top_p, where top_k asks for more of them.
+        unsure = [r for r, top_k in enumerate(top_ks) if top_k > num_likeliest]
+        shares = torch.stack([(likeliest_RK[r] - whole_R[r]).exp().sum() for r in unsure]).tolist() if unsure else []
+        share_of = dict(zip(unsure, shares, strict=True))
+        for r, (i, top_k) in enumerate(zip(sorting, top_ks, strict=True)):
             if top_k <= num_likeliest:
-                least_B[i] = least_kept(likeliest_K[:top_k], params[i].top_p)
-            elif float((likeliest_K - whole).exp().sum()) > params[i].top_p:
-                least_B[i] = least_kept(likeliest_K, params[i].top_p, whole)
+                least_B[i] = least_kept(likeliest_RK[r, :top_k], params[i].top_p)
+            elif share_of[r] > params[i].top_p:
+                least_B[i] = least_kept(likeliest_RK[r], params[i].top_p, whole_R[r])
             else:
-                least_B[i] = least_kept(row_V.sort(descending=True).values, params[i].top_p)
-    ratio_B = torch.tensor([one.min_p for one in params])
+                least_B[i] = least_kept(rows_RV[r].sort(descending=True).values, params[i].top_p)
+    ratio_B = send(torch.tensor([one.min_p for one in params]), device)
     least_B = torch.maximum(least_B, logits_BV.amax(-1) + ratio_B.log())
-    if torch.isneginf(least_B).all():
-        return logits_BV
     return logits_BV.masked_fill_(logits_BV < least_B[:, None], float("-inf"))
 
 
 def least_kept(sorted_K: Float[Tensor, "k"], top_p: float, whole: Tensor | None = None) -> Tensor:
     """The least of these descending logits that top_p keeps; `whole` is the logsumexp, where they are not all."""
+    if top_p == 1:
+        return sorted_K[-1]
     share_K = (sorted_K - (sorted_K.logsumexp(0) if whole is None else whole)).exp()
     # A token stays as long as those before it have not filled top_p; the first always stays.
-    kept = int((share_K.cumsum(0) - share_K < top_p).sum()) if top_p < 1 else len(sorted_K)
-    return sorted_K[max(1, kept) - 1]
+    kept = (share_K.cumsum(0) - share_K < top_p).sum()
+    return sorted_K.gather(0, (kept - 1).clamp(min=0)[None])[0]
 
 
-def gumbel_noise(size: int, places: Sequence[tuple[int, int]]) -> Float[Tensor, "b v"]:
-    """-ln E of each token for each (seed, place in the answer), E ~ Exp(1)."""
+def gumbel_noise(size: int, places: Sequence[tuple[int, int]], device: torch.device = CPU) -> Float[Tensor, "b v"]:
+    """-ln E of each token for each (seed, place in the answer), E ~ Exp(1). Drawn on the host: the same on any
+    device."""
     noise_BV = torch.empty(len(places), size)
     generator = torch.Generator()
     for noise_V, (seed, place) in zip(noise_BV, places, strict=True):
         generator.manual_seed(seed_of(seed, place))
         noise_V.uniform_(generator=generator)
     # In place: [32, 202048] is 26 MB.
-    return noise_BV.log_().neg_().log_().neg_()
+    return send(noise_BV, device).log_().neg_().log_().neg_()
 
 
 def log_probabilities(logits_V: Float[Tensor, "v"], token: int, count: int) -> tuple[float, list[tuple[int, float]]]:
@@ -192,7 +210,9 @@ def log_probabilities(logits_V: Float[Tensor, "v"], token: int, count: int) -> t
     before any of the steps above."""
     logs_V = torch.log_softmax(logits_V.float(), -1)
     values, index = logs_V.topk(min(count, len(logs_V)))
-    return float(logs_V[token]), list(zip(index.tolist(), values.tolist(), strict=True))
+    logprob, *read = torch.cat([logs_V[token : token + 1], values, index.to(torch.float32)]).tolist()
+    half = len(read) // 2
+    return logprob, list(zip(map(int, read[half:]), read[:half], strict=True))
 
 
 def choice_seeds(seed: int, count: int) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from herd.core.batch import Images
+from herd.core.device import send
 from herd.engine.model import LoadedModel, Prompt
 from herd.model.cache import Slots, chunk_pieces
 from herd.model.pack import pack_sequences
@@ -77,26 +78,29 @@ def _continuations(model: LoadedModel, prompt: Prompt, continuations: list[list[
         pack = pack_sequences(runs, num_cached=[begin] * len(runs), device=model.device)
         return network.forward_packed(pack, images=images, cache=cache.at(pack, slots))
 
+    patches = model.patch_rows(prompt)
     for begin, end in chunk_pieces(0, length, config.chunk_size, PACK_TOKENS):
         images = None
-        if features is not None:
-            inside = (features.rows >= begin) & (features.rows < end)
-            if inside.any():
-                images = Images(tiles=features.tiles[inside], rows=features.rows[inside] - begin, encoded=True)
+        inside = torch.nonzero((patches >= begin) & (patches < end))[:, 0]
+        if features is not None and len(inside):
+            here = send(inside, model.device)
+            images = Images(tiles=features.tiles[here], rows=features.rows[here] - begin, encoded=True)
         hidden_ND = forward([0], [prompt.token_ids[begin:end]], begin, images)
     first_V = torch.log_softmax(network.unembed(hidden_ND[-1:])[0].float(), -1)
-    scores = [float(first_V[more[0]]) for more in continuations]
+    scores: list[float] = first_V[send(torch.tensor([more[0] for more in continuations]), model.device)].tolist()
     cache.copy_slot(0)
     for begin, end in chunk_pieces(length, length + longest - 1, config.chunk_size, PACK_TOKENS):
         # Each run predicts the token after every one that it reads, so the last token is never read.
         slots = [i for i, more in enumerate(continuations) if length + len(more) - 1 > begin]
         runs = [continuations[i][begin - length : min(end - length, len(continuations[i]) - 1)] for i in slots]
         log_NV = torch.log_softmax(network.unembed(forward(slots, runs, begin, None)).float(), -1)
-        row = 0
-        for i, run in zip(slots, runs, strict=True):
-            targets = continuations[i][begin - length + 1 : begin - length + 1 + len(run)]
-            scores[i] += float(log_NV[range(row, row + len(run)), targets].sum())
-            row += len(run)
+        targets = [continuations[i][begin - length + 1 :][: len(run)] for i, run in zip(slots, runs, strict=True)]
+        targets_N = send(torch.tensor([token for part in targets for token in part]), model.device)
+        log_N = log_NV.gather(1, targets_N[:, None])[:, 0]
+        for i, score in zip(
+            slots, torch.stack([x.sum() for x in log_N.split([*map(len, runs)])]).tolist(), strict=True
+        ):
+            scores[i] += score
     return scores
 
 

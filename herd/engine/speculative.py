@@ -21,6 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from herd.core.device import send
 from herd.core.errors import HerdError
 from herd.engine.answer import Answer
 from herd.engine.model import LoadedModel
@@ -138,7 +139,8 @@ class DraftModel:
             drawn = [list(going)[i] for i in ready]
             rows = [answer.row(ahead=drafts[answer]) for answer in drawn]
             going = {}
-            for answer, token in zip(drawn, sample(logits_SV[ready], rows).tokens if drawn else [], strict=True):
+            logits_RV = logits_SV[send(torch.tensor(ready, dtype=torch.int64), logits_SV.device)]
+            for answer, token in zip(drawn, sample(logits_RV, rows).tokens if drawn else [], strict=True):
                 drafts[answer].append(token)
                 if len(drafts[answer]) < wanted[answer] and self._may_read(answer):
                     going[answer] = [token]

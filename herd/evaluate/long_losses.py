@@ -20,9 +20,10 @@ def loss_by_position(model: LoadedModel, ids: np.ndarray, length: int, documents
     losses = []
     for index in range(min(documents, len(ids) // length)):
         tokens_N = torch.from_numpy(ids[index * length : (index + 1) * length]).long()
-        hidden_ND = model.transformer.forward_packed(pack_sequences([tokens_N], device=model.device))
+        pack = pack_sequences([tokens_N], device=model.device)
+        hidden_ND = model.transformer.forward_packed(pack)
         logits_NV = model.transformer.unembed(hidden_ND[:-1]).float()
-        losses.append(F.cross_entropy(logits_NV, tokens_N[1:], reduction="none"))
+        losses.append(F.cross_entropy(logits_NV, pack.tokens_N[1:], reduction="none"))
     mean_N = torch.stack(losses).mean(0)
     edges = [0, *(2**power for power in range(6, 30) if 2**power < length), length]
     return [

@@ -6,8 +6,9 @@ with the token's position in its own document. Source: Meta's llama-models 0.3.0
 
 There is no batch dimension and no padding outside this file: documents are runs of tokens. `plan_spans` says once per
 forward which runs attend within themselves (documents for global layers, their chunks for local ones), so no mask over
-the whole pack ever exists. The C++ kernel takes runs as they are; PyTorch's operators take those of similar length
-together, as padded groups.
+the whole pack ever exists. It is planned on the host, where positions and starts are, and only indices are sent to the
+device: a forward waits for nothing. The C++ kernel takes runs as they are; PyTorch's operators take those of similar
+length together, as padded groups.
 
 Inference on a CPU has a second implementation: herd/native/forward.cpp, called by fused.py. A change here must be made
 there too; agreement.py compares the two whenever an engine is started on a model.
@@ -17,7 +18,7 @@ there too; agreement.py compares the two whenever an engine is started on a mode
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,9 @@ from torch import Tensor, nn
 
 from herd import native
 from herd.config import ModelConfig
+from herd.core.device import has_fp64, send
 from herd.model.cache import CacheView
+from herd.model.pack import CPU
 from herd.model.precision import Linear
 
 GROUP_LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -50,47 +53,48 @@ class Spans:
     """Runs of tokens that attend causally within themselves."""
 
     begins_S: Tensor
-    """int64, the last entry N."""
+    """int64, on the host; the last entry N."""
+    device: torch.device
+    """That of the tokens."""
 
     @cached_property
     def groups(self) -> Groups:
-        return group_runs(self.begins_S)
+        return group_runs(self.begins_S, self.device)
 
 
-def plan_spans(positions_N: Tensor, starts_S: Tensor, chunk_size: int | None) -> Spans:
+def plan_spans(positions_N: Tensor, starts_S: Tensor, chunk_size: int | None, device: torch.device) -> Spans:
     """The documents that begin at `starts_S`, or with `chunk_size` their chunks."""
     num_tokens = len(positions_N)
-    edge_N = torch.zeros(num_tokens, dtype=torch.bool, device=positions_N.device)
+    edge_N = torch.zeros(num_tokens, dtype=torch.bool)
     edge_N[starts_S[:-1].long()] = True
     if chunk_size is not None:
         edge_N |= positions_N % chunk_size == 0
     begins = torch.nonzero(edge_N)[:, 0]
-    return Spans(begins_S=torch.cat([begins, begins.new_tensor([num_tokens])]))
+    return Spans(begins_S=torch.cat([begins, begins.new_tensor([num_tokens])]), device=device)
 
 
-def group_runs(begins_S: Tensor) -> Groups:
-    """Group the runs by length."""
-    device = begins_S.device
+def group_runs(begins_S: Tensor, device: torch.device) -> Groups:
+    """Group the runs by length; what is computed with is on `device`."""
     begins, num_tokens, lengths = begins_S[:-1], int(begins_S[-1]), torch.diff(begins_S)
     bounds = lengths.new_tensor(GROUP_LENGTHS)
     last = GROUP_LENGTHS[-1]
     next_bound = bounds[torch.bucketize(lengths, bounds).clamp(max=len(bounds) - 1)]
     padded = torch.where(lengths > last, (lengths + last - 1) // last * last, next_bound)
-    slot_N = torch.empty(num_tokens, dtype=torch.int64, device=device)
+    slot_N = torch.empty(num_tokens, dtype=torch.int64)
     groups, offset = [], 0
     for length in torch.unique(padded).tolist() or GROUP_LENGTHS[:1]:  # one group at least, if without runs
         chosen = torch.nonzero(padded == length)[:, 0]
-        step_L = torch.arange(length, device=device)
+        step_L = torch.arange(length)
         rows_GL = begins[chosen, None] + step_L
         real_GL = step_L < lengths[chosen, None]
-        slots_GL = offset + torch.arange(rows_GL.numel(), device=device).view_as(rows_GL)
+        slots_GL = offset + torch.arange(rows_GL.numel()).view_as(rows_GL)
         slot_N[rows_GL[real_GL]] = slots_GL[real_GL]
         groups.append(torch.where(real_GL, rows_GL, 0))
         offset += rows_GL.numel()
     return Groups(
         shapes=tuple((len(rows_GL), rows_GL.shape[1]) for rows_GL in groups),
-        row_of_slot=torch.cat([rows_GL.flatten() for rows_GL in groups]),
-        slot_N=slot_N,
+        row_of_slot=send(torch.cat([rows_GL.flatten() for rows_GL in groups]), device),
+        slot_N=send(slot_N, device),
     )
 
 
@@ -172,13 +176,31 @@ def rope_frequencies(config: ModelConfig, *, scaled: bool = True) -> Float[Tenso
     return frequency
 
 
+TURN_BITS = 40
+"""Of a turn as an integer: 2^40 is a whole one, and ten million positions stay within int64."""
+
+
+@lru_cache(maxsize=16)
+def frequencies_on(config: ModelConfig, device: torch.device) -> Tensor:
+    """`rope_frequencies` on a device, sent there once: fp64, or where there is none turns as integers (TURN_BITS)."""
+    with torch.inference_mode(False):
+        frequency_C = rope_frequencies(config).double()
+        if not has_fp64(device):
+            frequency_C = (frequency_C / (2 * math.pi) * 2**TURN_BITS).round().long()
+        return frequency_C.to(device)
+
+
 def rope_angles(positions_N: Int[Tensor, "n"], config: ModelConfig) -> Tensor:
     """Rotations of the local layers as complex numbers, [N, C / 2], fp32.
 
-    Whole turns are taken off in fp64: after ten million positions an angle in fp32 is off by a quarter of a radian.
+    Whole turns are taken off in fp64 or in integers: after ten million positions an angle in fp32 is off by a quarter
+    of a radian.
     """
-    angle_NC = positions_N[:, None].double() * rope_frequencies(config).double().to(positions_N.device)
-    angle_NC = torch.remainder(angle_NC, 2 * math.pi).float()
+    frequency_C = frequencies_on(config, positions_N.device)
+    if frequency_C.dtype == torch.int64:
+        angle_NC = (positions_N[:, None] * frequency_C % 2**TURN_BITS).float() * (2 * math.pi / 2**TURN_BITS)
+    else:
+        angle_NC = torch.remainder(positions_N[:, None].double() * frequency_C, 2 * math.pi).float()
     return torch.polar(torch.ones_like(angle_NC), angle_NC)
 
 
@@ -205,13 +227,22 @@ class AttentionPlan:
     temperature_N: Tensor | None
 
 
-def plan(positions_N: Tensor, starts_S: Tensor, config: ModelConfig, *, cached: bool) -> AttentionPlan:
-    """Prepare a forward over documents (or requests) that begin at `starts_S` in the pack."""
+def plan(
+    positions_N: Tensor,
+    starts_S: Tensor,
+    config: ModelConfig,
+    *,
+    cached: bool,
+    device: torch.device = CPU,
+) -> AttentionPlan:
+    """Prepare a forward on `device` over documents (or requests) that begin at `starts_S` in the pack."""
+    assert positions_N.device.type == starts_S.device.type == "cpu", "a forward is planned on the host"
+    there_N = send(positions_N, device)
     return AttentionPlan(
-        local=None if cached else plan_spans(positions_N, starts_S, config.chunk_size),
-        whole=None if cached else plan_spans(positions_N, starts_S, None),
-        turn_NC=rope_angles(positions_N, config),
-        temperature_N=query_temperature(positions_N, config) if config.temperature else None,
+        local=None if cached else plan_spans(positions_N, starts_S, config.chunk_size, device),
+        whole=None if cached else plan_spans(positions_N, starts_S, None, device),
+        turn_NC=rope_angles(there_N, config),
+        temperature_N=query_temperature(there_N, config) if config.temperature else None,
     )
 
 

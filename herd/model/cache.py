@@ -6,8 +6,9 @@ layers. A request's tokens fill its pages in order. Local layers see the current
 chunk's pages only, and begins anew at the edge.
 
 `attend_pages` reads them: a running maximum over blocks of keys, always cut at the same places of the span, so that a
-token's sums do not depend on what is computed beside it or on how the prompt was cut. Source of paging: Kwon et al.,
-"Efficient Memory Management for Large Language Model Serving with PagedAttention" (2023).
+token's sums do not depend on what is computed beside it or on how the prompt was cut. Where tokens lie is planned on
+the host, once a forward for all layers. Source of paging: Kwon et al., "Efficient Memory Management for Large Language
+Model Serving with PagedAttention" (2023).
 """
 
 # N tokens, S sequences of this forward, B pages of a sequence, H query heads, C head width; of the stored keys and
@@ -25,8 +26,9 @@ from torch import Tensor
 
 from herd import native
 from herd.config import ModelConfig
+from herd.core.device import send
 from herd.model.pack import Pack
-from herd.model.page_store import PageFile, store_int8
+from herd.model.page_store import PageFile, Written, store_int8
 from herd.model.precision import FEWEST_ROWS
 
 BLOCK_KEYS = 256
@@ -108,11 +110,12 @@ class KVCache:
             for row, pages in zip(table, tables, strict=True):
                 row[: len(pages)] = pages
             return Places(
-                table_SB=torch.from_numpy(table).to(span_N.device),
+                table_SB=torch.from_numpy(table),
                 seen_S=span_N[pack.starts_S[:-1]],
                 span_N=span_N,
                 starts_S=pack.starts_S,
                 page_tokens=self.config.page_tokens,
+                device=self.keys[0].device,
             )
 
         return CacheView(
@@ -125,7 +128,10 @@ class KVCache:
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where the tokens of one forward lie in one pool; a span is the request, or in local layers its current chunk."""
+    """Where the tokens of one forward lie in one pool; a span is the request, or in local layers its current chunk.
+
+    The fields are on the host, what is computed with on `device`.
+    """
 
     table_SB: Tensor
     """int32, each sequence's pages in the order of the span."""
@@ -135,18 +141,34 @@ class Places:
     """int64, the place of each new token in its span."""
     starts_S: Tensor
     page_tokens: int
+    device: torch.device
+
+    @cached_property
+    def _page_N(self) -> Tensor:
+        """int64 (the native forward finds them itself)."""
+        lengths = torch.diff(self.starts_S).long()
+        sequence_N = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        return self.table_SB[sequence_N, self.span_N // self.page_tokens].long()
 
     @cached_property
     def page_N(self) -> Tensor:
-        """int64, the page that each new token goes to, … (the native forward finds them itself)."""
-        lengths = torch.diff(self.starts_S).long()
-        sequence_N = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
-        return self.table_SB[sequence_N, self.span_N // self.page_tokens].long()
+        """int64, the page that each new token goes to, …"""
+        return send(self._page_N, self.device)
 
     @cached_property
     def slot_N(self) -> Tensor:
         """… and its place there."""
-        return self.span_N % self.page_tokens
+        return send(self.span_N % self.page_tokens, self.device)
+
+    @cached_property
+    def written(self) -> Written:
+        """The pages that new tokens go to."""
+        return Written.of(self._page_N, self.span_N % self.page_tokens, self.page_tokens, self.device)
+
+    @cached_property
+    def queries(self) -> "list[Queries]":
+        """The rows of the forward, in the parts in which their attention is computed."""
+        return plan_queries(self.table_SB, self.seen_S, self.starts_S, self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,50 +188,73 @@ class CacheView:
         if self.instead is not None and len(q_NHC) == 1 and self.cache.config.is_global(layer):
             return self.instead(layer, q_NHC[0])[None].to(q_NHC.dtype)
         keys_PKLC, values_PKLC = self.cache.keys[layer], self.cache.values[layer]
-        asked = (q_NHC, keys_PKLC, values_PKLC, places.table_SB, places.seen_S, self.starts_S)
-        if (scales := self.cache.scales[layer]) is not None:
-            return attend_pages(*asked, scales=scales)
-        return attend_pages(*asked) if native.why_not(q_NHC, native.PAGES) else native.attend_pages(*asked)
+        asked, scales = (q_NHC, keys_PKLC, values_PKLC), self.cache.scales[layer]
+        if scales is not None or native.why_not(q_NHC, native.PAGES):
+            return attend_pages(*asked, places.queries, scales=scales)
+        return native.attend_pages(*asked, places.table_SB, places.seen_S, self.starts_S)
 
     def store(self, layer: int, k_NKC: Tensor, v_NKC: Tensor) -> Places:
         """Store the new keys and values; gives where the layer finds them and the older ones."""
         places = self.global_pages if self.cache.config.is_global(layer) else self.local_pages
         keys_PKLC, values_PKLC = self.cache.keys[layer], self.cache.values[layer]
         if (scales := self.cache.scales[layer]) is not None:
-            store_int8(keys_PKLC, values_PKLC, *scales, places.page_N, places.slot_N, k_NKC, v_NKC)
+            store_int8(keys_PKLC, values_PKLC, *scales, places.written, k_NKC, v_NKC)
         else:
             keys_PKLC[places.page_N, :, places.slot_N] = k_NKC
             values_PKLC[places.page_N, :, places.slot_N] = v_NKC
         return places
 
 
+@dataclass(frozen=True, kw_only=True)
+class Queries:
+    """Rows whose attention is computed together: one each of several sequences, or several of one."""
+
+    rows_GQ: Tensor
+    """Their places in the pack."""
+    table_GB: Tensor
+    last_GQ: Tensor
+    """Query i of sequence g sees the positions 0 … last_GQ[g, i] of the span in the pages of table_GB[g]."""
+    greatest: int
+    """Of `last_GQ`, on the host."""
+
+
+def plan_queries(table_SB: Tensor, seen_S: Tensor, starts_S: Tensor, device: torch.device) -> list[Queries]:
+    """Row n of sequence s sees the positions 0 … seen_S[s] + (n - starts_S[s]) of the span in the pages of table_SB[s].
+
+    What is given is on the host.
+    """
+
+    def part(sequences: list[int], rows_GQ: Tensor) -> Queries:
+        last_GQ = rows_GQ + (seen_S - starts_S[:-1])[sequences][:, None]
+        return Queries(
+            rows_GQ=send(rows_GQ, device),
+            table_GB=send(table_SB[sequences], device),
+            last_GQ=send(last_GQ, device),
+            greatest=int(last_GQ.max()),
+        )
+
+    starts = starts_S.tolist()
+    single = [s for s in range(len(seen_S)) if starts[s + 1] - starts[s] == 1]
+    found = [part(single, starts_S[single].long()[:, None])] if single else []
+    for s in set(range(len(seen_S))).difference(single):
+        for begin in range(starts[s], starts[s + 1], BLOCK_QUERIES):
+            found.append(part([s], torch.arange(begin, min(begin + BLOCK_QUERIES, starts[s + 1]))[None]))
+    return found
+
+
 def attend_pages(
     q_NHC: Tensor,
     keys_PKLC: Tensor,
     values_PKLC: Tensor,
-    table_SB: Tensor,
-    seen_S: Tensor,
-    starts_S: Tensor,
+    queries: Sequence[Queries],
     *,
     scales: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Row n of sequence s sees the positions 0 … seen_S[s] + (n - starts_S[s]) of the span in the pages of table_SB[s].
-
-    The keys and values of these rows are in their pages already, with `scales` in 8 bits. Sums in fp32.
-    """
+    """Attention of rows to the pages that they see. The keys and values of these rows are in their pages already, with
+    `scales` in 8 bits. Sums in fp32."""
     out_NHC = torch.empty_like(q_NHC)
-    starts, seen = starts_S.tolist(), seen_S.tolist()
-    single = [s for s in range(len(seen)) if starts[s + 1] - starts[s] == 1]
-    if single:
-        rows = starts_S[single].long()
-        last_GQ = seen_S[single][:, None]
-        out_NHC[rows] = _attend(q_NHC[rows][:, None], keys_PKLC, values_PKLC, table_SB[single], last_GQ, scales)[:, 0]
-    for s in set(range(len(seen))).difference(single):
-        for begin in range(starts[s], starts[s + 1], BLOCK_QUERIES):
-            end = min(begin + BLOCK_QUERIES, starts[s + 1])
-            last_GQ = (seen[s] - starts[s] + torch.arange(begin, end, device=q_NHC.device))[None]
-            q_GQHC = q_NHC[begin:end][None]
-            out_NHC[begin:end] = _attend(q_GQHC, keys_PKLC, values_PKLC, table_SB[s : s + 1], last_GQ, scales)[0]
+    for part in queries:
+        out_NHC[part.rows_GQ] = _attend(q_NHC[part.rows_GQ], keys_PKLC, values_PKLC, part, scales)
     return out_NHC
 
 
@@ -217,13 +262,12 @@ def _attend(
     q_GQHC: Tensor,
     keys_PKLC: Tensor,
     values_PKLC: Tensor,
-    table_GB: Tensor,
-    last_GQ: Tensor,
+    part: Queries,
     scales: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """Query i of sequence g sees the positions 0 … last_GQ[g, i]."""
     (groups, queries, heads, width), (kv_heads, size) = q_GQHC.shape, keys_PKLC.shape[1:3]
     ratio, step = heads // kv_heads, max(1, BLOCK_KEYS // size)
+    table_GB, last_GQ = part.table_GB, part.last_GQ
     # Whole blocks, and as many rows as `steadily` asks for: a row's sums are the same whatever is beside it.
     table_GB = F.pad(table_GB, (0, -table_GB.shape[1] % step))
     if lacking := max(0, FEWEST_ROWS - queries):
@@ -235,7 +279,7 @@ def _attend(
     last = last_GQ.repeat(1, ratio)[:, None, :, None]
     top = q.new_full((*q.shape[:3], 1), float("-inf"))
     total, out = torch.zeros_like(top), torch.zeros_like(q)
-    for begin in range(0, int(last_GQ.max()) // size + 1, step):
+    for begin in range(0, part.greatest // size + 1, step):
         pages = table_GB[:, begin : begin + step]
         k, v = keys_PKLC[pages].float(), values_PKLC[pages].float()
         if scales is not None:

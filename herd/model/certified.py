@@ -96,7 +96,7 @@ def arrange(keys_NC: Float[Tensor, "n c"]) -> Int[Tensor, "n"]:
         half = (len(rows_N) // LEAF + 1) // 2 * LEAF
         return [*halved(rows_N[order_N[:half]]), *halved(rows_N[order_N[half:]])]
 
-    return torch.cat(halved(torch.arange(len(keys_NC))))
+    return torch.cat(halved(torch.arange(len(keys_NC), device=keys_NC.device)))
 
 
 def page_bounds(
@@ -156,7 +156,7 @@ def attend(
     """
     size, width = arranged.keys.shape[2], q_HC.shape[-1]
     q_HC = q_HC.float() * width**-0.5
-    recent = torch.arange(arranged.length // size, -(-length // size))
+    recent = torch.arange(arranged.length // size, -(-length // size), device=q_HC.device)
     recent_HC, recent_H = torch.zeros_like(q_HC), q_HC.new_full((len(q_HC),), -math.inf)
     if len(recent):
         recent_HC, recent_H = attend_some(q_HC, arranged.keys, arranged.values, recent, (length - 1) % size + 1)
@@ -167,7 +167,7 @@ def attend(
         slack_R = ROUNDING * (q_RC.abs() * head.widest_C).sum(-1)
         bound_RP = page_bounds(q_RC, head.low_PKC, head.high_PKC) + slack_R[:, None]
         pages = bound_RP.shape[1]
-        chosen_P = torch.zeros(pages, dtype=torch.bool)
+        chosen_P = torch.zeros(pages, dtype=torch.bool, device=q_HC.device)
         chosen_P[torch.topk(bound_RP, min(FIRST_PAGES, pages)).indices.flatten()] = True
 
         def read(chosen_P: Tensor, q_RC: Tensor = q_RC, head: Head = head) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from herd import native
 from herd.config import MoEConfig
+from herd.core.device import has_fp64
 from herd.model.attention import Gather
 from herd.model.precision import Linear, grouped_product, steadily
 
@@ -73,13 +74,15 @@ class MoE(nn.Module):
         if self.bias_E is not None:
             chosen_Nk = logits_NE.gather(-1, expert_Nk)
         expert_R = expert_Nk.flatten()
-        order_R = torch.argsort(expert_R, stable=True)
+        sorted_R, order_R = torch.sort(expert_R, stable=True)
         back_R = torch.empty_like(order_R)
         back_R[order_R] = torch.arange(len(order_R), device=x_ND.device)
-        count_E = torch.bincount(expert_R, minlength=self.config.num_experts)
+        # Not by bincount, which waits for the device to say how many there are.
+        ends_E = torch.searchsorted(sorted_R, torch.arange(self.config.num_experts, device=x_ND.device), right=True)
+        count_E = torch.diff(ends_E, prepend=ends_E.new_zeros(1))
 
         # Rounded from fp64: in fp32 the last bit depends on whether a number falls to the vector loop or to its end.
-        gate_Nk = torch.sigmoid(chosen_Nk.double()).float()
+        gate_Nk = torch.sigmoid(chosen_Nk.double() if has_fp64(chosen_Nk.device) else chosen_Nk).float()
         rows_RD = dispatch(x_ND, gate_Nk, order_R, back_R)
         routed_RD = self.experts(rows_RD, count_E)
         if self.training:

@@ -1,8 +1,9 @@
 """Sequences as the inputs of one forward: the one place where token ids become tokens, positions and starts.
 
 A sequence is the ids that a forward reads and the number of tokens before them, which are in its cache. They are put
-end to end; positions go on from what is cached. `Transformer.forward_packed` and `FusedForward` compute a pack,
-`KVCache.at` gives it its pages. Left out: training, whose packs carry targets and weights (herd.data.pack).
+end to end; positions go on from what is cached. Tokens are on the model's device, the rest on the host.
+`Transformer.forward_packed` and `FusedForward` compute a pack, `KVCache.at` gives it its pages. Left out: training,
+whose packs carry targets and weights (herd.data.pack).
 """
 
 # N tokens of the pack, S sequences
@@ -13,6 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+
+from herd.core.device import send
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +35,15 @@ class Pack:
 
     @property
     def last_S(self) -> Tensor:
-        """int64, the row of each sequence's last token."""
-        return self.starts_S[1:].long() - 1
+        """int64, the row of each sequence's last token; on the device."""
+        return send(self.starts_S[1:].long() - 1, self.tokens_N.device)
 
 
 def pack_sequences(
     sequences: Sequence[Sequence[int] | Tensor],
     *,
     num_cached: Sequence[int] | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device = CPU,
 ) -> Pack:
     """Put sequences end to end, of each the ids behind its first `num_cached` tokens (0 if not given)."""
     lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
@@ -46,13 +51,13 @@ def pack_sequences(
     np.cumsum(lengths, out=starts[1:])
     cached = np.zeros_like(lengths) if num_cached is None else np.asarray(num_cached, dtype=np.int64)
     if any(isinstance(ids, Tensor) for ids in sequences):
-        tokens_N = torch.cat([torch.as_tensor(ids, device=device) for ids in sequences])
+        tokens_N = torch.cat([torch.as_tensor(ids) for ids in sequences])
     else:
-        tokens_N = torch.tensor([token for ids in sequences for token in ids], dtype=torch.int64, device=device)
+        tokens_N = torch.tensor([token for ids in sequences for token in ids], dtype=torch.int64)
     positions_N = torch.from_numpy(np.arange(starts[-1]) + np.repeat(cached - starts[:-1], lengths))
     return Pack(
-        tokens_N=tokens_N,
-        positions_N=positions_N.to(device),
-        starts_S=torch.from_numpy(starts).to(device, torch.int32),
+        tokens_N=send(tokens_N, device),
+        positions_N=positions_N,
+        starts_S=torch.from_numpy(starts).to(torch.int32),
         lengths=tuple(lengths.tolist()),
     )

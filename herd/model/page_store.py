@@ -16,11 +16,13 @@ import mmap
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from herd.core.device import send
 from herd.core.errors import HerdError
 
 PAGES_AT_ONCE = 16
@@ -65,24 +67,52 @@ class PageFile:
         self._grown = end
 
 
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """The pages that a forward writes to; the same for all layers of a pool."""
+
+    page_N: Tensor
+    """Of each new token."""
+    page_U: Tensor
+    """Each once."""
+    row_N: Tensor
+    """Which of them each new token goes to, …"""
+    slot_N: Tensor
+    """… and its place there."""
+    is_old_UL: Tensor
+    """Whether a place holds an older token."""
+
+    @staticmethod
+    def of(page_N: Tensor, slot_N: Tensor, page_tokens: int, device: torch.device) -> "Written":
+        """Of the page and the place of each new token, on the host; for use on `device`."""
+        page_U, row_N = torch.unique(page_N, return_inverse=True)
+        first_U = torch.full_like(page_U, page_tokens).scatter_reduce(0, row_N, slot_N, "amin")
+        is_old_UL = torch.arange(page_tokens) < first_U[:, None]
+        return Written(
+            page_N=send(page_N, device),
+            page_U=send(page_U, device),
+            row_N=send(row_N, device),
+            slot_N=send(slot_N, device),
+            is_old_UL=send(is_old_UL, device),
+        )
+
+
 def store_int8(
     keys_PKLC: Tensor,
     values_PKLC: Tensor,
     key_scale_PKC: Tensor,
     value_scale_PKL: Tensor,
-    page_N: Tensor,
-    slot_N: Tensor,
+    written: Written,
     k_NKC: Tensor,
     v_NKC: Tensor,
 ) -> None:
     """Write new tokens to their pages, packed. Those of one page follow each other, and the older ones before them."""
+    page_N, page_U, row_N, slot_N = written.page_N, written.page_U, written.row_N, written.slot_N
+    is_old_UL = written.is_old_UL
     scale_NK = to_scale(v_NKC.float().abs().amax(-1))
     value_scale_PKL[page_N, :, slot_N] = scale_NK
     values_PKLC[page_N, :, slot_N] = to_int8(v_NKC.float(), scale_NK[..., None])
 
-    page_U, row_N = torch.unique(page_N, return_inverse=True)
-    first_U = torch.full_like(page_U, keys_PKLC.shape[2]).scatter_reduce(0, row_N, slot_N, "amin")
-    is_old_UL = torch.arange(keys_PKLC.shape[2], device=page_U.device) < first_U[:, None]
     old_scale_UKC = key_scale_PKC[page_U].float() * is_old_UL.any(1)[:, None, None]
     wide_UKLC = keys_PKLC[page_U].float() * old_scale_UKC[:, :, None] * is_old_UL[:, None, :, None]
     new_UKLC = torch.zeros_like(wide_UKLC)

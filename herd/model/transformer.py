@@ -113,10 +113,10 @@ class Transformer(nn.Module):
         """Hidden states before the unembedding.
 
         `positions_N` count from 0 in each document or request; `starts_S` are the cumulative starts of the runs in the
-        pack, the last entry N. With a `cache`, each run continues the request in its slot.
+        pack, the last entry N; both are on the host. With a `cache`, each run continues the request in its slot.
         """
         x_ND = self.embed(tokens_N, images)
-        shared = plan(positions_N, starts_S, self.config, cached=cache is not None)
+        shared = plan(positions_N, starts_S, self.config, cached=cache is not None, device=x_ND.device)
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
                 x_ND = recomputed(layer, x_ND, shared)
@@ -137,7 +137,7 @@ class Transformer(nn.Module):
         Where no other layer is global, the cost of a token does not grow with what was read before it.
         """
         x_ND = self.embed(pack.tokens_N, None)
-        shared = plan(pack.positions_N, pack.starts_S, self.config, cached=True)
+        shared = plan(pack.positions_N, pack.starts_S, self.config, cached=True, device=x_ND.device)
         for layer in self.layers[:-1]:
             x_ND = layer(x_ND, shared, cache)
         last = self.layers[-1]

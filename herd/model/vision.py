@@ -7,6 +7,8 @@ projector to the text width. Biases in the encoder, none after it. Source: llama
 
 # T tiles, P patches + 1, D width, H heads, C head width, Q tokens a tile, R tokens of all tiles
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -30,6 +32,13 @@ def turns_2d(config: VisionConfig) -> Tensor:
     angle = torch.cat([columns, rows], dim=-1)
     angle = torch.cat([angle, torch.zeros(1, angle.shape[1])])
     return torch.polar(torch.ones_like(angle), angle)
+
+
+@lru_cache(maxsize=16)
+def turns_on(config: VisionConfig, device: torch.device) -> Tensor:
+    """`turns_2d` on a device, sent there once."""
+    with torch.inference_mode(False):
+        return turns_2d(config).to(device)
 
 
 class VisionLayer(nn.Module):
@@ -83,7 +92,7 @@ class VisionEncoder(nn.Module):
         x_TPD = self.patches(cut_patches(tiles, config.patch_size))
         x_TPD = torch.cat([x_TPD, self.class_token.expand(len(tiles), 1, -1)], dim=1)
         x_TPD = self.norm_before(x_TPD + self.positions)
-        turn_PC = turns_2d(config).to(tiles.device)
+        turn_PC = turns_on(config, tiles.device)
         for layer in self.layers:
             x_TPD = layer(x_TPD, turn_PC)
         return self.norm_after(x_TPD)[:, :-1]

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from herd.config import LanguageTrainingConfig
 from herd.core.batch import Batch, split_batch
+from herd.core.device import choose_device, naming_out_of_memory
 from herd.core.errors import HerdError
 from herd.core.lineage import Stage
 from herd.data.batches import Batches
 from herd.data.tokenizer import Tokenizer
 from herd.model.formats import huggingface
+from herd.model.formats.weights import skeleton
 from herd.model.parallel import Parallel
 from herd.model.transformer import Transformer
 from herd.train.balance import Balancer
@@ -26,10 +28,14 @@ def open_model(
 ) -> tuple[Transformer, Tokenizer]:
     """The model of a folder ready to train on this rank, with the parameters frozen that are not to be trained; and its
     tokenizer."""
-    model = huggingface.load(folder, dtype=training_dtype(config.dtype, stage))
+    weights, device = huggingface.open_folder(folder), choose_device()
+    dtype = training_dtype(config.dtype, stage)
+    model = skeleton(weights.config)
     tokenizer = Tokenizer.load(folder, ids=model.config.special)
     set_trainable(model, config.trainable)
     parallel.apply(model)
+    with naming_out_of_memory("take more ranks (--parallel.shard, --parallel.expert, --parallel.tensor)"):
+        parallel.read(model, weights, dtype=dtype, device=device)
     return model, tokenizer
 
 

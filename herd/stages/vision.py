@@ -21,8 +21,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from herd.config import LANGUAGES, VisionStageConfig
+from herd.core.device import choose_device
 from herd.core.errors import HerdError
 from herd.core.lineage import Stage
+from herd.core.metrics import Number
 from herd.core.streams import stream
 from herd.data.image import ImageProcessor, normalise
 from herd.data.picture_shelf import PictureShelf
@@ -99,7 +101,7 @@ def contrastive_loss(
     own_B: Int[Tensor, "b"],
     group_P: Int[Tensor, "p"],
     logit_scale: float,
-) -> tuple[Float[Tensor, ""], float]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Mean over b, q of -log softmax_p(logit_scale * <hidden_bq, names_qp>)_own(b).
 
     Also the share of pictures whose own names score highest, by the sum over q.
@@ -107,10 +109,11 @@ def contrastive_loss(
     Things of one `group_P` have a name in common: they are no negatives of each other. fp32.
     """
     score_QBP = hidden_BQD.float().transpose(0, 1) @ names_QPD.float().mT
-    twins_BP = (group_P[own_B, None] == group_P) & (own_B[:, None] != torch.arange(len(group_P)))
+    things_P = torch.arange(len(group_P), device=group_P.device)
+    twins_BP = (group_P[own_B, None] == group_P) & (own_B[:, None] != things_P)
     score_QBP = score_QBP.masked_fill(twins_BP, float("-inf"))
     accuracy = (score_QBP.sum(0).argmax(-1) == own_B).float().mean()
-    return F.cross_entropy((logit_scale * score_QBP).flatten(0, 1), own_B.repeat(hidden_BQD.shape[1])), float(accuracy)
+    return F.cross_entropy((logit_scale * score_QBP).flatten(0, 1), own_B.repeat(hidden_BQD.shape[1])), accuracy
 
 
 def naming_loss(
@@ -130,7 +133,8 @@ def naming_loss(
 def vision(config: VisionStageConfig, model: Path, data: Path, out: Path) -> Path:
     """Train the encoder of the model folder `model`; returns the finished folder `out`."""
     stage = Stage("vision", out, config=config, parents={"model": model, "data": data})
-    network = huggingface.load(model, dtype=training_dtype(config.dtype, stage))
+    device = choose_device()
+    network = huggingface.load(model, dtype=training_dtype(config.dtype, stage), device=device)
     shape = network.config
     if shape.vision is None:
         raise HerdError(f"{model} has no vision encoder: leave the vision stage out, or give a model that has one")
@@ -149,19 +153,19 @@ def vision(config: VisionStageConfig, model: Path, data: Path, out: Path) -> Pat
     facts = report_left_out(left_out, stage)
     names = [{lang: tokenizer.encode(name) for lang, name in names.items()} for names in shelf.things]
     num_tokens = processor.config.tokens_per_tile
-    weights_RV = name_weights(names, shape.vocab_size, num_tokens)
+    weights_RV = name_weights(names, shape.vocab_size, num_tokens).to(device)
     first_names = [str(min(name.items())) for name in shelf.things]
-    group_P = torch.from_numpy(np.unique(first_names, return_inverse=True)[1])
+    group_P = torch.from_numpy(np.unique(first_names, return_inverse=True)[1]).to(device)
 
-    def loss_fn(model: Transformer, batch: Views) -> tuple[Tensor, dict[str, float]]:
+    def loss_fn(model: Transformer, batch: Views) -> tuple[Tensor, dict[str, Number]]:
         assert model.vision is not None
         hidden_BQD = model.norm(model.vision(batch.tiles.to(model.unembedding.weight.dtype)))
         names_QPD = torch.sparse.mm(weights_RV, model.unembedding.weight.float()).unflatten(0, (num_tokens, -1))
         drawn, accuracy = contrastive_loss(hidden_BQD, names_QPD, batch.thing_B, group_P, config.logit_scale)
         own_RD = names_QPD[:, batch.thing_B].transpose(0, 1).flatten(0, 1)
         spoken = naming_loss(hidden_BQD.flatten(0, 1), model.unembedding.weight, own_RD)
-        figures = {"contrastive_loss": drawn.item(), "naming_loss": spoken.item(), "contrastive_accuracy": accuracy}
-        return drawn + spoken, figures
+        figures = {"contrastive_loss": drawn, "naming_loss": spoken, "contrastive_accuracy": accuracy}
+        return drawn + spoken, {name: figure.detach() for name, figure in figures.items()}
 
     train(network, batches, loss_fn, config, stage)
     return save_model(network, tokenizer, stage, facts=lambda _: facts)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from herd.core.batch import to_device
 from herd.data.batches import B, Batches
 from herd.model.moe import MoE
 from herd.model.transformer import Transformer
@@ -47,12 +48,12 @@ def total_balance_loss(model: Transformer, sum_counts: Callable[[Tensor], Tensor
     last = [(moe.logits_NE, moe.load_E) for moe in mixtures(model)]
     logits = [logits_NE for logits_NE, _ in last if logits_NE is not None]
     if not logits:  # a model without mixtures
-        return torch.zeros(())
+        return model.embedding.weight.new_zeros((), dtype=torch.float32)
     rows = len(logits[0])
     count_LE = sum_counts(torch.stack([load_E for _, load_E in last if load_E is not None]).nan_to_num() * rows)
     all_rows = count_LE[0].sum()
     if rows == 0:  # a rank without tokens
-        return torch.zeros(())
+        return logits[0].new_zeros(())
     losses = [balance_loss(logits_NE, count_E / all_rows) for logits_NE, count_E in zip(logits, count_LE, strict=True)]
     return torch.stack(losses).mean() * (rows / all_rows)
 
@@ -92,9 +93,10 @@ class Balancer:
         self.model, self.rate, self.reduce = model, rate, reduce
         self.mixtures = mixtures(model)
         self.folds = fold_steps(batches.num_steps)
-        self._forward: Callable[[int], object] = lambda step: forward(model, batches.batch(step))
+        device = model.embedding.weight.device
+        self._forward: Callable[[int], object] = lambda step: forward(model, to_device(batches.batch(step), device))
         shape = (len(self.mixtures), model.config.moe.num_experts)
-        self.bias_LE = torch.zeros(shape, device=model.embedding.weight.device)
+        self.bias_LE = torch.zeros(shape, device=device)
         self.drift_LE = torch.zeros_like(self.bias_LE)
         self._set_biases()
 
@@ -122,6 +124,7 @@ class Balancer:
         if self.rate and updated:
             self.bias_LE, self.drift_LE = update_bias(self.bias_LE, self.drift_LE, count_LE, self.rate)
             self._set_biases()
+        count_LE = count_LE.cpu()  # what is recorded is read once
         shares_LE = count_LE / count_LE.sum(-1, keepdim=True)
         worst = max(max_violation(load_E) for load_E in shares_LE)
         metrics: dict[str, object] = {"expert_load": count_LE.tolist(), "max_vio": worst}

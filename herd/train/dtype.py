@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from herd.core.device import choose_device
 from herd.core.errors import HerdError
 from herd.core.lineage import Stage
 from herd.native import processor_flags
@@ -25,7 +26,7 @@ def training_dtype(name: Literal["auto", "bfloat16", "float32"], stage: Stage) -
     of another format than the one that is named."""
     saved = saved_dtype(stage.work / "state")
     if name == "auto":
-        fast = torch.cuda.is_available() or bool(BF16_FLAGS & processor_flags())
+        fast = choose_device().type != "cpu" or bool(BF16_FLAGS & processor_flags())
         return saved or (torch.bfloat16 if fast else torch.float32)
     wanted = FORMATS[name]
     if saved not in (None, wanted):

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from herd.core.batch import Batch
+from herd.core.batch import Batch, to_device
+from herd.core.device import sum_dtype
 from herd.core.errors import HerdError
-from herd.core.metrics import Mean
+from herd.core.metrics import Mean, Number
 from herd.data import tables
 from herd.data.batches import Batches
 from herd.data.pack import Sample, pack, steps_of
@@ -77,7 +78,7 @@ class HeldoutLoss:
         model: Transformer,
         batches: Batches[Batch],
         num_bytes: int,
-        loss_fn: Callable[[Transformer, Batch], tuple[Tensor, dict[str, float | Mean]]],
+        loss_fn: Callable[[Transformer, Batch], tuple[Tensor, dict[str, Number | Mean]]],
         *,
         every: int,
         parallel: Parallel,
@@ -94,16 +95,17 @@ class HeldoutLoss:
     @torch.no_grad()
     def bits_per_byte(self) -> float:
         """Of the model as it is, over all ranks."""
-        nats = 0.0
+        device = self.model.embedding.weight.device
+        nats = torch.zeros((), dtype=sum_dtype(device), device=device)
         self.model.eval()  # what experts are visited by here does not count
         try:
             for batch in self.batches:
-                _, counted = self.loss_fn(self.model, batch)
+                _, counted = self.loss_fn(self.model, to_device(batch, device))
                 assert batch.total_weight is not None
-                nats += float(counted["loss"]) * batch.total_weight  # type: ignore[arg-type]
+                nats += counted["loss"] * batch.total_weight  # type: ignore[operator]
         finally:
             self.model.train()
-        total, _, _ = self.parallel.total(nats, 0, {})
+        total, *_ = self.parallel.total(nats, 0, {})
         return total / math.log(2) / self.num_bytes
 
     def state_dict(self) -> State:

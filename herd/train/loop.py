@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from herd.config import CheckpointConfig, LossSpikesConfig, OptimizerConfig
+from herd.core.batch import to_device
+from herd.core.device import naming_out_of_memory, sum_dtype
 from herd.core.errors import HerdError, Interrupted, Stopped
 from herd.core.lineage import Stage
-from herd.core.metrics import Mean
+from herd.core.metrics import Mean, Number
 from herd.core.progress import ProgressBar, progress_bar
 from herd.core.signals import Request, asked_to_stop
 from herd.core.streams import seed_of
@@ -26,7 +28,7 @@ from herd.train.loss_spikes import LossSpikes
 from herd.train.optimizer import Optimizer
 
 RESUME = "re-run the same command to resume"
-LossFunction = Callable[[Transformer, B], tuple[Tensor, Mapping[str, float | Mean]]]
+LossFunction = Callable[[Transformer, B], tuple[Tensor, Mapping[str, Number | Mean]]]
 
 
 class TrainConfig(Protocol):
@@ -64,10 +66,11 @@ def train(
 ) -> None:
     """Train `model` in place to the end of `batches`; checkpoints, metrics and the clock live in the stage's folder.
 
-    `loss_fn` gives what is minimised and what is recorded, of a part of the step's batch: over micro-batches and ranks
-    both are summed, so it divides by what is the whole step's, such as `Batch.total_weight`. What it draws from torch's
-    own generator is a function of the seed and the step. Raises Stopped after SIGTERM or Ctrl-C, and HerdError when a
-    batch cannot be had or outliers come in a row; all steps before are then saved, and a batch in the making is
+    `loss_fn` gives what is minimised and what is recorded, of a part of the step's batch, which the loop has moved to
+    the model's device; what is recorded may be tensors there, which the loop reads together. Over micro-batches and
+    ranks both are summed, so it divides by what is the whole step's, such as `Batch.total_weight`. What it draws from
+    torch's own generator is a function of the seed and the step. Raises Stopped after SIGTERM or Ctrl-C, and HerdError
+    when a batch cannot be had or outliers come in a row; all steps before are then saved, and a batch in the making is
     cancelled. All ranks of `parallel` run this, on their parts of model and batches, and the first one writes what is
     recorded. `split` gives the micro-batches that are computed one after the other before the one update.
     """
@@ -82,6 +85,7 @@ def train(
         asked_to_stop() as request,
         progress_bar(stage.name, batches.num_steps, done=start, quiet=not parallel.first) as bar,
         closing(prefetch(batches, start, request.__bool__)) as steps,
+        naming_out_of_memory("raise micro_batches, set recompute, or lower batch_tokens"),
     ):
         if start > batches.num_steps:
             raise HerdError(f"{start} steps are saved, more than the {batches.num_steps} asked for: set more tokens")
@@ -96,8 +100,8 @@ def train(
             torch.manual_seed(seed_of(config.seed, "step", step))
             loss, counted = accumulate(model, split(batch), loss_fn)
             parallel.sum_gradients(optimizer.parameters)
-            objective, size, figures = parallel.total(loss, batch.size, counted)
-            rate, norm = optimizer.schedule(step), optimizer.grad_norm()
+            objective, size, figures, [norm] = parallel.total(loss, batch.size, counted, [optimizer.grad_norm()])
+            rate = optimizer.schedule(step)
             metrics: dict[str, object] = {"loss": objective, **figures, "lr_factor": rate, "grad_norm": norm}
             outlier = spikes.judge(objective, norm)
             if outlier is None:
@@ -117,13 +121,14 @@ def train(
 
 def accumulate(
     model: Transformer, parts: Sequence[B], loss_fn: LossFunction[B]
-) -> tuple[float, dict[str, float | Mean]]:
+) -> tuple[Tensor, dict[str, Number | Mean]]:
     """Add up the gradients of the parts of a batch, and their metrics."""
-    total, figures = 0.0, dict[str, float | Mean]()
+    device = model.embedding.weight.device
+    total, figures = torch.zeros((), dtype=sum_dtype(device), device=device), dict[str, Number | Mean]()
     for part in parts:
-        loss, counted = loss_fn(model, part)
+        loss, counted = loss_fn(model, to_device(part, device))
         loss.backward()
-        total += loss.item()
+        total += loss.detach()
         for name, value in counted.items():
             figures[name] = figures[name] + value if name in figures else value  # type: ignore[operator]
     return total, figures

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from herd import native
 from herd.core.batch import KINDS, Batch
-from herd.core.metrics import Mean
+from herd.core.device import send, sum_dtype
+from herd.core.metrics import Mean, Number
 from herd.model.parallel import ALONE, Parallel
 from herd.model.transformer import Transformer
 from herd.train.balance import total_balance_loss
@@ -35,7 +36,8 @@ def cross_entropy(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "n"]]:
     """sum_i w_i * -log softmax(U h_i)[t_i], in nats, and the unweighted terms (without gradient; 0 where w_i = 0).
 
-    Give weights that sum to 1 for a mean. They may have any sign.
+    Give weights that sum to 1 for a mean. They may have any sign. On the host they tell which rows weigh something
+    without waiting for the device.
     """
     return _CrossEntropy.apply(hidden_ND, unembedding_VD, targets_N, None, weights_N)
 
@@ -71,7 +73,9 @@ def token_entropy(hidden_ND: Float[Tensor, "n d"], unembedding_VD: Float[Tensor,
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, targets, shares_NK, weights_N):  # type: ignore[no-untyped-def]
-        losses_N, *grads = nll_gradients(hidden_ND, weight_VD, targets, shares_NK, weights_N)
+        learnt = send(torch.nonzero(weights_N)[:, 0], hidden_ND.device)
+        weights_N = send(weights_N, hidden_ND.device)
+        losses_N, *grads = nll_gradients(hidden_ND, weight_VD, targets, shares_NK, weights_N, learnt)
         ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(losses_N)
         return (losses_N * weights_N).sum(), losses_N
@@ -94,7 +98,8 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_N):  # type: ignore[no-untyped-def]
         hidden_ND, weight_VD, targets_N = ctx.saved_tensors
-        _, grad_hidden, grad_weight = nll_gradients(hidden_ND, weight_VD, targets_N, None, -grad_N)
+        learnt = torch.nonzero(grad_N)[:, 0]
+        _, grad_hidden, grad_weight = nll_gradients(hidden_ND, weight_VD, targets_N, None, -grad_N, learnt)
         return grad_hidden, grad_weight, None
 
 
@@ -143,14 +148,18 @@ def logit_chunks(hidden_ND: Tensor, weight_VD: Tensor) -> Iterator[tuple[slice, 
 
 
 def nll_gradients(
-    hidden_ND: Tensor, weight_VD: Tensor, targets: Tensor, shares_NK: Tensor | None, weights_N: Tensor
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets: Tensor,
+    shares_NK: Tensor | None,
+    weights_N: Tensor,
+    learnt: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The terms of a cross-entropy and the gradients of their weighted sum by the hidden states and the unembedding;
-    rows that weigh nothing are not computed. Without shares `targets` is [N], else [N, K]."""
+    only the rows `learnt`, those that weigh something, are computed. Without shares `targets` is [N], else [N, K]."""
     losses_N = torch.zeros(len(hidden_ND), dtype=wide(hidden_ND), device=hidden_ND.device)
     grad_hidden = torch.zeros_like(hidden_ND)
     grad_weight = torch.zeros_like(weight_VD, dtype=wide(weight_VD))
-    learnt = torch.nonzero(weights_N)[:, 0]
     filling = -len(learnt) % ROW_MULTIPLE
 
     def chosen(x: Tensor) -> Tensor:
@@ -201,18 +210,19 @@ def soft_gradient(logits_RV: Tensor, target_RK: Tensor, share_RK: Tensor) -> Ten
 
 def language_loss(
     balance_coefficient: float, parallel: Parallel = ALONE
-) -> Callable[[Transformer, Batch], tuple[Tensor, dict[str, float | Mean]]]:
+) -> Callable[[Transformer, Batch], tuple[Tensor, dict[str, Number | Mean]]]:
     """The loss function of pre-training and fine-tuning: mean cross-entropy of the learnt tokens by their weights, plus
     `balance_coefficient` times the load-balancing loss. Its metrics: the cross-entropy, in all and by kind of token.
     The losses of all parts of a batch, on all ranks, sum to that of the whole batch."""
 
-    def loss_fn(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, float | Mean]]:
+    def loss_fn(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Number | Mean]]:
         hidden_ND = model(batch.tokens_N, positions_N=batch.positions_N, starts_S=batch.starts_S, images=batch.images)
         shares_N = batch.shares_N
         mean, losses_N = cross_entropy(hidden_ND, model.unembedding.weight, batch.targets_N, shares_N)
         # fp64: what is recorded does not depend on how the tokens are dealt out.
-        exact = float(losses_N.double() @ shares_N.double())
-        metrics: dict[str, float | Mean] = {"loss": exact, **losses_by_kind(losses_N, batch)}
+        wide = sum_dtype(losses_N.device)
+        exact = losses_N.to(wide) @ send(shares_N.to(wide), losses_N.device)
+        metrics: dict[str, Number | Mean] = {"loss": exact, **losses_by_kind(losses_N, batch)}
         if balance_coefficient:
             mean = mean + balance_coefficient * total_balance_loss(model, parallel.sum_counts)
         return mean, metrics
@@ -224,6 +234,7 @@ def losses_by_kind(losses_N: Float[Tensor, "n"], batch: Batch) -> dict[str, Mean
     """Mean loss of the learnt tokens of each kind in the batch."""
     found = {}
     for index, name in enumerate(KINDS):
-        chosen_N = (batch.weights_N != 0) & (batch.kinds_N == index)
-        found[f"{name}_loss"] = Mean(float(losses_N[chosen_N].double().sum()), int(chosen_N.sum()))
+        rows = torch.nonzero((batch.weights_N != 0) & (batch.kinds_N == index))[:, 0]
+        chosen = losses_N[send(rows, losses_N.device)]
+        found[f"{name}_loss"] = Mean(chosen.to(sum_dtype(chosen.device)).sum(), len(rows))
     return found

@@ -37,7 +37,7 @@ class Optimizer:
         decay = max(1, round(self.config.decay * self.num_steps))
         return self.config.lr_scale * min(1.0, (step + 1) / warmup, (self.num_steps - step) / decay)
 
-    def grad_norm(self) -> float:
+    def grad_norm(self) -> Tensor:
         """The norm of all gradients together, on all ranks."""
         grads = {name: one.grad for name, one in self.trained.items()}
         return self.parallel.norm({name: square_sum(grad) for name, grad in grads.items() if grad is not None})

@@ -21,6 +21,7 @@ from herd.commands.command import named
 from herd.commands.stages import STAGES, stage
 from herd.config import PRESETS
 from herd.core.console import in_one_line, traceback_log
+from herd.core.device import VARIABLE
 from herd.core.errors import HerdError
 from herd.core.lineage import Stage
 from herd.stages.recipe import KEYS, StageKind
@@ -501,3 +502,24 @@ def test_the_allocator_is_set_once_and_a_users_choice_is_kept(monkeypatch: pytes
 
 def test_an_unforeseen_error_has_no_line_of_its_own():
     assert in_one_line(ValueError("x")) is None
+
+
+@pytest.mark.parametrize("words", [["serve", "FOLDER"], ["vision", "FOLDER", "--data", "FOLDER", "--out", "OUT"]])
+def test_device_is_an_option_of_what_computes_and_the_variable_of_its_work(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv(VARIABLE, "cpu")
+    seen: list[str] = []
+
+    def note(*_: object, **__: object) -> None:
+        seen.append(os.environ[VARIABLE])
+
+    monkeypatch.setattr("herd.serve.api.serve", note)
+    monkeypatch.setattr("herd.commands.single.run_stage", note)
+    args = [str(tmp_path / word.lower()) if word.isupper() else word for word in words]
+    assert main([*args, "--device", "mps"]) == 0
+    monkeypatch.setenv(VARIABLE, "cuda")
+    assert main(args) == 0
+    assert seen == ["mps", "cuda"]
+    assert main([*args, "--device", "gpu"]) == 2
+    assert "--device" in capsys.readouterr().err

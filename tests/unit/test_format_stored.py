@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import resource
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from herd.core.errors import HerdError
@@ -53,6 +56,23 @@ def test_what_safetensors_and_torch_wrote_is_read_to_the_bit(tmp_path: Path) -> 
     extra = {"rope._extra_state": __import__("io").BytesIO(b"what Meta's files have")}
     torch.save({**TENSORS, **views, **extra}, tmp_path / "x.pth")
     assert equal(open_pth(tmp_path / "x.pth"), TENSORS | views)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=3), st.data(), st.sampled_from([1, 16, 4096]))
+def test_a_part_of_a_tensor_is_read_as_a_slice_of_the_whole(shape: list[int], data: st.DataObject, short: int) -> None:
+    whole = torch.arange(float(torch.Size(shape).numel())).view(shape)
+    box = []
+    for size in shape:
+        begin = data.draw(st.integers(0, size))
+        box.append((begin, data.draw(st.integers(begin, size))))
+    wanted = whole[tuple(slice(*span) for span in box)]
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("herd.model.formats.stored.SHORT_BYTES", short)
+        patch.setattr("herd.model.formats.stored.AT_ONCE_BYTES", 40)
+        save_file({"a": whole}, Path(folder) / "x.safetensors")
+        stored = open_safetensors(Path(folder) / "x.safetensors")["a"]
+        assert torch.equal(stored.read_box(tuple(box), torch.empty(wanted.shape)), wanted)
 
 
 def safetensors(header: Any, data: bytes = bytes(64)) -> bytes:

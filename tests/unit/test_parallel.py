@@ -15,6 +15,8 @@ from parallel_world import (
     RandomBatches,
     gradients,
     hidden_states,
+    loaded,
+    loaded_on,
     resharded,
     rows_of_experts,
     saved,
@@ -28,6 +30,7 @@ from herd.bench.scaling import BOUND, MESHES, scaling
 from herd.config import MoEConfig, ParallelConfig
 from herd.core.batch import Batch, split_batch
 from herd.core.errors import HerdError
+from herd.model.formats import huggingface
 from herd.model.formats.weights import skeleton
 from herd.model.parallel import ALONE, Parallel, start
 from herd.model.parallel.context import plan_ring
@@ -206,15 +209,36 @@ def test_a_world_of_one_leaves_the_model_as_it_is() -> None:
     assert ALONE.share(batches, 16) is batches
 
 
+@pytest.fixture(scope="module")
+def stored_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in a folder, in fp32."""
+    folder = tmp_path_factory.mktemp("stored")
+    huggingface.save(small_model(), folder, dtype=torch.float32)
+    huggingface.save_processor(SHAPE, folder)
+    return folder
+
+
+def test_a_rank_reads_its_own_experts_and_heads_and_nothing_else(stored_model: Path) -> None:
+    ranks = [loaded(seat, stored_model) for seat in seats(expert=4)]
+    assert all(rank["same"] and rank["read"] == rank["own"] for rank in ranks)
+    whole = loaded(Seat({}, {}), stored_model)
+    experts = sum(p.numel() * 4 for name, p in small_model().named_parameters() if name.endswith(("EDF", "EFD")))
+    assert whole["read"] == whole["own"]
+    assert [whole["read"] - rank["read"] for rank in ranks] == [experts * 3 // 4] * 4
+    # A row that is cut across is read whole where its part is shorter than a page, a few rows at a time.
+    cut = [loaded(seat, stored_model) for seat in seats(expert=2, tensor=2)]
+    assert all(rank["same"] and rank["own"] <= rank["read"] < whole["read"] for rank in cut)
+
+
 def close(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         assert (found[name] - value).abs().max() <= 5e-6 * value.abs().max() + 1e-9, name
 
 
-def test_every_axis_gives_the_loss_and_the_gradients_of_one_rank(tmp_path: Path) -> None:
+def test_every_axis_gives_the_loss_and_the_gradients_of_one_rank(tmp_path: Path, stored_model: Path) -> None:
     """Also with a rank that has no documents, three ranks, pictures that are cut, experts without rows; and what one
-    mesh saves another loads."""
+    mesh saves another loads, and each rank reads of a folder its own part."""
     few, long, seen = RandomBatches(lengths=(3, 2)), RandomBatches(lengths=(121,)), RandomBatches(pictures=True)
     skewed = replace(SHAPE, moe=MoEConfig(num_experts=8, ffn_dim=32, every=2))
     cases: Sequence[tuple[dict[str, int], RandomBatches, Any]] = [
@@ -234,17 +258,23 @@ def test_every_axis_gives_the_loss_and_the_gradients_of_one_rank(tmp_path: Path)
         (2, hidden_states, (ParallelConfig(expert=2), seen)),
         (2, saved, (ParallelConfig(tensor=2), tmp_path)),
         (3, resharded, (ParallelConfig(shard=3), tmp_path)),
+        (2, loaded_on, (ParallelConfig(shard=2), stored_model)),
+        (2, loaded_on, (ParallelConfig(tensor=2), stored_model)),
     )
     for (_, batches, config), ranks in zip(cases, found, strict=False):
         wanted = gradients(ParallelConfig(), batches, config)
         for rank in ranks:
             close(rank, wanted)
-    *_, rows, hidden, _, again = found
+    *_, rows, hidden, _, again, sharded, cut = found
     assert torch.equal(torch.cat(rows), rows_of_experts(ParallelConfig(), mixture)), "bitwise"
     if native.why_not() is None:  # else a row's rounding depends on how many there are
         assert torch.equal(torch.cat(hidden), hidden_states(ParallelConfig(), seen)), "bitwise, the whole model in bf16"
     for name, parameter in small_model().named_parameters():
         assert torch.equal(again[0][name], parameter), name
+    one = float(gradients(ParallelConfig(), RandomBatches())["loss"])
+    for rank in (*sharded, *cut):
+        assert rank["same"] and rank["loss"] == pytest.approx(one, rel=1e-5)
+    assert all(rank["read"] == rank["own"] for rank in sharded)
 
 
 def test_a_fused_matrix_is_split_part_by_part() -> None:

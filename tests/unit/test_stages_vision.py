@@ -33,7 +33,7 @@ def test_contrastive_loss_of_each_token_against_all_names():
         plain += [-torch.log_softmax(2 * row, -1)[allowed.index(int(own[picture]))] for row in scores]
         hits.append(allowed[int(scores.sum(0).argmax())] == own[picture])
     assert float(loss) == pytest.approx(float(torch.stack(plain).mean()), abs=1e-5)
-    assert nearest == pytest.approx(sum(hits) / 5)
+    assert float(nearest) == pytest.approx(sum(hits) / 5)
 
 
 def test_each_token_of_a_tile_speaks_for_its_languages():

@@ -44,7 +44,11 @@ def trained(
     model.recompute = recompute
     loss, told = accumulate(model, split_batch(batch(), parts), language_loss(0.0))
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return loss, told, grads, [moe.count_E for moe in mixtures(model) if moe.count_E is not None]
+    figures = {
+        name: Mean(float(value.total), value.count) if isinstance(value, Mean) else float(value)
+        for name, value in told.items()
+    }
+    return float(loss), figures, grads, [moe.count_E for moe in mixtures(model) if moe.count_E is not None]
 
 
 @pytest.mark.parametrize("parts", [2, 3, 9])

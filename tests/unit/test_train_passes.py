@@ -64,7 +64,7 @@ def test_adamw_for_all_follows_torchs_own(moments: str, dtype: torch.dtype) -> N
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step))
             parameter.grad = (noise + 0.5).to(dtype)
             theirs[name].grad = parameter.grad.float()
-        ours.step(step, ours.grad_norm())
+        ours.step(step, float(ours.grad_norm()))
         adamw.step()
     for name in theirs:
         # Compared by how far it went; codes of 8 bits err by some hundredths, and by chance.

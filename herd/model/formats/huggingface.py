@@ -32,6 +32,9 @@ class Rule:
     join: Callable[[list[Tensor]], Tensor]
 
 
+# Every rule joins along the first axis: `Weights.stored` tells so.
+
+
 def _plain(name: str) -> Rule:
     return Rule(names=(name,), split=lambda x: [x], join=lambda xs: xs[0])
 
@@ -181,6 +184,7 @@ def open_folder(folder: Path) -> Weights:
             found[table["embedding.weight"].names[0]].dtype,
         ),
         read=lambda name: table[name].join([found[theirs].read() for theirs in table[name].names]),
+        stored=lambda name: [found[theirs] for theirs in table[name].names],
     )
 
 

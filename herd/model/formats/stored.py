@@ -14,6 +14,7 @@ import json
 import pickle
 import zipfile
 from dataclasses import dataclass, replace
+from io import FileIO
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,14 @@ MAX_HEADER_BYTES = 100_000_000
 """Of a safetensors file; the library's own limit."""
 CHECKED = (torch.float64, *(one.dtype for one in FLOATS.values()))
 """Types whose values must be finite."""
+
+
+Box = tuple[tuple[int, int], ...]
+"""Begin and end along each dimension of a part of a tensor."""
+SHORT_BYTES = 4096
+"""Parts of rows shorter than this are read with their rows, as the disk reads them anyway."""
+AT_ONCE_BYTES = 16 * 2**20
+"""Such rows that are in memory at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +82,51 @@ class Stored:
         """
         tensor = torch.empty(self.shape, dtype=self.dtype) if out is None else out
         assert tensor.is_contiguous() and tensor.shape == self.shape and tensor.dtype == self.dtype
-        buffer: Any = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
+        return self.read_box(tuple((0, size) for size in self.shape), tensor)
+
+    def read_box(self, box: Box, out: Tensor) -> Tensor:
+        """A part of the tensor in `out`, of its type and the part's shape. What lies between is not read, but for rows
+        of which little is left out."""
         with self.path.open("rb", buffering=0) as file:
-            file.seek(self.start)
-            done = 0
-            while done < len(buffer):  # one call gives 2 GiB at most
-                if not (count := file.readinto(buffer[done:])):
-                    raise HerdError(f"{self.path} ends inside {self.name}: copy it again, whole")
-                done += count
+            self._fill(file, out, self.start, self.shape, box)
+        return self._checked(out)
+
+    def _fill(self, file: FileIO, out: Tensor, start: int, shape: tuple[int, ...], box: Box) -> None:
+        """Read the part `box` of a tensor of `shape` that lies from byte `start` on."""
+        if not out.numel():
+            return
+        if not shape or all(span == (0, size) for span, size in zip(box[1:], shape[1:], strict=True)):
+            first = box[0][0] * prod(shape[1:]) * self.dtype.itemsize if shape else 0
+            if out.is_contiguous():
+                self._read_into(file, out, start + first)
+            else:
+                whole = torch.empty(out.shape, dtype=out.dtype)
+                self._read_into(file, whole, start + first)
+                out.copy_(whole)
+            return
+        (begin, end), row = box[0], prod(shape[1:]) * self.dtype.itemsize
+        if out[0].numel() * self.dtype.itemsize >= SHORT_BYTES:
+            for index in range(begin, end):
+                self._fill(file, out[index - begin], start + index * row, shape[1:], box[1:])
+            return
+        inner = tuple(slice(*span) for span in box[1:])
+        at_once = max(1, AT_ONCE_BYTES // row)
+        for index in range(begin, end, at_once):
+            rows = torch.empty(min(at_once, end - index), *shape[1:], dtype=self.dtype)
+            self._read_into(file, rows, start + index * row)
+            out[index - begin : index - begin + len(rows)] = rows[(slice(None), *inner)]
+
+    def _read_into(self, file: FileIO, out: Tensor, start: int) -> None:
+        """Read contiguous memory from byte `start` on."""
+        buffer: Any = out.reshape(-1).view(torch.uint8).numpy()
+        file.seek(start)
+        done = 0
+        while done < len(buffer):  # one call gives 2 GiB at most
+            if not (count := file.readinto(buffer[done:])):
+                raise HerdError(f"{self.path} ends inside {self.name}: copy it again, whole")
+            done += count
+
+    def _checked(self, tensor: Tensor) -> Tensor:
         if tensor.dtype in CHECKED and tensor.numel() and not finite(tensor):
             raise HerdError(
                 f"{self.path}: {self.name} holds values that are not finite (NaN or infinity): "

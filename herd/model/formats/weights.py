@@ -7,6 +7,7 @@ conversion holds one parameter at a time, and `assemble` one model.
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from herd.config import ModelConfig
 from herd.core.errors import HerdError
-from herd.model.formats.stored import CHECKED, Stored, finite
+from herd.model.formats.stored import CHECKED, Box, Stored, finite
 from herd.model.transformer import Transformer
 
 T = TypeVar("T")
@@ -34,6 +35,8 @@ class Weights:
     """That the tensors are cast to when the model is opened or converted; see `common_dtype`."""
     read: Callable[[str], Tensor]
     """A parameter of `Transformer` by its name, on the CPU, in its stored type."""
+    stored: Callable[[str], Sequence[Stored]] | None = None
+    """Where a parameter is stored, if it is that as it is: the tensors that follow each other along its first axis."""
 
     @staticmethod
     def of(model: Transformer) -> "Weights":
@@ -41,6 +44,37 @@ class Weights:
         parameters = dict(model.named_parameters())
         dtype = parameters["embedding.weight"].dtype
         return Weights(config=model.config, dtype=dtype, read=lambda name: parameters[name].detach().cpu())
+
+
+def read_boxes(weights: Weights, name: str, boxes: Sequence[tuple[Box, Box]], shape: Sequence[int]) -> Tensor:
+    """A tensor of `shape` that is a part of a parameter: `boxes` are pairs of a place in the whole and one in the part.
+    Where the weights tell how they are stored, nothing else is read."""
+    if weights.stored is None:
+        whole = weights.read(name)
+        part = whole.new_empty(shape)
+        for there, here in boxes:
+            part[slices(here)] = whole[slices(there)]
+        return part
+    pieces = weights.stored(name)
+    part = torch.empty(*shape, dtype=reduce(torch.promote_types, [piece.dtype for piece in pieces]))
+    for there, here in boxes:
+        first = 0
+        for piece in pieces:
+            begin, end = max(there[0][0] - first, 0), min(there[0][1] - first, piece.shape[0])
+            if begin < end:
+                at = here[0][0] + first + begin - there[0][0]
+                target = part[slices(((at, at + end - begin), *here[1:]))]
+                box = ((begin, end), *there[1:])
+                if target.dtype == piece.dtype:
+                    piece.read_box(box, target)
+                else:
+                    target.copy_(piece.read_box(box, torch.empty(target.shape, dtype=piece.dtype)))
+            first += piece.shape[0]
+    return part
+
+
+def slices(box: Box) -> tuple[slice, ...]:
+    return tuple(slice(*span) for span in box)
 
 
 class Undrawn(TorchFunctionMode):

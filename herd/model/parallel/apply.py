@@ -7,7 +7,7 @@ FSDP2 gathers and scatters along `shard`, and sums along `replicate` too then. A
 the backward, in fp32 and in few large runs; they do not overlap with it. Left out: pipeline and sequence parallelism.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,11 @@ from torch.distributed.tensor import DTensor
 
 from herd.config import ParallelConfig
 from herd.core.batch import Batch
+from herd.core.device import send, sum_dtype
 from herd.core.errors import HerdError
-from herd.core.metrics import Mean
+from herd.core.metrics import Mean, Number
 from herd.data.batches import Batches
-from herd.model.formats.weights import Weights
+from herd.model.formats.weights import Weights, cast, read_boxes
 from herd.model.moe import MoE
 from herd.model.parallel import context, tensor
 from herd.model.parallel.experts import MeshMoE
@@ -45,7 +46,8 @@ class Parallel:
         self.layouts: dict[str, Layout] = {}
 
     def apply(self, model: Transformer) -> None:
-        """Cut the model in place; every rank has the whole one before."""
+        """Cut the model in place, which every rank has whole, or as a skeleton without memory (`read` then fills its
+        part)."""
         mesh, sizes = self.mesh, self.mesh.sizes
         if not self.spread:
             return
@@ -72,6 +74,20 @@ class Parallel:
             setattr(model.get_submodule(place), last, made)
         if sizes["shard"] > 1:
             self._shard(model)
+
+    def read(self, model: Transformer, weights: Weights, *, dtype: torch.dtype, device: torch.device) -> None:
+        """Give a skeleton that was applied this rank's part of `weights`, one parameter after the other. Where they lie
+        in safetensors, nothing but this part is read."""
+        state: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters():
+            if name not in self.layouts:
+                state[name] = cast(name, weights.read(name), dtype, device)
+                continue
+            layout = self.layouts[name]
+            own = cast(name, read_boxes(weights, name, layout.boxes(), local(parameter).shape), dtype, device)
+            state[name] = like(own, parameter)
+        model.load_state_dict(state, assign=True)
+        model.eval()
 
     @property
     def spread(self) -> bool:
@@ -106,10 +122,10 @@ class Parallel:
                 for grad, part in zip(run, flat.split([grad.numel() for grad in run]), strict=True):
                     grad.copy_(part.view_as(grad))
 
-    def norm(self, squares: Mapping[str, Tensor]) -> float:
+    def norm(self, squares: Mapping[str, Tensor]) -> Tensor:
         """The norm over all gradients of all ranks, each element counted once, from the sum of squares of each."""
-        parts = [square.double() / self.copies(name) for name, square in squares.items()]
-        return float(self.mesh.sum(torch.stack(parts).sum(), tuple(self.mesh.sizes)).sqrt())
+        parts = [square.to(sum_dtype(square.device)) / self.copies(name) for name, square in squares.items()]
+        return self.mesh.sum(torch.stack(parts).sum(), tuple(self.mesh.sizes)).sqrt()
 
     def shape(self, name: str, shard: Tensor) -> tuple[int, ...]:
         """Of the whole parameter."""
@@ -141,17 +157,26 @@ class Parallel:
         return self.mesh.sum(counts, TOKENS)
 
     def total(
-        self, loss: float, size: int, metrics: Mapping[str, float | Mean]
-    ) -> tuple[float, float, dict[str, float]]:
+        self, loss: Tensor, size: int, metrics: Mapping[str, Number | Mean], known: Sequence[Tensor] = ()
+    ) -> tuple[float, float, dict[str, float], list[float]]:
         """The loss, the batch's size and the metrics over all ranks: numbers are summed, means are those of all that
-        was counted, left out where nothing was. The names are the same on all ranks."""
+        was counted, left out where nothing was. The names are the same on all ranks. `known` are numbers that all ranks
+        have already. The device is waited for once."""
         values = (loss, size / self.mesh.sizes["tensor"], *metrics.values())  # those ranks have the same tokens
-        pairs = [(value.total, value.count) if isinstance(value, Mean) else (value, -1.0) for value in values]
-        device = self.mesh.devices.device_type if self.mesh.devices else "cpu"
-        summed = self.mesh.sum(torch.tensor(pairs, dtype=torch.float64, device=device), tuple(self.mesh.sizes))
-        (loss, _), (all_sizes, _), *rest = summed.tolist()
-        told = zip(metrics, rest, strict=True)
-        return loss, all_sizes, {name: a / b if b > 0 else a for name, (a, b) in told if b}
+        device, wide = loss.device, sum_dtype(loss.device)
+        sums = [value.total if isinstance(value, Mean) else value for value in values]
+        counts = [value.count if isinstance(value, Mean) else -1.0 for value in values]
+        there = [x for x in sums if isinstance(x, Tensor)]
+        here = [x for x in sums if not isinstance(x, Tensor)]
+        parts = [torch.stack([x.detach().to(wide) for x in there])] if there else []
+        parts.append(send(torch.tensor([*here, *counts], dtype=wide), device))
+        summed = self.mesh.sum(torch.cat(parts), tuple(self.mesh.sizes))
+        numbers = torch.cat([summed, *(x.to(wide)[None] for x in known)]).tolist()
+        read, rest = numbers[: len(summed)], numbers[len(summed) :]
+        of_there, of_here, counts = iter(read[: len(there)]), iter(read[len(there) : len(sums)]), read[len(sums) :]
+        told = [next(of_there if isinstance(x, Tensor) else of_here) for x in sums]
+        pairs = zip(metrics, told[2:], counts[2:], strict=True)
+        return told[0], told[1], {name: a / b if b > 0 else a for name, a, b in pairs if b}, rest
 
     @property
     def first(self) -> bool:
@@ -167,6 +192,20 @@ class Parallel:
             return (self.layouts[name].join(own) if name in self.layouts else own).cpu()
 
         return Weights(config=model.config, dtype=parameters["embedding.weight"].dtype, read=read)
+
+
+def like(own: Tensor, parameter: Tensor) -> Tensor:
+    """What a rank has of a parameter as the parameter is: of FSDP's a DTensor."""
+    if not isinstance(parameter, DTensor):
+        return own
+    return DTensor.from_local(
+        own,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
 
 
 def runs_of(grads: Iterable[Tensor]) -> Iterable[list[Tensor]]:

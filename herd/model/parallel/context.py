@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from herd.core.device import send
 from herd.model.attention import Attention, AttentionPlan, Spans, attend
 from herd.model.cache import CacheView
 from herd.model.parallel.mesh import Mesh
@@ -50,7 +51,8 @@ class Ring:
 
 
 def plan_ring(begins: Sequence[int], cuts: Sequence[int], rank: int, ranks: int, device: torch.device) -> Ring | None:
-    """The ring for runs that begin at `begins` (the last entry the end); None where no cut goes through a run."""
+    """The ring for runs that begin at `begins` (the last entry the end), on `device`; None where no cut goes through a
+    run."""
 
     def run_of(row: int) -> int:
         return bisect_right(begins, row) - 1
@@ -88,7 +90,7 @@ def plan_ring(begins: Sequence[int], cuts: Sequence[int], rank: int, ranks: int,
         return tail_of[piece][1] - tail_of[piece][0] if piece in tail_of else 0
 
     def tensor(rows: list[int]) -> Tensor:
-        return torch.tensor(rows, dtype=torch.int64, device=device)
+        return send(torch.tensor(rows, dtype=torch.int64), device)
 
     one, other = zip(*(own_pieces(r, ranks) for r in range(ranks)), strict=True)
     return Ring(
@@ -98,7 +100,7 @@ def plan_ring(begins: Sequence[int], cuts: Sequence[int], rank: int, ranks: int,
         head_rows_Q=tensor(head_rows),
         needs=tuple(needs),
         rest_rows=tensor(rest_rows),
-        rest=Spans(begins_S=tensor([*rest_begins, len(rest_rows)])),
+        rest=Spans(begins_S=torch.tensor([*rest_begins, len(rest_rows)]), device=device),
     )
 
 
@@ -112,11 +114,11 @@ class Context:
 
     def arrange(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Before a forward: plan the rings from all context ranks' starts, and give the model this rank's own."""
-        starts_S = kwargs["starts_S"]
+        starts_S, device = kwargs["starts_S"], args[0].device
         starts, rank, ranks = starts_S.tolist(), self.mesh.place["context"], self.mesh.sizes["context"]
         cuts = context_cuts(starts, self.chunk_size, ranks)
-        self.whole = plan_ring(starts, cuts, rank, ranks, starts_S.device)
-        self.local = plan_ring(chunk_begins(starts, self.chunk_size), cuts, rank, ranks, starts_S.device)
+        self.whole = plan_ring(starts, cuts, rank, ranks, device)
+        self.local = plan_ring(chunk_begins(starts, self.chunk_size), cuts, rank, ranks, device)
         own, base = [], 0
         for piece in own_pieces(rank, ranks):
             begin, end = cuts[piece], cuts[piece + 1]

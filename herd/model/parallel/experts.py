@@ -23,8 +23,7 @@ class MeshMoE(MoE):
         rows_RD = copy_in(rows_RD, self.mesh, "tensor")
         if self.mesh.sizes["expert"] == 1:
             return sum_out(super().experts(rows_RD, count_E), self.mesh, "tensor")
-        count_PO, send = self.routes(count_E)
-        receive = count_PO.sum(1).tolist()
+        count_PO, send, receive = self.routes(count_E)
         rows_RD = exchange(rows_RD, self.mesh, send, receive, "expert")
         # They come by rank and within a rank by expert; they are computed by expert and within an expert by rank.
         owner_R = torch.arange(count_PO.shape[1], device=count_PO.device).repeat(len(count_PO))
@@ -36,11 +35,14 @@ class MeshMoE(MoE):
         out_RD = sum_out(out_RD, self.mesh, "tensor")
         return exchange(Gather.apply(out_RD, back_R, order_R), self.mesh, receive, send, "expert")
 
-    def routes(self, count_E: Tensor) -> tuple[Tensor, list[int]]:
-        """How many rows each rank has for each expert of this one, and how many this one has for each rank."""
+    def routes(self, count_E: Tensor) -> tuple[Tensor, list[int], list[int]]:
+        """How many rows each rank has for each expert of this one; how many this one has for each rank, and each rank
+        for this one. The device is waited for once."""
         mesh, size = self.mesh, self.mesh.sizes["expert"]
         edges = bounds(len(count_E), size)
         count_PE = torch.stack(mesh.gather(count_E, "expert", [len(count_E)] * size))
         begin, end = edges[mesh.place["expert"]], edges[mesh.place["expert"] + 1]
-        send = [int(part.sum()) for part in count_E.tensor_split(edges[1:-1])]
-        return count_PE[:, begin:end], send
+        count_PO = count_PE[:, begin:end]
+        sends = torch.stack([part.sum() for part in count_E.tensor_split(edges[1:-1])])
+        send, receive = torch.stack([sends, count_PO.sum(1)]).tolist()
+        return count_PO, send, receive

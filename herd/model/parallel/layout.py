@@ -18,10 +18,8 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from torch.utils._pytree import tree_map_only
 
 from herd.config import ModelConfig
+from herd.model.formats.stored import Box
 from herd.model.parallel.mesh import Mesh, bounds
-
-Box = tuple[tuple[int, int], ...]
-"""Begin and end along each dimension."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +199,7 @@ class Shard(Tensor):
         cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if func is torch.ops.aten.copy_.default:
-            args[0].local.copy_(args[1].local)
+            args[0].local.copy_(args[1].local, *args[2:])
             return args[0]
         assert func in {torch.ops.aten.clone.default, torch.ops.aten.detach.default}, f"{func} on a Shard"
         return cls(func(*tree_map_only(cls, lambda x: x.local, args), **(kwargs or {})), args[0].lies)

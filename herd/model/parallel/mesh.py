@@ -6,7 +6,6 @@ axis), `tensor` (each rank a part of every matrix). A world of one has no proces
 there. Gloo between CPUs, NCCL between GPUs (written against PyTorch's operators, untested on hardware).
 """
 
-import os
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -18,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from herd.config import PARALLEL_AXES as AXES
 from herd.config import ParallelConfig
+from herd.core.device import choose_device
 from herd.core.errors import HerdError
 from herd.core.ranks import world
 
@@ -177,11 +177,11 @@ def start(config: ParallelConfig) -> Mesh:
         )
     if started > 1 and not dist.is_initialized():
         options: dict[str, Any] = {}
-        if torch.cuda.is_available():
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = choose_device()
+        if device.type == "cuda":
             torch.cuda.set_device(device)
             options = {"device_id": device}
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", **options)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **options)
     return Mesh(config)
 
 
