@@ -51,7 +51,7 @@ def with_device(does: Callable[..., None]) -> Callable[..., None]:
         set_device(device)
         does(*args, **options)
 
-    del wrapper.__wrapped__  # type: ignore[attr-defined]  # or the parser would look at `does`
+    wrapper.__dict__.pop("__wrapped__")  # or the parser would look at `does`
     option = inspect.Parameter("device", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=DeviceName | None)
     signature = inspect.signature(does)
     wrapper.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
