@@ -180,11 +180,8 @@ def pretended_device(*, fp64: bool = True) -> Iterator[PretendedDevice]:
         # Inference tensors have no version, and PyTorch looks for that of a view of a subclass.
         patch.setattr(torch._C, "_InferenceMode", lambda on: torch.no_grad() if on else nullcontext())
         clear()
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # thousands of small operators
         try:
             with PretendedDevice(fp64=fp64) as device:
                 yield device
         finally:
-            torch.set_num_threads(threads)
             clear()

@@ -47,6 +47,10 @@ PARITY = 1e-5
 """Largest difference of logits, and of a gradient relative to its largest number, that is rounding in fp32."""
 
 
+SMALL = replace(SCOUT_LIKE, vocab_size=512, num_layers=4, vision=None)
+"""The model that is resumed and served."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Size:
     """How much is measured."""
@@ -154,7 +158,7 @@ class RandomBatches:
 
 def losses(device: torch.device, folder: Path, batches: RandomBatches) -> list[float]:
     """Those of a training in `folder`, begun or resumed there."""
-    model = first_weights(replace(SCOUT_LIKE, vocab_size=512), 0).to(device)
+    model = first_weights(batches.config, 0).to(device)
     config = PretrainConfig(checkpoint=CheckpointConfig(every_s=3600.0))
     loss_fn = language_loss(config.balance_coefficient)
     hooks = [Balancer(model, config.balance_rate, batches, loss_fn)]
@@ -169,7 +173,7 @@ def losses(device: torch.device, folder: Path, batches: RandomBatches) -> list[f
 
 def resumed(device: torch.device, size: Size) -> Row:
     """A training that was stopped and went on, in operators that are told to be deterministic."""
-    config, steps = replace(SCOUT_LIKE, vocab_size=512), size.trained_steps
+    config, steps = SMALL, size.trained_steps
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with tempfile.TemporaryDirectory(prefix="herd-bench-") as name:
@@ -206,7 +210,7 @@ def prompts_of(config: ModelConfig, lengths: list[int]) -> list[Prompt]:
 @torch.inference_mode()
 def served(device: torch.device, size: Size) -> Row:
     """Greedy answers of requests side by side, each token against a plain forward's of what comes before, in fp32."""
-    model = model_of(replace(SCOUT_LIKE, vocab_size=512, vision=None), device, torch.float32)
+    model = model_of(SMALL, device, torch.float32)
     prompts, same, total = prompts_of(model.config, [1, 17, 40, 75]), 0, 0
     with closing(model.engine(max_num_seqs=3, max_prefill_tokens=32, max_mixed_prefill_tokens=16)) as engine:
         requests = [engine.submit(prompt, SamplingParams(max_tokens=size.answer_tokens)) for prompt in prompts]

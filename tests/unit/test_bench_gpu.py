@@ -11,6 +11,7 @@ from herd.bench.parity import SCOUT_LIKE
 from herd.bench.table import Row
 from herd.cli import main
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 MINUTE = Size(
     text=replace(SCOUT_LIKE, vocab_size=512, num_layers=2, vision=None),

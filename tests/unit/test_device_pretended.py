@@ -42,6 +42,7 @@ from herd.train.loop import train
 from herd.train.losses import language_loss
 from herd.train.optimizer import Optimizer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ONE = "copy to the host"
 
 
@@ -117,7 +118,7 @@ MIXTURES, PRODUCTS = 2, 2
     [
         (True, torch.bfloat16, True, {}),
         (True, torch.float32, False, {}),
-        (False, torch.bfloat16, True, {"micro_batches": 3, "recompute": True}),
+        (False, torch.bfloat16, True, {"micro_batches": 2, "recompute": True}),
         (False, torch.bfloat16, True, {"balance_coefficient": 0.01, "balance_rate": 0.0, "optimizer": ADAMW}),
     ],
     ids=["pictures", "fp32, without fp64", "micro-batches", "AdamW in 8 bits"],
