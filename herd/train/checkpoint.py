@@ -32,7 +32,13 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader
 from torch.distributed.checkpoint._nested_dict import flatten_state_dict
-from torch.distributed.checkpoint.metadata import STORAGE_TYPES, Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    STORAGE_TYPES,
+    Metadata,
+    StorageMeta,
+    TensorStorageMetadata,
+)
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -338,10 +344,19 @@ INDEX_CLASSES = {
 """By module, what `.metadata` is made of; none of it does anything when it is made."""
 
 
+def _memory_format(kind: Any, name: str) -> _MEM_FORMAT_ENCODING:
+    """In place of `getattr`, by which Python before 3.11.4 pickles a member of an enumeration."""
+    if kind is not _MEM_FORMAT_ENCODING:
+        raise pickle.UnpicklingError(f"getattr of {kind!r} has no place in the index of a checkpoint")
+    return _MEM_FORMAT_ENCODING[name]
+
+
 class _IndexUnpickler(pickle.Unpickler):
     """Knows INDEX_CLASSES, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _memory_format
         if name not in INDEX_CLASSES.get(module, set()):
             raise pickle.UnpicklingError(f"{module}.{name} has no place in the index of a checkpoint")
         return super().find_class(module, name)

@@ -1,6 +1,7 @@
 """Checkpoints: whole or never chosen, safe to read, kept by policy, and written while the training goes on."""
 
 import errno
+import io
 import os
 import pickle
 import shutil
@@ -152,6 +153,27 @@ def test_a_checkpoint_from_elsewhere_runs_no_code(tmp_path: Path, monkeypatch: p
     with pytest.raises(HerdError, match=r"posix.system has no place in the index of a checkpoint"):
         checkpoint.load(folder, {"part": Part(0).value})
     assert not Path("evil").exists()
+
+
+class ByName:
+    """Pickled as `getattr(kind, name)`, as Python before 3.11.4 does with members of an enumeration."""
+
+    def __init__(self, kind: object, name: str) -> None:
+        self.kind, self.name = kind, name
+
+    def __reduce__(self) -> tuple[object, tuple[object, str]]:
+        return getattr, (self.kind, self.name)
+
+
+def test_an_index_that_an_older_python_wrote_is_read_and_getattr_gives_nothing_else(tmp_path: Path) -> None:
+    def read(value: object) -> object:
+        return checkpoint._IndexUnpickler(io.BytesIO(pickle.dumps(value))).load()
+
+    kind = checkpoint._MEM_FORMAT_ENCODING
+    assert read(ByName(kind, "TORCH_PRESERVE_FORMAT")) is kind.TORCH_PRESERVE_FORMAT
+    for other, name in ((checkpoint.Metadata, "__init__"), (kind, "__init__")):
+        with pytest.raises((pickle.UnpicklingError, KeyError)):
+            read(ByName(other, name))
 
 
 @pytest.mark.parametrize(
