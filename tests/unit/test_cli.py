@@ -45,15 +45,18 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
     assert not [name for name in ("torch", "numpy", "tyro", "rich", "pyarrow") if f"'{name}'" in modules]
 
 
-def test_help_answers_in_a_fifth_of_a_second():
-    def seconds() -> float:
+def test_help_takes_little_more_than_the_standard_library_that_it_imports():
+    def seconds(*command: str) -> float:
+        """Of the processor's time, as others may use it too."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "herd", "--help"], stdout=subprocess.DEVNULL, check=True)
+        subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    # Of the processor's time, as others may use it too.
-    assert min(seconds() for _ in range(3)) < 0.2
+    library = "import argparse, dataclasses, importlib.metadata, json, pathlib, subprocess, typing"
+    both = [(seconds("-m", "herd", "--help"), seconds("-c", library)) for _ in range(5)]
+    # 1.8 times as much, 0.12 s, where this was written; numpy makes it 4.3 times.
+    assert min(ours for ours, _ in both) < 3 * min(theirs for _, theirs in both)
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
