@@ -17,9 +17,9 @@ from herd.commands import COMMANDS
 from herd.config.renamed import new_name, why_removed
 from herd.core.child import INTERRUPTED
 from herd.core.console import exit_code, traceback_log
-from herd.core.errors import Misunderstood, unknown
 from herd.core.numbers import whole_number
 from herd.core.ranks import rank
+from herd.errors import Misunderstood, unknown
 
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry

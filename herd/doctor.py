@@ -163,7 +163,7 @@ def check_disk() -> Check:
 def check_sources() -> list[Check]:
     """The cache, and the clients that bring what it lacks."""
     from herd.core.files import cache_folder
-    from herd.data.sources import SOURCES
+    from herd.data.sources.package_list import SOURCES
 
     cache = cache_folder()
     here = {source.name for source in SOURCES if any(cache.glob(f"{source.slug}-*.zip"))}

@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from herd.config import LANGUAGES
-from herd.data.fetch import Fetched, Pack
-from herd.data.package_text import UDHR
-from herd.data.sources import SOURCES
+from herd.data.packages.text import UDHR
+from herd.data.sources.fetch import Fetched, Pack
+from herd.data.sources.package_list import SOURCES
 
 ARTICLE = {
     "en": "All human beings are born free and equal in dignity and rights. They are endowed with reason.",

@@ -7,7 +7,7 @@ import torch
 
 from herd.config import preset
 from herd.core.files import write_json
-from herd.data.tokenizer import Tokenizer, train_tokenizer
+from herd.data.tokens.tokenizer import Tokenizer, train_tokenizer
 from herd.model.formats import huggingface
 from herd.model.transformer import Transformer
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from herd.data.tokenizer import Tokenizer
+from herd.data.tokens.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")

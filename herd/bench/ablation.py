@@ -17,17 +17,17 @@ import torch
 
 from herd.bench.table import Row, show
 from herd.config import CheckpointConfig, MidtrainConfig, ModelConfig, preset
-from herd.core.errors import unknown
 from herd.core.files import read_json, write_atomic, write_json
 from herd.core.lineage import Stage
-from herd.data import planted
-from herd.data.haystack import haystack
-from herd.data.image import ImageProcessor
-from herd.data.long import LongBatches, evaluation_keys
-from herd.data.planted import Planter
-from herd.data.tokenizer import Tokenizer
+from herd.data.media.image import ImageProcessor
+from herd.data.packages import planted
+from herd.data.packages.haystack import haystack
+from herd.data.packages.long_batches import LongBatches, evaluation_keys
+from herd.data.packages.planted import Planter
+from herd.data.tokens.tokenizer import Tokenizer
 from herd.engine.load import Model
 from herd.engine.reader import Reader
+from herd.errors import unknown
 from herd.evaluate.charts import recall_map
 from herd.evaluate.long import short_length
 from herd.evaluate.long_questions import ask_all, share_right

@@ -19,9 +19,9 @@ from herd.config import ModelConfig, MoEConfig, PretrainConfig, preset
 from herd.core.batch import Batch
 from herd.core.streams import stream
 from herd.core.tracker import read_metrics
-from herd.data import tables
-from herd.data.pack import Sample, pack, steps_of
-from herd.data.tokenizer import Tokenizer
+from herd.data.loading import tables
+from herd.data.loading.pack import Sample, pack, steps_of
+from herd.data.tokens.tokenizer import Tokenizer
 from herd.evaluate.load import load_facts, load_of, violation
 from herd.model.formats import huggingface
 from herd.model.init import first_weights

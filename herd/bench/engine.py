@@ -26,7 +26,7 @@ from herd.bench.engines import LLAMA_CPP, SERVER, Child, wheel_build
 from herd.bench.shapes import SHAPES
 from herd.bench.table import Row, show
 from herd.config import ModelConfig
-from herd.core.errors import HerdError, unknown
+from herd.errors import HerdError, unknown
 
 SCHEMES = {"bf16": None, "int8": "Q8_0", "int4": "Q4_0"}
 """Our precisions, and the type of llama.cpp's file beside each."""

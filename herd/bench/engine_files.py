@@ -11,8 +11,8 @@ from tokenizers import models
 from herd.bench.engine import SCHEMES
 from herd.bench.oracles import random_model
 from herd.bench.shapes import SHAPES
-from herd.data.tiktoken import byte_letters
-from herd.data.tokenizer import SPECIAL_TOKENS, Tokenizer, completed
+from herd.data.tokens.tiktoken import byte_letters
+from herd.data.tokens.tokenizer import SPECIAL_TOKENS, Tokenizer, completed
 from herd.model.formats import compressed, huggingface, llama_cpp
 from herd.model.quantize import Scheme
 

@@ -54,7 +54,7 @@ class Herd:
         self._folder = folder
         import torch
 
-        from herd.core.errors import HerdError
+        from herd.errors import HerdError
         from herd.model.formats.source import find_source
         from herd.model.fused import FusedForward, why_not
         from herd.model.pack import pack_sequences
@@ -304,7 +304,7 @@ class Child:
         return self._told()
 
     def _told(self) -> float:
-        from herd.core.errors import HerdError
+        from herd.errors import HerdError
 
         try:
             value, memory = self._pipe.recv()

@@ -28,13 +28,13 @@ from herd.bench.table import Row, show
 from herd.config import CheckpointConfig, ModelConfig, OptimizerConfig, PretrainConfig
 from herd.core.batch import Batch, Images, to_device
 from herd.core.device import choose_device
-from herd.core.errors import HerdError
 from herd.core.lineage import Stage
 from herd.core.tracker import read_metrics
-from herd.data.image import ImageProcessor
+from herd.data.media.image import ImageProcessor
 from herd.engine.load import Model
 from herd.engine.model import Prompt
 from herd.engine.sampler import SamplingParams
+from herd.errors import HerdError
 from herd.model.init import first_weights
 from herd.model.pack import CPU, pack_sequences
 from herd.model.transformer import Transformer

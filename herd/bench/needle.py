@@ -18,11 +18,11 @@ import torch
 from herd.bench.table import Row, show
 from herd.core.lineage import peak_memory_bytes
 from herd.core.streams import stream
-from herd.data import planted
-from herd.data.haystack import haystack
-from herd.data.long import evaluation_keys, evaluation_values
-from herd.data.planted import Keys, Planter, Values
-from herd.data.statements import EVALUATION, KINDS, TRAINING
+from herd.data.packages import planted
+from herd.data.packages.haystack import haystack
+from herd.data.packages.long_batches import evaluation_keys, evaluation_values
+from herd.data.packages.planted import Keys, Planter, Values
+from herd.data.packages.statements import EVALUATION, KINDS, TRAINING
 from herd.engine.load import load
 from herd.engine.reader import Reader
 from herd.evaluate.long_questions import TASKS, Maker, answering, ask_all, share_right, without_temperature

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from herd.config import ModelConfig
 from herd.core.batch import Images
-from herd.data.image import ImageProcessor, Tiles, normalise
+from herd.data.media.image import ImageProcessor, Tiles, normalise
 from herd.model.formats.config_json import config_to_json
 from herd.model.formats.huggingface import rules
 from herd.model.pack import pack_sequences

@@ -24,7 +24,7 @@ from herd.bench.oracles import (
 )
 from herd.bench.table import Row, show
 from herd.config import ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 from herd.model.cache import Slots
 from herd.model.pack import pack_sequences
 from herd.model.transformer import Transformer

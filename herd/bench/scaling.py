@@ -21,9 +21,9 @@ from herd.bench.shapes import pack_documents
 from herd.bench.table import Row, show
 from herd.config import MoEConfig, OptimizerConfig, ParallelConfig, PretrainConfig
 from herd.core.batch import Batch
-from herd.core.errors import HerdError
 from herd.core.lineage import Stage
 from herd.core.tracker import read_metrics
+from herd.errors import HerdError
 from herd.model.parallel import Parallel, local
 from herd.model.parallel.mesh import Mesh
 from herd.stages.language import train_language

@@ -26,7 +26,7 @@ from herd.bench.engine import installed
 from herd.bench.engines import wheel_build
 from herd.bench.serve_load import Seen, engine_alone, llama_cpp
 from herd.bench.table import Row, show
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 
 SLOTS = 32
 CONTEXT = 512

@@ -8,7 +8,7 @@ from torch import Generator, Tensor, randint
 
 from herd.config import ModelConfig, MoEConfig, SpecialIds
 from herd.core.batch import Batch
-from herd.data.pack import Sample, pack
+from herd.data.loading.pack import Sample, pack
 
 S = ModelConfig(
     vocab_size=16_384,

@@ -19,11 +19,11 @@ from pathlib import Path
 from torch import Tensor
 
 from herd.bench.table import machine
-from herd.core.errors import HerdError
 from herd.engine.engine import Engine
 from herd.engine.load import Model, load
 from herd.engine.model import Prompt
 from herd.engine.sampler import SamplingParams
+from herd.errors import HerdError
 from herd.plan.counts import cache_bytes
 
 NUM_CLIENTS, NUM_SLOTS, CONTEXT = 12, 6, 1500

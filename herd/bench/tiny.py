@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from herd.bench.table import Row, show
-from herd.core.errors import HerdError
 from herd.core.files import read_json
+from herd.errors import HerdError
 from herd.evaluate.bits import BASELINES
 from herd.evaluate.run_folder import read_stages
 

@@ -28,7 +28,7 @@ import torch
 from herd.bench.shapes import SHAPES, S, pack_documents
 from herd.bench.table import Row, show
 from herd.config import ModelConfig, OptimizerConfig
-from herd.core.errors import HerdError, unknown
+from herd.errors import HerdError, unknown
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
 from herd.plan.counts import count

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from herd.commands.command import named
 from herd.core.console import traceback_log
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 
 
 def data_fetch() -> None:
     """Download the packages with the raw data into the cache."""
-    fetched = named("herd.data.fetch:fetch")()
+    fetched = named("herd.data.sources.fetch:fetch")()
     size = sum(pack.path.stat().st_size for pack in fetched.packs.values())
     folder = named("herd.core.files:cache_folder")()
     print(f"{len(fetched.packs)} packages, {size / 1e6:,.0f} MB, are in {folder}")

@@ -13,8 +13,8 @@ from herd.commands.stages import STAGES
 from herd.core.boards import VARIABLE, asked_for
 from herd.core.console import traceback_log
 from herd.core.device import DeviceName
-from herd.core.errors import HerdError, unknown
 from herd.core.ranks import rank, world
+from herd.errors import HerdError, unknown
 from herd.stages.recipe import StageKind, load_recipe
 from herd.stages.runner import run_stage
 from herd.stages.unfinished import changes_since, put_in_place, unfinished_mode

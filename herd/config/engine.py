@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 
 DEFAULT_MAX_MODEL_LEN = 8192
 """Tokens of a request, where nothing is set and the model allows more."""

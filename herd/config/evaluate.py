@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from herd.config.ranges import Checked, Count, Seed, at_least
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 
 
 @dataclass(frozen=True, kw_only=True)

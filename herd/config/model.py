@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import gcd
 
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 
 PAGE_TOKENS = 64
 """Most tokens in a page of keys and values."""

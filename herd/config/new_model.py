@@ -6,7 +6,7 @@ from typing import Any
 from herd.config.model import ModelConfig
 from herd.config.presets import PresetName, preset
 from herd.config.ranges import Checked, Context, Count, Positive, Seed, Share
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 
 MOE = {"num_experts": "num_experts", "top_k": "top_k", "expert_ffn_dim": "ffn_dim", "moe_every": "every"}
 """Fields of `NewModelConfig` → those of MoEConfig."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Literal
 
 from herd.config.model import ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
-from herd.core.errors import unknown
+from herd.errors import unknown
 
 TINY_VOCAB = 8192
 """Tokens of the tokenizer that `herd data build` trains unless asked for another number."""

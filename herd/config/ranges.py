@@ -6,7 +6,7 @@
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 
 MOST = 10**15
 """No count of tokens, steps or bytes is larger than this: a slip of the finger is."""

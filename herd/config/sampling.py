@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 
 MAX_STOPS = 16
 

@@ -25,7 +25,7 @@ from herd.config.training import (
     OptimizerConfig,
     TrainingDtype,
 )
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 
 LANGUAGES = ("en", "de", "fr", "es", "it", "pt", "ru", "ja", "zh", "vi", "id", "hi", "ar")
 """The languages of the tiny herd, ISO 639-1."""

@@ -16,7 +16,7 @@ from herd.config.ranges import (
     Weight,
     at_least,
 )
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from herd.core.errors import HerdError, unknown
+from herd.errors import HerdError, unknown
 
 VARIABLE = "HERD_TRACK"
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from herd.core.errors import HerdError, Interrupted, Stopped
+from herd.errors import HerdError, Interrupted, Stopped
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess

@@ -18,8 +18,8 @@ from typing import TextIO
 
 from herd.core.child import INTERRUPTED
 from herd.core.device import out_of_memory
-from herd.core.errors import HerdError
 from herd.core.files import cache_folder, is_disk_full
+from herd.errors import HerdError
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 BAR = re.compile("[━╸╺]")

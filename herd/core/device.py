@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
-from herd.core.errors import HerdError, unknown
 from herd.core.ranks import world
+from herd.errors import HerdError, unknown
 
 if TYPE_CHECKING:
     import torch

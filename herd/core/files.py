@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 
 
 def cache_folder() -> Path:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import herd
-from herd.core.errors import HerdError
 from herd.core.files import (
     cache_folder,
     commit_folder,
@@ -23,6 +22,7 @@ from herd.core.files import (
     write_atomic,
     write_json,
 )
+from herd.errors import HerdError
 
 
 def commit_id() -> str:

@@ -2,7 +2,7 @@
 
 import re
 
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 
 SUFFIXES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 

@@ -17,12 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from herd.core.device import send
-from herd.core.errors import HerdError
-from herd.data.text_stream import TextStream
-from herd.data.tokenizer import Tokenizer
+from herd.data.tokens.text_stream import TextStream
+from herd.data.tokens.tokenizer import Tokenizer
 from herd.engine.filters import StopFilter
 from herd.engine.sampler import Row, SamplingParams, log_probabilities, sample
 from herd.engine.structure import Progress
+from herd.errors import HerdError
 
 
 @dataclass(frozen=True, kw_only=True)

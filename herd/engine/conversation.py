@@ -1,8 +1,8 @@
 """A conversation: the system message, the tools, and what was said, with pictures and videos.
 
 Messages are OpenAI's, as dictionaries. A picture is a part `{"type": "image", "image": …}` with a path, bytes or an
-open picture; a video `{"type": "video", "video": …}` with a path or bytes, or its `frames` (see herd.data.chat). They
-are opened when the message is added; paths begin at `folder`.
+open picture; a video `{"type": "video", "video": …}` with a path or bytes, or its `frames` (see
+herd.data.tokens.chat). They are opened when the message is added; paths begin at `folder`.
 The results of tool calls stand in the order of the calls: Llama 4's format gives them no names.
 Left out: addresses of other hosts, as nothing is fetched.
 """
@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from herd.core.errors import HerdError
-from herd.data.chat import checked_text, parts_of
-from herd.data.image import read_picture
-from herd.data.video import read_video, video_part
+from herd.data.media.image import read_picture
+from herd.data.media.video import read_video, video_part
+from herd.data.tokens.chat import checked_text, parts_of
 from herd.engine.model import LoadedModel, Prompt
 from herd.engine.reply import Reply
+from herd.errors import HerdError
 
 Message = dict[str, Any]
 RESULT_ROLES = ("tool", "ipython")

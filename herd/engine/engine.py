@@ -24,7 +24,6 @@ from torch import Tensor
 from herd.config import EngineConfig, ModelConfig
 from herd.config.engine import DEFAULT_MAX_MODEL_LEN
 from herd.core.device import naming_out_of_memory
-from herd.core.errors import HerdError
 from herd.engine.answer import Answer, Piece, advance, failure
 from herd.engine.model import LoadedModel, Prompt
 from herd.engine.pages import PageManager
@@ -34,6 +33,7 @@ from herd.engine.sampler import SamplingParams, choice_seeds
 from herd.engine.scheduler import Scheduler
 from herd.engine.speculative import Drafter, DraftModel, NGrams, drafts, num_drafts
 from herd.engine.weights import replace_weights, weights_digest
+from herd.errors import HerdError
 from herd.model.cache import KVCache
 from herd.plan.counts import page_bytes
 

@@ -10,14 +10,14 @@ import torch
 
 from herd.config import EngineConfig
 from herd.core.device import choose_device, naming_out_of_memory
-from herd.core.errors import HerdError
-from herd.data.image import ImageProcessor
+from herd.data.media.image import ImageProcessor
 from herd.engine.conversation import Conversation
 from herd.engine.engine import Engine
 from herd.engine.model import LoadedModel
 from herd.engine.pipeline import AnswerPipeline, ReplyRequest
 from herd.engine.reply import Reply, join_reply
 from herd.engine.sampler import SamplingParams
+from herd.errors import HerdError
 from herd.model.formats.source import find_source
 
 

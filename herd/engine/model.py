@@ -12,11 +12,11 @@ from torch import Tensor
 from herd.config import ModelConfig
 from herd.core.batch import Images
 from herd.core.device import send
-from herd.core.errors import HerdError
-from herd.data.chat import render_messages
-from herd.data.image import ImageProcessor, Tiles, normalise
-from herd.data.tokenizer import Tokenizer
+from herd.data.media.image import ImageProcessor, Tiles, normalise
+from herd.data.tokens.chat import render_messages
+from herd.data.tokens.tokenizer import Tokenizer
 from herd.engine.structure import Structures
+from herd.errors import HerdError
 from herd.model.pack import pack_sequences
 from herd.model.transformer import Transformer
 
@@ -57,7 +57,7 @@ class LoadedModel:
         tools: Sequence[Mapping[str, Any]] = (),
         add_generation_prompt: bool = True,
     ) -> Prompt:
-        """OpenAI-style messages and tools as a prompt; see herd.data.chat for the parts."""
+        """OpenAI-style messages and tools as a prompt; see herd.data.tokens.chat for the parts."""
         rendered = render_messages(
             self.tokenizer, self.processor, messages, tools=tools, add_generation_prompt=add_generation_prompt
         )

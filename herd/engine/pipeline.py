@@ -13,13 +13,13 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 
-from herd.core.errors import HerdError
 from herd.engine.conversation import Conversation
 from herd.engine.engine import Engine
 from herd.engine.filters import StreamFilter
 from herd.engine.model import LoadedModel, Prompt
 from herd.engine.reply import Reply, ReplyBuilder, join_reply
 from herd.engine.sampler import SamplingParams
+from herd.errors import HerdError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from herd.core.device import send
-from herd.core.errors import HerdError
 from herd.engine.model import LoadedModel
+from herd.errors import HerdError
 from herd.model.cache import CacheView, KVCache, chunk_pieces
 from herd.model.certified import Arranged, Certificate, attend
 from herd.model.pack import Pack, pack_sequences

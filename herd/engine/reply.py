@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from herd.data.calls import Call, CallFilter
+from herd.data.tokens.tool_calls import Call, CallFilter
 from herd.engine.answer import Piece, TokenLogprob
 from herd.engine.filters import StreamFilter, Verdict
 

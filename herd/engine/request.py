@@ -9,9 +9,9 @@ import queue
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from herd.core.errors import HerdError
 from herd.engine.answer import Answer, Piece, TokenLogprob
 from herd.engine.runner import TokenRequest
+from herd.errors import HerdError
 
 
 class EngineFault(RuntimeError):

@@ -29,9 +29,9 @@ from torch import Tensor
 
 from herd.config import SamplingConfig
 from herd.core.device import send
-from herd.core.errors import HerdError
 from herd.core.streams import seed_of
 from herd.engine.structure import Structure
+from herd.errors import HerdError
 from herd.model.pack import CPU
 
 LIKELIEST = 1024

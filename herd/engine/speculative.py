@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from herd.core.device import send
-from herd.core.errors import HerdError
 from herd.engine.answer import Answer
 from herd.engine.model import LoadedModel
 from herd.engine.sampler import sample
+from herd.errors import HerdError
 from herd.model.cache import Slots, chunk_pieces
 from herd.model.pack import pack_sequences
 

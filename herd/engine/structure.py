@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from herd.core.errors import HerdError
-from herd.data.tokenizer import Tokenizer
+from herd.data.tokens.tokenizer import Tokenizer
 from herd.engine.json_schema import MAX_CHARS, prepare
+from herd.errors import HerdError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 from herd.model.transformer import Transformer
 
 NAMED = 3

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from herd.data.spelling import normalise
+from herd.data.text.spelling import normalise
 
 MATCH_RULE = (
     "An answer is right when it equals the expected one after NFKC, case folding, punctuation and symbols read as "

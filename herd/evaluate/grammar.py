@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from herd.data.planted import Keys, Quiz
+from herd.data.packages.planted import Keys, Quiz
 
 NOUNS = ("dog", "child", "woman", "fish", "tree", "king", "bird", "horse")
 VERBS = ("see", "find", "carry", "follow")

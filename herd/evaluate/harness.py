@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from herd.config import EvaluateConfig
-from herd.core.errors import HerdError
 from herd.core.files import write_json
 from herd.core.lineage import Stage
+from herd.errors import HerdError
 from herd.evaluate.evaluation import Evaluation
 from herd.evaluate.long import evaluate_long
 from herd.evaluate.section_cache import SectionCache

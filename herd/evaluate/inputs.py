@@ -11,9 +11,9 @@ from typing import Any
 
 from herd.core.files import read_json
 from herd.core.streams import seed_of
-from herd.data import tables
-from herd.data.chats import Chat
-from herd.data.tables import Clip, Picture
+from herd.data.loading import tables
+from herd.data.loading.tables import Clip, Picture
+from herd.data.tasks.chats import Chat
 
 TRAIN = "train"
 """The split that models are trained on; all others are held out."""

@@ -21,8 +21,8 @@ from herd.config import EvaluateConfig
 from herd.core.files import write_atomic, write_json
 from herd.core.lineage import Stage
 from herd.core.streams import stream
-from herd.data import planted
-from herd.data.haystack import haystack
+from herd.data.packages import planted
+from herd.data.packages.haystack import haystack
 from herd.engine.load import load
 from herd.engine.model import LoadedModel
 from herd.evaluate import book, grammar

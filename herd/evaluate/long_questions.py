@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from herd.core.streams import stream
-from herd.data import planted
-from herd.data.long import evaluation_keys
-from herd.data.planted import Keys, Planter, Quiz
+from herd.data.packages import planted
+from herd.data.packages.long_batches import evaluation_keys
+from herd.data.packages.planted import Keys, Planter, Quiz
 from herd.engine.model import LoadedModel
 from herd.engine.reader import Reader
 from herd.evaluate import grammar

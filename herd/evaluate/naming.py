@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from herd.data.chats import Chat
-from herd.data.spelling import normalise
-from herd.data.tables import Picture
+from herd.data.loading.tables import Picture
+from herd.data.tasks.chats import Chat
+from herd.data.text.spelling import normalise
 from herd.evaluate.answers import LANGUAGE_RULE, MATCH_RULE, LanguageOfAnswers
 from herd.evaluate.questions import Asker, Done, naming_question, text_of, with_picture
 from herd.evaluate.statistics import RATIO_RULE, Group, ratio_to_control, share

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from herd.core.errors import HerdError
-from herd.data.planted import Planter, Quiz
+from herd.data.packages.planted import Planter, Quiz
 from herd.engine.reader import Reader
+from herd.errors import HerdError
 
 DEPTHS = tuple((place + 0.5) / 10 for place in range(10))
 """Where the first fact stands, as a share of the length."""

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from herd.core.errors import HerdError
 from herd.core.files import read_json, read_text, write_atomic
 from herd.core.lineage import Stage, remove_leftovers
 from herd.engine.load import Model, load
 from herd.engine.score import LOGIT_ROWS
+from herd.errors import HerdError
 from herd.evaluate.bits import cap_documents
 from herd.evaluate.inputs import DataFolder
 from herd.model.formats import compressed

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from herd.data.chats import Chat
-from herd.data.tables import Clip, Picture
+from herd.data.loading.tables import Clip, Picture
+from herd.data.tasks.chats import Chat
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,7 +54,7 @@ class Asker:
         return [self._part(part) for part in content]
 
     def _part(self, part: dict[str, Any]) -> dict[str, Any]:
-        from herd.data.image import read_picture
+        from herd.data.media.image import read_picture
 
         if part["type"] == "image":
             return {"type": "image", "image": self._picture(part["picture"])}
@@ -65,7 +65,7 @@ class Asker:
         return part
 
     def _picture(self, name: str) -> "Image":
-        from herd.data.image import read_picture
+        from herd.data.media.image import read_picture
 
         if name not in self._decoded:
             self._decoded[name] = read_picture(self._pictures[name].png)

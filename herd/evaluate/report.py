@@ -15,9 +15,9 @@ import jinja2
 from markupsafe import Markup
 
 from herd.config import ReportConfig
-from herd.core.errors import HerdError
 from herd.core.files import read_json, write_atomic
 from herd.core.lineage import Stage, commit_id, read_lineage
+from herd.errors import HerdError
 from herd.evaluate.against import Pair, compare, headlines
 from herd.evaluate.bits import BASELINES
 from herd.evaluate.charts import dot_plot

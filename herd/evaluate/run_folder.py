@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from herd.core.errors import HerdError, unknown
 from herd.core.files import partial, read_json
 from herd.core.lineage import read_lineage
 from herd.core.tracker import read_metrics
+from herd.errors import HerdError, unknown
 
 PARTIAL = ".partial"
 EVALUATIONS = ("evaluate", "evaluate-long")

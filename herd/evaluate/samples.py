@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from herd.core.errors import HerdError
-from herd.data.chats import Chat
+from herd.data.tasks.chats import Chat
+from herd.errors import HerdError
 from herd.evaluate.inputs import TRAIN, DataFolder
 from herd.evaluate.naming import Asked
 from herd.evaluate.questions import Asker, Done, shows, text_of
@@ -91,7 +91,7 @@ def picture_samples(
 
 def thumbnail(png: bytes) -> str:
     """A small picture as a data URI."""
-    from herd.data.image import read_picture
+    from herd.data.media.image import read_picture
 
     picture = read_picture(png)
     picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))

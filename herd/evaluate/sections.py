@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from herd.core.progress import progress_bar
-from herd.data.spelling import normalise
+from herd.data.text.spelling import normalise
 from herd.evaluate.answers import LanguageOfAnswers
 from herd.evaluate.bits import BASELINES, bits_table, model_bits, train_baselines
 from herd.evaluate.evaluation import Evaluation

@@ -1,15 +1,15 @@
 """Needles in many wordings: values of each kind, asked for in other words than the fact has.
 
 Each question is about a fact of its own. Held-out wordings, their nouns, all keys, and the words and names that are
-values were never trained on (herd.data.statements); `Haystack.ask` plants the fact and takes it out again.
+values were never trained on (herd.data.packages.statements); `Haystack.ask` plants the fact and takes it out again.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from herd.core.streams import stream
-from herd.data.planted import Keys, Values, statement
-from herd.data.statements import KINDS, Wordings
+from herd.data.packages.planted import Keys, Values, statement
+from herd.data.packages.statements import KINDS, Wordings
 from herd.evaluate.needle import DEPTHS, Asked, Haystack
 from herd.evaluate.statistics import wilson
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from herd.data.chats import SIGNED_KINDS, Chat, ChatTask
+from herd.data.tasks.chats import SIGNED_KINDS, Chat, ChatTask
 from herd.evaluate.answers import MATCH_RULE
 from herd.evaluate.inputs import TRAIN
 from herd.evaluate.questions import NAMING_KIND, Asker

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from herd.config import ModelConfig
-from herd.core.errors import HerdError
 from herd.core.lineage import read_lineage
+from herd.errors import HerdError
 
 FIRST = ("model", "vision")
 """Stages that a model of Herd's begins with."""

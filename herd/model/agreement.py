@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from herd.config import ModelConfig
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 from herd.model.attention import plan
 from herd.model.cache import CacheView, KVCache
 from herd.model.fused import FusedForward

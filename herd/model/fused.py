@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from herd import native
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 from herd.model.attention import Attention, rope_frequencies
 from herd.model.cache import CacheView, KVCache
 from herd.model.fused_fields import unknown_field

@@ -3,7 +3,7 @@
 A sequence is the ids that a forward reads and the number of tokens before them, which are in its cache. They are put
 end to end; positions go on from what is cached. Tokens are on the model's device, the rest on the host.
 `Transformer.forward_packed` and `FusedForward` compute a pack, `KVCache.at` gives it its pages. Left out: training,
-whose packs carry targets and weights (herd.data.pack).
+whose packs carry targets and weights (herd.data.loading.pack).
 """
 
 # N tokens of the pack, S sequences

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from herd.core.device import send
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 
 PAGES_AT_ONCE = 16
 """Pages by which the file grows."""

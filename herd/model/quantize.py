@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from herd import native
 from herd.config import ModelConfig
-from herd.core.errors import HerdError, unknown
+from herd.errors import HerdError, unknown
 from herd.model.precision import LowBit
 
 SCHEMES = ("int4", "int8", "fp8")

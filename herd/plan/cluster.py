@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 from herd.plan.work import Work
 
 HIDDEN = 0.5

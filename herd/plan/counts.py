@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Literal, get_args
 
 from herd.config import ModelConfig
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 
 Precision = Literal["bf16", "fp8", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from herd.config import ModelConfig
-from herd.core.errors import HerdError, unknown
+from herd.errors import HerdError, unknown
 from herd.plan.cluster import GPUS, Layout, Outcome, Run, as_json, best
 from herd.plan.counts import amount
 from herd.plan.work import work_of

@@ -24,11 +24,11 @@ from starlette.types import Send
 
 from herd.config import EngineConfig
 from herd.config.engine import DEFAULT_MAX_MODEL_LEN
-from herd.core.errors import HerdError
 from herd.engine.engine import Engine
 from herd.engine.model import LoadedModel
 from herd.engine.pipeline import AnswerPipeline, collect
 from herd.engine.sampler import SamplingParams
+from herd.errors import HerdError
 from herd.plan.counts import cache_bytes
 from herd.serve.completion import prepare_completion
 from herd.serve.generation_config import default_params

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from herd.config import EngineConfig
-from herd.core.errors import HerdError
 from herd.core.files import read_json, read_text, write_atomic
 from herd.core.lineage import hash_of
 from herd.core.progress import ProgressBar, progress_bar
@@ -28,6 +27,7 @@ from herd.engine.load import load
 from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
 from herd.engine.structure import Structure
+from herd.errors import HerdError
 from herd.serve.batch_file import answer_key, digest_of, line_of, open_answers, read_answers
 from herd.serve.batch_line import Lines, is_failed, is_openai
 

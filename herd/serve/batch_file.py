@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from herd.core.errors import HerdError
 from herd.core.files import read_bytes, sha256, write_atomic
 from herd.engine.sampler import SamplingParams
+from herd.errors import HerdError
 from herd.serve.batch_line import is_failed
 
 BEGIN = b'{"number": '

@@ -14,12 +14,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from herd.core.errors import HerdError
 from herd.core.streams import seed_of
-from herd.data.chat import checked_text
+from herd.data.tokens.chat import checked_text
 from herd.engine.conversation import Conversation, short
 from herd.engine.pipeline import AnswerPipeline, ReplyRequest, collect
 from herd.engine.sampler import SamplingParams
+from herd.errors import HerdError
 from herd.serve.completion import prepare_completion
 from herd.serve.refusal import ApiError, validation_error
 from herd.serve.schema import FIELDS, ChatRequest

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from herd.core.errors import HerdError, unknown
 from herd.core.files import write_atomic
-from herd.data.chat import checked_text
+from herd.data.tokens.chat import checked_text
+from herd.errors import HerdError, unknown
 from herd.serve.session import ChatSession
 
 COMMANDS = {

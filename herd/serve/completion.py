@@ -9,11 +9,11 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from herd.core.errors import HerdError
-from herd.data.tokenizer import Tokenizer
+from herd.data.tokens.tokenizer import Tokenizer
 from herd.engine.pipeline import AnswerPipeline, ReplyRequest
 from herd.engine.reply import Reply
 from herd.engine.sampler import SamplingParams, choice_seeds
+from herd.errors import HerdError
 from herd.serve.forms import form_of
 from herd.serve.messages import read_conversation
 from herd.serve.refusal import ApiError

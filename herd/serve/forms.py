@@ -10,10 +10,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from herd.core.errors import HerdError
-from herd.data.calls import argument_affixes
+from herd.data.tokens.tool_calls import argument_affixes
 from herd.engine.json_schema import prepare
 from herd.engine.structure import ANY_OBJECT, Structure
+from herd.errors import HerdError
 from herd.serve.refusal import ApiError
 from herd.serve.schema import ChatRequest, Function, JsonSchemaFormat
 

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from herd.core.errors import HerdError
-from herd.data.calls import read_arguments
-from herd.data.image import read_picture
-from herd.data.video import read_video, video_part
+from herd.data.media.image import read_picture
+from herd.data.media.video import read_video, video_part
+from herd.data.tokens.tool_calls import read_arguments
 from herd.engine.conversation import Conversation
+from herd.errors import HerdError
 from herd.serve.message_schema import ImagePart, Message, RefusalPart, TextPart, VideoPart
 from herd.serve.refusal import ApiError
 from herd.serve.schema import ChatRequest

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
-from herd.core.errors import unknown
+from herd.errors import unknown
 
 
 class ApiError(Exception):

@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from herd.core.errors import HerdError
-from herd.data.tokenizer import Tokenizer
+from herd.data.tokens.tokenizer import Tokenizer
 from herd.engine.answer import TokenLogprob
 from herd.engine.reply import Reply, tool_call_objects
+from herd.errors import HerdError
 from herd.serve.refusal import ApiError
 
 log = logging.getLogger("herd.serve")

@@ -10,8 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from herd.core.errors import unknown
 from herd.engine.sampler import MAX_BIASES, MAX_TOP_LOGPROBS, SamplingParams
+from herd.errors import unknown
 from herd.serve.message_schema import Message, Text, ToolName, kind_of
 from herd.serve.refusal import ApiError, Object
 

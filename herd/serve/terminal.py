@@ -15,13 +15,13 @@ from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 
 from herd.config import EngineConfig
-from herd.core.errors import HerdError
 from herd.core.files import cache_folder
-from herd.data.chat import checked_text
+from herd.data.tokens.chat import checked_text
 from herd.engine.engine import Engine
 from herd.engine.load import load
 from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
+from herd.errors import HerdError
 from herd.serve.chat_commands import Commands, Quit
 from herd.serve.session import ChatSession
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from herd.config import MoEConfig, preset
-from herd.core.errors import HerdError, unknown
 from herd.core.files import folder_hash, sha256, write_atomic
 from herd.core.lineage import Stage, remove_leftovers
 from herd.core.streams import seed_of
-from herd.data import kin
-from herd.data.template import limits
+from herd.data.tokens import formats as kin
+from herd.data.tokens.template import limits
+from herd.errors import HerdError, unknown
 from herd.model.adopt import convert_dense
 from herd.model.formats import huggingface
 from herd.model.formats.floats import dtype_of

@@ -20,10 +20,10 @@ from typing import Any
 from torch import Tensor
 
 from herd.config.ranges import Checked, Count
-from herd.core.errors import HerdError
 from herd.core.files import partial
 from herd.core.lineage import Stage, commit_id, hash_of, remove_leftovers
 from herd.core.progress import progress_bar
+from herd.errors import HerdError
 from herd.model.formats import huggingface, llama_cpp, meta
 from herd.model.formats.floats import FLOATS, dtype_of
 from herd.model.formats.source import GGUF, HUGGING_FACE, LOW_BIT, Source, find_source

@@ -15,25 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from herd.config import LANGUAGES, DataConfig
-from herd.core.errors import HerdError
 from herd.core.files import partial, write_json
 from herd.core.lineage import Stage
 from herd.core.progress import progress_bar
-from herd.data import tables
-from herd.data.books import books
-from herd.data.chats import Chat
-from herd.data.dialogues import Caps, all_chats
-from herd.data.fetch import Fetched, fetch
-from herd.data.package_text import CLEANING, read_language
-from herd.data.pictures import HELD_OUT_SPLITS, all_pictures, clips
-from herd.data.sources import LEFT_OUT, SOURCES
-from herd.data.spelling import spellings
-from herd.data.tables import Clip, Picture
+from herd.data.loading import tables
+from herd.data.loading.tables import Clip, Picture
+from herd.data.packages.books import books
+from herd.data.packages.dialogues import Caps, all_chats
+from herd.data.packages.pictures import HELD_OUT_SPLITS, all_pictures, clips
+from herd.data.packages.text import CLEANING, read_language
+from herd.data.sources.fetch import Fetched, fetch
+from herd.data.sources.package_list import LEFT_OUT, SOURCES
+from herd.data.tasks.chats import Chat
 from herd.data.text.dedup import deduplicate
 from herd.data.text.documents import Document
 from herd.data.text.report import Report
+from herd.data.text.spelling import spellings
 from herd.data.text.splits import split_documents
-from herd.data.tokenizer import Tokenizer, train_tokenizer
+from herd.data.tokens.tokenizer import Tokenizer, train_tokenizer
+from herd.errors import HerdError
 
 Facts = dict[str, Any]
 

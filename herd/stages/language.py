@@ -7,10 +7,10 @@ from pathlib import Path
 from herd.config import LanguageTrainingConfig
 from herd.core.batch import Batch, split_batch
 from herd.core.device import choose_device, naming_out_of_memory
-from herd.core.errors import HerdError
 from herd.core.lineage import Stage
-from herd.data.batches import Batches
-from herd.data.tokenizer import Tokenizer
+from herd.data.loading.batches import Batches
+from herd.data.tokens.tokenizer import Tokenizer
+from herd.errors import HerdError
 from herd.model.formats import huggingface
 from herd.model.formats.weights import skeleton
 from herd.model.parallel import Parallel

@@ -11,8 +11,8 @@ from typing import Any
 
 from herd.config import MidtrainConfig
 from herd.core.lineage import Stage
-from herd.data.image import ImageProcessor
-from herd.data.long import LongBatches
+from herd.data.media.image import ImageProcessor
+from herd.data.packages.long_batches import LongBatches
 from herd.engine.load import load
 from herd.engine.score import token_losses
 from herd.model.parallel import Parallel, start

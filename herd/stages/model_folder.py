@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from herd.core.lineage import Stage
-from herd.data.tokenizer import Tokenizer
+from herd.data.tokens.tokenizer import Tokenizer
 from herd.model.formats import huggingface
 from herd.model.formats.weights import skeleton
 from herd.model.parallel import ALONE, Parallel

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from herd.config import NewModelConfig, preset
 from herd.core.lineage import Stage
-from herd.data.tokenizer import Tokenizer
+from herd.data.tokens.tokenizer import Tokenizer
 from herd.model.init import first_weights
 from herd.stages.model_folder import save_model
 

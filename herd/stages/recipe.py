@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from herd.core.errors import HerdError, unknown
+from herd.errors import HerdError, unknown
 from herd.stages.settings import make_config, refuse_renamed
 
 NAMED = "stage"

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from herd.core.errors import HerdError
 from herd.core.files import alone_in, partial
 from herd.core.lineage import code_version, made_by, read_lineage
 from herd.core.ranks import rank
+from herd.errors import HerdError
 from herd.stages.recipe import Node, StageKind
 from herd.stages.unfinished import (
     Unfinished,

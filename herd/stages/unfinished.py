@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from herd.config import HOW_IT_RUNS
-from herd.core.errors import HerdError
 from herd.core.files import alone_in, free_name, partial, read_json, write_json
 from herd.core.lineage import CHANGED, CHANGES, REQUEST, SECONDS, STATE, hash_of, read_lineage, saved_step, settle
+from herd.errors import HerdError
 
 Unfinished = Literal["resume", "resume with changes", "restart"]
 """What to do with unfinished work: resume if nothing has changed, resume whatever has changed, or start over."""

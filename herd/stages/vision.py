@@ -22,13 +22,13 @@ from torch import Tensor
 
 from herd.config import LANGUAGES, VisionStageConfig
 from herd.core.device import choose_device
-from herd.core.errors import HerdError
 from herd.core.lineage import Stage
 from herd.core.metrics import Number
 from herd.core.streams import stream
-from herd.data.image import ImageProcessor, normalise
-from herd.data.picture_shelf import PictureShelf
-from herd.data.tokenizer import Tokenizer
+from herd.data.loading.picture_shelf import PictureShelf
+from herd.data.media.image import ImageProcessor, normalise
+from herd.data.tokens.tokenizer import Tokenizer
+from herd.errors import HerdError
 from herd.model.formats import huggingface
 from herd.model.transformer import Transformer
 from herd.stages.model_folder import report_left_out, save_model

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from herd.core.batch import to_device
-from herd.data.batches import B, Batches
+from herd.data.loading.batches import B, Batches
 from herd.model.moe import MoE
 from herd.model.transformer import Transformer
 from herd.train.fold import BATCHES, fold, fold_steps

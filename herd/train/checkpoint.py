@@ -44,9 +44,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from herd.config import CheckpointConfig
 from herd.core.device import pinned_like
-from herd.core.errors import HerdError
 from herd.core.files import naming_full_disk, read_json, sha256, sync, write_json
 from herd.core.lineage import Stage
+from herd.errors import HerdError
 from herd.model.parallel.layout import Shard
 
 T = TypeVar("T")

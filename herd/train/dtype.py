@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 
 from herd.core.device import choose_device
-from herd.core.errors import HerdError
 from herd.core.lineage import Stage
+from herd.errors import HerdError
 from herd.native import processor_flags
 from herd.train.checkpoint import saved_dtype
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from herd.core.batch import Batch, to_device
 from herd.core.device import sum_dtype
-from herd.core.errors import HerdError
 from herd.core.metrics import Mean, Number
-from herd.data import tables
-from herd.data.batches import Batches
-from herd.data.pack import Sample, pack, steps_of
-from herd.data.tokenizer import Tokenizer
+from herd.data.loading import tables
+from herd.data.loading.batches import Batches
+from herd.data.loading.pack import Sample, pack, steps_of
+from herd.data.tokens.tokenizer import Tokenizer
+from herd.errors import HerdError
 from herd.model.parallel import Parallel
 from herd.model.transformer import Transformer
 from herd.train.checkpoint import State

@@ -12,14 +12,14 @@ from torch import Tensor
 from herd.config import CheckpointConfig, LossSpikesConfig, OptimizerConfig
 from herd.core.batch import to_device
 from herd.core.device import naming_out_of_memory, sum_dtype
-from herd.core.errors import HerdError, Interrupted, Stopped
 from herd.core.lineage import Stage
 from herd.core.metrics import Mean, Number
 from herd.core.progress import ProgressBar, progress_bar
 from herd.core.signals import Request, asked_to_stop
 from herd.core.streams import seed_of
 from herd.core.tracker import Tracker
-from herd.data.batches import B, Batches, prefetch
+from herd.data.loading.batches import B, Batches, prefetch
+from herd.errors import HerdError, Interrupted, Stopped
 from herd.model.parallel import ALONE, Parallel
 from herd.model.transformer import Transformer
 from herd.train.checkpoint import Checkpoints, Stateful

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from herd.config import OptimizerConfig
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 from herd.model.parallel import ALONE, Parallel
 from herd.model.transformer import Transformer
 from herd.train.passes import read_master, square_sum, write_master

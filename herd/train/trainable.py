@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 from herd.model.transformer import Transformer
 
 

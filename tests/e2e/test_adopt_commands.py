@@ -12,7 +12,7 @@ from dense_llama import dense_folder, write_gguf
 import herd
 from herd.cli import main
 from herd.core.files import cache_folder
-from herd.data.fetch import Fetched, Pack
+from herd.data.sources.fetch import Fetched, Pack
 from herd.engine.sampler import SamplingParams
 from herd.stages import starter
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import herd
-from herd.data.fetch import fetch
+from herd.data.sources.fetch import fetch
 from herd.engine.sampler import SamplingParams
 from herd.model.formats.gguf import read_gguf
 from herd.stages.adopt import AdoptConfig, adopt

@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import herd
-from herd.core.errors import HerdError
 from herd.core.lineage import read_lineage
 from herd.engine.sampler import SamplingParams
+from herd.errors import HerdError
 from herd.serve.generation_config import default_params
 from herd.stages.adopt import AdoptConfig, adopt
 
@@ -203,7 +203,7 @@ def test_its_own_template_speaks_and_what_is_said_stays_text(tmp_path: Path) -> 
 
 
 def test_what_the_assistant_said_is_learnt(tmp_path: Path) -> None:
-    from herd.data.chat import render_messages
+    from herd.data.tokens.chat import render_messages
 
     dense_folder(tmp_path / "dense")
     adopt(AdoptConfig(), tmp_path / "dense", tmp_path / "home")

@@ -6,7 +6,7 @@ import pytest
 
 from herd.bench import parity
 from herd.cli import main
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 
 pytest.importorskip("llama_models")
 pytest.importorskip("fairscale")

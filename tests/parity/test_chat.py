@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from herd.config import VisionConfig
-from herd.data.calls import parse_answer
-from herd.data.chat import render_messages
-from herd.data.image import ImageProcessor, best_canvas
-from herd.data.tiktoken import special_tokens
+from herd.data.media.image import ImageProcessor, best_canvas
+from herd.data.tokens.chat import render_messages
+from herd.data.tokens.tiktoken import special_tokens
+from herd.data.tokens.tool_calls import parse_answer
 
 PROCESSOR = ImageProcessor(
     VisionConfig(image_size=28, patch_size=14, dim=32, num_layers=1, num_heads=2, adapter_dim=32, max_tiles=4)

@@ -12,13 +12,14 @@ from dense_llama import CHATML, VOCABULARY, backend, dense_folder
 import herd
 from herd.cli import main
 from herd.config import EvaluateConfig, PretrainConfig, SftConfig, preset
-from herd.core.errors import HerdError
 from herd.core.lineage import read_lineage
-from herd.data import tables
-from herd.data.image import ImageProcessor
-from herd.data.pretrain_batches import PretrainBatches
-from herd.data.sft_batches import SftBatches
-from herd.data.tokenizer import Tokenizer
+from herd.data.loading import tables
+from herd.data.loading.pretrain_batches import PretrainBatches
+from herd.data.loading.sft_batches import SftBatches
+from herd.data.media.image import ImageProcessor
+from herd.data.packages.wordings import NAME
+from herd.data.tokens.tokenizer import Tokenizer
+from herd.errors import HerdError
 from herd.evaluate.harness import evaluate
 from herd.stages.adopt import AdoptConfig, adopt
 from herd.stages.pretrain import pretrain
@@ -127,7 +128,7 @@ def test_an_adopted_model_with_an_encoder_sees_pictures_in_its_own_format(tiny_d
     dense_folder(tmp_path / "dense", num_hidden_layers=2)
     model = herd.load(adopt(AdoptConfig(vision="tiny"), tmp_path / "dense", tmp_path / "home"))
     config = replace(PRETRAIN, picture_share=0.9, asked_share=0.5)
-    batches = PretrainBatches(tiny_data, config, model.tokenizer, model.processor)
+    batches = PretrainBatches(tiny_data, config, model.tokenizer, model.processor, questions=NAME)
     texts = [
         model.tokenizer.decode(p.ids.tolist(), skip_special=False) for p in batches.pieces if p.picture is not None
     ]
@@ -196,4 +197,4 @@ def test_a_share_that_nothing_fills_is_an_error(
     for table, told in (("pictures", "has no picture with a name to train on"), ("text", "has no text to train on")):
         with_rows(monkeypatch, table, [])
         with pytest.raises(HerdError, match=told):
-            PretrainBatches(tiny_data, PRETRAIN, tokenizer, processor)
+            PretrainBatches(tiny_data, PRETRAIN, tokenizer, processor, questions=NAME)

@@ -14,8 +14,8 @@ import herd
 from herd.bench.oracles import random_model
 from herd.cli import main
 from herd.config import ModelConfig, MoEConfig, RopeScaling, preset
-from herd.core.errors import HerdError
-from herd.data.tokenizer import Tokenizer
+from herd.data.tokens.tokenizer import Tokenizer
+from herd.errors import HerdError
 from herd.model.formats import llama_cpp
 from herd.model.formats.gguf import read_gguf, read_header
 from herd.model.formats.llama_cpp_file import LlamaCppFile

@@ -10,8 +10,8 @@ import torch
 
 from herd.bench.oracles import meta_world, random_model
 from herd.config import ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig, preset
-from herd.core.errors import HerdError
 from herd.core.files import read_json, write_json
+from herd.errors import HerdError
 from herd.model.formats import huggingface, meta
 from herd.model.formats.weights import Weights, assemble
 

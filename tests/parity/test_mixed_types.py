@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import herd
 from herd.config import MoEConfig, preset
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 from herd.model.formats import huggingface
 from herd.model.transformer import Transformer
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from herd.data.image import normalise
+from herd.data.media.image import normalise
 from herd.engine.load import load
 from herd.engine.sampler import SamplingParams
 

@@ -6,8 +6,8 @@ from typing import Any
 import jsonschema
 import torch
 
-from herd.data.text_stream import TextStream
-from herd.data.tokenizer import Tokenizer
+from herd.data.tokens.text_stream import TextStream
+from herd.data.tokens.tokenizer import Tokenizer
 from herd.engine.answer import Answer, advance, joined
 from herd.engine.sampler import SamplingParams
 from herd.engine.structure import Structure, Structures

@@ -12,11 +12,11 @@ from tokenizers import Tokenizer as Backend
 
 import herd
 from herd.config import SpecialIds
-from herd.core.errors import HerdError
-from herd.data.chat import Rendered, render_messages
-from herd.data.image import ImageProcessor
-from herd.data.template import limits
-from herd.data.tokenizer import Tokenizer
+from herd.data.media.image import ImageProcessor
+from herd.data.tokens.chat import Rendered, render_messages
+from herd.data.tokens.template import limits
+from herd.data.tokens.tokenizer import Tokenizer
+from herd.errors import HerdError
 from herd.stages.adopt import AdoptConfig, adopt
 
 transformers = pytest.importorskip("transformers")

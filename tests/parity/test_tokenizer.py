@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from herd.data.tiktoken import special_tokens
-from herd.data.tokenizer import MAX_CHARS, MAX_RUN, Tokenizer, bounded
+from herd.data.tokens.tiktoken import special_tokens
+from herd.data.tokens.tokenizer import MAX_CHARS, MAX_RUN, Tokenizer, bounded
 
 CODE = [
     path.read_text(encoding="utf-8")

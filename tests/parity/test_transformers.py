@@ -10,7 +10,7 @@ from PIL import Image
 
 from herd.config import ModelConfig, MoEConfig, RopeScaling, SpecialIds, preset
 from herd.core.batch import Images
-from herd.data.image import normalise
+from herd.data.media.image import normalise
 from herd.engine.load import load
 from herd.engine.model import Prompt
 from herd.engine.sampler import SamplingParams

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from herd.data.calls import Call
+from herd.data.tokens.tool_calls import Call
 from herd.engine.answer import Piece, TokenLogprob
 from herd.engine.filters import StreamFilter, Verdict
 from herd.engine.load import load

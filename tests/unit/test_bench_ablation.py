@@ -8,8 +8,8 @@ import torch
 
 from herd.bench.ablation import Variant, ablation, model_of
 from herd.config import SpecialIds, preset
-from herd.core.errors import HerdError
 from herd.core.files import write_json
+from herd.errors import HerdError
 
 SHAPE = replace(
     preset("tiny-long", vocab_size=64, special=SpecialIds(bos=1, end_of_text=2, eom=3, eot=4, pad=5)),

@@ -14,9 +14,9 @@ from herd.bench.engine import CASES, DEFAULT, Limits, Speed
 from herd.bench.engines import wheel_build
 from herd.bench.shapes import SHAPES
 from herd.config import MoEConfig
-from herd.core.errors import HerdError
 from herd.engine.answer import Piece
 from herd.engine.engine import Engine
+from herd.errors import HerdError
 from herd.model.formats import lowbit
 from herd.model.formats.gguf import package
 from herd.plan.counts import count

@@ -10,11 +10,11 @@ import torch
 
 from herd.bench import needle
 from herd.config import MoEConfig, preset
-from herd.core.errors import HerdError
 from herd.core.files import write_json
-from herd.data.planted import Values
-from herd.data.statements import HELD_OUT, KINDS
-from herd.data.tokenizer import Tokenizer
+from herd.data.packages.planted import Values
+from herd.data.packages.statements import HELD_OUT, KINDS
+from herd.data.tokens.tokenizer import Tokenizer
+from herd.errors import HerdError
 from herd.model.formats import huggingface
 from herd.model.init import initialise
 from herd.model.transformer import Transformer

@@ -11,8 +11,8 @@ from fake_herd import FakeModel
 
 from herd.bench import serve, serve_load
 from herd.bench.serve_load import Seen
-from herd.core.errors import HerdError
 from herd.engine.pipeline import AnswerPipeline
+from herd.errors import HerdError
 from herd.serve import api
 
 

@@ -22,8 +22,8 @@ from herd.commands.stages import STAGES, stage
 from herd.config import PRESETS
 from herd.core.console import in_one_line, traceback_log
 from herd.core.device import VARIABLE
-from herd.core.errors import HerdError
 from herd.core.lineage import Stage
+from herd.errors import HerdError
 from herd.stages.recipe import KEYS, StageKind
 
 

@@ -26,7 +26,7 @@ from herd.config import (
     VisionStageConfig,
 )
 from herd.config.ranges import Range
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 from herd.stages.convert import ConvertConfig
 
 CONFIGS = (

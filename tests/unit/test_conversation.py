@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from herd.core.errors import HerdError
-from herd.data.calls import Call
+from herd.data.tokens.tool_calls import Call
 from herd.engine.conversation import Conversation
 from herd.engine.reply import Reply
+from herd.errors import HerdError
 
 
 def calling(*names: str) -> Reply:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from herd.core.child import INTERRUPTED, run_in_child
-from herd.core.errors import HerdError
 from herd.core.lineage import peak_memory_bytes
+from herd.errors import HerdError
 
 HERE = str(Path(__file__).parent)
 

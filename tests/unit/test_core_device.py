@@ -8,7 +8,7 @@ import torch
 import herd
 from herd.core.batch import Batch, to_device
 from herd.core.device import VARIABLE, choose_device, naming_out_of_memory, out_of_memory
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 
 CARDS = 4
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.core.errors import HerdError, unknown
 from herd.core.files import alone_in, commit_folder, folder_hash, partial, read_json, sha256, write_atomic, write_json
+from herd.errors import HerdError, unknown
 
 KILLED_AFTER = """
 import os, shutil, signal

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from herd.core import lineage as module
-from herd.core.errors import HerdError
 from herd.core.files import folder_hash, partial
 from herd.core.lineage import Stage, commit_id, hash_of, read_lineage, remove_leftovers
+from herd.errors import HerdError
 
 
 @dataclass(frozen=True, kw_only=True)

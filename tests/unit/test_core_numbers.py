@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.core.errors import HerdError
 from herd.core.numbers import whole_number
+from herd.errors import HerdError
 
 
 @pytest.mark.parametrize(

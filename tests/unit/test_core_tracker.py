@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herd.core import boards
-from herd.core.errors import HerdError
 from herd.core.tracker import Tracker, read_metrics
+from herd.errors import HerdError
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 30))

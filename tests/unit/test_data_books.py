@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from herd.data.books import BOOKS, TREE, books
-from herd.data.fetch import Pack
-from herd.data.sources import SOURCES
+from herd.data.packages.books import BOOKS, TREE, books
+from herd.data.sources.fetch import Pack
+from herd.data.sources.package_list import SOURCES
 
 
 def pack_of(name: str, members: dict[str, str], folder: Path) -> Pack:

@@ -16,12 +16,12 @@ from PIL import Image
 
 import herd.stages.data as stage
 from herd.config import LANGUAGES
-from herd.core.errors import HerdError
 from herd.core.files import folder_hash, partial, read_json
-from herd.data import pictures
-from herd.data.pictures import all_pictures, clips, things
-from herd.data.spelling import spellings
+from herd.data.packages import pictures
+from herd.data.packages.pictures import all_pictures, clips, things
+from herd.data.text.spelling import spellings
 from herd.data.text.splits import groups
+from herd.errors import HerdError
 from herd.stages.data import DataConfig, build_data
 
 CFG = DataConfig(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.core.errors import HerdError
-from herd.data.calls import Call, CallFilter, find_call, parse_answer, write_calls
+from herd.data.tokens.tool_calls import Call, CallFilter, find_call, parse_answer, write_calls
+from herd.errors import HerdError
 
 NAMES = ["weather", "get-time", "mcp.search", "2fa"]
 JSON = st.recursive(

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-import herd.data.clients as clients
-import herd.data.fetch as module
-from herd.core.errors import HerdError
+import herd.data.sources.clients as clients
+import herd.data.sources.fetch as module
 from herd.core.files import cache_folder
-from herd.data.clients import ClientError, members
-from herd.data.fetch import fetch
-from herd.data.sources import SOURCES, Source
+from herd.data.sources.clients import ClientError, members
+from herd.data.sources.fetch import fetch
+from herd.data.sources.package_list import SOURCES, Source
+from herd.errors import HerdError
 
 Usage = namedtuple("Usage", "total used free")
 

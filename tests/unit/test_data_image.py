@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from herd.config import VisionConfig
-from herd.core.errors import HerdError
-from herd.data.image import ImageProcessor, best_canvas, canvases, normalise, picture_size, read_picture
+from herd.data.media.image import ImageProcessor, best_canvas, canvases, normalise, picture_size, read_picture
+from herd.errors import HerdError
 
 PROCESSOR = ImageProcessor(
     VisionConfig(image_size=64, patch_size=16, dim=32, num_layers=1, num_heads=2, adapter_dim=32, max_tiles=4)

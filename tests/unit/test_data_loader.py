@@ -12,16 +12,17 @@ from PIL import Image
 
 from herd.config import PretrainConfig, SftConfig, preset
 from herd.core.batch import KINDS
-from herd.data import image, picture_shelf, tables
-from herd.data.batches import prefetch
-from herd.data.chat import render_messages
-from herd.data.image import ImageProcessor, read_picture
-from herd.data.pack import steps_of
-from herd.data.picture_shelf import PictureShelf
-from herd.data.pretrain_batches import PretrainBatches
-from herd.data.sft_batches import SftBatches
-from herd.data.tokenizer import Tokenizer
-from herd.data.wordings import NAME
+from herd.data.loading import picture_shelf, tables
+from herd.data.loading.batches import prefetch
+from herd.data.loading.pack import steps_of
+from herd.data.loading.picture_shelf import PictureShelf
+from herd.data.loading.pretrain_batches import PretrainBatches
+from herd.data.loading.sft_batches import SftBatches
+from herd.data.media import image
+from herd.data.media.image import ImageProcessor, read_picture
+from herd.data.packages.wordings import NAME
+from herd.data.tokens.chat import render_messages
+from herd.data.tokens.tokenizer import Tokenizer
 
 PRETRAIN = replace(PretrainConfig(), num_tokens=8000, batch_tokens=1000, context=64)
 SFT = replace(SftConfig(), num_tokens=8000, batch_tokens=1000, context=256, replay_share=0.0)
@@ -97,7 +98,7 @@ def test_a_picture_that_is_asked_about_is_a_chat(
     tiny_data: Path, tokenizer: Tokenizer, processor: ImageProcessor
 ) -> None:
     config = replace(PRETRAIN, picture_share=0.9, asked_share=1.0, names_asked=2)
-    batches = PretrainBatches(tiny_data, config, tokenizer, processor)
+    batches = PretrainBatches(tiny_data, config, tokenizer, processor, questions=NAME)
     chats = [piece for piece in batches.pieces if piece.picture is not None]
     assert len(chats) > 10
     for piece in chats:
@@ -150,7 +151,7 @@ def test_pictures_kept_for_evaluation_are_never_on_the_shelf(tiny_data: Path, pr
 
 
 def test_both_kinds_are_in_the_mix(tiny_data: Path, tokenizer: Tokenizer, processor: ImageProcessor) -> None:
-    batches = PretrainBatches(tiny_data, PRETRAIN, tokenizer, processor)
+    batches = PretrainBatches(tiny_data, PRETRAIN, tokenizer, processor, questions=NAME)
     kinds = torch.cat([batches.batch(step).kinds_N for step in range(batches.num_steps)])
     share = (kinds == KINDS.index("picture")).float().mean().item()
     assert share == pytest.approx(PRETRAIN.picture_share, abs=0.05)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from model_folder import random_tokenizer
 
 from herd.config import LANGUAGES
-from herd.data import planted
-from herd.data.planted import Keys, Planter
+from herd.data.packages import planted
+from herd.data.packages.planted import Keys, Planter
 
 TOKENIZER = random_tokenizer()
 PLANTER = Planter(TOKENIZER)

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from herd.data.planted import Keys, Values, any_statement, statement, value_words
-from herd.data.statements import EVALUATION, HELD_OUT, KINDS, TRAINED, TRAINING, Wordings
+from herd.data.packages.planted import Keys, Values, any_statement, statement, value_words
+from herd.data.packages.statements import EVALUATION, HELD_OUT, KINDS, TRAINED, TRAINING, Wordings
 
 WORDS = [f"{a}{b}" for a in ("wind", "salt", "moss", "clay", "fern", "dusk") for b in ("mill", "gate", "ford", "wood")]
 NAMES = [word.title() for word in WORDS]

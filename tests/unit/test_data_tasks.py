@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from herd.config import LANGUAGES
-from herd.core.errors import HerdError
-from herd.data.chats import Chat, ChatTask
-from herd.data.dialogues import _sum_wording, _sums
-from herd.data.fetch import Pack
-from herd.data.gym import SUMS, Generator, GymTask, Problem
-from herd.data.sources import SOURCES
-from herd.data.tasks import Task
+from herd.data.packages.dialogues import _sum_wording, _sums
+from herd.data.sources.fetch import Pack
+from herd.data.sources.package_list import SOURCES
+from herd.data.tasks.chats import Chat, ChatTask
+from herd.data.tasks.gym import SUMS, Generator, GymTask, Problem
+from herd.data.tasks.task import Task
+from herd.errors import HerdError
 
 CODE = """
 class ChainSumConfig:
@@ -74,7 +74,7 @@ def test_generators_run_from_inside_the_cached_package(pack: Pack) -> None:
 def test_a_task_and_its_rows_in_a_data_folder_grade_alike_by_the_verifier(
     pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("herd.data.gym.pack_of", lambda name: pack)
+    monkeypatch.setattr("herd.data.tasks.gym.pack_of", lambda name: pack)
     task = GymTask(SUMS[:1], num=4, seed=1, pack=pack)
     for one in (task, ChatTask(rows(task))):
         for i in range(4):
@@ -101,7 +101,7 @@ def test_every_string_has_a_grade_from_0_to_1(pack: Pack, answer: str) -> None:
 def test_the_chats_of_a_task_ask_in_every_language_and_keep_the_verifier(
     pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("herd.data.gym.pack_of", lambda name: pack)
+    monkeypatch.setattr("herd.data.tasks.gym.pack_of", lambda name: pack)
     task = GymTask(SUMS, num=2 * len(LANGUAGES), seed=1, pack=pack, wording=_sum_wording)
     chats = list(_sums(task, 0.3))
     assert {chat.language for chat in chats} == set(LANGUAGES)
@@ -124,7 +124,7 @@ def test_a_question_with_several_right_answers_takes_each() -> None:
 
 
 def test_a_verifier_of_another_version_or_of_nothing_is_refused(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("herd.data.gym.pack_of", lambda name: pack)
+    monkeypatch.setattr("herd.data.tasks.gym.pack_of", lambda name: pack)
     [row] = rows(GymTask(SUMS[:1], num=1, seed=1, pack=pack))
     other = Chat(**{**vars(row), "answer": "8"})
     with pytest.raises(HerdError, match="makes another problem than it made for 0"):

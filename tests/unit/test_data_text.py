@@ -6,8 +6,8 @@ import data_world
 import pytest
 
 from herd.config import LANGUAGES
-from herd.data.names import capital_names, caption_of, country_names, name_of
-from herd.data.package_text import CLEANING, read_language
+from herd.data.packages.names import capital_names, caption_of, country_names, name_of
+from herd.data.packages.text import CLEANING, read_language
 from herd.data.text.documents import Document
 from herd.data.text.languages import is_language, may_be_language
 from herd.data.text.markup import html_blocks

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.core.errors import HerdError
-from herd.data.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
+from herd.data.tokens.tokenizer import SPECIAL_TOKENS, Tokenizer, train_tokenizer
+from herd.errors import HerdError
 
 TOKENIZER = train_tokenizer(["the cat sat on the mat", "кошка сидит", "बिल्ली बैठी है", "ねこ"] * 10, 350)
 

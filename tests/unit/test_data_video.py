@@ -8,10 +8,10 @@ import pytest
 from video_files import clip
 
 from herd.config import VisionConfig
-from herd.core.errors import HerdError
-from herd.data.chat import render_messages
-from herd.data.image import ImageProcessor
-from herd.data.video import read_video, video_part
+from herd.data.media.image import ImageProcessor
+from herd.data.media.video import read_video, video_part
+from herd.data.tokens.chat import render_messages
+from herd.errors import HerdError
 
 av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'herd-lm[video]'")
 

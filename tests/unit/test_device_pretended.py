@@ -23,7 +23,7 @@ from herd.config import CheckpointConfig, OptimizerConfig, PretrainConfig, SftCo
 from herd.core.batch import split_batch
 from herd.core.lineage import Stage
 from herd.core.tracker import read_metrics
-from herd.data.tokenizer import Tokenizer
+from herd.data.tokens.tokenizer import Tokenizer
 from herd.engine.engine import Engine
 from herd.engine.load import Model, load
 from herd.engine.model import LoadedModel, Prompt

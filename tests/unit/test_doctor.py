@@ -13,7 +13,7 @@ from fresh_cache import fresh_cache
 
 from herd import doctor as module
 from herd.cli import main
-from herd.data.sources import SOURCES
+from herd.data.sources.package_list import SOURCES
 from herd.doctor import (
     Check,
     check_disk,

@@ -15,13 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from herd.core.errors import HerdError
 from herd.engine.answer import Piece
 from herd.engine.engine import Engine
 from herd.engine.load import Model, load
 from herd.engine.model import Prompt
 from herd.engine.sampler import SamplingParams
 from herd.engine.score import log_likelihoods, token_losses
+from herd.errors import HerdError
 from herd.plan.counts import cache_bytes
 
 

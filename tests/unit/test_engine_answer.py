@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from model_folder import random_tokenizer
 from torch import Tensor
 
-from herd.core.errors import HerdError
-from herd.data.text_stream import TextStream
+from herd.data.tokens.text_stream import TextStream
 from herd.engine import sampler
 from herd.engine.answer import Answer, Piece, advance, joined
 from herd.engine.sampler import SamplingParams
 from herd.engine.structure import Structure, Structures
+from herd.errors import HerdError
 
 TOKENIZER = random_tokenizer()
 SIZE = TOKENIZER.vocab_size + 5  # a kin's embedding may have rows to spare

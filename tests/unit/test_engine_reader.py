@@ -8,10 +8,10 @@ from model_folder import random_tokenizer
 
 from herd.bench.oracles import random_model
 from herd.config import ModelConfig, MoEConfig, SpecialIds, preset
-from herd.core.errors import HerdError
-from herd.data.image import ImageProcessor
+from herd.data.media.image import ImageProcessor
 from herd.engine.load import Model
 from herd.engine.reader import Reader
+from herd.errors import HerdError
 
 CHUNK = 32
 SPECIAL = SpecialIds(bos=1, end_of_text=2, eom=3, eot=4, pad=5)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from herd.core.errors import HerdError
 from herd.engine import sampler
 from herd.engine.sampler import Row, SamplingParams, adjusted, choice_seeds, log_probabilities, sample, truncated
+from herd.errors import HerdError
 
 # Few distinct values, so that equal ones are met.
 logit_lists = st.lists(st.sampled_from([-3.0, -1.0, 0.0, 0.5, 1.0, 2.5]) | st.floats(-8, 8), min_size=1, max_size=12)

@@ -13,12 +13,12 @@ from model_folder import random_tokenizer
 from torch import Tensor
 
 from herd.config import preset
-from herd.core.errors import HerdError
 from herd.engine.answer import Answer, advance
 from herd.engine.load import Model, load
 from herd.engine.sampler import SamplingParams, sample
 from herd.engine.speculative import DraftModel, NGrams, num_drafts
 from herd.engine.structure import Structure
+from herd.errors import HerdError
 from herd.model.transformer import Transformer
 
 TOKENIZER = random_tokenizer()

@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_folder import random_tokenizer
 
-from herd.core.errors import HerdError
 from herd.engine import structure
 from herd.engine.answer import Answer, advance, joined
 from herd.engine.json_schema import FORMATS
 from herd.engine.sampler import SamplingParams
 from herd.engine.structure import ANY_OBJECT, Structure, Structures
+from herd.errors import HerdError
 
 TOKENIZER = random_tokenizer()
 SIZE = TOKENIZER.vocab_size + 5  # a kin's embedding may have rows to spare

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from herd.core.errors import HerdError
 from herd.engine.answer import Piece
 from herd.engine.engine import Engine
 from herd.engine.load import Model, load
@@ -20,6 +19,7 @@ from herd.engine.request import CompletionOutput, EngineFault, EngineRequest
 from herd.engine.sampler import SamplingParams
 from herd.engine.structure import Progress, Structure
 from herd.engine.weights import weights_digest
+from herd.errors import HerdError
 
 
 @pytest.fixture(scope="module")

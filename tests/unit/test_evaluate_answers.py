@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herd.config import LANGUAGES
-from herd.data.spelling import normalise
+from herd.data.text.spelling import normalise
 from herd.evaluate.answers import LanguageOfAnswers
 
 NAMES = {

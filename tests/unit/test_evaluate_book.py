@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from model_folder import random_tokenizer
 from test_engine_reader import CHUNK, model_of, shape, tokens
 
-from herd.data.planted import Planter, Quiz
+from herd.data.packages.planted import Planter, Quiz
 from herd.engine.reader import Reader
 from herd.evaluate.book import ASKED_WORDS, QUESTIONS, Chapter, fitting, quizzes
 from herd.evaluate.grammar import Language, translation

@@ -12,7 +12,7 @@ from herd.cli import main
 from herd.config import EvaluateConfig, MoEConfig, VisionConfig, preset
 from herd.core.files import read_json, write_json
 from herd.core.lineage import hash_of
-from herd.data.tokenizer import Tokenizer
+from herd.data.tokens.tokenizer import Tokenizer
 from herd.evaluate.harness import evaluate
 from herd.evaluate.report import report
 from herd.model.formats import huggingface

@@ -12,9 +12,9 @@ import pyarrow.parquet as parquet
 import pytest
 
 from herd.config import EvaluateConfig
-from herd.core.errors import HerdError
 from herd.core.files import read_json, write_json
-from herd.data.chats import Chat
+from herd.data.tasks.chats import Chat
+from herd.errors import HerdError
 from herd.evaluate.bits import cap_documents
 from herd.evaluate.compress import xz_bytes, xz_bytes_after
 from herd.evaluate.harness import evaluate

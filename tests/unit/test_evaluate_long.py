@@ -13,12 +13,12 @@ from test_engine_reader import CHUNK, model_of, shape, tokens
 
 from herd.commands.stages import STAGES
 from herd.config import EvaluateConfig, LongConfig, MoEConfig, RopeScaling, preset
-from herd.core.errors import HerdError
 from herd.core.files import write_json
-from herd.data import planted
-from herd.data.planted import Keys
-from herd.data.tokenizer import Tokenizer
+from herd.data.packages import planted
+from herd.data.packages.planted import Keys
+from herd.data.tokens.tokenizer import Tokenizer
 from herd.engine.load import load
+from herd.errors import HerdError
 from herd.evaluate import book, grammar, long, long_questions
 from herd.evaluate.book import Chapter
 from herd.evaluate.harness import evaluate

@@ -6,9 +6,9 @@ from model_folder import random_tokenizer
 from test_engine_reader import CHUNK, by_whole_forwards, model_of, shape
 
 from herd.config import LANGUAGES
-from herd.data import planted
-from herd.data.planted import Keys, Planter, Quiz, Values
-from herd.data.statements import EVALUATION, HELD_OUT, KINDS
+from herd.data.packages import planted
+from herd.data.packages.planted import Keys, Planter, Quiz, Values
+from herd.data.packages.statements import EVALUATION, HELD_OUT, KINDS
 from herd.engine.reader import Reader
 from herd.evaluate.needle import DEPTHS, Asked, Haystack, is_right
 from herd.evaluate.statements import ask_statements

@@ -12,9 +12,9 @@ import evaluate_world as world
 import numpy as np
 import pytest
 
-from herd.core.errors import HerdError
 from herd.core.files import write_json
 from herd.core.lineage import read_lineage
+from herd.errors import HerdError
 from herd.evaluate.charts import heat_map, line_chart, load_map, ticks
 from herd.evaluate.curves import curve
 from herd.evaluate.harness import evaluate

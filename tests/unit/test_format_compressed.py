@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import herd
-from herd.core.errors import HerdError
 from herd.core.files import read_json, write_json
 from herd.engine.model import Prompt
 from herd.engine.sampler import SamplingParams
+from herd.errors import HerdError
 from herd.evaluate.quantized import quantize_folder
 from herd.model.formats import compressed, huggingface
 from herd.model.formats.config_json import config_from_json

@@ -11,8 +11,8 @@ from published_configs import FORMS, GENERATION, LAYER_TYPES, PREPROCESSOR, PROC
 
 from herd.cli import main
 from herd.config import RELEASED_IDS, ModelConfig, RopeScaling, preset
-from herd.core.errors import HerdError
 from herd.core.files import write_json
+from herd.errors import HerdError
 from herd.model.formats.config_json import config_from_json
 from herd.model.formats.meta_params import config_from_params, params_of
 

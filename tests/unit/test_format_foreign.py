@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import herd
-from herd.core.errors import HerdError
 from herd.core.files import read_json, write_json
+from herd.errors import HerdError
 from herd.model.formats import huggingface, lowbit
 from herd.model.formats.config_json import config_from_json
 from herd.model.formats.weights import Weights, assemble

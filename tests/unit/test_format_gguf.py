@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 from herd.model.formats.gguf import read_gguf
 
 gguf = pytest.importorskip("gguf")

@@ -11,9 +11,9 @@ from published_configs import WITHOUT_MIXTURES
 from safetensors.torch import load_file, save_file
 
 import herd
-from herd.core.errors import HerdError
 from herd.engine.model import Prompt
 from herd.engine.sampler import SamplingParams
+from herd.errors import HerdError
 from herd.model.formats import huggingface
 from herd.model.transformer import Transformer
 

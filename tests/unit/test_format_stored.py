@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 from herd.model.formats.stored import open_pth, open_safetensors
 
 TENSORS = {

@@ -18,8 +18,8 @@ from herd import native
 from herd.bench.oracles import random_model
 from herd.bench.parity import MAVERICK_LIKE, SCOUT_LIKE, TOP_2
 from herd.config import ModelConfig
-from herd.core.errors import HerdError
 from herd.engine.load import load
+from herd.errors import HerdError
 from herd.model.agreement import check_agreement
 from herd.model.cache import Slots
 from herd.model.fused import FusedForward, weights_of, why_not

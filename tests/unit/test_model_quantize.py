@@ -10,7 +10,7 @@ from torch import Tensor
 
 from herd import native
 from herd.config import SpecialIds, tiny
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 from herd.model import quantize as module
 from herd.model.quantize import (
     KEPT,

@@ -29,7 +29,7 @@ from herd.bench.ranks import on_ranks
 from herd.bench.scaling import BOUND, MESHES, scaling
 from herd.config import MoEConfig, ParallelConfig
 from herd.core.batch import Batch, split_batch
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 from herd.model.formats import huggingface
 from herd.model.formats.weights import skeleton
 from herd.model.parallel import ALONE, Parallel, start

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from herd.cli import main
 from herd.commands.stages import STAGES
 from herd.config import PRESETS, ModelConfig, MoEConfig, VisionConfig, preset, tiny_ids
-from herd.core.errors import HerdError
-from herd.data.tokenizer import train_tokenizer
+from herd.data.tokens.tokenizer import train_tokenizer
+from herd.errors import HerdError
 from herd.model.cache import Slots
 from herd.model.formats.config_json import config_to_json
 from herd.model.quantize import Scheme, quantize_model

@@ -24,9 +24,9 @@ from herd.config import (
     renamed,
 )  # fmt: skip
 from herd.config.new_model import MOE
-from herd.core.errors import HerdError
 from herd.core.files import partial
 from herd.core.lineage import Stage, read_lineage
+from herd.errors import HerdError
 from herd.stages.recipe import StageKind, load_recipe, recipe_path
 from herd.stages.runner import run_recipe
 from herd.stages.settings import make_config, refuse_renamed

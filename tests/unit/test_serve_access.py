@@ -11,8 +11,8 @@ from fake_herd import FakeModel
 from fastapi import Request
 from serve_world import Running, eventually, serving
 
-from herd.core.errors import HerdError
 from herd.engine.pipeline import AnswerPipeline
+from herd.errors import HerdError
 from herd.serve import api
 from herd.serve.middleware import caller_of, salt_of
 

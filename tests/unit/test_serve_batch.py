@@ -14,10 +14,10 @@ from openai.types.chat import ChatCompletion
 from PIL import Image
 
 from herd.config import EngineConfig
-from herd.core.errors import HerdError
 from herd.engine.load import Model, load
 from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
+from herd.errors import HerdError
 from herd.serve import batch
 from herd.serve.batch import Done, generate
 from herd.serve.batch_file import answer_key, digest_of

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine_structure import STRUCTURES, TOKENIZER, said
 
-from herd.data.calls import parse_answer
+from herd.data.tokens.tool_calls import parse_answer
 from herd.engine.structure import Structure
 from herd.serve.forms import form_of
 from herd.serve.refusal import ApiError

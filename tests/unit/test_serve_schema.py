@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from herd.core.errors import HerdError
-from herd.data.calls import Call, parse_answer, write_calls
-from herd.data.chat import call_of
+from herd.data.tokens.chat import call_of
+from herd.data.tokens.tool_calls import Call, parse_answer, write_calls
 from herd.engine.reply import tool_call_objects
 from herd.engine.sampler import SamplingParams
+from herd.errors import HerdError
 from herd.serve import messages
 from herd.serve.messages import data_url, read_conversation
 from herd.serve.refusal import ApiError, validation_error

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve_world import eventually
 
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 from herd.serve import api, messages
 
 

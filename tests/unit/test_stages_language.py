@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from herd.config import CheckpointConfig, PretrainConfig
-from herd.core.errors import HerdError, Stopped
 from herd.core.lineage import Stage, read_lineage
 from herd.core.tracker import Tracker, read_metrics
-from herd.data.tokenizer import Tokenizer
+from herd.data.tokens.tokenizer import Tokenizer
 from herd.engine.load import load
+from herd.errors import HerdError, Stopped
 from herd.model.formats import huggingface
 from herd.model.parallel import ALONE
 from herd.stages.pretrain import pretrain

@@ -11,15 +11,15 @@ import torch
 
 from herd.bench.ranks import on_ranks
 from herd.config import MidtrainConfig, ParallelConfig
-from herd.core.errors import HerdError
 from herd.core.files import read_json, write_json
 from herd.core.lineage import Stage, read_lineage
 from herd.core.tracker import read_metrics
-from herd.data import tables
-from herd.data.image import ImageProcessor
-from herd.data.long import LongBatches
-from herd.data.tokenizer import Tokenizer
+from herd.data.loading import tables
+from herd.data.media.image import ImageProcessor
+from herd.data.packages.long_batches import LongBatches
+from herd.data.tokens.tokenizer import Tokenizer
 from herd.engine.load import load
+from herd.errors import HerdError
 from herd.model.formats import huggingface
 from herd.model.parallel import Parallel
 from herd.model.parallel.mesh import Mesh

@@ -17,8 +17,8 @@ from torch.distributed.checkpoint import CheckpointException
 
 from herd.bench.ranks import on_ranks
 from herd.config import CheckpointConfig
-from herd.core.errors import HerdError
 from herd.core.lineage import Stage
+from herd.errors import HerdError
 from herd.train import checkpoint
 from herd.train.checkpoint import Checkpoints, State
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from herd.config import CheckpointConfig, MoEConfig, OptimizerConfig, PretrainConfig, SpecialIds, preset
 from herd.core.batch import Batch
-from herd.core.errors import HerdError, Interrupted, Stopped
 from herd.core.lineage import Stage
 from herd.core.tracker import read_metrics
+from herd.errors import HerdError, Interrupted, Stopped
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
 from herd.train.balance import Balancer
@@ -158,7 +158,7 @@ def workers() -> int:
 def test_a_run_that_waits_for_a_batch_leaves_when_asked_to(
     batches: type[Waiting], kind: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("herd.data.batches.GRACE_S", 0.2)
+    monkeypatch.setattr("herd.data.loading.batches.GRACE_S", 0.2)
     made, before = batches(5, at=3), workers()
 
     def ask() -> None:

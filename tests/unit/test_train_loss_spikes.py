@@ -12,9 +12,9 @@ from herd.bench.oracles import random_model, random_request
 from herd.bench.parity import SCOUT_LIKE
 from herd.config import CheckpointConfig, LossSpikesConfig, PretrainConfig
 from herd.core.batch import Batch, Images
-from herd.core.errors import HerdError
 from herd.core.lineage import Stage
 from herd.core.tracker import read_metrics
+from herd.errors import HerdError
 from herd.model.transformer import Transformer
 from herd.train.loop import train
 from herd.train.loss_spikes import FIRST, LossSpikes, expected

@@ -19,9 +19,9 @@ from herd.commands.single import stage_command
 from herd.commands.stages import stage
 from herd.config import MoEConfig, PretrainConfig, SpecialIds, preset
 from herd.core.batch import Batch, split_batch
-from herd.core.errors import HerdError
 from herd.core.lineage import Stage
 from herd.core.tracker import Tracker, read_metrics
+from herd.errors import HerdError
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
 from herd.train.checkpoint import candidates

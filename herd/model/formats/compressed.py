@@ -16,8 +16,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from herd.config import ModelConfig
-from herd.core.errors import HerdError
 from herd.core.files import read_json, write_json
+from herd.errors import HerdError
 from herd.model.formats import huggingface
 from herd.model.formats.config_json import config_from_json
 from herd.model.formats.lowbit import is_quantized

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from herd.config import RELEASED_IDS, RELEASED_VOCAB, ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
-from herd.core.errors import HerdError
 from herd.core.files import read_json
+from herd.errors import HerdError
 
 TEXT_DEFAULTS = {
     "model_type": "llama4_text",
@@ -67,7 +67,7 @@ IMAGE_DEFAULTS = {
     "image_std": [0.5, 0.5, 0.5],
     "resample": 2,
 }
-"""Of Llama4ImageProcessor; herd.data.image has no other values of all but the first."""
+"""Of Llama4ImageProcessor; herd.data.media.image has no other values of all but the first."""
 MAY_BE_ZERO = {"num_local_experts", "num_experts_per_tok", "interleave_moe_layer_step"}
 """They are in a model without mixtures, such as Llama Guard 4."""
 KINDS: dict[type, str] = {bool: "true or false", int: "a positive whole number", float: "a number", str: "a string"}
@@ -408,7 +408,7 @@ def _is_square(value: Any) -> bool:
 
 
 def _max_tiles(folder: Path, image_size: int) -> int:
-    """The limit of the folder's image processor, whose other settings must be those of herd.data.image."""
+    """The limit of the folder's image processor, whose other settings must be those of herd.data.media.image."""
     path, given = folder / "preprocessor_config.json", {}
     nested = folder / "processor_config.json"  # transformers 5 writes the image processor into it, and reads it first
     if nested.exists() and isinstance(read_json(nested).get("image_processor"), dict):

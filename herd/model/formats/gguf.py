@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 from herd.model.formats.floats import FLOATS
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from herd.config import ModelConfig, VisionConfig
-from herd.core.errors import HerdError
 from herd.core.files import naming_full_disk, read_json, write_json
+from herd.errors import HerdError
 from herd.model.formats.config_json import config_from_json, config_to_json, is_tied
 from herd.model.formats.stored import Stored, open_safetensors
 from herd.model.formats.weights import Weights, assemble, check, common_dtype, plain_names, refuse, skeleton

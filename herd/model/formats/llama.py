@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from herd.config import ModelConfig, MoEConfig, SpecialIds
-from herd.core.errors import HerdError
 from herd.core.files import read_json
+from herd.errors import HerdError
 from herd.model.formats.config_json import read_rope
 from herd.model.formats.floats import FLOATS
 from herd.model.formats.gguf import uniform

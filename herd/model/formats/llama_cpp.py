@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from herd.config import ModelConfig
-from herd.core.errors import HerdError
 from herd.core.files import naming_full_disk
-from herd.data.kin import split_name
+from herd.data.tokens.formats import split_name
+from herd.errors import HerdError
 from herd.model.attention import rope_frequencies
 from herd.model.formats.floats import float_of
 from herd.model.formats.gguf import package
@@ -36,7 +36,7 @@ from herd.model.formats.stored import finite
 from herd.model.formats.weights import Weights, skeleton
 
 GUARDED = r" | replace('<|', '<\ufdd0|')"
-"""In our chat template: see herd/data/chat_template.jinja."""
+"""In our chat template: see herd/data/tokens/chat_template.jinja."""
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """Kinds of token."""
 KEPT_FP32 = "ffn_gate_inp.weight"

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from herd.config import ModelConfig, MoEConfig, SpecialIds
-from herd.core.errors import HerdError
-from herd.data import kin
-from herd.data.tokenizer import Tokenizer
+from herd.data.tokens import formats as kin
+from herd.data.tokens.tokenizer import Tokenizer
+from herd.errors import HerdError
 from herd.model.formats.floats import FLOATS
 from herd.model.formats.gguf import Entry, package, read_header, uniform
 from herd.model.formats.rope_factors import linear_divisor, scaling_of

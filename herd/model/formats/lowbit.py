@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from herd.core.errors import HerdError
 from herd.core.files import read_json
+from herd.errors import HerdError
 from herd.model.formats import huggingface
 from herd.model.formats.config_json import config_from_json, is_tied
 from herd.model.formats.stored import CHECKED, Stored

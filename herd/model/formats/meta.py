@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from herd.config import ModelConfig, VisionConfig
-from herd.core.errors import HerdError
 from herd.core.files import naming_full_disk, read_json, write_json
+from herd.errors import HerdError
 from herd.model.formats.meta_params import config_from_params, params_of
 from herd.model.formats.stored import Stored, open_pth
 from herd.model.formats.weights import Weights, check, common_dtype, skeleton

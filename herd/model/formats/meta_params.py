@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from herd.config import RELEASED_IDS, RELEASED_VOCAB, ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 
 RELEASED = {"ffn_dim_multiplier": 1.2, "ffn_exp": 4.0, "multiple_of": 2048, "auto_scale_F": True}
 """The factors of Scout and Maverick."""

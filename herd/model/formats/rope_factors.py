@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from herd.config import ModelConfig, RopeScaling
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 from herd.model.attention import rope_frequencies
 
 ORIGINALS = (8192, *(2**power for power in range(8, 18) if power != 13))

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from herd.config import SpecialIds
-from herd.core.errors import HerdError
-from herd.data.tokenizer import Tokenizer
+from herd.data.tokens.tokenizer import Tokenizer
+from herd.errors import HerdError
 from herd.model.formats import huggingface, lowbit, meta
 from herd.model.formats.gguf import PART
 from herd.model.formats.llama_cpp_file import LlamaCppFile

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 from herd.model.formats.floats import FLOATS
 
 SAFETENSORS_TYPES = {

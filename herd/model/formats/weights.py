@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from herd.config import ModelConfig
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 from herd.model.formats.stored import CHECKED, Box, Stored, finite
 from herd.model.transformer import Transformer
 

@@ -17,9 +17,9 @@ from torch.distributed.tensor import DTensor
 from herd.config import ParallelConfig
 from herd.core.batch import Batch
 from herd.core.device import send, sum_dtype
-from herd.core.errors import HerdError
 from herd.core.metrics import Mean, Number
-from herd.data.batches import Batches
+from herd.data.loading.batches import Batches
+from herd.errors import HerdError
 from herd.model.formats.weights import Weights, cast, read_boxes
 from herd.model.moe import MoE
 from herd.model.parallel import context, tensor

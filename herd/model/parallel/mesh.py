@@ -18,8 +18,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from herd.config import PARALLEL_AXES as AXES
 from herd.config import ParallelConfig
 from herd.core.device import choose_device
-from herd.core.errors import HerdError
 from herd.core.ranks import world
+from herd.errors import HerdError
 
 DATA = ("replicate", "shard", "expert")
 """Axes whose ranks take different documents."""

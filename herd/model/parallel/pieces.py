@@ -17,7 +17,7 @@ from itertools import pairwise
 import torch
 
 from herd.core.batch import B, Batch, document_cuts, nearest, slice_batch
-from herd.data.batches import Batches, cancel
+from herd.data.loading.batches import Batches, cancel
 from herd.model.parallel.mesh import DATA, Mesh, bounds
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from herd.core.errors import HerdError
+from herd.errors import HerdError
 from herd.model.attention import Attention
 from herd.model.moe import FeedForward
 from herd.model.parallel.mesh import Mesh, copy_in, sum_out

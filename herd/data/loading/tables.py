@@ -1,0 +1,95 @@
+"""The Parquet files of a data folder: their columns and rows, reading, and whole-or-absent writing."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet as parquet
+
+from herd.core.files import naming_full_disk
+from herd.errors import HerdError
+
+_STRING, _BINARY = pyarrow.string(), pyarrow.binary()
+
+TEXT = pyarrow.schema([(name, _STRING) for name in ("id", "split", "language", "source", "text")])
+BOOKS = pyarrow.schema([(name, _STRING) for name in ("source", "language", "text")])
+PICTURES = pyarrow.schema(
+    [
+        *((name, _STRING) for name in ("id", "split", "source", "subject")),
+        ("png", _BINARY),
+        ("names", _STRING),
+        ("captions", _STRING),
+    ]
+)
+CLIPS = pyarrow.schema(
+    [
+        *((name, _STRING) for name in ("id", "split", "subject")),
+        ("frames", pyarrow.list_(_BINARY)),
+        ("seconds", pyarrow.list_(pyarrow.float64())),
+        ("names", _STRING),
+    ]
+)
+CHATS = pyarrow.schema(
+    [(name, _STRING) for name in ("id", "split", "kind", "language", "messages", "answer", "verifier")]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One picture and what it is called; columns that were not read are empty."""
+
+    id: str
+    split: str
+    """`train`, `subjects` or `styles`."""
+    source: str = ""
+    """`tuxpaint`, `emoji`, `fluent`, `icon` or `flag`."""
+    subject: str = ""
+    """What it shows: the same for all drawings of it."""
+    png: bytes = b""
+    names: dict[str, str] = field(default_factory=dict)
+    captions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A few frames of an animation with their times from its beginning; columns that were not read are empty."""
+
+    id: str
+    split: str = ""
+    subject: str = ""
+    frames: list[bytes] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+
+
+def write(path: Path, rows: list[dict[str, Any]], schema: pyarrow.Schema) -> None:
+    """Write `rows` to `path`; a reader sees the whole file or none."""
+    temporary = path.with_suffix(".tmp")
+    with naming_full_disk(path):
+        parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary, compression="zstd")
+    os.replace(temporary, path)
+
+
+def read(
+    folder: Path, name: str, columns: Sequence[str] | None = None, *, optional: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """The rows of one table of a data folder, these columns of them or all; the optional ones where it has them."""
+    path = folder / f"{name}.parquet"
+    if not path.exists():
+        raise HerdError(f"{path} is missing: write the data folder again with `herd data build --out {folder}`")
+    present = parquet.read_schema(path).names
+    if missing := [column for column in columns or () if column not in present]:
+        raise HerdError(f"{path} lacks the column {', '.join(missing)}: it needs {', '.join(columns or ())}")
+    wanted = None if columns is None else [*columns, *(column for column in optional if column in present)]
+    rows: list[dict[str, Any]] = parquet.read_table(path, columns=wanted).to_pylist()
+    pyarrow.default_memory_pool().release_unused()  # it would keep what no one reads again: 150 MB of the tiny data
+    return rows
+
+
+def to_json(value: Any) -> str:
+    """How names, captions and messages stand in their columns."""
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,1 @@
+"""The package room: the embedded sets, and what only our own recipes ask of them."""

@@ -1,0 +1,82 @@
+"""The rows of chats.parquet, and the task that those with a right answer make."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from herd.data.tasks.gym import Gym, Problem
+from herd.data.tasks.task import UNKNOWN, Grade, Messages, prompt_key
+from herd.data.text.spelling import normalise
+from herd.errors import HerdError
+
+SIGNED_KINDS = ("arithmetic", "task")
+"""Kinds in whose answers punctuation counts, as it carries the sign."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """One conversation."""
+
+    id: str
+    split: str
+    """`train` or `heldout`."""
+    kind: str
+    language: str
+    messages: list[dict[str, Any]]
+    answer: str
+    """A right answer to the question; empty in free talk."""
+    verifier: str = ""
+    """The `Problem` whose verifier grades answers, as JSON; empty where they are compared with `answer`."""
+
+    @property
+    def question(self) -> list[dict[str, Any]]:
+        """The messages up to the answer: a last message of the assistant is left to the model."""
+        return self.messages[:-1] if self.messages[-1]["role"] == "assistant" else self.messages
+
+    def compared(self, answer: str) -> str:
+        """The form in which an answer is compared."""
+        if self.kind in SIGNED_KINDS:
+            return " ".join(answer.casefold().split())
+        return normalise(answer, self.language)
+
+
+class ChatTask:
+    """The questions of chats. An answer is right by the verifier of the generator that made the question, else when it
+    equals `answer` in the form in which answers of the kind are compared."""
+
+    def __init__(self, chats: Sequence[Chat]) -> None:
+        self.chats, self._gym = chats, Gym()
+
+    def __len__(self) -> int:
+        return len(self.chats)
+
+    def prompt(self, i: int) -> list[dict[str, Any]]:
+        return self.chats[i].question
+
+    def solution(self, i: int) -> str:
+        return self.chats[i].answer
+
+    def grade(self, messages: Messages, answer: str) -> Grade:
+        grades = [self._grade(chat, answer) for chat in self._by_prompt.get(prompt_key(messages), ())]
+        return max(grades, key=lambda grade: grade.score, default=UNKNOWN)
+
+    @cached_property
+    def _by_prompt(self) -> dict[str, list[Chat]]:
+        """One question may be there several times, with other right answers."""
+        found: dict[str, list[Chat]] = {}
+        for chat in self.chats:
+            found.setdefault(prompt_key(chat.question), []).append(chat)
+        return found
+
+    def _grade(self, chat: Chat, answer: str) -> Grade:
+        if not chat.verifier:
+            right = chat.compared(answer) == chat.compared(chat.answer)
+            return Grade(score=float(right), reason="right" if right else f"{chat.answer} is right")
+        problem = Problem.from_json(chat.verifier)
+        if str(self._gym.entry(problem)["answer"]) != chat.answer:
+            raise HerdError(
+                f"{problem.dataset} makes another problem than it made for {chat.id}: write the data folder again with "
+                "the version of reasoning-gym that is in the cache"
+            )
+        return self._gym.grade(problem, answer)
