@@ -1,0 +1,1 @@
+"""The view room: what a data folder holds, for a reader's eyes."""
