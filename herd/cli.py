@@ -75,6 +75,8 @@ def find(args: Sequence[str]) -> tuple[str, list[str]]:
         if (name := " ".join(args[:words])) in COMMANDS:
             return name, list(args[words:])
     family = family_of(args[0])
+    if family and len(args) == 1:
+        raise Misunderstood(f"{args[0]!r} is one of several commands: {', '.join(family)}")
     raise Misunderstood(unknown("command", " ".join(args[: 2 if family else 1]), family or COMMANDS))
 
 
