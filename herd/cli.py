@@ -76,7 +76,7 @@ def find(args: Sequence[str]) -> tuple[str, list[str]]:
             return name, list(args[words:])
     family = family_of(args[0])
     if family and len(args) == 1:
-        raise Misunderstood(f"{args[0]!r} is one of several commands: {', '.join(family)}")
+        raise Misunderstood(f"{args[0]!r} is one of several commands: {', '.join(sorted(family))}")
     raise Misunderstood(unknown("command", " ".join(args[: 2 if family else 1]), family or COMMANDS))
 
 
