@@ -63,13 +63,14 @@ def naming_full_disk(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Within, no other process works in `folder`, which is made if absent. The lock ends with its holder, however."""
+def alone_in(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Within, no other process works in `folder`, which is made if absent; `wait` until another is done, else raise
+    HerdError. The lock ends with its holder, however."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise HerdError(f"another herd works in {folder}: wait until it is done, or give another folder") from None
         yield
@@ -145,13 +146,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+ADDED_LATER = ("tokens-", "book-tokens-")
+"""What is written into a finished data folder when a model with another tokenizer trains on it."""
+
+
 def folder_hash(folder: Path, *, without: str | None = None) -> str:
-    """Digest over the paths and contents of all files in `folder`; `herd.json`, metrics, hidden files and what is
-    called `without` aside."""
+    """Digest over the paths and contents of all files in `folder`; `herd.json`, metrics, hidden files, tokens that were
+    added for another tokenizer and what is called `without` aside."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         place = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in place.parts)
+        hidden = any(part.startswith(".") for part in place.parts) or place.parts[0].startswith(ADDED_LATER)
         if path.is_file() and not hidden and place.parts[0] not in {"herd.json", "metrics.jsonl", without}:
             digest.update(f"{place.as_posix()} {sha256(path)}\n".encode())
     return digest.hexdigest()

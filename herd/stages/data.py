@@ -1,4 +1,5 @@
-"""Packages to a data folder: text, books, pictures, clips, chats and the tokenizer, and a card that says what they are.
+"""Packages to a data folder: text, books, pictures, clips, chats, the tokenizer and tokens, and a card that says what
+they are.
 
 The work is done in steps; each leaves its file and, after it, a small note with its figures. A run that was killed goes
 on after the last step whose note was made under the same config and from the same packages.
@@ -32,6 +33,8 @@ from herd.data.text.documents import Document
 from herd.data.text.report import Report
 from herd.data.text.spelling import spellings
 from herd.data.text.splits import split_documents
+from herd.data.tokens.shard_writer import write_shards
+from herd.data.tokens.shards import TokenShards
 from herd.data.tokens.tokenizer import Tokenizer, train_tokenizer
 from herd.errors import HerdError
 
@@ -215,6 +218,14 @@ def _tokenizer(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
     return {"tokenizer": {"vocab_size": tokenizer.vocab_size, "bytes_per_token": bytes_per_token}}
 
 
+def _tokens(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
+    tokenizer = Tokenizer.load(work / "tokenizer")
+    written = {
+        table: TokenShards(write_shards(work, tokenizer, table=table, quiet=True)) for table in ("text", "books")
+    }
+    return {"tokens": {table: {"documents": len(t), "tokens": t.num_tokens} for table, t in written.items()}}
+
+
 def _balanced(texts: dict[str, list[str]]) -> Iterator[str]:
     """The languages weighed by the square root of their size: small ones are repeated, a large one is cut.
 
@@ -239,6 +250,7 @@ _STEPS: dict[str, Step] = {
     "clips": _clips,
     "chats": _chats,
     "tokenizer": _tokenizer,
+    "tokens": _tokens,
 }
 
 

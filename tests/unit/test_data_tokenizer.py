@@ -1,5 +1,6 @@
 """Text to ids and back, and no control token unasked."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,12 @@ def test_a_saved_tokenizer_opens_as_it_was(tmp_path: Path) -> None:
     opened = Tokenizer.load(tmp_path)
     assert opened.special == TOKENIZER.special
     assert opened.encode("the кошка <|eot|>") == TOKENIZER.encode("the кошка <|eot|>")
+
+
+def test_a_tokenizer_sent_to_another_process_reads_no_control_token_either() -> None:
+    sent = pickle.loads(pickle.dumps(TOKENIZER))
+    assert sent.encode("a<|eot|>b") == TOKENIZER.encode("a<|eot|>b")
+    assert sent.special == TOKENIZER.special
 
 
 def test_a_missing_or_damaged_tokenizer_is_named(tmp_path: Path) -> None:

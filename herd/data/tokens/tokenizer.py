@@ -8,7 +8,7 @@ cuts of very long text included.
 import json
 import re
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,10 @@ class Tokenizer:
         missing = [token for token in SPECIAL_TOKENS if token not in self.special]
         if missing and template is None:
             raise HerdError(f"the tokenizer lacks the special tokens {', '.join(missing)}")
+
+    def __reduce__(self) -> Any:
+        """Pickled by way of `__init__`: the library's own pickle would read special tokens in a text as such."""
+        return partial(Tokenizer, template=self.template, names=self.names, ids=self._ids), (self._backend,)
 
     @property
     def ids(self) -> SpecialIds:
