@@ -72,8 +72,10 @@ class CleaningConfig(Checked):
     """Drop documents with too many characters in repeated n-grams of 5 to 10 words."""
     fineweb_punctuation: bool = True
     """Drop documents with too few lines that end with punctuation."""
+    fineweb_short_lines: bool = True
+    """Drop documents with more than 67 % of lines of at most 30 characters (English)."""
     fineweb_duplicate_lines: bool = True
-    """Drop documents with 10 % of characters or more in repeated lines (English: 1 %)."""
+    """Drop documents with more than 10 % of the characters in repeated lines (English: 1 %)."""
     fineweb_newlines: bool = True
     """Drop documents with too many lines for their words."""
     c4_lorem_ipsum: bool = True

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 AUTO = "auto"
 """The language of a document that is to be identified."""
@@ -20,13 +21,18 @@ class Document:
     repeats: int = 1
     """How often it is trained on in an epoch, from the number of its duplicates."""
 
-    @property
+    @cached_property
     def id(self) -> str:
         return digest(self.text)
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
-        return len(self.text.encode())
+        return num_bytes(self.text)
+
+
+def num_bytes(text: str) -> int:
+    """Of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def digest(text: str) -> str:

@@ -67,6 +67,8 @@ LINE_FILTERS: dict[str, Callable[[str, str], bool]] = {
     "c4_words_per_line": c4_words_per_line,
 }
 """By the fields of CleaningConfig that switch them. Blank lines are not asked about."""
+PHRASES = frozenset(("c4_long_words", "c4_policy", "c4_javascript"))
+"""Filters that find no line in a text if they find nothing in the whole of it, which is faster to ask."""
 REASONS = {"line_symbols": "symbols", "line_language": "other language"}
 """What the report calls them, where it is not the filter's name."""
 

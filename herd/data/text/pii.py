@@ -30,9 +30,12 @@ IBAN_LENGTHS = {
 """Characters of an IBAN, by country (SWIFT's IBAN registry)."""
 
 _EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]{1,64}@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?![\w-])")
+_IBAN_SIGN = re.compile(r"\d\d(?<=[A-Z]{2}\d\d)")
+"""What an IBAN has, faster to look for than it; likewise the other signs."""
 _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}")
 
 _SEPARATOR = r"[ \u00a0.\-/()]{0,3}"
+_PHONE_SIGN = re.compile(rf"\d(?:{_SEPARATOR}\d){{5}}")
 _INTERNATIONAL = re.compile(rf"(?<![\w+.,])(?:\+|00(?=[1-9]))(?:{_SEPARATOR}\d){{7,14}}(?![\w]|[.,-]\d)")
 _NORTH_AMERICAN = re.compile(r"(?<![\w+.,/-])(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4}(?![\w]|[.,/-]\d)")
 _CUES = (
@@ -48,6 +51,20 @@ _AFTER_CUE = re.compile(
 )
 
 _BASE64 = r"[A-Za-z0-9+/=_-]"
+_KEY_SIGNS = (
+    "AKIA",
+    "ASIA",
+    "ghp_",
+    "gho_",
+    "ghs_",
+    "ghu_",
+    "ghr_",
+    "github_pat_",
+    "glpat-",
+    "sk-",
+    "k_live_",
+    "k_test_",
+) + ("AIza", "xox", "hf_", "npm_", "pypi-", "SG.", "eyJ", "PRIVATE KEY-")
 _KEY = re.compile(
     "|".join(
         (
@@ -98,10 +115,12 @@ def _mask_emails(text: str) -> tuple[str, int]:
 
 
 def _mask_keys(text: str) -> tuple[str, int]:
-    return _KEY.subn(MASKS["key"], text)
+    return _KEY.subn(MASKS["key"], text) if any(map(text.__contains__, _KEY_SIGNS)) else (text, 0)
 
 
 def _mask_ibans(text: str) -> tuple[str, int]:
+    if not _IBAN_SIGN.search(text):
+        return text, 0
     number = 0
 
     def masked(match: re.Match[str]) -> str:
@@ -122,6 +141,8 @@ def _mask_ibans(text: str) -> tuple[str, int]:
 
 
 def _mask_phones(text: str) -> tuple[str, int]:
+    if not _PHONE_SIGN.search(text):
+        return text, 0
     text, international = _INTERNATIONAL.subn(MASKS["phone"], text)
     text, american = _NORTH_AMERICAN.subn(MASKS["phone"], text)
     text, cued = _AFTER_CUE.subn(rf"\1\2{MASKS['phone']}", text)

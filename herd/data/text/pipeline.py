@@ -11,9 +11,9 @@ from pathlib import Path
 from herd.config.cleaning import CleaningConfig
 from herd.data.text.contamination import EvaluationIndex
 from herd.data.text.dedup import deduplicate
-from herd.data.text.documents import AUTO, Document
-from herd.data.text.languages import MIN_IDENTIFIED, identify, is_language
-from herd.data.text.lines import LINE_FILTERS, REASONS, Boilerplate, without_citations
+from herd.data.text.documents import AUTO, Document, num_bytes
+from herd.data.text.languages import MIN_IDENTIFIED, detect, is_language
+from herd.data.text.lines import LINE_FILTERS, PHRASES, REASONS, Boilerplate, without_citations
 from herd.data.text.normalise import is_mojibake, normalise_lines, without_surrogates
 from herd.data.text.passage import Passage, symbol_share
 from herd.data.text.pii import mask
@@ -63,7 +63,7 @@ def filter_documents(
             identified = _stored(identified, spool)
         boilerplate = Boilerplate(identified, config)
         for document in identified:
-            for text in _parts(_lines(document, boilerplate, config, report), config.max_bytes):
+            for text in _cut(_filter_lines(document, boilerplate, config, report), config.max_bytes):
                 part = replace(document, text=text)
                 report.count("lines", part)
                 passage = Passage(text, document.language)
@@ -80,14 +80,15 @@ def filter_documents(
                 report.count("contamination", part)
                 masked, counts = mask(text, config.mask)
                 report.masked.update(counts)
-                yield replace(part, text=masked)
+                yield part if masked is text else replace(part, text=masked)
 
 
 def _identified(documents: Iterable[Document], config: CleaningConfig, report: Report) -> Iterator[Document]:
     """The documents in one form and with their languages, without those whose language is unknown or not wanted."""
     for document in documents:
         text = without_surrogates(document.text)
-        document = replace(document, text=text)
+        if text is not document.text:
+            document = replace(document, text=text)
         report.count("read", document)
         if config.mojibake and is_mojibake(text):
             report.drop("document: mojibake", text, document)
@@ -95,7 +96,7 @@ def _identified(documents: Iterable[Document], config: CleaningConfig, report: R
         if config.normalise:
             document = replace(document, text=normalise_lines(text))
         if document.language == AUTO:
-            language, probability = identify(document.text)
+            language, probability = detect(document.text)
             if config.language and probability < MIN_IDENTIFIED:
                 report.drop("document: unknown language", text, document)
                 continue
@@ -113,42 +114,54 @@ def _stored(documents: Iterable[Document], spool: Spool) -> Iterable[Document]:
     return spool
 
 
-def _lines(document: Document, boilerplate: Boilerplate, config: CleaningConfig, report: Report) -> Iterator[str]:
-    """The lines that are kept; blank ones are."""
-    filters = [(REASONS.get(name, name), fault) for name, fault in LINE_FILTERS.items() if getattr(config, name)]
+def _filter_lines(document: Document, boilerplate: Boilerplate, config: CleaningConfig, report: Report) -> str:
+    """The text without the lines that are dropped; blank ones are kept."""
+    filters = [
+        (REASONS.get(name, name), fault)
+        for name, fault in LINE_FILTERS.items()
+        if getattr(config, name) and (name not in PHRASES or fault(document.text, document.language))
+    ]
+    has_citations = config.c4_citations and "[" in document.text
+    if not (filters or has_citations or config.boilerplate_documents):
+        return document.text
+    kept: list[str] = []
     for line in document.text.split("\n"):
         if not line.strip():
-            yield line
+            kept.append(line)
             continue
-        reason = next((name for name, fault in filters if fault(line, document.language)), "")
+        cut = without_citations(line) if has_citations else line
+        reason = next((name for name, fault in filters if fault(cut, document.language)), "")
         if not reason and boilerplate.has(line, document):
             reason = "boilerplate"
         if reason:
             report.drop(f"line: {reason}", line, document)
         else:
-            yield without_citations(line) if config.c4_citations else line
+            kept.append(cut)
+    return "\n".join(kept)
 
 
-def _parts(lines: Iterable[str], max_bytes: int) -> Iterator[str]:
+def _cut(text: str, max_bytes: int) -> Iterator[str]:
     """The lines in parts of at most `max_bytes` (a single longer line stays whole), without blank ends."""
+    if not max_bytes or num_bytes(text) < max_bytes:
+        yield text.strip("\n")
+        return
     part: list[str] = []
     size = 0
-    for line in lines:
-        length = len(line.encode()) + 1
-        if part and max_bytes and size + length > max_bytes:
+    for line in text.split("\n"):
+        length = num_bytes(line) + 1
+        if part and size + length > max_bytes:
             yield "\n".join(part).strip("\n")
             part, size = [], 0
         part.append(line)
         size += length
-    if part:
-        yield "\n".join(part).strip("\n")
+    yield "\n".join(part).strip("\n")
 
 
 def _document_checks(config: CleaningConfig) -> Iterator[tuple[str, Callable[[Passage], bool]]]:
     """The filters that are on, with the names that the report calls them by."""
     yield "empty", lambda passage: not passage.text.strip()
     if config.min_bytes:
-        yield "short", lambda passage: len(passage.text.encode()) < config.min_bytes
+        yield "short", lambda passage: num_bytes(passage.text) < config.min_bytes
     if config.max_symbol_share < 1:
         yield "symbols", lambda passage: symbol_share(passage.text) > config.max_symbol_share
     if config.language:

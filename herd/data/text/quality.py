@@ -7,6 +7,7 @@ of lines: these rules were made for extracted web pages, which have none. C4's l
 
 import re
 from collections.abc import Callable
+from itertools import filterfalse
 
 from herd.data.text.passage import Passage
 from herd.data.text.repetition import DUPLICATES, duplicate_chars
@@ -16,28 +17,29 @@ DocumentFilter = Callable[[Passage, Thresholds], bool]
 
 TERMINAL = tuple(".!?…\"'”’»。！？」』．؟۔।॥፡።")
 """Ends of sentences, and of quotations, in the scripts of the languages that have thresholds and some others."""
-_BULLETS = ("•", "‣", "▪", "●", "◦", "- ", "* ", "– ")
+_BULLETS = ("•", "‣", "▪", "●", "◦", "-", "* ", "– ")
 _SENTENCE_END = re.compile(r"[.!?…](?=\s|[\"'”’»)]|$)|[。！？؟۔।]")
 MIN_SENTENCES = 5
+SHORT_LINE = 30
+"""Characters of a line that is called short."""
 
 
 def gopher_words(passage: Passage, limits: Thresholds) -> bool:
     """Fewer than 50 or more than 100,000 words (Gopher)."""
-    number = len(passage.words) / limits.tokens_per_word
+    number = passage.words[0] / limits.tokens_per_word
     return not limits.min_words <= number <= limits.max_words
 
 
 def gopher_word_length(passage: Passage, limits: Thresholds) -> bool:
     """A mean word of fewer than 3 or more than 10 characters (Gopher); other bounds by language (FineWeb2)."""
-    if limits.tokens_per_word > 1 or not passage.words:
-        return False
+    number, chars = passage.words
     low, high = limits.word_length
-    return not low <= sum(map(len, passage.words)) / len(passage.words) <= high
+    return limits.tokens_per_word == 1 and not low * number <= chars <= high * number
 
 
 def gopher_symbols(passage: Passage, limits: Thresholds) -> bool:
     """More than one hash mark, or more than one ellipsis, in ten words (Gopher)."""
-    most = limits.symbols_per_word * len(passage.words) / limits.tokens_per_word
+    most = limits.symbols_per_word * len(passage.tokens) / limits.tokens_per_word
     text = passage.text
     return text.count("#") > most or text.count("...") + text.count("…") > most
 
@@ -54,26 +56,33 @@ def gopher_ellipses(passage: Passage, limits: Thresholds) -> bool:
 
 def gopher_alphabetic(passage: Passage, limits: Thresholds) -> bool:
     """Fewer than 80 % of words and punctuation marks have a letter (Gopher); other shares by language (FineWeb2)."""
-    alphabetic = sum(any(map(str.isalpha, token)) for token in passage.tokens)
-    return alphabetic < limits.alphabetic_words * len(passage.tokens)
+    least = limits.alphabetic_words * len(passage.tokens)
+    others = list(filterfalse(str.isalpha, passage.tokens))
+    number = len(passage.tokens) - len(others)
+    return number < least and number + sum(any(map(str.isalpha, token)) for token in others) < least
 
 
 def gopher_stop_words(passage: Passage, limits: Thresholds) -> bool:
     """Fewer than two of the language's stop words (Gopher); other words by language (FineWeb2)."""
     if not limits.stop_words:
         return False
-    return len(limits.stop_words.intersection(map(str.lower, passage.tokens))) < limits.min_stop_words
+    return len(limits.stop_words.intersection(passage.tokens)) < limits.min_stop_words
 
 
 def fineweb_punctuation(passage: Passage, limits: Thresholds) -> bool:
-    """At most 12 % of the lines end with punctuation (FineWeb); other shares by language (FineWeb2)."""
-    return sum(line.endswith(TERMINAL) for line in passage.lines) <= limits.line_punctuation * len(passage.lines)
+    """Fewer than 12 % of the lines end with punctuation (FineWeb); other shares by language (FineWeb2)."""
+    return sum(line.endswith(TERMINAL) for line in passage.lines) < limits.line_punctuation * len(passage.lines)
+
+
+def fineweb_short_lines(passage: Passage, limits: Thresholds) -> bool:
+    """More than 67 % of the lines have at most 30 characters (FineWeb); not asked of other languages (FineWeb2)."""
+    return sum(len(line) <= SHORT_LINE for line in passage.lines) > limits.short_lines * len(passage.lines)
 
 
 def fineweb_duplicate_lines(passage: Passage, limits: Thresholds) -> bool:
-    """At least 1 % of the characters are in repeated lines (FineWeb's code; 10 % in its paper and in FineWeb2)."""
+    """More than 1 % of the characters are in repeated lines (FineWeb's code; 10 % in its paper and in FineWeb2)."""
     whole = sum(map(len, passage.lines))
-    return duplicate_chars(passage.lines) >= limits.duplicate_line_chars * whole
+    return duplicate_chars(passage.lines) > limits.duplicate_line_chars * whole
 
 
 def fineweb_newlines(passage: Passage, limits: Thresholds) -> bool:
@@ -107,6 +116,7 @@ DOCUMENT_FILTERS: dict[str, DocumentFilter] = {
     "gopher_stop_words": gopher_stop_words,
     **DUPLICATES,
     "fineweb_punctuation": fineweb_punctuation,
+    "fineweb_short_lines": fineweb_short_lines,
     "fineweb_duplicate_lines": fineweb_duplicate_lines,
     "fineweb_newlines": fineweb_newlines,
     "c4_lorem_ipsum": c4_lorem_ipsum,

@@ -1,11 +1,14 @@
 """Gopher's filters of text that repeats itself (Rae et al. 2021, table A1), with FineWeb2's shares by language.
 
-Shares are of the characters of all words. FineWeb2 leaves out Gopher's rules of paragraphs and of the characters in
-repeated lines; they are left out here too (`fineweb_duplicate_lines` asks for the latter).
+Shares are of the characters of the text, as in datatrove, which FineWeb2's shares were found with. FineWeb2 leaves out
+Gopher's rules of paragraphs and of the characters in repeated lines; they are left out here too
+(`fineweb_duplicate_lines` asks for the latter).
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from herd.data.text.passage import Passage
 from herd.data.text.thresholds import Thresholds
@@ -29,16 +32,26 @@ def gopher_duplicate_lines(passage: Passage, limits: Thresholds) -> bool:
 
 
 def gopher_top_ngrams(passage: Passage, limits: Thresholds) -> bool:
-    """More than 20, 18, 16 % of the characters are in the most frequent n-gram of 2, 3, 4 words (Gopher)."""
-    tokens, whole = passage.tokens, sum(map(len, passage.tokens))
+    """More than 20, 18, 16 % of the characters are in the most frequent n-gram of 2, 3, 4 words (Gopher).
+
+    Of several that are the most frequent, the first one. The spaces between its words count.
+    """
+    spaced = limits.tokens_per_word == 1
+    times = len(passage.tokens)
     for words, most in enumerate(limits.top_ngrams, start=2):
         n = words * limits.tokens_per_word
-        counts = Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
-        if not counts:
-            continue
-        times = max(counts.values())
-        longest = max(sum(map(len, ngram)) for ngram, count in counts.items() if count == times)
-        if times > 1 and times * longest > most * whole:
+        if len(passage.tokens) < n:
+            break
+        lengths = passage.ends[n:] - passage.ends[:-n] + (n - 1) * spaced
+        if times * lengths.max() <= most * len(passage.text):
+            continue  # no n-gram is more frequent than a shorter one that it begins with
+        ngrams = passage.ngrams(n)
+        order, is_repeated = _group(ngrams)
+        bounds = np.concatenate((np.flatnonzero(~is_repeated), [len(ngrams)]))
+        counts = bounds[1:] - bounds[:-1]
+        times = int(counts.max())
+        first = order[bounds[:-1][counts == times]].min()
+        if times * lengths[first] > most * len(passage.text):
             return True
     return False
 
@@ -48,22 +61,40 @@ def gopher_duplicate_ngrams(passage: Passage, limits: Thresholds) -> bool:
 
     Characters of n-grams that overlap are counted once.
     """
-    tokens, whole = passage.tokens, sum(map(len, passage.tokens))
     for words, most in enumerate(limits.duplicate_ngrams, start=5):
         n = words * limits.tokens_per_word
-        seen: set[tuple[str, ...]] = set()
-        start = repeated = 0
-        while start + n <= len(tokens):
-            ngram = tuple(tokens[start : start + n])
-            if ngram in seen:
-                repeated += sum(map(len, ngram))
-                start += n
-            else:
-                seen.add(ngram)
-                start += 1
-        if repeated > most * whole:
+        ngrams = passage.ngrams(n)
+        order, is_repeated = _group(ngrams)
+        repeated = order[is_repeated]
+        if not len(repeated):
+            return False  # nor is any longer one repeated
+        lengths = passage.ends[n:] - passage.ends[:-n]
+        if lengths[repeated].sum() > most * len(passage.text) < _chars_in_repeated(ngrams.tolist(), lengths, n):
             return True
     return False
+
+
+def _group(ngrams: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """The places of the n-grams with equal ones beside each other, and whether each is equal to the one before it."""
+    order = np.argsort(ngrams, kind="stable")
+    ordered = ngrams[order]
+    is_repeated = np.zeros(len(order), np.bool_)
+    np.equal(ordered[1:], ordered[:-1], out=is_repeated[1:])
+    return order, is_repeated
+
+
+def _chars_in_repeated(ngrams: list[int], lengths: npt.NDArray[np.int64], n: int) -> int:
+    """Characters of the n-grams that are equal to an earlier one, each beginning behind the last that was counted."""
+    seen: set[int] = set()
+    start = number = 0
+    while start < len(ngrams):
+        if ngrams[start] in seen:
+            number += int(lengths[start])
+            start += n
+        else:
+            seen.add(ngrams[start])
+            start += 1
+    return number
 
 
 DUPLICATES: dict[str, Callable[[Passage, Thresholds], bool]] = {

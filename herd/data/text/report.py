@@ -46,7 +46,9 @@ class Report:
 
     def count(self, step: str, document: Document) -> None:
         """Count a document that is left after `step`."""
-        self.left.setdefault(step, Counter()).update(documents=1, bytes=document.num_bytes)
+        left = self.left.setdefault(step, Counter())
+        left["documents"] += 1
+        left["bytes"] += document.num_bytes
 
     def drop(self, reason: str, text: str, document: Document) -> None:
         """Count a line or document that a filter took, and keep it if it makes an example."""

@@ -31,6 +31,8 @@ class Thresholds:
     """Most characters in repeated n-grams of 5, 6, 7, 8, 9, 10 words."""
     line_punctuation: float = 0.0
     """Share of lines that end with punctuation from which on a document is kept."""
+    short_lines: float = 1.0
+    """Most lines of at most 30 characters."""
     duplicate_line_chars: float = 0.1
     newlines_per_word: float = 0.3
     tokens_per_word: int = 1
@@ -54,6 +56,7 @@ BY_LANGUAGE: dict[str, Thresholds] = {
         alphabetic_words=0.8,
         stop_words=_words("the be to of and that have with"),
         line_punctuation=0.12,
+        short_lines=0.67,
         duplicate_line_chars=0.01,
     ),
     "de": Thresholds(
