@@ -11,6 +11,7 @@ from herd.config.ranges import (
     CountOrNone,
     PartialShare,
     Positive,
+    Range,
     Seed,
     Share,
     TrueShare,
@@ -114,6 +115,16 @@ class PretrainConfig(LanguageTrainingConfig):
     """Longest piece of a document, in tokens."""
     picture_share: Share = 0.45
     """Share of the tokens that are pictures with their names."""
+    schedule: tuple[Share, ...] = ()
+    """Shares of pictures over parts of the run of equal length, instead of `picture_share`: 0, 0.9, 0.45 is text, then
+    mostly pictures, then both; none: `picture_share` throughout."""
+    language_temperature: Annotated[float, Range(1, 100)] = 1.0
+    """A language's share of the text is its tokens to the power of 1 / temperature: above 1 small ones are raised."""
+    max_epochs: CountOrNone = 0
+    """Most passes over the text of any source; what is then missing the other sources give, or training ends sooner. 0:
+    no limit but those of the data folder's sources."""
+    shuffle_tokens: Annotated[int, at_least(4096)] = 2**26
+    """Tokens that are planned and shuffled at a time; a run of no more is shuffled as a whole."""
     picture_weight: Weight = 2.0
     """What a learnt token of a name weighs beside one of text: few describe the picture."""
     names_a_picture: Count = 5

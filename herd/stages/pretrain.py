@@ -23,4 +23,5 @@ def pretrain(config: PretrainConfig, model: Path, data: Path, out: Path) -> Path
     left_out = report_left_out(batches.left_out, stage, parallel)
     hooks = heldout_loss(network, tokenizer, data, config, parallel)
     train_language(network, batches, config, stage, parallel, hooks=hooks)
-    return save_model(network, tokenizer, stage, parallel, facts=lambda _: left_out)
+    facts = {**left_out, "packing_waste": round(batches.packing_waste, 5)}
+    return save_model(network, tokenizer, stage, parallel, facts=lambda _: facts)

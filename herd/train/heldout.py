@@ -34,11 +34,8 @@ METRIC = "heldout_bits_per_byte"
 
 def heldout_texts(data: Path, documents: int, characters: int) -> list[str]:
     """The beginnings of some of the data folder's held-out documents, of each language."""
-    by_language: dict[str, list[str]] = {}
-    for row in tables.read(data, "text", ["split", "language", "text"]):
-        if row["split"] == "heldout":
-            by_language.setdefault(row["language"], []).append(row["text"])
-    texts = [text[:characters] for of_language in by_language.values() for text in of_language[:documents]]
+    by_language = tables.first_texts(data, "heldout", documents)
+    texts = [text[:characters] for own in by_language.values() for text in own]
     if not any(texts):
         raise HerdError(f"{data} holds no text out: give a data folder whose heldout_bytes is above 0")
     return texts

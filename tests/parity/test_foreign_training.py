@@ -130,7 +130,8 @@ def test_an_adopted_model_with_an_encoder_sees_pictures_in_its_own_format(tiny_d
     config = replace(PRETRAIN, picture_share=0.9, asked_share=0.5)
     batches = PretrainBatches(tiny_data, config, model.tokenizer, model.processor, questions=NAME)
     texts = [
-        model.tokenizer.decode(p.ids.tolist(), skip_special=False) for p in batches.pieces if p.picture is not None
+        model.tokenizer.decode(piece.ids.tolist(), skip_special=False)
+        for piece in batches.plan(batches.windows[0]).pictures
     ]
     asked = [text for text in texts if "<|im_start|>user\n<|image_start|>" in text]
     assert 0 < len(asked) < len(texts)
@@ -194,7 +195,9 @@ def test_a_share_that_nothing_fills_is_an_error(
 ) -> None:
     tokenizer = Tokenizer.load(tiny_data / "tokenizer")
     processor = ImageProcessor(preset("tiny", vocab_size=tokenizer.vocab_size, special=tokenizer.ids).vision)
-    for table, told in (("pictures", "has no picture with a name to train on"), ("text", "has no text to train on")):
-        with_rows(monkeypatch, table, [])
-        with pytest.raises(HerdError, match=told):
-            PretrainBatches(tiny_data, PRETRAIN, tokenizer, processor, questions=NAME)
+    with_rows(monkeypatch, "pictures", [])
+    with pytest.raises(HerdError, match="has no picture with a name to train on"):
+        PretrainBatches(tiny_data, PRETRAIN, tokenizer, processor, questions=NAME)
+    tables.write(tmp_path / "text.parquet", [], tables.TEXT)
+    with pytest.raises(HerdError, match="has no text to train on"):
+        PretrainBatches(tmp_path, replace(PRETRAIN, picture_share=0.5), tokenizer, processor, questions=NAME)

@@ -99,10 +99,9 @@ def test_a_picture_that_is_asked_about_is_a_chat(
 ) -> None:
     config = replace(PRETRAIN, picture_share=0.9, asked_share=1.0, names_asked=2)
     batches = PretrainBatches(tiny_data, config, tokenizer, processor, questions=NAME)
-    chats = [piece for piece in batches.pieces if piece.picture is not None]
+    chats = batches.plan(batches.windows[0]).pictures
     assert len(chats) > 10
     for piece in chats:
-        assert piece.picture is not None
         text = tokenizer.decode(piece.ids.tolist(), skip_special=False)
         turns = re.findall("user<.header_end.>\n\n(.*?)<.eot.>.*?assistant<.header_end.>\n\n(.*?)<.eot.>", text)
         assert 1 <= len(turns) <= 2

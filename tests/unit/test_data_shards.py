@@ -32,7 +32,7 @@ def make_rows(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
             "language": ("en", "de", "zh")[int(rng.integers(3))],
             "source": ("web", "books")[int(rng.integers(2))],
             "text": " ".join(WORDS[int(i)] for i in rng.integers(len(WORDS), size=int(rng.integers(0, 60)))),
-            "repeats": int(rng.integers(1, 4)),
+            "repeat": int(rng.integers(1, 4)),
         }
         for index in range(count)
     ]
@@ -75,7 +75,7 @@ def test_each_training_document_is_there_once_with_its_index(folder: Path, token
         assert found.lengths(np.array([index])) == len(ids)
         assert found.languages[found.column("languages")[index]] == values["language"]
         assert found.sources[found.column("sources")[index]] == values["source"]
-        assert found.column("repeats")[index] == values["repeats"]
+        assert found.column("repeats")[index] == values["repeat"]
         assert found.column("rows")[index] == row
     assert found.tokens(0).dtype == np.uint16
     for group in found.manifest["groups"]:
@@ -84,7 +84,7 @@ def test_each_training_document_is_there_once_with_its_index(folder: Path, token
         assert group["bytes"] == sum(len(values["text"].encode()) for values in own)
         lengths = [len(tokenizer.encode(values["text"])) + 2 for values in own]
         assert group["tokens"] == sum(lengths)
-        repeats = [values["repeats"] for values in own]
+        repeats = [values["repeat"] for values in own]
         assert group["repeated_tokens"] == sum(n * r for n, r in zip(lengths, repeats, strict=True))
     found.verify()
 

@@ -66,12 +66,26 @@ def test_a_batch_is_a_function_of_its_step(batches: LongBatches, tiny_data: Path
 
 def test_a_quote_repeats_what_is_before_it(batches: LongBatches) -> None:
     rng = np.random.default_rng(0)
-    filler, begin = batches.text.window(700, rng)
-    ids, learnt = batches._quoting(filler.ids[begin : begin + 700], rng)
+    ids, learnt = batches._quoting(batches.text.window(700, rng), rng)
     text = " ".join(map(str, ids))
     edges = np.flatnonzero(np.diff(np.concatenate([[0], learnt > 0, [0]])))
     for start, end in edges.reshape(-1, 2):
         assert text.count(" ".join(map(str, ids[start - 4 : end]))) >= 2
+
+
+def test_a_stretch_of_a_language_has_the_tokens_of_its_documents_as_one_text(
+    batches: LongBatches, tiny_data: Path
+) -> None:
+    rows = [row for row in tables.read(tiny_data, "text") if row["split"] == "train"]
+    for language, text in batches.text.languages.items():
+        texts = [row["text"] + "\n\n" for row in rows if row["language"] == language]
+        whole = [index for ids in batches.tokenizer.encode_batch(texts) for index in ids]
+        length = min(len(whole), 3000)
+        assert text.stretch(0, length).tolist() == whole[:length]
+        first = batches.tokenizer.encode(texts[0])
+        assert text.stretch(5, length).tolist()[: len(first) - 5] == first[5:]
+        last = text.stretch(text.tokens - 4, length).tolist()  # from its end on again from its beginning
+        assert "".join(map(chr, whole[:100])) in "".join(map(chr, last))
 
 
 def test_documents_of_needles_alone_never_ask_twice_and_often_share_words(batches: LongBatches) -> None:
@@ -105,7 +119,7 @@ def test_midtraining_writes_a_model_that_has_learnt(tiny_folder: Path, tiny_data
 def test_a_data_folder_that_holds_no_text_out_is_refused_before_the_training(
     tiny_folder: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "read", lambda *_: [{"split": "train", "language": "en", "text": "a"}])
+    monkeypatch.setattr(tables, "first_texts", lambda *_: {})
     monkeypatch.setattr("herd.stages.midtrain.train_language", None)
     with pytest.raises(HerdError, match="holds no text out"):
         midtrain(CONFIG, tiny_folder, tiny_data, tmp_path / "out")
@@ -177,8 +191,8 @@ def test_a_stretch_of_a_book_keeps_its_order_and_never_leaves_it(with_books: Pat
     config = replace(CONFIG, lengths=(512,), plain_share=0.99, quote_share=0.0, book_share=1.0)
     batches = LongBatches(with_books, config, tokenizer, ImageProcessor(None))
     samples = [batches.document(0, index) for index in range(8)]
-    book = tokenizer.decode(batches.text.books[0].ids.tolist())
     assert len(batches.text.books) == 1
+    [book, _] = [row["text"] for row in tables.read(with_books, "books")]
     texts = {tokenizer.decode(sample.ids[1:].tolist()) for sample in samples if sample.kind == "text"}
     assert len(texts) > 4 and all(text in book for text in texts)
 

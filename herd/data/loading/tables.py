@@ -2,12 +2,14 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 
 from herd.core.files import naming_full_disk
@@ -74,20 +76,54 @@ def write(path: Path, rows: list[dict[str, Any]], schema: pyarrow.Schema) -> Non
     os.replace(temporary, path)
 
 
+def rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a table, a few hundred in memory at a time."""
+    with parquet.ParquetFile(path, pre_buffer=False) as file:
+        for batch in file.iter_batches(256, columns=None if columns is None else list(columns)):
+            yield from batch.to_pylist()
+
+
 def read(
     folder: Path, name: str, columns: Sequence[str] | None = None, *, optional: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     """The rows of one table of a data folder, these columns of them or all; the optional ones where it has them."""
-    path = folder / f"{name}.parquet"
-    if not path.exists():
-        raise HerdError(f"{path} is missing: write the data folder again with `herd data build --out {folder}`")
-    present = parquet.read_schema(path).names
-    if missing := [column for column in columns or () if column not in present]:
-        raise HerdError(f"{path} lacks the column {', '.join(missing)}: it needs {', '.join(columns or ())}")
+    present = check_columns(path := folder / f"{name}.parquet", columns or ())
     wanted = None if columns is None else [*columns, *(column for column in optional if column in present)]
-    rows: list[dict[str, Any]] = parquet.read_table(path, columns=wanted).to_pylist()
+    found: list[dict[str, Any]] = parquet.read_table(path, columns=wanted).to_pylist()
     pyarrow.default_memory_pool().release_unused()  # it would keep what no one reads again: 150 MB of the tiny data
-    return rows
+    return found
+
+
+def first_texts(folder: Path, split: str, most: int) -> dict[str, list[str]]:
+    """Of each language the first documents of a split, at most so many; text of others is not read."""
+    check_columns(path := folder / "text.parquet", ["split", "language", "text"])
+    wanted: dict[int, list[tuple[str, int]]] = {}
+    counts: Counter[str] = Counter()
+    texts: dict[str, list[str]] = {}
+    with parquet.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, ["split", "language"])
+            places = compute.indices_nonzero(compute.equal(table["split"], split))
+            for place, language in zip(places.to_pylist(), table["language"].take(places).to_pylist(), strict=True):
+                if counts[language] < most:
+                    counts[language] += 1
+                    wanted.setdefault(group, []).append((language, place))
+        texts = {language: [] for language in counts}
+        for group, places in wanted.items():
+            column = file.read_row_group(group, ["text"])["text"]
+            for language, place in places:
+                texts[language].append(column[place].as_py())
+    return texts
+
+
+def check_columns(path: Path, columns: Sequence[str]) -> list[str]:
+    """The columns of a table. Raises HerdError where it is missing or lacks any of `columns`."""
+    if not path.exists():
+        raise HerdError(f"{path} is missing: write the data folder again with `herd data build --out {path.parent}`")
+    present: list[str] = parquet.read_schema(path).names
+    if missing := [column for column in columns if column not in present]:
+        raise HerdError(f"{path} lacks the column {', '.join(missing)}: it needs {', '.join(columns)}")
+    return present
 
 
 def to_json(value: Any) -> str:

@@ -6,7 +6,8 @@ only the answers are learnt. Nothing is packed across documents: each keeps its 
 crosses its ends.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,12 @@ from herd.core.streams import stream
 from herd.data.loading import tables
 from herd.data.loading.pack import Sample, pack
 from herd.data.loading.pretrain_batches import PretrainBatches
+from herd.data.loading.text_plan import BlockTokens
 from herd.data.media.image import ImageProcessor
 from herd.data.packages import planted
 from herd.data.packages.planted import Keys, Planter, Quiz, Values
 from herd.data.packages.wordings import NAME
+from herd.data.tokens.shards import open_shards
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.errors import HerdError
 
@@ -34,80 +37,132 @@ QUOTED = (16, 48)
 """Tokens of a quoted passage."""
 FIRST_QUOTED = 4
 """Tokens of it from which the rest can be told: they are not learnt."""
+ENGLISH_BYTES = 2**26
+"""Text in which the words of keys and values are looked for."""
+JOINT = "\n\n"
+"""Between two documents of a long one."""
+TAIL = 8
+"""Last tokens of a document that may merge with it."""
 
 
-def training_texts(folder: Path) -> list[dict[str, str]]:
-    """Language and text of the training documents."""
-    return [row for row in tables.read(folder, "text", ["split", "language", "text"]) if row["split"] == "train"]
+def english_texts(folder: Path) -> list[str]:
+    """Training documents in English: the first of them, up to ENGLISH_BYTES."""
+    texts, size = list[str](), 0
+    for row in tables.rows(folder / "text.parquet", ["split", "language", "text"]):
+        if (row["split"], row["language"]) == ("train", "en"):
+            texts.append(row["text"])
+            size += len(row["text"])
+            if size >= ENGLISH_BYTES:
+                break
+    return texts
 
 
-def values_of(rows: Sequence[Mapping[str, str]], *, evaluation: bool) -> Values:
+def values_of(texts: Sequence[str], *, evaluation: bool) -> Values:
     """What stands for a value, of words for training or for evaluation."""
-    words, names = planted.value_words([row["text"] for row in rows if row["language"] == "en"])
+    words, names = planted.value_words(texts)
     return Values(words, names, evaluation=evaluation)
 
 
 def evaluation_values(folder: Path) -> Values:
     """Values of words and names that no training sample has as a value."""
-    return values_of(training_texts(folder), evaluation=True)
-
-
-def words_of(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """The words that keys are made of."""
-    return planted.frequent_words([row["text"] for row in rows if row["language"] == "en"])
+    return values_of(english_texts(folder), evaluation=True)
 
 
 def evaluation_keys(folder: Path) -> Keys:
     """Keys that no training sample shows."""
-    return Keys(words_of(training_texts(folder)), evaluation=True)
+    return Keys(planted.frequent_words(english_texts(folder)), evaluation=True)
+
+
+class LanguageText:
+    """The training documents of one language laid end to end, `JOINT` between them; read where it is asked for.
+
+    Places are counted in tokens of the shards, in which a document has a beginning and an end instead.
+    """
+
+    def __init__(self, blocks: BlockTokens, group: int, tokenizer: Tokenizer) -> None:
+        self.blocks, self.group, self.tokenizer = blocks, group, tokenizer
+        self.ends_B = np.cumsum(blocks.tokens[group])
+        self.tokens = int(self.ends_B[-1])
+        self._end_of = lru_cache(2**16)(self._make_end)
+
+    def _make_end(self, tail: tuple[int, ...]) -> list[int]:
+        """The last tokens of a document, and the joint behind them: as one text, in which they may merge."""
+        text = self.tokenizer.decode(list(tail))
+        if self.tokenizer.encode(text) != list(tail):  # begins within a character or a word
+            return [*tail, *self.tokenizer.encode(JOINT)]
+        return self.tokenizer.encode(text + JOINT)
+
+    def _documents(self, place: int) -> Iterator[np.ndarray]:
+        """From the document at a place on, over and over."""
+        shards, block = self.blocks.shards, int(np.searchsorted(self.ends_B, place, side="right"))
+        skip = place - (int(self.ends_B[block - 1]) if block else 0)
+        while True:
+            for document in self.blocks.documents(self.group, np.array([block])).tolist():
+                tokens = shards.tokens(document)
+                if skip >= len(tokens):
+                    skip -= len(tokens)
+                    continue
+                inner = tokens[1:-1].astype(np.int32)
+                body, tail = inner[:-TAIL], inner[-TAIL:]
+                yield np.concatenate([body, np.array(self._end_of(tuple(tail.tolist())), dtype=np.int32)])[skip:]
+                skip = 0
+            block = (block + 1) % self.blocks.num_blocks
+
+    def stretch(self, place: int, length: int) -> np.ndarray:
+        """`length` tokens, int32."""
+        parts, size = [], 0
+        for tokens in self._documents(place):
+            parts.append(tokens)
+            size += len(tokens)
+            if size >= length:
+                break
+        return np.concatenate(parts)[:length]
 
 
 class LongText:
-    """The training documents laid end to end by language, and windows of them."""
+    """Stretches of the training documents of a language, and of books; read from their token shards."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
-        rows = training_texts(folder)
-        self.words = words_of(rows)
+        self.words = planted.frequent_words(english_texts(folder))
         self.planter = Planter(tokenizer)
-        self.fillers = {}
-        for language in LANGUAGES:
-            texts = [row["text"] + "\n\n" for row in rows if row["language"] == language]
-            if texts:
-                ids = np.concatenate([np.array(ids, dtype=np.int32) for ids in tokenizer.encode_batch(texts)])
-                self.fillers[language] = self.planter.filler(ids)
-        self._languages = list(self.fillers)
-        sizes = np.array([len(filler.ids) for filler in self.fillers.values()], dtype=np.float64)
+        shards = open_shards(folder, tokenizer)
+        known = [*LANGUAGES, *sorted(set(shards.languages) - set(LANGUAGES))]
+        languages = [language for language in known if language in shards.languages]
+        blocks = BlockTokens(shards, [(None, shards.languages.index(language)) for language in languages])
+        self.languages = {name: LanguageText(blocks, group, tokenizer) for group, name in enumerate(languages)}
+        sizes = np.array([text.tokens for text in self.languages.values()], dtype=np.float64)
         self._shares = sizes / sizes.sum()
         self.longest = int(sizes.max(initial=0))
-        self.books: list[planted.Filler] = []
         self.left_out: dict[str, int] = {}
         """What of the data folder is not trained on, and how much of it."""
 
     def read_books(self, folder: Path, tokenizer: Tokenizer, longest: int) -> None:
         """Have `book` give stretches of up to `longest` tokens of the folder's books."""
-        texts = [row["text"] for row in tables.read(folder, "books", ["text"])]
-        all_ids = [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_batch(texts)]
-        self.books = [self.planter.filler(ids) for ids in all_ids if len(ids) > longest]
-        if short := len(all_ids) - len(self.books):
+        self._book_shards = open_shards(folder, tokenizer, table="books")
+        sizes = np.diff(self._book_shards.offsets) - 2  # without the tokens of its beginning and end
+        self.books = np.flatnonzero(sizes > longest)
+        """The books that are long enough, by their place in the shards."""
+        self._book_tokens = sizes[self.books]
+        if short := len(sizes) - len(self.books):
             self.left_out[f"books of no more than {longest} tokens"] = short
-        if not self.books:
-            most = max(map(len, all_ids), default=0)
+        if not len(self.books):
             raise HerdError(
-                f"{folder} has no book of {longest} tokens, {most} at most: shorten lengths or set book_share=0"
+                f"{folder} has no book of {longest} tokens, {sizes.max(initial=0)} at most: shorten lengths or set "
+                "book_share=0"
             )
 
-    def book(self, length: int, rng: np.random.Generator) -> tuple[planted.Filler, int]:
-        """A book, by its share of all, and where in it a stretch of `length` tokens begins."""
-        sizes = np.array([len(filler.ids) for filler in self.books], dtype=np.float64)
-        filler = self.books[int(rng.choice(len(sizes), p=sizes / sizes.sum()))]
-        return filler, int(rng.integers(0, len(filler.ids) - length))
+    def book(self, length: int, rng: np.random.Generator) -> np.ndarray:
+        """A stretch of `length` tokens of a book; a book is as likely as it is long."""
+        index = int(rng.choice(len(self.books), p=self._book_tokens / self._book_tokens.sum()))
+        begin = 1 + int(rng.integers(0, int(self._book_tokens[index]) - length))
+        return self._book_shards.tokens(int(self.books[index]), begin, begin + length).astype(np.int32)
 
-    def window(self, length: int, rng: np.random.Generator) -> tuple[planted.Filler, int]:
-        """Text of one language, by its share of all, and where in it a stretch of `length` tokens may begin."""
-        filler = self.fillers[self._languages[rng.choice(len(self._languages), p=self._shares)]]
-        if len(filler.ids) <= length:
-            filler = max(self.fillers.values(), key=lambda filler: len(filler.ids))
-        return filler, int(rng.integers(0, max(1, len(filler.ids) - length)))
+    def window(self, length: int, rng: np.random.Generator) -> np.ndarray:
+        """A stretch of `length` tokens of one language, which is as likely as it has text."""
+        text = list(self.languages.values())[rng.choice(len(self._shares), p=self._shares)]
+        if text.tokens <= length:
+            text = max(self.languages.values(), key=lambda text: text.tokens)
+        return text.stretch(int(rng.integers(0, max(1, text.tokens - length))), length)
 
 
 def draw_language(rng: np.random.Generator) -> str:
@@ -188,20 +243,20 @@ class LongBatches:
         config, length = self.config, self.length(step)
         rng = stream(config.seed, "long", step, index)
         of_book = config.book_share > 0 and rng.random() < config.book_share  # no draw where there are none
-        filler, begin = (self.text.book if of_book else self.text.window)(length, rng)
+        text = (self.text.book if of_book else self.text.window)(length, rng)
         kind = 1.0 if self.is_first(step) else rng.random()
         if kind < config.plain_share:
-            ids = np.concatenate([[self.tokenizer.ids.bos], filler.ids[begin : begin + length - 1]])
+            ids = np.concatenate([[self.tokenizer.ids.bos], text[:-1]])
             return Sample(ids=ids, learnt=np.ones(len(ids), dtype=bool), kind="text")
         if kind < config.plain_share + config.quote_share:
-            ids, learnt = self._quoting(filler.ids[begin : begin + length - 1], rng)
+            ids, learnt = self._quoting(text[:-1], rng)
         else:
             first = self.is_first(step)
             if first or rng.random() < config.needle_share:
                 quizzes = self._needles(length, rng, first=first)
             else:
                 quizzes = self._quizzes(length, rng)
-            document = self.text.planter.plant(quizzes, filler, length, rng, begin=begin)
+            document = self.text.planter.plant(quizzes, self.text.planter.filler(text), length, rng)
             ids, learnt = document.ids, document.learnt
         return Sample(ids=ids, learnt=learnt, kind="planted", weight=config.answer_weight)
 

@@ -99,7 +99,7 @@ def read_blocks(folder: Path, table: str, first_row: int) -> Iterator[Block]:
     """The training documents of a table from a row on, in blocks."""
     wanted = ["language", "source", "text"] + (["split"] if table == "text" else [])
     file = open_table(folder, table, wanted)
-    columns = wanted + [name for name in ("repeats",) if name in file.schema_arrow.names]
+    columns = wanted + [name for name in ("repeat",) if name in file.schema_arrow.names]
     row, groups = 0, list(range(file.num_row_groups))
     while groups and row + file.metadata.row_group(groups[0]).num_rows <= first_row:
         row += file.metadata.row_group(groups.pop(0)).num_rows
@@ -115,7 +115,7 @@ def read_blocks(folder: Path, table: str, first_row: int) -> Iterator[Block]:
             block.texts.append(values["text"])
             block.languages.append(values["language"] or "")
             block.sources.append(values["source"] or "")
-            block.repeats.append(values.get("repeats") or 1)
+            block.repeats.append(values.get("repeat") or 1)
             block.rows.append(row - 1)
             block.sizes.append(size)
             read_bytes += size
