@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from herd import __version__
 from herd.commands import COMMANDS
+from herd.config import LoraConfig
 from herd.config.renamed import new_name, why_removed
 from herd.core.child import INTERRUPTED
 from herd.core.console import exit_code, traceback_log
@@ -23,6 +24,10 @@ from herd.errors import Misunderstood, unknown
 
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry
+
+
+SHORT_FORMS = {"lora": LoraConfig.SHORT}
+"""Tables in a stage's settings whose own names are options, for one of their fields."""
 
 
 def entry() -> None:
@@ -85,6 +90,7 @@ def call(name: str, args: list[str]) -> None:
     import tyro
 
     command, registry = COMMANDS[name], number_rules()
+    args = args if command.usage is None else [write_out(word) for word in args]
     refuse_repeated(args)
     refuse_renamed(name, command.place or name, args)
     about = f"{command.summary}.\n\nExample: {command.example}"
@@ -94,6 +100,16 @@ def call(name: str, args: list[str]) -> None:
         parse(command.does, config=(tyro.conf.OmitArgPrefixes,))
     else:
         command.does(parse(command.usage(args)))
+
+
+def write_out(word: str) -> str:
+    """The option that a short form stands for: --lora.rank for --lora, --sft.lora.rank for --sft.lora."""
+    option, equals, value = word.partition("=")
+    before, _, last = option.rpartition(".")
+    name = last.removeprefix("--")
+    if not option.startswith("--") or "." in before or name not in SHORT_FORMS:
+        return word
+    return f"{option}.{SHORT_FORMS[name]}{equals}{value}"
 
 
 def refuse_repeated(args: Sequence[str]) -> None:

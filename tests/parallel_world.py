@@ -12,11 +12,12 @@ from torch.utils._pytree import tree_map
 
 from herd.bench.oracles import random_model
 from herd.bench.parity import SCOUT_LIKE
-from herd.config import ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
+from herd.config import LoraConfig, ModelConfig, MoEConfig, OptimizerConfig, ParallelConfig
 from herd.core.batch import Batch, Images
 from herd.model.formats import huggingface
 from herd.model.formats.stored import Stored
 from herd.model.formats.weights import skeleton
+from herd.model.lora import adapters, add_adapters
 from herd.model.moe import MoE
 from herd.model.parallel import Parallel, local
 from herd.model.parallel.mesh import Mesh, bounds
@@ -69,10 +70,22 @@ def loss_of(model: Transformer, batch: Batch) -> Tensor:
     return cross_entropy(hidden_ND, model.unembedding.weight, batch.targets_N, batch.weights_N)[0]
 
 
-def gradients(parallel: ParallelConfig, batches: RandomBatches, config: ModelConfig = SHAPE) -> dict[str, Tensor]:
+def adapted(lora: LoraConfig, config: ModelConfig = SHAPE) -> Transformer:
+    """A small model with random adapters, B too."""
+    model = small_model(config)
+    add_adapters(model, lora)
+    generator = torch.Generator().manual_seed(3)
+    for _, parameter in adapters(model):
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    return model
+
+
+def gradients(
+    parallel: ParallelConfig, batches: RandomBatches, config: ModelConfig = SHAPE, lora: LoraConfig | None = None
+) -> dict[str, Tensor]:
     """The loss of one step, and the gradient of every parameter, joined."""
     ranks = Parallel(Mesh(parallel))
-    model = small_model(config)
+    model = small_model(config) if lora is None else adapted(lora, config)
     ranks.apply(model)
     loss = loss_of(model, ranks.share(batches, config.chunk_size).batch(0))
     loss.backward()

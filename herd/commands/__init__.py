@@ -9,7 +9,7 @@ from herd.commands.answers import chat, generate, serve
 from herd.commands.bench import BENCHES
 from herd.commands.command import Command, command
 from herd.commands.data_view import data_show, data_stats
-from herd.commands.folders import adopt, convert, data_fetch, report
+from herd.commands.folders import adopt, convert, data_fetch, merge, report
 from herd.commands.machine import doctor, plan
 from herd.commands.run import RUN
 from herd.commands.single import stage_command
@@ -23,6 +23,7 @@ COMMANDS: dict[str, Command] = {
     **{kind.command: stage_command(kind) for kind in STAGES.values() if kind.command},
     "report": command(report, example="herd report runs/tiny"),
     "adopt": command(adopt, example="herd adopt SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2"),
+    "merge": command(merge, example="herd merge runs/mine/lora --out runs/mine/merged"),
     "chat": command(chat, example="herd chat runs/tiny/sft --temperature 0.7", on_device=True),
     "generate": command(
         generate, example="herd generate runs/tiny/sft prompts.jsonl --out answers.jsonl", on_device=True

@@ -1,4 +1,4 @@
-"""Commands that write a folder without training: `herd data fetch`, `report`, `adopt`, `convert`."""
+"""Commands that write a folder without training: `herd data fetch`, `report`, `adopt`, `merge`, `convert`."""
 
 from pathlib import Path
 
@@ -64,6 +64,20 @@ def adopt(
     settings = {"experts": experts, "nope_every": nope_every, "vision": vision, "dtype": dtype, "seed": seed}
     config = named("herd.stages.adopt:AdoptConfig")(**settings)
     print(f"wrote {named('herd.stages.adopt:adopt')(config, source, out)}")
+
+
+def merge(adapter: Path, /, *, out: Path, base: Path | None = None, dtype: str = "") -> None:
+    """Merge a LoRA adapter into its base: a model folder.
+
+    Args:
+        adapter: Folder of an adapter, as herd sft --lora 16 writes it, or PEFT.
+        out: Folder to write.
+        base: Folder of the model that it was trained on, if that is not where the adapter says.
+        dtype: bfloat16, float16 or float32; the base's if not given.
+    """
+    traceback_log.set(out.with_name(out.name + ".log"))
+    config = named("herd.stages.merge:MergeConfig")(dtype=dtype)
+    print(f"wrote {named('herd.stages.merge:merge')(config, adapter, out, base=base)}")
 
 
 def convert(

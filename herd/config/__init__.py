@@ -32,9 +32,11 @@ from herd.config.sampling import SamplingConfig
 from herd.config.stages import LANGUAGES, DataConfig, MidtrainConfig, PretrainConfig, SftConfig, VisionStageConfig
 from herd.config.training import (
     HOW_IT_RUNS,
+    LORA_TARGETS,
     PARALLEL_AXES,
     CheckpointConfig,
     LanguageTrainingConfig,
+    LoraConfig,
     LossSpikesConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -43,6 +45,7 @@ from herd.config.training import (
 __all__ = [
     "HOW_IT_RUNS",
     "LANGUAGES",
+    "LORA_TARGETS",
     "PAGE_TOKENS",
     "PARALLEL_AXES",
     "PRESETS",
@@ -58,6 +61,7 @@ __all__ = [
     "EvaluateConfig",
     "LanguageTrainingConfig",
     "LongConfig",
+    "LoraConfig",
     "LossSpikesConfig",
     "MidtrainConfig",
     "MoEConfig",

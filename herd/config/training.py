@@ -1,7 +1,7 @@
 """Settings that stages which train have in common: optimizer, checkpoints, outliers, ranks."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from herd.config.ranges import (
     Checked,
@@ -16,7 +16,7 @@ from herd.config.ranges import (
     Weight,
     at_least,
 )
-from herd.errors import HerdError
+from herd.errors import HerdError, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class OptimizerConfig(Checked):
     matrix_lr: Rate = 0.02
     """Muon's step, as the root mean square of an update relative to sqrt(max(1, rows / columns))."""
     adamw_lr: Rate = 0.002
-    """AdamW's step for the matrices of the layers, where it has them."""
+    """AdamW's step for the matrices of the layers, where it has them, and for LoRA's adapters."""
     embedding_lr: Rate = 0.03
     """AdamW's step for the embedding."""
     other_lr: Rate = 0.01
@@ -119,6 +119,45 @@ class LossSpikesConfig(Checked):
     """So many outliers in a row stop the run."""
 
 
+LoraTarget = Literal["attention", "dense", "shared", "experts"]
+LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig(Checked):
+    """Low-rank adapters (LoRA): of each target matrix only an update of a low rank is trained, see docs/lora.md."""
+
+    SHORT: ClassVar[str] = "rank"
+    """The field that the config's own name stands for: `lora = 16`, `--lora 16`."""
+    rank: Count | None = None
+    """Rank of the adapters, which alone are trained then; no adapters if not given. Short form: --lora 16."""
+    alpha: Positive = 32.0
+    """The update is scaled by alpha / rank."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead."""
+    targets: tuple[LoraTarget, ...] = LORA_TARGETS
+    """Matrices with adapters, as far as the model has them: q, k, v and output of the attention; the feed-forward of
+    layers that are no mixtures; the shared expert; the routed experts."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for target in self.targets:
+            if target not in LORA_TARGETS:
+                raise unknown("LoRA target", target, LORA_TARGETS)
+        if not self.targets:
+            raise HerdError(f"targets is empty: name some of {', '.join(LORA_TARGETS)}")
+
+    @property
+    def scale(self) -> float:
+        """Factor on the product of an adapter's two matrices."""
+        assert self.rank is not None
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+ALL_OF_LANGUAGE = ("embedding.*", "layers.*", "norm.*", "unembedding.*")
+"""Patterns of all parameters but the vision encoder's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LanguageTrainingConfig(Checked):
     """What pre-training, mid-training and fine-tuning have in common."""
@@ -128,9 +167,10 @@ class LanguageTrainingConfig(Checked):
     dtype: TrainingDtype = "auto"
     """Number format of weights and activations. `auto`: bfloat16 where the hardware multiplies it fast, else float32;
     unfinished work resumes in the format that it was started in."""
-    trainable: tuple[str, ...] = ("embedding.*", "layers.*", "norm.*", "unembedding.*")
+    trainable: tuple[str, ...] = ALL_OF_LANGUAGE
     """Parameters that are trained, by patterns of their names such as `layers.*.attention.*`; the others are frozen, by
     default the vision encoder."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
     heldout_every: CountOrNone = field(default=0, metadata=HOW_IT_RUNS)
     """Steps between two held-out losses, on a fixed slice of the data folder's held-out text; 0: none."""
     micro_batches: Count = field(default=1, metadata=HOW_IT_RUNS)
@@ -138,10 +178,19 @@ class LanguageTrainingConfig(Checked):
     recompute: bool = field(default=False, metadata=HOW_IT_RUNS)
     """Keep each layer's input alone and compute the layer again in the backward: far less memory, one more forward."""
     balance_rate: Weight = 0.05
-    """How far a step moves the bias by which an expert is chosen, in logits, where it got nothing; 0: no bias."""
+    """How far a step moves the bias by which an expert is chosen, in logits, where it got nothing; 0: no bias. None
+    with LoRA, which leaves the routers as they are."""
     balance_coefficient: Weight = 0.0
     """Weight of the load-balancing loss; 0: none."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=HOW_IT_RUNS)
     loss_spikes: LossSpikesConfig = field(default_factory=LossSpikesConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=HOW_IT_RUNS)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora.rank is not None and self.trainable != ALL_OF_LANGUAGE:
+            raise HerdError(
+                f"lora.rank={self.lora.rank} trains adapters alone, trainable={self.trainable} would have no effect: "
+                "leave out one of them"
+            )

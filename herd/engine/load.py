@@ -70,13 +70,19 @@ class Model(LoadedModel):
         return Engine(self, EngineConfig(**options), draft_model=draft_model)
 
 
-def load(folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Model:
+def load(
+    folder: Path | str,
+    *,
+    base: Path | str | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Model:
     """Open a model in any format (herd/model/formats/source.py); `dtype` None keeps the stored precision.
 
-    `device`: "auto", "cpu", "cuda", "cuda:1", "mps" or a torch.device; what HERD_DEVICE names, else auto, if not given
-    (herd.core.device).
+    `base`: of a LoRA adapter, if that is not where the adapter says. `device`: "auto", "cpu", "cuda", "cuda:1", "mps"
+    or a torch.device; what HERD_DEVICE names, else auto, if not given (herd.core.device).
     """
-    source, there = find_source(Path(folder)), choose_device(device)
+    source, there = find_source(Path(folder), base=None if base is None else Path(base)), choose_device(device)
     with naming_out_of_memory("take a quantised folder, a lower dtype, or another device"):
         transformer = source.transformer(dtype=dtype, device=there)
     tokenizer = source.tokenizer(transformer.config.special)

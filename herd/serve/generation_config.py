@@ -4,11 +4,13 @@ from pathlib import Path
 
 from herd.core.files import read_json
 from herd.engine.sampler import SamplingParams
+from herd.model.formats.source import find_source
 
 
 def default_params(folder: Path) -> SamplingParams:
     """As the folder's generation_config.json has it; greedy where it says nothing, as transformers."""
     path = folder / "generation_config.json"
+    path = path if path.exists() else find_source(folder).beside(path.name)  # that of an adapter's base
     config = read_json(path) if path.exists() else {}
     if not config.get("do_sample"):
         return SamplingParams()

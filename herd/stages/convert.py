@@ -1,6 +1,6 @@
 """`herd convert`: a model in another format. The direction follows from SRC and DST.
 
-    any model                             → DST.gguf    the text model for llama.cpp
+    any model, adapters included          → DST.gguf    the text model for llama.cpp
     Hugging Face folder                   → DST         Meta's folder, `shards` files
     Meta's folder, GGUF, low-bit folder   → DST         a Hugging Face folder
 
@@ -26,7 +26,7 @@ from herd.core.progress import progress_bar
 from herd.errors import HerdError
 from herd.model.formats import huggingface, llama_cpp, meta
 from herd.model.formats.floats import FLOATS, dtype_of
-from herd.model.formats.source import GGUF, HUGGING_FACE, LOW_BIT, Source, find_source
+from herd.model.formats.source import ADAPTER, GGUF, HUGGING_FACE, LOW_BIT, Source, find_source
 from herd.model.formats.weights import Weights, skeleton
 
 BESIDE = (
@@ -62,6 +62,8 @@ def convert(config: ConvertConfig, path: Path, out: Path) -> Path:
     if out.exists():
         raise HerdError(f"{out} is there already: give another path, or remove it first")
     source = find_source(path)
+    if source.kind == ADAPTER and out.suffix != ".gguf":
+        raise HerdError(f"{path} is an adapter: herd merge {path} --out {out} writes it as a model folder")
     if out.suffix == ".gguf":
         if source.kind == GGUF:
             raise HerdError(f"{path} is GGUF already: llama.cpp's own llama-quantize writes it in another type")
@@ -132,8 +134,8 @@ def parent_of(source: Path) -> dict[str, Any]:
 def carry(source: Source, work: Path) -> None:
     """Copy the files beside the weights of a folder."""
     for name in BESIDE if source.path.is_dir() else ():
-        if (source.path / name).exists():
-            shutil.copyfile(source.path / name, work / name)
+        if (there := source.beside(name)).exists():
+            shutil.copyfile(there, work / name)
 
 
 @contextmanager

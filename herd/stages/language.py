@@ -11,8 +11,10 @@ from herd.core.lineage import Stage
 from herd.data.loading.batches import Batches
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.errors import HerdError
-from herd.model.formats import huggingface
-from herd.model.formats.weights import skeleton
+from herd.model.formats import huggingface, peft
+from herd.model.formats.source import HUGGING_FACE, LOW_BIT, Source, find_source
+from herd.model.formats.weights import Weights, skeleton
+from herd.model.lora import adapters, add_adapters, initial, with_adapters
 from herd.model.parallel import Parallel
 from herd.model.transformer import Transformer
 from herd.train.balance import Balancer
@@ -26,17 +28,44 @@ from herd.train.trainable import set_trainable
 def open_model(
     folder: Path, config: LanguageTrainingConfig, stage: Stage, parallel: Parallel
 ) -> tuple[Transformer, Tokenizer]:
-    """The model of a folder ready to train on this rank, with the parameters frozen that are not to be trained; and its
-    tokenizer."""
-    weights, device = huggingface.open_folder(folder), choose_device()
+    """The model of a folder ready to train on this rank, with the parameters frozen that are not to be trained, and
+    with the adapters that the config asks for; and its tokenizer. A folder that is an adapter is trained on as the
+    adapter of its base, or without adapters as the merged model."""
+    source, device = find_source(folder), choose_device()
+    adapted = config.lora.rank is not None
+    weights = trainable_weights((source.base if adapted else None) or source)
     dtype = training_dtype(config.dtype, stage)
     model = skeleton(weights.config)
-    tokenizer = Tokenizer.load(folder, ids=model.config.special)
-    set_trainable(model, config.trainable)
+    tokenizer = source.tokenizer(model.config.special)
+    if adapted:
+        add_adapters(model, config.lora)
+        weights = first_adapters(weights, model, config, source)
+    else:
+        set_trainable(model, config.trainable)
     parallel.apply(model)
     with naming_out_of_memory("take more ranks (--parallel.shard, --parallel.expert, --parallel.tensor)"):
         parallel.read(model, weights, dtype=dtype, device=device)
     return model, tokenizer
+
+
+def trainable_weights(source: Source) -> Weights:
+    """What a stage can begin with; quantised weights are refused."""
+    plain = source.kind in (HUGGING_FACE, LOW_BIT)
+    return huggingface.open_folder(source.path) if plain else source.weights()
+
+
+def first_adapters(base: Weights, model: Transformer, config: LanguageTrainingConfig, source: Source) -> Weights:
+    """The weights of a model with adapters: new ones, or those of the adapter folder that the training begins with."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in adapters(model)}
+    if source.base is None:
+        return with_adapters(base, model, lambda name: initial(name, shapes[name], config.seed))
+    held = peft.to_parameters(base.config, peft.read_pairs(source.path, base.config), shapes, config.lora.scale)
+    if held is None:
+        raise HerdError(
+            f"{source.path} has adapters of another rank or on other matrices than rank={config.lora.rank}, "
+            f"targets={config.lora.targets}: give the same, or herd merge it and train new ones"
+        )
+    return with_adapters(base, model, held.__getitem__)
 
 
 def heldout_loss(
@@ -64,13 +93,14 @@ def train_language(
     """Train a model, applied to the ranks already, to predict the next token."""
     shared = parallel.share(batches, model.config.chunk_size)
     loss_fn = language_loss(config.balance_coefficient, parallel)
+    rate = 0.0 if config.lora.rank is not None else config.balance_rate
     routers = [parameter for name, parameter in model.named_parameters() if "router" in name]
-    if config.balance_rate and any(not parameter.requires_grad for parameter in routers):
+    if rate and any(not parameter.requires_grad for parameter in routers):
         raise HerdError(
             f"balance_rate={config.balance_rate} changes the routers, which trainable={config.trainable} leaves out: "
             "set balance_rate=0, or add layers.*.router.*"
         )
-    balancer = Balancer(model, config.balance_rate, shared, loss_fn, reduce=parallel.sum_counts)
+    balancer = Balancer(model, rate, shared, loss_fn, reduce=parallel.sum_counts)
     model.recompute, parts = config.recompute, config.micro_batches
     if parts > 1 and config.balance_coefficient:
         raise HerdError(f"balance_coefficient looks at a whole batch, micro_batches={parts}: set balance_rate instead")

@@ -1,15 +1,19 @@
-"""Writing the model folder of a finished stage, and what every stage records of it."""
+"""Writing the model folder of a finished stage, or its adapter folder, and what every stage records of it."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from herd.core.lineage import Stage
+from herd.config import LoraConfig
+from herd.core.lineage import Stage, hash_of
 from herd.data.tokens.tokenizer import Tokenizer
-from herd.model.formats import huggingface
+from herd.model.formats import huggingface, peft
+from herd.model.formats.source import find_source
 from herd.model.formats.weights import skeleton
+from herd.model.lora import adapters
 from herd.model.parallel import ALONE, Parallel
 from herd.model.transformer import Transformer
 
@@ -24,8 +28,12 @@ def save_model(
 ) -> Path:
     """Write the model, tokenizer and processor of a finished stage and commit its folder. The first rank does, and
     every rank gives its parts, one parameter after the other. The folder is in bf16, herd.json names the format
-    that the stage computed in and has the `facts` of the written folder."""
+    that the stage computed in and has the `facts` of the written folder. Of a model with adapters these alone are
+    written, in fp32."""
     weights = parallel.weights(model)
+    trained = {name: weights.read(name) for name, _ in adapters(model)}
+    if trained:
+        return save_adapter(model, trained, tokenizer, stage, facts) if parallel.first else stage.out
     if not parallel.first:
         for name in huggingface.rules(model.config):
             weights.read(name)
@@ -33,9 +41,33 @@ def save_model(
     huggingface.write(weights, stage.work, dtype=torch.bfloat16)
     huggingface.save_processor(model.config, stage.work, parent=stage.parents.get("model"))
     tokenizer.save(stage.work)
+    return stage.finish(**trained_model(model), **facts(stage.work))
+
+
+def save_adapter(
+    model: Transformer,
+    trained: Mapping[str, Tensor],
+    tokenizer: Tokenizer,
+    stage: Stage,
+    facts: Callable[[Path], dict[str, Any]],
+) -> Path:
+    """Write the adapters' parameters `trained` in PEFT's format, with tokenizer and processor; commit the folder."""
+    begun = find_source(stage.parents["model"])
+    base = (begun.base or begun).path
+    lora = LoraConfig(**{**stage.config["lora"], "targets": tuple(stage.config["lora"]["targets"])})
+    pairs, vision = peft.from_parameters(model.config, trained, lora.scale), model.config.vision is not None
+    peft.write(stage.work, pairs, lora, base=base.resolve(), vision=vision)
+    huggingface.save_processor(model.config, stage.work, parent=base)
+    tokenizer.save(stage.work)
+    count = sum(tensor.numel() for tensor in trained.values())
+    adapter = {"base": {"path": str(base), "hash": hash_of(base)}, "rank": lora.rank, "parameters": count}
+    return stage.finish(**trained_model(model), adapter=adapter, **facts(stage.work))
+
+
+def trained_model(model: Transformer) -> dict[str, Any]:
+    """What herd.json records of a model that was trained."""
     computed_in = str(model.embedding.weight.dtype).removeprefix("torch.")
-    counts = count_parameters(skeleton(model.config))
-    return stage.finish(parameters=counts, computed_in=computed_in, **facts(stage.work))
+    return {"parameters": count_parameters(skeleton(model.config)), "computed_in": computed_in}
 
 
 def count_parameters(model: Transformer) -> dict[str, int]:

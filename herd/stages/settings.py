@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from herd.config import LoraConfig
 from herd.config.renamed import new_name, why_removed
 from herd.core.numbers import whole_number
 from herd.errors import HerdError, unknown
@@ -62,6 +63,8 @@ def _convert(value: Any, hint: Any, field: "dataclasses.Field[Any]", where: str)
     if origin in {types.UnionType, typing.Union}:  # only `X | None`, and TOML cannot say None
         [hint] = [option for option in inner if option is not type(None)]
         return _convert(value, hint, field, where)
+    if hint is LoraConfig and not isinstance(value, dict):
+        value = {LoraConfig.SHORT: value}  # lora = 16
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return make_config(hint, value, where=where, base=_default(field))
     if origin is typing.Literal and value not in inner:

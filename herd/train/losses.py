@@ -75,7 +75,8 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden_ND, weight_VD, targets, shares_NK, weights_N):  # type: ignore[no-untyped-def]
         learnt = send(torch.nonzero(weights_N)[:, 0], hidden_ND.device)
         weights_N = send(weights_N, hidden_ND.device)
-        losses_N, *grads = nll_gradients(hidden_ND, weight_VD, targets, shares_NK, weights_N, learnt)
+        frozen = not ctx.needs_input_grad[1]
+        losses_N, *grads = nll_gradients(hidden_ND, weight_VD, targets, shares_NK, weights_N, learnt, frozen=frozen)
         ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(losses_N)
         return (losses_N * weights_N).sum(), losses_N
@@ -83,7 +84,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_sum, _):  # type: ignore[no-untyped-def]
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_sum, grad_weight * grad_sum, None, None, None
+        return grad_hidden * grad_sum, None if grad_weight is None else grad_weight * grad_sum, None, None, None
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -154,12 +155,15 @@ def nll_gradients(
     shares_NK: Tensor | None,
     weights_N: Tensor,
     learnt: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The terms of a cross-entropy and the gradients of their weighted sum by the hidden states and the unembedding;
-    only the rows `learnt`, those that weigh something, are computed. Without shares `targets` is [N], else [N, K]."""
+    *,
+    frozen: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The terms of a cross-entropy and the gradients of their weighted sum by the hidden states and, unless that is
+    `frozen`, the unembedding; only the rows `learnt`, those that weigh something, are computed. Without shares
+    `targets` is [N], else [N, K]."""
     losses_N = torch.zeros(len(hidden_ND), dtype=wide(hidden_ND), device=hidden_ND.device)
     grad_hidden = torch.zeros_like(hidden_ND)
-    grad_weight = torch.zeros_like(weight_VD, dtype=wide(weight_VD))
+    grad_weight = None if frozen else torch.zeros_like(weight_VD, dtype=wide(weight_VD))
     filling = -len(learnt) % ROW_MULTIPLE
 
     def chosen(x: Tensor) -> Tensor:
@@ -178,10 +182,11 @@ def nll_gradients(
         else:
             losses[rows] = soft_gradient(logits_RV, target[rows], share[rows])
         torch.mm(logits_RV, weight_VD, out=grad[rows])
-        grad_weight += logits_RV.T @ scaled[rows]
+        if grad_weight is not None:
+            grad_weight += logits_RV.T @ scaled[rows]
     losses_N[learnt] = losses[: len(learnt)]
     grad_hidden[learnt] = (grad * weight_1)[: len(learnt)]
-    return losses_N, grad_hidden, grad_weight.to(weight_VD.dtype)
+    return losses_N, grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype)
 
 
 def softmax_gradient(logits_RV: Tensor, target_R: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from herd.config import OptimizerConfig
 from herd.core.streams import seed_of
+from herd.model.lora import is_adapter
 from herd.model.parallel import Parallel, local
 from herd.train.passes import BLOCK, AdamWStep, adamw, apply_update, momentum_update, new_low_bits
 
@@ -178,6 +179,8 @@ def group_of(name: str, parameter: Tensor) -> str:
         return "unembedding"
     if "router" in name:
         return "router"
+    if is_adapter(name):
+        return "adapter"
     if parameter.ndim < 2 or name.endswith("positions"):
         return "other"
     return "matrix"
@@ -196,6 +199,7 @@ def rules_of(config: OptimizerConfig, parallel: Parallel) -> dict[str, Rule]:
         else adamw_rule(config.adamw_lr, decay),
         "embedding": adamw_rule(config.embedding_lr, other_decay),
         "unembedding": adamw_rule(config.unembedding_lr, decay),
+        "adapter": adamw_rule(config.adamw_lr, decay),
         # Routers, norms and biases are few numbers, and each of them matters.
         "router": adamw_rule(config.other_lr, decay, eight_bit=False),
         "other": adamw_rule(config.other_lr, other_decay, eight_bit=False),

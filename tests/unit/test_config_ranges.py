@@ -16,6 +16,7 @@ from herd.config import (
     EncoderConfig,
     EvaluateConfig,
     LongConfig,
+    LoraConfig,
     LossSpikesConfig,
     MidtrainConfig,
     NewModelConfig,
@@ -32,6 +33,7 @@ from herd.stages.convert import ConvertConfig
 CONFIGS = (
     DataConfig, NewModelConfig, EncoderConfig, VisionStageConfig, PretrainConfig, MidtrainConfig, SftConfig,
     EvaluateConfig, LongConfig, ConvertConfig, OptimizerConfig, ParallelConfig, CheckpointConfig, LossSpikesConfig,
+    LoraConfig,
 )  # fmt: skip
 
 

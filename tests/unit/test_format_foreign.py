@@ -322,7 +322,7 @@ def test_what_is_missing_or_does_not_fit_is_named(plain: Path, tmp_path: Path) -
         (["config.json", "flax_model.msgpack"], "Flax weights"),
         (["config.json", "model.onnx"], "ONNX"),
         (["weights.npz"], "MLX weights"),
-        (["adapter_config.json", "adapter_model.safetensors"], r"an adapter \(LoRA\): merge it"),
+        (["adapter_config.json", "adapter_model.safetensors"], "an adapter of the kind None, only LoRA"),
         (["model.safetensors"], "safetensors without a config.json"),
         (["a.gguf", "b.gguf"], "several GGUF files: name one"),
         (["consolidated.00.pth"], "without Meta's params.json"),

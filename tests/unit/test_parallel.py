@@ -27,11 +27,12 @@ from torch import Tensor
 from herd import native
 from herd.bench.ranks import on_ranks
 from herd.bench.scaling import BOUND, MESHES, scaling
-from herd.config import MoEConfig, ParallelConfig
+from herd.config import LoraConfig, MoEConfig, ParallelConfig
 from herd.core.batch import Batch, split_batch
 from herd.errors import HerdError
 from herd.model.formats import huggingface
 from herd.model.formats.weights import skeleton
+from herd.model.lora import add_adapters
 from herd.model.parallel import ALONE, Parallel, start
 from herd.model.parallel.context import plan_ring
 from herd.model.parallel.layout import Layout, Split, layouts
@@ -68,7 +69,9 @@ def test_the_ranks_shards_cover_every_parameter_once(
         moe=MoEConfig(num_experts=experts, ffn_dim=4, every=2),
         vision=None,
     )
-    shapes = {name: tuple(p.shape) for name, p in skeleton(config).named_parameters()}
+    model = skeleton(config)
+    add_adapters(model, LoraConfig(rank=1))
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     seen = {name: torch.zeros(shape) for name, shape in shapes.items()}
     for seat in seats(shard=shard, expert=expert, tensor=tensor):
         for name, layout in layouts(config, shapes, seat).items():
@@ -241,17 +244,22 @@ def test_every_axis_gives_the_loss_and_the_gradients_of_one_rank(tmp_path: Path,
     mesh saves another loads, and each rank reads of a folder its own part."""
     few, long, seen = RandomBatches(lengths=(3, 2)), RandomBatches(lengths=(121,)), RandomBatches(pictures=True)
     skewed = replace(SHAPE, moe=MoEConfig(num_experts=8, ffn_dim=32, every=2))
-    cases: Sequence[tuple[dict[str, int], RandomBatches, Any]] = [
-        ({"replicate": 2}, seen, SHAPE),
-        ({"shard": 2}, RandomBatches(), SHAPE),
-        ({"tensor": 2}, RandomBatches(), SHAPE),
-        ({"context": 2}, seen, SHAPE),
-        ({"shard": 3}, few, SHAPE),
-        ({"expert": 3}, few, skewed),
-        ({"context": 3}, long, SHAPE),
+    lora = LoraConfig(rank=3, alpha=3.0)
+    cases: Sequence[tuple[dict[str, int], RandomBatches, Any, LoraConfig | None]] = [
+        ({"replicate": 2}, seen, SHAPE, None),
+        ({"shard": 2}, RandomBatches(), SHAPE, None),
+        ({"tensor": 2}, RandomBatches(), SHAPE, None),
+        ({"context": 2}, seen, SHAPE, None),
+        ({"shard": 3}, few, SHAPE, None),
+        ({"expert": 3}, few, skewed, None),
+        ({"context": 3}, long, SHAPE, None),
+        ({"replicate": 2}, RandomBatches(), SHAPE, lora),
+        ({"shard": 2}, RandomBatches(), SHAPE, lora),
+        ({"expert": 3}, few, skewed, lora),
+        ({"tensor": 2}, RandomBatches(), SHAPE, lora),
     ]
     mixture = replace(SHAPE, moe=MoEConfig(num_experts=5, ffn_dim=48, every=1))
-    meshes = [ParallelConfig(**sizes) for sizes, _, _ in cases]
+    meshes = [ParallelConfig(**sizes) for sizes, *_ in cases]
     found = on_ranks(
         *[(mesh.world, gradients, (mesh, *case[1:])) for mesh, case in zip(meshes, cases, strict=True)],
         (3, rows_of_experts, (ParallelConfig(expert=3), mixture)),
@@ -261,8 +269,8 @@ def test_every_axis_gives_the_loss_and_the_gradients_of_one_rank(tmp_path: Path,
         (2, loaded_on, (ParallelConfig(shard=2), stored_model)),
         (2, loaded_on, (ParallelConfig(tensor=2), stored_model)),
     )
-    for (_, batches, config), ranks in zip(cases, found, strict=False):
-        wanted = gradients(ParallelConfig(), batches, config)
+    for (_, *case), ranks in zip(cases, found, strict=False):
+        wanted = gradients(ParallelConfig(), *case)
         for rank in ranks:
             close(rank, wanted)
     *_, rows, hidden, _, again, sharded, cut = found

@@ -3,6 +3,10 @@
     a folder with config.json      Hugging Face's layout, its weights as floats or in low bits
     a folder with params.json      Meta's
     a .gguf file                   llama.cpp's, architecture llama4; so is a folder that holds nothing but one
+    a folder with adapter_config.json and no config.json    PEFT's: a LoRA adapter, merged into its base as it is opened
+
+An adapter's base is the folder that the adapter records, or one of the same name beside the adapter; its hash must be
+the recorded one.
 
 What cannot be opened is named by what it is, with the way out.
 """
@@ -15,15 +19,16 @@ from pathlib import Path
 import torch
 
 from herd.config import SpecialIds
+from herd.core.lineage import hash_of, read_lineage
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.errors import HerdError
-from herd.model.formats import huggingface, lowbit, meta
+from herd.model.formats import huggingface, lowbit, meta, peft
 from herd.model.formats.gguf import PART
 from herd.model.formats.llama_cpp_file import LlamaCppFile
 from herd.model.formats.weights import Weights, assemble
 from herd.model.transformer import Transformer
 
-HUGGING_FACE, LOW_BIT, META, GGUF = "huggingface", "low-bit", "meta", "gguf"
+HUGGING_FACE, LOW_BIT, META, GGUF, ADAPTER = "huggingface", "low-bit", "meta", "gguf", "adapter"
 """The formats."""
 PICKLES = "PyTorch pickles, which could run code: open it in transformers and save_pretrained it"
 OTHERS = {
@@ -47,6 +52,8 @@ class Source:
 
     path: Path
     kind: str
+    base: "Source | None" = None
+    """Of an adapter."""
 
     @cached_property
     def file(self) -> LlamaCppFile:
@@ -54,10 +61,21 @@ class Source:
 
     def tokenizer(self, special: SpecialIds) -> Tokenizer:
         """With its chat template, where that is not Llama 4's; `special` are the ids of the model's configuration."""
+        if self.base is not None and not (self.path / "tokenizer.json").exists():
+            return self.base.tokenizer(special)
         return self.file.vocabulary[0] if self.kind == GGUF else Tokenizer.load(self.path, ids=special)
 
+    def beside(self, name: str) -> Path:
+        """Where a file beside the weights is, if it is there; what an adapter's folder lacks, its base may have."""
+        there = self.path / name
+        return self.base.beside(name) if self.base is not None and not there.exists() else there
+
     def weights(self, dtype: torch.dtype | None = None) -> Weights:
-        """One parameter at a time; low-bit ones as the numbers that they stand for, in `dtype` or bf16."""
+        """One parameter at a time; low-bit ones as the numbers that they stand for, and those that an adapter changes,
+        in `dtype`, else bf16 or the base's."""
+        if self.base is not None:
+            base = self.base.weights(dtype)
+            return peft.merge(base, peft.read_pairs(self.path, base.config), dtype)
         if self.kind == GGUF:
             return self.file.weights(dtype)
         if self.kind == LOW_BIT:
@@ -74,8 +92,13 @@ class Source:
         return assemble(self.weights(dtype), dtype=dtype, device=device)
 
 
-def find_source(path: Path) -> Source:
-    """What `path` holds. Raises HerdError that names what it is where it cannot be opened."""
+def find_source(path: Path, *, base: Path | None = None) -> Source:
+    """What `path` holds. Raises HerdError that names what it is where it cannot be opened. `base`: of an adapter, where
+    it is not where the adapter says."""
+    if (path / peft.CONFIG).exists() and not (path / "config.json").exists():
+        return Source(path, ADAPTER, find_source(find_base(path, base)))
+    if base is not None:
+        raise HerdError(f"{path} is no adapter (it has no {peft.CONFIG}): leave out its base, {base}")
     if path.is_file():
         if path.suffix == ".gguf":
             return Source(path, GGUF)
@@ -95,6 +118,27 @@ def find_source(path: Path) -> Source:
     if not any(path.glob("*.safetensors")) and (held := other_kind(path)):
         raise HerdError(f"{path} cannot be opened: {held}")
     return Source(path, LOW_BIT if lowbit.is_quantized(path) else HUGGING_FACE)
+
+
+def find_base(adapter: Path, given: Path | None = None) -> Path:
+    """The folder of an adapter's base. Raises HerdError where there is none, or none that it was trained on."""
+    noted = peft.read_config(adapter).get("base_model_name_or_path")
+    lineage = read_lineage(adapter) if (adapter / "herd.json").exists() else {}
+    recorded = lineage.get("adapter", {}).get("base", {}).get("hash")
+    places = [given] if given is not None else [Path(str(noted)), adapter.resolve().parent / Path(str(noted)).name]
+    found = [place for place in places if place.exists()]
+    if not found:
+        raise HerdError(
+            f"{adapter} is an adapter of {given or noted}, which is not here: name its folder, as in "
+            f"herd merge {adapter} --base FOLDER --out O, or herd.load({str(adapter)!r}, base=FOLDER)"
+        )
+    for place in found:
+        if recorded is None or hash_of(place) == recorded:
+            return place
+    raise HerdError(
+        f"{adapter} was trained on {noted} with the hash {recorded[:12]}, {found[0]} has {hash_of(found[0])[:12]}: it "
+        "has changed since, or is another model"
+    )
 
 
 def other_kind(folder: Path) -> str | None:

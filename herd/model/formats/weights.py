@@ -35,7 +35,7 @@ class Weights:
     """That the tensors are cast to when the model is opened or converted; see `common_dtype`."""
     read: Callable[[str], Tensor]
     """A parameter of `Transformer` by its name, on the CPU, in its stored type."""
-    stored: Callable[[str], Sequence[Stored]] | None = None
+    stored: Callable[[str], Sequence[Stored] | None] | None = None
     """Where a parameter is stored, if it is that as it is: the tensors that follow each other along its first axis."""
 
     @staticmethod
@@ -49,13 +49,13 @@ class Weights:
 def read_boxes(weights: Weights, name: str, boxes: Sequence[tuple[Box, Box]], shape: Sequence[int]) -> Tensor:
     """A tensor of `shape` that is a part of a parameter: `boxes` are pairs of a place in the whole and one in the part.
     Where the weights tell how they are stored, nothing else is read."""
-    if weights.stored is None:
+    pieces = None if weights.stored is None else weights.stored(name)
+    if pieces is None:
         whole = weights.read(name)
         part = whole.new_empty(shape)
         for there, here in boxes:
             part[slices(here)] = whole[slices(there)]
         return part
-    pieces = weights.stored(name)
     part = torch.empty(*shape, dtype=reduce(torch.promote_types, [piece.dtype for piece in pieces]))
     for there, here in boxes:
         first = 0

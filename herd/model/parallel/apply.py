@@ -23,7 +23,7 @@ from herd.errors import HerdError
 from herd.model.formats.weights import Weights, cast, read_boxes
 from herd.model.moe import MoE
 from herd.model.parallel import context, tensor
-from herd.model.parallel.experts import MeshMoE
+from herd.model.parallel.experts import share_out
 from herd.model.parallel.layout import Layout, Shard, layouts
 from herd.model.parallel.mesh import TOKENS, Mesh
 from herd.model.parallel.pieces import SharedBatches
@@ -65,8 +65,7 @@ class Parallel:
             context.make_ring(model, mesh)
         for module in model.modules():
             if isinstance(module, MoE):
-                module.__class__ = MeshMoE
-                module.mesh = mesh  # type: ignore[assignment]
+                share_out(module, mesh)
         for name, parameter in parameters.items():
             part = self.layouts[name].take_unsharded(parameter.detach())
             place, _, last = name.rpartition(".")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from herd.model.attention import Gather
+from herd.model.lora import AdaptedMoE
 from herd.model.moe import MoE
 from herd.model.parallel.mesh import Mesh, bounds, copy_in, exchange, sum_out
 
@@ -46,3 +47,14 @@ class MeshMoE(MoE):
         sends = torch.stack([part.sum() for part in count_E.tensor_split(edges[1:-1])])
         send, receive = torch.stack([sends, count_PO.sum(1)]).tolist()
         return count_PO, send, receive
+
+
+class MeshAdaptedMoE(MeshMoE, AdaptedMoE):
+    """The same of a mixture whose experts have adapters."""
+
+
+def share_out(moe: MoE, mesh: Mesh) -> None:
+    """Have a mixture work with its part of the experts; the parameters are cut elsewhere."""
+    moe.__class__ = MeshAdaptedMoE if isinstance(moe, AdaptedMoE) else MeshMoE
+    assert isinstance(moe, MeshMoE)
+    moe.mesh = mesh

@@ -137,23 +137,29 @@ def laid_end_to_end(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return list(pairwise(accumulate((end - begin for begin, end in places), initial=0)))
 
 
+LORA_EXPERTS = ("lora_gate_up_A", "lora_gate_up_B", "lora_down_A", "lora_down_B")
+"""Adapters of the routed experts (see herd.model.lora), ends of their names."""
+
+
 def layouts(config: ModelConfig, shapes: dict[str, tuple[int, ...]], mesh: Mesh) -> dict[str, Layout]:
     """Of every parameter of a `Transformer` by name."""
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     table = {}
     for name, shape in shapes.items():
         splits, partial = [], ["expert", "context"]
-        if name.endswith(("gate_up_EDF", "down_EFD")):
+        if name.endswith(("gate_up_EDF", "down_EFD", *LORA_EXPERTS)):
             splits.append(Split(axis="expert", dim=0, parts=shape[:1]))
             partial.remove("expert")
         if name.startswith("layers."):
-            if name.endswith("qkv.weight"):
+            if name.endswith(("qkv.weight", "qkv.lora_B")):
                 splits.append(Split(axis="tensor", dim=0, parts=(heads, kv_heads, kv_heads)))
-            elif name.endswith(("gate_up.weight", "gate_up_EDF")):
-                dim = len(shape) - 1 if name.endswith("EDF") else 0
+            elif name.endswith(("gate_up.weight", "gate_up.lora_B", "gate_up_EDF", "lora_gate_up_B")):
+                dim = len(shape) - 1 if len(shape) == 3 else 0
                 splits.append(Split(axis="tensor", dim=dim, parts=(shape[dim] // 2,) * 2))
-            elif name.endswith(("out.weight", "down.weight", "down_EFD")):
+            elif name.endswith(("out.weight", "out.lora_A", "down.weight", "down.lora_A", "down_EFD", "lora_down_A")):
                 splits.append(Split(axis="tensor", dim=1, parts=shape[1:2]))
+            elif ".lora_" in name:
+                partial.append("tensor")  # each rank has a part of what is computed with it
         if name == "unembedding.weight":
             partial.append("tensor")  # its ranks share out the tokens that are learnt, see herd.model.parallel.pieces
         # FSDP cuts what a rank has after the others, along the first dimension.

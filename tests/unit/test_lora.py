@@ -1,0 +1,389 @@
+"""LoRA: adapters that train on a frozen base, their folder, and what is merged."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parallel_world import SHAPE, RandomBatches, adapted, loss_of, small_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import herd
+from herd import native
+from herd.cli import main, write_out
+from herd.config import CheckpointConfig, LoraConfig, MoEConfig, OptimizerConfig, SftConfig
+from herd.core.files import read_json, write_json
+from herd.core.lineage import hash_of, read_lineage
+from herd.core.tracker import Tracker
+from herd.errors import HerdError, Stopped
+from herd.model import fused
+from herd.model.formats import huggingface, peft
+from herd.model.formats.source import find_source
+from herd.model.formats.weights import Weights, assemble
+from herd.model.lora import AdaptedLinear, AdaptedMoE, adapters, add_adapters, initial, is_adapter
+from herd.model.transformer import Transformer
+from herd.stages.convert import ConvertConfig, convert
+from herd.stages.merge import MergeConfig, merge
+from herd.stages.sft import sft
+from herd.train.checkpoint import _SafeReader, newest
+
+CONFIG = SftConfig(
+    num_tokens=3000,
+    batch_tokens=1000,
+    context=128,
+    dtype="float32",
+    lora=LoraConfig(rank=4),
+    optimizer=OptimizerConfig(adamw_lr=0.01),
+)
+
+
+def merged(model: Transformer, base: Transformer, lora: LoraConfig) -> Transformer:
+    values = {name: parameter.detach() for name, parameter in adapters(model)}
+    pairs = peft.from_parameters(model.config, values, lora.scale)
+    return assemble(peft.merge(Weights.of(base), pairs)).train()
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_folder: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapter folder of a short fine-tuning."""
+    return sft(CONFIG, tiny_folder, tiny_data, tmp_path_factory.mktemp("run") / "lora")
+
+
+def logits(model: Transformer) -> Tensor:
+    ids = torch.arange(10, 60)
+    with torch.no_grad():
+        return model.unembed(model(ids, positions_N=torch.arange(50), starts_S=torch.tensor([0, 50])))
+
+
+@pytest.mark.parametrize(
+    "lora", [LoraConfig(rank=3), LoraConfig(rank=4, targets=("experts",), rslora=True), LoraConfig(rank=1, alpha=2.0)]
+)
+@pytest.mark.parametrize("moe", [SHAPE.moe, MoEConfig(num_experts=5, ffn_dim=24, top_k=2)])
+def test_merged_equals_unmerged_and_only_adapters_have_gradients(lora: LoraConfig, moe: MoEConfig) -> None:
+    base, batch = small_model(replace(SHAPE, moe=moe)), RandomBatches().batch(0)
+    model = adapted(lora, replace(SHAPE, moe=moe))
+    loss = loss_of(model, batch)
+    assert abs(float(loss.detach()) - float(loss_of(base, batch).detach())) > 1e-3
+    assert float(loss.detach()) == pytest.approx(float(loss_of(merged(model, base, lora), batch)), abs=1e-5)
+    loss.backward()
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == {n for n, _ in adapters(model)}
+
+
+def test_the_gradients_are_those_through_a_merged_matrix() -> None:
+    lora, batch = LoraConfig(rank=3), RandomBatches().batch(0)
+    model, base = adapted(lora), small_model()
+    whole = merged(model, base, lora).requires_grad_(True)
+    loss_of(model, batch).backward()
+    loss_of(whole, batch).backward()
+    values = dict(adapters(model))
+    out, gate_up = whole.layers[1].attention.out.weight.grad, whole.layers[1].ffn.gate_up_EDF.grad
+    a, b = (values[f"layers.1.attention.out.lora_{x}"] for x in "AB")
+    assert torch.allclose(b.grad, lora.scale * out @ a.T, atol=1e-5)
+    a, b = (values[f"layers.1.ffn.lora_gate_up_{x}"] for x in "AB")
+    assert torch.allclose(a.grad, lora.scale * gate_up @ b.mT, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_adapters_in_bf16_by_the_kernels_and_by_pytorch(kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernels and native.why_not() is not None:
+        pytest.skip("needs the kernels")
+    rows_RD = torch.randn(40, SHAPE.dim, generator=torch.Generator().manual_seed(0))
+    count_E, lora, found = torch.tensor([13, 0, 20, 7]), LoraConfig(rank=3), {}
+    for dtype in (torch.float32, torch.bfloat16):
+        if not kernels:
+            monkeypatch.setattr(native, "why_not", lambda *_: "off")
+        layer = adapted(lora).to(dtype).layers[1]
+        rows = rows_RD.clone().to(dtype).requires_grad_()
+        out = layer.ffn.experts(rows, count_E) + layer.ffn.shared(rows)
+        (out * torch.linspace(-1, 1, SHAPE.dim, dtype=dtype)).sum().backward()
+        grads = {name: parameter.grad for name, parameter in adapters(layer) if not name.startswith("attention")}
+        found[dtype] = {"out": out.detach(), "rows": rows.grad, **grads}
+    for name, wanted in found[torch.float32].items():
+        got = found[torch.bfloat16][name]
+        assert got.dtype == torch.bfloat16
+        assert (got.float() - wanted).norm() <= 0.02 * wanted.norm(), name
+
+
+def test_the_native_forward_refuses_a_model_with_adapters(tiny_folder: Path) -> None:
+    model = huggingface.load(tiny_folder)
+    if (reason := fused.why_not(model)) is not None:
+        pytest.skip(reason)
+    add_adapters(model, LoraConfig(rank=2, targets=("shared",)))
+    assert "AdaptedLinear, which the native forward does not know" in str(fused.why_not(model))
+    model = huggingface.load(tiny_folder)
+    add_adapters(model, LoraConfig(rank=2, targets=("experts",)))
+    assert "AdaptedMoE, which the native forward does not know" in str(fused.why_not(model))
+
+
+def test_targets_name_the_matrices_with_adapters() -> None:
+    kinds = {}
+    for target in ("attention", "dense", "shared", "experts"):
+        model = small_model()
+        add_adapters(model, LoraConfig(rank=2, targets=(target,)))  # type: ignore[arg-type]
+        modules = {n: type(m) for n, m in model.named_modules() if isinstance(m, AdaptedLinear | AdaptedMoE)}
+        kinds[target] = set(modules)
+        assert {p for p, parameter in model.named_parameters() if parameter.requires_grad} == {
+            n for n, _ in adapters(model)
+        }
+    assert kinds == {
+        "attention": {f"layers.{i}.attention.{x}" for i in range(4) for x in ("qkv", "out")},
+        "dense": {f"layers.{i}.ffn.{x}" for i in (0, 2) for x in ("gate_up", "down")},
+        "shared": {f"layers.{i}.ffn.shared.{x}" for i in (1, 3) for x in ("gate_up", "down")},
+        "experts": {f"layers.{i}.ffn" for i in (1, 3)},
+    }
+
+
+def test_new_adapters_change_nothing_and_are_a_function_of_the_seed() -> None:
+    batch, model = RandomBatches().batch(0), small_model()
+    before = float(loss_of(model, batch).detach())
+    add_adapters(model, LoraConfig(rank=4))
+    for name, parameter in adapters(model):
+        parameter.data = initial(name, tuple(parameter.shape), 7)
+        assert name.endswith("B") == (not parameter.any()), name
+        assert parameter.abs().max() <= parameter.shape[1] ** -0.5
+    assert float(loss_of(model, batch).detach()) == before
+    name, shape = "layers.0.attention.qkv.lora_A", (12, 32)
+    assert torch.equal(initial(name, shape, 7), initial(name, shape, 7))
+    assert not torch.equal(initial(name, shape, 7), initial(name, shape, 8))
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: LoraConfig(rank=0), "rank=0 must be at least 1"),
+        (lambda: LoraConfig(rank=4, targets=("atention",)), "unknown LoRA target 'atention', did you mean 'attention'"),  # type: ignore[arg-type]
+        (lambda: LoraConfig(rank=4, targets=()), "targets is empty"),
+        (lambda: add_adapters(small_model(), LoraConfig(rank=40)), "rank=40 is larger than a side of layers.0.atten"),
+        (
+            lambda: add_adapters(
+                small_model(replace(SHAPE, moe=MoEConfig(num_experts=2, ffn_dim=8, every=9))),
+                LoraConfig(rank=4, targets=("experts",)),
+            ),
+            "the model has no such matrices",
+        ),
+        (lambda: SftConfig(lora=LoraConfig(rank=4), trainable=("layers.*",)), "would have no effect"),
+    ],
+)
+def test_what_cannot_be_is_refused(make: Callable[[], object], told: str) -> None:
+    with pytest.raises(HerdError, match=told):
+        make()
+
+
+def test_lora_is_short_for_its_rank(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert [write_out(word) for word in ("--lora", "--lora=8", "--sft.lora", "--lora.alpha", "--a.b.lora", "lora")] == [
+        "--lora.rank", "--lora.rank=8", "--sft.lora.rank", "--lora.alpha", "--a.b.lora", "lora",
+    ]  # fmt: skip
+    assert main(["sft", "m", "--data", "d", "--out", "o", "--lora", "0"]) == 2
+    assert "rank=0 must be at least 1" in capsys.readouterr().err
+    from herd.commands.stages import STAGES
+    from herd.stages.recipe import load_recipe
+
+    for text in ("lora = 16", "[sft.lora]\nrank = 16"):
+        (tmp_path / "r.toml").write_text(f'model = "{tmp_path}"\n[data]\n[sft]\n{text}\n')
+        (tmp_path / "config.json").touch()
+        assert load_recipe(str(tmp_path / "r.toml"), STAGES)["sft"].config.lora == LoraConfig(rank=16)
+
+
+def test_a_stage_writes_an_adapter_that_opens_merged(adapter: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    assert not (adapter / "config.json").exists() and not list(adapter.glob("model*"))
+    lineage = read_lineage(adapter)
+    assert lineage["adapter"]["base"]["hash"] == hash_of(tiny_folder)
+    tensors = load_file(adapter / peft.FILE)
+    assert lineage["adapter"]["parameters"] == sum(tensor.numel() for tensor in tensors.values())
+    assert all(tensor.any() for tensor in tensors.values()), "all were trained"
+    opened = herd.load(adapter).transformer
+    assert (logits(opened) - logits(herd.load(tiny_folder).transformer)).abs().max() > 1e-3
+    out = merge(MergeConfig(), adapter, tmp_path / "merged")
+    assert torch.equal(logits(herd.load(out).transformer), logits(opened))
+    assert {path.name for path in out.iterdir()} >= {path.name for path in tiny_folder.iterdir()}
+    assert read_lineage(out)["parents"]["base"]["hash"] == hash_of(tiny_folder)
+    # Unmerged, as it was trained:
+    model = huggingface.load(tiny_folder)
+    add_adapters(model, CONFIG.lora)
+    wanted = {name: tuple(parameter.shape) for name, parameter in adapters(model)}
+    values = peft.to_parameters(model.config, peft.read_pairs(adapter, model.config), wanted, CONFIG.lora.scale)
+    assert values is not None
+    model.load_state_dict(values, strict=False)
+    assert (logits(model) - logits(opened)).abs().max() <= 1e-5
+    with pytest.raises(HerdError, match="is a model, no adapter"):
+        merge(MergeConfig(), out, tmp_path / "again")
+    with pytest.raises(HerdError, match=r"is an adapter: herd merge .* --out"):
+        convert(ConvertConfig(), adapter, tmp_path / "converted")
+
+
+def test_a_chat_with_an_adapter(adapter: Path) -> None:
+    model = herd.load(adapter)
+    try:
+        assert model.chat([{"role": "user", "content": "hello"}], herd.SamplingParams(max_tokens=3)).finish_reason
+    finally:
+        model.pipeline.engine.close()
+
+
+def test_the_checkpoint_holds_adapters_alone_and_resuming_is_exact(
+    adapter: Path, tiny_folder: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, out = Tracker.log, tmp_path / "out"
+
+    def stop_after_the_first(tracker: Tracker, step: int, **metrics: object) -> None:
+        log(tracker, step, **metrics)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Tracker, "log", stop_after_the_first)
+    with pytest.raises(Stopped):
+        sft(replace(CONFIG, checkpoint=CheckpointConfig(every_s=0.0)), tiny_folder, tiny_data, out)
+    saved = newest(tmp_path / "out.partial" / "state")
+    assert saved is not None
+    held = [name for name in _SafeReader(saved).read_metadata().state_dict_metadata if name.startswith("optimizer.w")]
+    assert held and all(is_adapter(name) for name in held)
+    monkeypatch.setattr(Tracker, "log", log)
+    resumed = sft(CONFIG, tiny_folder, tiny_data, out)
+    one, other = (load_file(folder / peft.FILE) for folder in (adapter, resumed))
+    assert one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_an_adapter_is_trained_on_and_merged_where_no_adapters_are_asked_for(
+    adapter: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    still = replace(CONFIG, num_tokens=1000, balance_rate=0.0, optimizer=OptimizerConfig(lr_scale=0.0))
+    again = sft(still, adapter, tiny_data, tmp_path / "again")
+    one, other = (load_file(folder / peft.FILE) for folder in (adapter, again))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert read_lineage(again)["adapter"]["base"] == read_lineage(adapter)["adapter"]["base"]
+    with pytest.raises(HerdError, match="adapters of another rank or on other matrices than rank=2"):
+        sft(replace(still, lora=LoraConfig(rank=2)), adapter, tiny_data, tmp_path / "other")
+    whole = sft(replace(still, lora=LoraConfig()), adapter, tiny_data, tmp_path / "whole")
+    wanted = huggingface.load(whole, dtype=torch.bfloat16)
+    found = find_source(adapter).transformer(dtype=torch.bfloat16)
+    assert all(torch.equal(p, q) for p, q in zip(found.parameters(), wanted.parameters(), strict=True))
+
+
+def test_the_base_is_found_beside_the_adapter_or_where_it_is_given_and_refused_if_it_changed(
+    adapter: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(adapter, tmp_path / "moved" / "lora")
+    config = read_json(moved / peft.CONFIG)
+    write_json(moved / peft.CONFIG, {**config, "base_model_name_or_path": f"/gone/{tiny_folder.name}"})
+    with pytest.raises(HerdError, match=r"/gone/random, which is not here: name its folder, as in herd merge"):
+        herd.load(moved)
+    assert find_source(moved, base=tiny_folder).base is not None
+    beside = shutil.copytree(tiny_folder, tmp_path / "moved" / tiny_folder.name)
+    assert find_source(moved).base.path == beside  # type: ignore[union-attr]
+    (beside / "config.json").write_text((beside / "config.json").read_text() + " ")
+    with pytest.raises(HerdError, match=r"was trained on .* with the hash .* it has changed since"):
+        find_source(moved)
+    with pytest.raises(HerdError, match="is no adapter"):
+        find_source(tiny_folder, base=beside)
+
+
+def test_an_adapter_without_a_lineage_takes_the_tokenizer_and_settings_of_its_base(
+    adapter: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    from herd.serve.generation_config import default_params
+
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in (peft.CONFIG, peft.FILE):
+        shutil.copy(adapter / name, bare)
+    assert torch.equal(logits(herd.load(bare).transformer), logits(herd.load(adapter).transformer))
+    assert default_params(bare) == default_params(tiny_folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"use_dora": True}, r"use_dora=true \(DoRA\) is not read"),
+        ({"bias": "all"}, r'bias="all" \(biases\) is not read'),
+        ({"modules_to_save": ["lm_head"]}, r'modules_to_save=\["lm_head"\] \(modules saved whole\) is not read'),
+        ({"init_lora_weights": "pissa"}, "'pissa', which changes the base"),
+        ({"peft_type": "IA3"}, "an adapter of the kind 'IA3', only LoRA is read"),
+        ({"some_variant": {"x": 1}}, "some_variant=.* is not read"),
+        ({"r": 0}, "r=0 must be a number above 0"),
+    ],
+)
+def test_what_herd_does_not_do_is_refused_by_name(
+    change: dict[str, Any], told: str, adapter: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(adapter, tmp_path / "lora")
+    write_json(folder / peft.CONFIG, {**read_json(folder / peft.CONFIG), **change})
+    with pytest.raises(HerdError, match=told):
+        herd.load(folder)
+
+
+def rename(tensors: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
+    return {name.replace(old, new): tensor for name, tensor in tensors.items()}
+
+
+FIRST = "base_model.model.language_model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: rename(t, "q_proj", "wq_proj"), "wq_proj.lora_A.weight has no place in the base"),
+        (lambda t: {n: x for n, x in t.items() if n != f"{FIRST}.lora_B.weight"}, "q_proj.weight has lora_A only"),
+        (lambda t: {**t, f"{FIRST}.lora_A.weight": torch.ones(4, 5)}, r"\(4, 5\) and .*: it is of another base"),
+        (lambda t: {**t, f"{FIRST}.lora_magnitude_vector": torch.ones(4)}, "lora_magnitude_vector has no place"),
+        (lambda t: {n: x for n, x in t.items() if n == "none"}, "holds no adapters"),
+        (lambda t: {**t, f"{FIRST}.lora_B.weight": t[f"{FIRST}.lora_B.weight"] * torch.inf}, "not finite"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]], told: str, adapter: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(adapter, tmp_path / "lora")
+    save_file(change(load_file(folder / peft.FILE)), folder / peft.FILE)
+    with pytest.raises(HerdError, match=told):
+        herd.load(folder)
+
+
+def test_files_that_are_missing_or_cut_are_named(adapter: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(adapter, tmp_path / "lora")
+    data = (folder / peft.FILE).read_bytes()
+    (folder / peft.FILE).write_bytes(data[:-100])
+    with pytest.raises(HerdError, match=r"adapter_model.safetensors is damaged"):
+        herd.load(folder)
+    (folder / peft.FILE).unlink()
+    with pytest.raises(HerdError, match=r"adapter_model.safetensors is missing: copy the folder again"):
+        herd.load(folder)
+    (folder / "adapter_model.bin").touch()
+    with pytest.raises(HerdError, match=r"its weights are a pickle"):
+        herd.load(folder)
+    (folder / peft.CONFIG).write_text("{")
+    with pytest.raises(HerdError, match=r"adapter_config.json is not valid JSON"):
+        herd.load(folder)
+
+
+def test_experts_of_an_older_peft_are_read_too(adapter: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(adapter, tmp_path / "lora")
+    (folder / "herd.json").unlink()
+    tensors, experts = load_file(folder / peft.FILE), herd.load(adapter).config.moe.num_experts
+    for name in [name for name in tensors if ".experts." in name and "lora_A" in name]:
+        a, b = tensors[name], tensors[other := name.replace("lora_A", "lora_B")]
+        a = a.reshape(experts, -1, a.shape[1])
+        b = b.reshape(b.shape[0], -1, experts).permute(2, 0, 1)
+        tensors[name] = b.mT.flatten(0, 1).contiguous()  # [E * K, in]
+        tensors[other] = a.mT.permute(1, 2, 0).flatten(1).contiguous()  # [out, K * E]
+    save_file(tensors, folder / peft.FILE)
+    write_json(folder / peft.CONFIG, {**read_json(folder / peft.CONFIG), "peft_version": "0.18.1"})
+    assert torch.equal(logits(herd.load(folder).transformer), logits(herd.load(adapter).transformer))
+
+
+def test_the_commands_of_an_adapter(
+    adapter: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["merge", str(adapter), "--out", str(tmp_path / "merged"), "--dtype", "bfloat16"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"wrote {tmp_path / 'merged'}"
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert main(["merge", str(adapter), "--out", str(tmp_path / "merged")]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert main(["merge", str(adapter), "--out", str(tmp_path / "x"), "--dtype", "bfloat"]) == 1
+    assert "did you mean 'bfloat16'" in capsys.readouterr().err
+    assert main(["merge", str(adapter), "--out", str(tmp_path / "x"), "--base", str(tmp_path / "none")]) == 1
+    assert "which is not here" in capsys.readouterr().err
