@@ -36,7 +36,7 @@ _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}")
 
 _SEPARATOR = r"[ \u00a0.\-/()]{0,3}"
 _PHONE_SIGN = re.compile(rf"\d(?:{_SEPARATOR}\d){{5}}")
-_INTERNATIONAL = re.compile(rf"(?<![\w+.,])(?:\+|00(?=[1-9]))(?:{_SEPARATOR}\d){{7,14}}(?![\w]|[.,-]\d)")
+_INTERNATIONAL = re.compile(rf"(?<![\w+.,])(?:\+|(?<!\d )00(?=[1-9]))(?:{_SEPARATOR}\d){{7,14}}(?![\w]|[.,-]\d)")
 _NORTH_AMERICAN = re.compile(r"(?<![\w+.,/-])(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[.-]\d{4}(?![\w]|[.,/-]\d)")
 _CUES = (
     ("tel", "tél", "telefon", "telefono", "teléfono", "telefone", "telepon", "telp", "téléphone", "telephone", "phone")
@@ -73,7 +73,7 @@ _KEY = re.compile(
             r"\bgithub_pat_[A-Za-z0-9_]{60,255}",
             r"\bglpat-[A-Za-z0-9_-]{20,64}",  # GitLab
             # OpenAI, Anthropic, OpenRouter
-            r"\bsk-(?:ant-|proj-|svcacct-|or-v1-)?(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{32,200}",
+            r"\bsk-(?:ant-|proj-|svcacct-|or-v1-)?(?=[A-Za-z_-]{0,200}\d)[A-Za-z0-9_-]{32,200}",
             r"\b[sr]k_(?:live|test)_[A-Za-z0-9]{16,100}",  # Stripe
             r"\bAIza[A-Za-z0-9_-]{35}",  # Google
             r"\bxox[abeoprs]-[A-Za-z0-9-]{10,200}",  # Slack
