@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from herd.core.batch import Batch, Images
 from herd.model.formats import huggingface
 from herd.model.formats.stored import Stored
 from herd.model.formats.weights import skeleton
-from herd.model.lora import adapters, add_adapters
+from herd.model.lora import adapters, add_adapters, with_adapters
 from herd.model.moe import MoE
 from herd.model.parallel import Parallel, local
 from herd.model.parallel.mesh import Mesh, bounds
@@ -177,6 +178,19 @@ def loaded_on(parallel: ParallelConfig, folder: Path) -> dict[str, Any]:
     loss = loss_of(model.train(), ranks.share(RandomBatches(), SHAPE.chunk_size).batch(0))
     loss.backward()
     return found | {"loss": float(ranks.mesh.sum(loss.detach().double(), tuple(ranks.mesh.sizes)))}
+
+
+def adapters_read(parallel: ParallelConfig, folder: Path) -> dict[str, Any]:
+    """The bytes that a rank reads for a model with adapters, and the adapters as they are written, whole."""
+    ranks, base = Parallel(Mesh(parallel)), huggingface.open_folder(folder)
+    model = skeleton(base.config)
+    add_adapters(model, LoraConfig(rank=3))
+    shapes = {name: tuple(parameter.shape) for name, parameter in adapters(model)}
+    ranks.apply(model)
+    weights = with_adapters(base, shapes, lambda name: torch.arange(prod(shapes[name])).view(shapes[name]).float())
+    counts = bytes_read(lambda: ranks.read(model, weights, dtype=torch.float32, device=torch.device("cpu")))
+    held = ranks.weights(model)
+    return {"read": sum(counts), **{name: held.read(name) for name in shapes}}
 
 
 def described(ranks: Parallel, model: Transformer) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ def plan(
     *,
     context: int | None = None,
     quantize: Precision | None = None,
+    lora: int | None = None,
     gpus: int | None = None,
     gpu: str = "h100",
     length: int = 8192,
@@ -29,6 +30,7 @@ def plan(
         model: A preset's name, the folder of a model, or a config.json.
         context: Tokens of one request, such as 8192, 128K or 10M; as many as the model claims if not given.
         quantize: Precision of weights and cache, bf16 if not given.
+        lora: Rank of LoRA adapters: count them, and the memory of their training.
         gpus: Estimate a training run on so many GPUs, with the options below.
         gpu: a100, h100, h800, h200 or b200.
         length: Tokens of a document.
@@ -56,6 +58,7 @@ def plan(
         shape,
         context=context,
         quantize=quantize,
+        lora=lora,
         training=training,
         here=None if machine is None else (batch_tokens, length, machine),
         as_json=json,

@@ -14,7 +14,7 @@ from herd.core.files import read_json
 from herd.evaluate.charts import line_chart
 from herd.evaluate.curves import curve
 from herd.evaluate.load import load_facts, load_of
-from herd.evaluate.run_folder import StageFolder
+from herd.evaluate.run_folder import StageFolder, config_json
 
 END = 0.05
 """Share of the steps, at the end, whose mean is a final figure."""
@@ -76,7 +76,7 @@ def _pair(one: StageFolder, other: StageFolder, names: tuple[str, str]) -> Pair:
             charts.append(
                 line_chart(TITLES.get(key, key.replace("_", " ")), curves, from_zero=not key.endswith("loss"))
             )
-    shapes = [shape for stage in (one, other) if (shape := model_shape(stage)) is not None]
+    shapes = [shape for stage in (one, other) if (shape := config_json(stage)) is not None]
     settings = list(differing(one.lineage["config"], other.lineage["config"]))
     return Pair(
         name=one.name,
@@ -85,12 +85,6 @@ def _pair(one: StageFolder, other: StageFolder, names: tuple[str, str]) -> Pair:
         figures=figures(one, other),
         charts=[chart for chart in charts if chart],
     )
-
-
-def model_shape(stage: StageFolder) -> dict[str, Any] | None:
-    """The config.json of the model that a stage wrote; None where it wrote none, or has not yet."""
-    path = stage.path / "config.json"
-    return dict(read_json(path)) if path.is_file() else None
 
 
 def measured(stage: StageFolder) -> set[str]:

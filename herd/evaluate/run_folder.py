@@ -95,12 +95,19 @@ def unfinished(run: Path) -> list[str]:
     return sorted(path.stem for path in begun if path.stem != "report")
 
 
+def config_json(stage: StageFolder) -> dict[str, Any] | None:
+    """The config.json of the model that a stage wrote, of an adapter that of its base; None where it wrote none, or has
+    not yet."""
+    base = stage.lineage.get("adapter", {}).get("base", {}).get("path")
+    path = (stage.path if base is None else Path(base)) / "config.json"
+    return dict(read_json(path)) if path.is_file() else None
+
+
 def model_facts(stage: StageFolder) -> dict[str, int] | None:
     """Counts of parameters and the shape of the model that a stage wrote; None where it wrote none."""
-    path = stage.path / "config.json"
-    if "parameters" not in stage.lineage or not path.is_file():
+    config = config_json(stage)
+    if "parameters" not in stage.lineage or config is None:
         return None
-    config = read_json(path)
     config = config.get("text_config", config)  # a model of text alone has its fields at the top
     return {
         **stage.lineage["parameters"],

@@ -14,7 +14,7 @@ from herd.errors import HerdError
 from herd.evaluate.inputs import TRAIN, DataFolder
 from herd.evaluate.naming import Asked
 from herd.evaluate.questions import Asker, Done, shows, text_of
-from herd.evaluate.run_folder import StageFolder
+from herd.evaluate.run_folder import StageFolder, config_json
 
 BASE_STAGES = ("pretrain", "midtrain")  # whose models are not asked to chat
 PROMPT_BYTES = 160
@@ -105,7 +105,7 @@ def stage_samples(stages: Sequence[StageFolder]) -> dict[str, Any]:
     from herd.engine.load import load
     from herd.engine.pipeline import AnswerPipeline
 
-    models = [one for one in stages if one.finished and (one.path / "config.json").is_file()]
+    models = [one for one in stages if one.finished and config_json(one) is not None]
     found = [
         one for one in models if one.lineage["stage"] not in {"model", "vision"} and "data" in one.lineage["parents"]
     ]

@@ -16,7 +16,7 @@ routers and the vision encoder.
 # N tokens, D width, E experts, F hidden width, K rank, R rows sorted by expert, P parts of a fused matrix
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 import torch
@@ -173,9 +173,8 @@ def initial(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.empty(shape).uniform_(-1 / math.sqrt(inputs), 1 / math.sqrt(inputs), generator=generator)
 
 
-def with_adapters(base: Weights, model: Transformer, first: Callable[[str], Tensor]) -> Weights:
-    """The weights of a model with adapters: those of its base, and `first` of each adapter's parameter."""
-    names = {name for name, _ in adapters(model)}
+def with_adapters(base: Weights, names: Collection[str], first: Callable[[str], Tensor]) -> Weights:
+    """The weights of a model with adapters: those of its base, and `first` of each of the adapters' `names`."""
 
     def read(name: str) -> Tensor:
         return first(name) if name in names else base.read(name)

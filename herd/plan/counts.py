@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Literal, get_args
 
-from herd.config import ModelConfig
+from herd.config import LoraConfig, ModelConfig
 from herd.errors import HerdError
 
 Precision = Literal["bf16", "fp8", "int8", "int4"]
@@ -60,6 +60,25 @@ def count(config: ModelConfig) -> Counts:
     }
     active = sum(text.values()) - routed + mixtures * moe.top_k * expert
     return Counts(**text, vision=count_vision(config), active=active)
+
+
+def count_adapters(config: ModelConfig, lora: LoraConfig) -> int:
+    """Parameters of the adapters of a rank: q, k, v and gate, up have a pair each, the stacks of experts one an expert.
+    Raises HerdError for a rank that a matrix does not have."""
+    dim, moe, rank = config.dim, config.moe, lora.rank or 0
+    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    mixtures = sum(config.is_moe(layer) for layer in range(config.num_layers))
+    sides = {  # of every matrix of a layer, inputs and outputs
+        "attention": (config.num_layers, [(dim, heads), (dim, kv_heads), (dim, kv_heads), (heads, dim)]),
+        "dense": (config.num_layers - mixtures, [(dim, config.dense_ffn_dim)] * 2 + [(config.dense_ffn_dim, dim)]),
+        "shared": (mixtures, [(dim, moe.ffn_dim)] * 2 + [(moe.ffn_dim, dim)]),
+        "experts": (mixtures * moe.num_experts, [(dim, 2 * moe.ffn_dim), (moe.ffn_dim, dim)]),
+    }
+    chosen = [sides[target] for target in lora.targets if sides[target][0]]
+    least = min(min(pair) for _, pairs in chosen for pair in pairs)
+    if rank > least:
+        raise HerdError(f"--lora {rank} is larger than a side of a matrix: take at most {least}")
+    return sum(number * rank * sum(map(sum, pairs)) for number, pairs in chosen)
 
 
 def count_vision(config: ModelConfig) -> int:
@@ -149,7 +168,13 @@ def longest_context(config: ModelConfig, budget: int) -> int:
     return low
 
 
-def plan(config: ModelConfig, *, context: int | None = None, quantize: Precision | None = None) -> dict[str, object]:
+ADAPTER_BYTES = 2 + 2 + 2 + 8
+"""Of a parameter of an adapter in training: weight, gradient, the rest of its fp32 master, AdamW's two moments."""
+
+
+def plan(
+    config: ModelConfig, *, context: int | None = None, quantize: Precision | None = None, lora: int | None = None
+) -> dict[str, object]:
     """All figures, as `herd plan --json` prints them; see docs/model.md for their meaning."""
     context = config.max_positions if context is None else context
     if not 0 < context <= config.max_positions:
@@ -165,6 +190,8 @@ def plan(config: ModelConfig, *, context: int | None = None, quantize: Precision
             weights[precision] = None  # a shape whose widths are no multiples of int4's group
     chosen: Precision = quantize or "bf16"
     cache = cache_bytes(config, context)
+    trained = 0 if lora is None else count_adapters(config, LoraConfig(rank=lora))
+    adapters = {"rank": lora, "parameters": trained, "training_bytes": 2 * counts.total + ADAPTER_BYTES * trained}
     return {
         "total_parameters": counts.total,
         "active_parameters": counts.active,
@@ -181,6 +208,7 @@ def plan(config: ModelConfig, *, context: int | None = None, quantize: Precision
             precision: None if size is None or size > CARD_BYTES else longest_context(config, CARD_BYTES - size)
             for precision, size in weights.items()
         },
+        **({"lora": adapters} if lora is not None else {}),
     }
 
 

@@ -15,6 +15,7 @@ def show(
     *,
     context: int | None,
     quantize: Precision | None,
+    lora: int | None = None,
     training: TrainingPlan | None = None,
     here: tuple[int, int, Machine] | None = None,
     as_json: bool,
@@ -22,7 +23,7 @@ def show(
     """Print the plan of the model called `name`; of training it too, on a cluster or `here` (step, document)."""
     step = None if here is None else step_here(config, OptimizerConfig(), *here)
     lines = [] if training is None else training_lines(config, training)
-    facts = plan(config, context=context, quantize=quantize)
+    facts = plan(config, context=context, quantize=quantize, lora=lora)
     if as_json:
         more = {} if training is None else {"training": training_json(config, training)}
         more |= {} if step is None else {"here": asdict(step)}
@@ -45,6 +46,14 @@ def show(
     cache, packed = (amount(facts[name]) for name in ("cache_bytes", "cache_bytes_int8"))
     print(f"KV cache of {facts['context']:,} tokens in bf16: {cache}B, with the global layers' in int8: {packed}B")
     print(f"together in {facts['precision']}: {amount(facts['serving_bytes'])}B")
+    if lora is not None:
+        adapters, total = facts["lora"], facts["total_parameters"]
+        assert isinstance(adapters, dict) and isinstance(total, int)
+        share = adapters["parameters"] / total
+        print(
+            f"LoRA of rank {lora}: {amount(adapters['parameters'])} trained parameters ({share:.2%}); with the base in "
+            f"bf16, gradients, masters and moments {amount(adapters['training_bytes'])}B, activations aside"
+        )
     for line in lines:
         print(line)
     if step is not None:

@@ -58,14 +58,14 @@ def first_adapters(base: Weights, model: Transformer, config: LanguageTrainingCo
     """The weights of a model with adapters: new ones, or those of the adapter folder that the training begins with."""
     shapes = {name: tuple(parameter.shape) for name, parameter in adapters(model)}
     if source.base is None:
-        return with_adapters(base, model, lambda name: initial(name, shapes[name], config.seed))
+        return with_adapters(base, shapes, lambda name: initial(name, shapes[name], config.seed))
     held = peft.to_parameters(base.config, peft.read_pairs(source.path, base.config), shapes, config.lora.scale)
     if held is None:
         raise HerdError(
             f"{source.path} has adapters of another rank or on other matrices than rank={config.lora.rank}, "
             f"targets={config.lora.targets}: give the same, or herd merge it and train new ones"
         )
-    return with_adapters(base, model, held.__getitem__)
+    return with_adapters(base, shapes, held.__getitem__)
 
 
 def heldout_loss(

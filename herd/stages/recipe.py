@@ -27,8 +27,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """What a stage may be called: it is the name of its folder too. Names with dots are those of folders moved aside."""
 KEYS = {"model": "from", "data": "data"}
 """What a stage reads → the key that says which one."""
-SIGNS = {"model": "config.json", "data": "tokenizer"}
-"""What every such folder has."""
+SIGNS = {"model": ("config.json", "adapter_config.json"), "data": ("tokenizer",)}
+"""What every such folder has one of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,8 +210,8 @@ def user_folder(role: str, value: str, where: str) -> Path:
     folder = Path(value).expanduser()
     if not folder.is_dir():
         raise HerdError(f"{where} = {value!r}: there is no such folder")
-    if not (folder / SIGNS[role]).exists():
-        raise HerdError(f"{where} = {value!r} is no {role} folder: it has no {SIGNS[role]}")
+    if not any((folder / sign).exists() for sign in SIGNS[role]):
+        raise HerdError(f"{where} = {value!r} is no {role} folder: it has no {SIGNS[role][0]}")
     return folder
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from parallel_world import (
     SHAPE,
     RandomBatches,
+    adapters_read,
     gradients,
     hidden_states,
     loaded,
@@ -266,6 +267,7 @@ def test_every_axis_gives_the_loss_and_the_gradients_of_one_rank(tmp_path: Path,
         (2, hidden_states, (ParallelConfig(expert=2), seen)),
         (2, saved, (ParallelConfig(tensor=2), tmp_path)),
         (3, resharded, (ParallelConfig(shard=3), tmp_path)),
+        (2, adapters_read, (ParallelConfig(shard=2), stored_model)),
         (2, loaded_on, (ParallelConfig(shard=2), stored_model)),
         (2, loaded_on, (ParallelConfig(tensor=2), stored_model)),
     )
@@ -273,12 +275,15 @@ def test_every_axis_gives_the_loss_and_the_gradients_of_one_rank(tmp_path: Path,
         wanted = gradients(ParallelConfig(), *case)
         for rank in ranks:
             close(rank, wanted)
-    *_, rows, hidden, _, again, sharded, cut = found
+    *_, rows, hidden, _, again, begun, sharded, cut = found
     assert torch.equal(torch.cat(rows), rows_of_experts(ParallelConfig(), mixture)), "bitwise"
     if native.why_not() is None:  # else a row's rounding depends on how many there are
         assert torch.equal(torch.cat(hidden), hidden_states(ParallelConfig(), seen)), "bitwise, the whole model in bf16"
     for name, parameter in small_model().named_parameters():
         assert torch.equal(again[0][name], parameter), name
+    for name, value in begun[0].items():
+        assert name == "read" or torch.equal(value, torch.arange(value.numel()).view(value.shape)), name
+    assert [rank["read"] for rank in begun] == [rank["own"] for rank in sharded], "of the base its own part"
     one = float(gradients(ParallelConfig(), RandomBatches())["loss"])
     for rank in (*sharded, *cut):
         assert rank["same"] and rank["loss"] == pytest.approx(one, rel=1e-5)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +12,25 @@ from hypothesis import strategies as st
 
 from herd.cli import main
 from herd.commands.stages import STAGES
-from herd.config import PRESETS, ModelConfig, MoEConfig, VisionConfig, preset, tiny_ids
+from herd.config import LORA_TARGETS, PRESETS, LoraConfig, ModelConfig, MoEConfig, VisionConfig, preset, tiny_ids
 from herd.data.tokens.tokenizer import train_tokenizer
 from herd.errors import HerdError
 from herd.model.cache import Slots
 from herd.model.formats.config_json import config_to_json
+from herd.model.formats.weights import skeleton
+from herd.model.lora import add_adapters
 from herd.model.quantize import Scheme, quantize_model
 from herd.model.transformer import Transformer
-from herd.plan.counts import PRECISIONS, Precision, cache_bytes, count, longest_context, plan, weight_bytes
+from herd.plan.counts import (
+    PRECISIONS,
+    Precision,
+    cache_bytes,
+    count,
+    count_adapters,
+    longest_context,
+    plan,
+    weight_bytes,
+)
 from herd.stages.recipe import load_recipe
 
 
@@ -143,6 +155,25 @@ def test_a_width_that_int4_cannot_group_is_reported() -> None:
         plan(config, quantize="int4")
     with pytest.raises(HerdError, match="--context 5000 is not between 1 and the model's 4096"):
         plan(config, context=5000)
+
+
+@pytest.mark.parametrize("name", ["scout", "maverick", "tiny", "tiny-maverick"])
+@pytest.mark.parametrize("targets", [LORA_TARGETS, ("experts", "attention"), ("dense", "shared")])
+def test_adapters_count_as_on_the_meta_device(name: str, targets: Any) -> None:
+    lora = LoraConfig(rank=16, targets=targets)
+    model = skeleton(preset(name))
+    add_adapters(model, lora)
+    assert count_adapters(model.config, lora) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_the_command_counts_adapters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "scout", "--lora", "16"]) == 0
+    assert "LoRA of rank 16: " in capsys.readouterr().out
+    assert main(["plan", "scout", "--lora", "16", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["lora"]["training_bytes"] == 2 * told["total_parameters"] + 14 * told["lora"]["parameters"]
+    assert main(["plan", "tiny", "--lora", "500"]) == 1
+    assert "--lora 500 is larger than a side of a matrix" in capsys.readouterr().err
 
 
 def test_the_command_plans_presets_and_folders(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
