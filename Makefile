@@ -68,5 +68,5 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install --quiet -e '.[data,serve,video,oracle,dev]' -c constraints.txt
+	$(PIP) install --quiet -e '.[data,documents,serve,video,oracle,dev]' -c constraints.txt
 	@touch $@ $(VENV)/.demo

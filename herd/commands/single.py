@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from herd.commands.command import DEVICE_HELP, Command, set_device
+from herd.commands.own import from_paths, own_data, own_options, starter_or, with_starter
 from herd.commands.stages import STAGES
 from herd.core.boards import VARIABLE, asked_for
 from herd.core.console import traceback_log
 from herd.core.device import DeviceName
 from herd.core.ranks import rank, world
-from herd.errors import HerdError, unknown
+from herd.errors import HerdError, Misunderstood, unknown
 from herd.stages.recipe import StageKind, load_recipe
 from herd.stages.runner import run_stage
 from herd.stages.unfinished import changes_since, put_in_place, unfinished_mode
@@ -46,8 +47,14 @@ def stage_usage(kind: StageKind, args: Sequence[str]) -> Any:
     config = config_of(kind, given.recipe, given.table)
     fields: Fields = []
     for role in kind.reads:
+        if role == "data" and kind.takes:
+            fields += own_options(kind)
+            continue
         path = Annotated[Path, arg(help=f"Folder with the {role}.")]
         fields.append((role, Positional[path] if role == "model" else path))
+    if kind.writes == "data":
+        about = "Files, folders or patterns of yours: what each holds is found by looking."
+        fields.append(("paths", Annotated[tuple[str, ...], arg(name="from", help=about)], ()))
     fields.append(("out", Annotated[Path, arg(help="Folder to write.")]))
     about = "Recipe whose table gives the defaults below."
     fields.append(("recipe", Annotated[str, arg(help=about, metavar="RECIPE")], given.recipe))
@@ -100,8 +107,20 @@ def do_stage(kind: StageKind, usage: Any) -> None:
     if world() > 1 and "parallel" not in {field.name for field in dataclasses.fields(usage.config)}:
         raise HerdError(f"herd {kind.command} works in one process, {world()} were started: run it without torchrun")
     out: Path = usage.out
+    if out.exists():
+        raise HerdError(f"{out} is there already: give another --out, or remove it first")
+    config = with_starter(usage.config)
+    if kind.writes == "data" and usage.paths:
+        config = from_paths(config, usage.paths)
     parents = {role: getattr(usage, role) for role in kind.reads}
-    if rank() == 0 and put_in_place(out) and not changes_since(out, usage.config, parents):
+    if "model" in parents:
+        parents["model"] = starter_or(parents["model"])
+    if kind.takes and parents["data"] is None:
+        parents["data"], config = own_data(kind, usage, parents["model"], config)
+    elif kind.takes and (given := [f"--{what}" for what in kind.takes if getattr(usage, what)]):
+        raise Misunderstood(f"--data is given, and {given[0]} too: give one of them")
+    inputs = {**parents, **kind.inputs(config)}
+    if rank() == 0 and put_in_place(out) and not changes_since(out, config, inputs):
         print(f"wrote {out}")  # all but its name was done when it was killed
         return
     if out.exists():
@@ -112,5 +131,5 @@ def do_stage(kind: StageKind, usage: Any) -> None:
     asked_for()  # a mistake in it is reported before anything is written
     out.parent.mkdir(parents=True, exist_ok=True)
     traceback_log.set(out.with_name(out.name + ".log"))
-    run_stage(kind, usage.config, parents, out, unfinished)
+    run_stage(kind, config, parents, out, unfinished)
     print(f"wrote {out}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from herd.commands.command import named
-from herd.config import ReportConfig
+from herd.config import DataConfig, ReportConfig
 from herd.stages.recipe import StageKind
 
 
@@ -31,11 +31,17 @@ def report(config: ReportConfig, *stages_and_out: Path) -> Path:
     return path
 
 
+def data_inputs(config: DataConfig) -> dict[str, Path]:
+    """The user's files that a data folder is made of."""
+    return config.inputs()
+
+
 ALL = (
     stage(
         "data",
         config="herd.config:DataConfig",
         function="herd.stages.data:build_data",
+        inputs=data_inputs,
         writes="data",
         command="data build",
         summary="Make a data folder: documents, pictures, chats, tokenizer",
@@ -65,6 +71,7 @@ ALL = (
         config="herd.config:PretrainConfig",
         function="herd.stages.pretrain:pretrain",
         reads=("model", "data"),
+        takes=("text",),
         writes="model",
         summary="Train a model on text and pictures together",
         example="herd pretrain runs/tiny/vision --recipe tiny --data runs/tiny/data --out runs/mine/pretrain",
@@ -75,6 +82,7 @@ ALL = (
         config="herd.config:MidtrainConfig",
         function="herd.stages.midtrain:midtrain",
         reads=("model", "data"),
+        takes=("text",),
         writes="model",
         summary="Train a model on longer documents",
         example="herd midtrain runs/tiny/pretrain --data runs/tiny/data --out runs/mine/midtrain",
@@ -85,6 +93,7 @@ ALL = (
         config="herd.config:SftConfig",
         function="herd.stages.sft:sft",
         reads=("model", "data"),
+        takes=("chats", "text"),
         writes="model",
         summary="Fine-tune a model on chats",
         example="herd sft runs/tiny/pretrain --recipe tiny --data runs/tiny/data --out runs/mine/sft",

@@ -29,6 +29,7 @@ from herd.config.presets import (
     tiny_scout,
 )
 from herd.config.sampling import SamplingConfig
+from herd.config.sources import ChatSource, PreferenceSource, PromptSource, SourceConfig, TextSource
 from herd.config.stages import LANGUAGES, DataConfig, MidtrainConfig, PretrainConfig, SftConfig, VisionStageConfig
 from herd.config.training import (
     HOW_IT_RUNS,
@@ -53,6 +54,7 @@ __all__ = [
     "RELEASED_VISION",
     "RELEASED_VOCAB",
     "TINY_VOCAB",
+    "ChatSource",
     "CheckpointConfig",
     "CleaningConfig",
     "DataConfig",
@@ -69,13 +71,17 @@ __all__ = [
     "NewModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "PreferenceSource",
     "PresetName",
     "PretrainConfig",
+    "PromptSource",
     "ReportConfig",
     "RopeScaling",
     "SamplingConfig",
     "SftConfig",
+    "SourceConfig",
     "SpecialIds",
+    "TextSource",
     "VisionConfig",
     "VisionStageConfig",
     "behemoth",

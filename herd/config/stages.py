@@ -1,8 +1,10 @@
 """The settings of each stage, in the order of a model's life."""
 
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+from herd.config.cleaning import CleaningConfig
 from herd.config.presets import TINY_VOCAB
 from herd.config.ranges import (
     Checked,
@@ -18,6 +20,7 @@ from herd.config.ranges import (
     Weight,
     at_least,
 )
+from herd.config.sources import ChatSource, PreferenceSource, PromptSource, SourceConfig, TextSource
 from herd.config.training import (
     HOW_IT_RUNS,
     CheckpointConfig,
@@ -34,8 +37,22 @@ LANGUAGES = ("en", "de", "fr", "es", "it", "pt", "ru", "ja", "zh", "vi", "id", "
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Checked):
-    """How much of what goes into a data folder."""
+    """What goes into a data folder, and how much of it."""
 
+    text: tuple[TextSource, ...] = ()
+    """Documents of yours."""
+    chats: tuple[ChatSource, ...] = ()
+    """Conversations of yours."""
+    preferences: tuple[PreferenceSource, ...] = ()
+    """Comparisons of answers of yours."""
+    prompts: tuple[PromptSource, ...] = ()
+    """Prompts of yours, with what answers are graded by."""
+    packages: bool | None = None
+    """Whether the embedded packages go in too; only where there is nothing of yours if not given."""
+    tokenizer: str = ""
+    """Model folder whose tokenizer is used; if not given, a new one is trained on the text."""
+    cleaning: CleaningConfig = field(default_factory=CleaningConfig)
+    """The filters that documents of yours pass; those of the packages are fixed."""
     english_bytes: Annotated[int, at_least(10_000)] = 3_000_000
     """Text in English, held-out part included."""
     other_bytes: Annotated[int, at_least(10_000)] = 450_000
@@ -72,6 +89,38 @@ class DataConfig(Checked):
     """Tokens, the special ones included."""
     seed: Seed = 0
     """Of everything random: which rows are chosen, and in what order."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for kind in ("text", "chats", "preferences", "prompts"):
+            object.__setattr__(self, kind, tuple(with_name(source) for source in getattr(self, kind)))
+        names = [source.name for source in self.sources]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise HerdError(f"several sources are called {twice[0]!r}: give each a name of its own")
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """All sources of the user's."""
+        return (*self.text, *self.chats, *self.preferences, *self.prompts)
+
+    @property
+    def reads_packages(self) -> bool:
+        """Whether the embedded packages go in."""
+        return not self.sources if self.packages is None else self.packages
+
+    def inputs(self) -> dict[str, Path]:
+        """What of the user's is read, by what it is for."""
+        found = {f"source {source.name}": Path(source.path) for source in self.sources}
+        return found | ({"tokenizer": Path(self.tokenizer)} if self.tokenizer else {})
+
+
+def with_name(source: Any) -> Any:
+    """The source called after its file or folder, where it has no name."""
+    if source.name:
+        return source
+    fixed = [part for part in Path(source.path).parts if not set(part) & set("*?[")]
+    last = fixed[-1] if fixed else source.path
+    return replace(source, name=last.lstrip(".").partition(".")[0] or "data")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +241,12 @@ class SftConfig(LanguageTrainingConfig):
     batch_tokens: Count = 6144
     """Tokens of one optimizer step."""
     context: Context = 512
-    """Longer chats are left out."""
+    """Tokens of the longest chat."""
+    long_chats: Literal["drop", "cut", "window"] = "drop"
+    """What becomes of longer ones. `drop`: they are left out; `cut`: what is behind the context is; `window`: they are
+    split between turns into several chats, each with the system message."""
+    max_epochs: CountOrNone = 0
+    """Most passes over the chats, after which training ends before `num_tokens`; 0: no limit."""
     tiled_share: Share = 0.25
     """How often a large picture is shown in tiles, else as one tile."""
     replay_share: PartialShare = 0.25

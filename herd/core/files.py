@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,14 @@ def sha256(path: Path) -> str:
 
 ADDED_LATER = ("tokens-", "book-tokens-")
 """What is written into a finished data folder when a model with another tokenizer trains on it."""
+
+
+def files_hash(paths: Sequence[Path]) -> str:
+    """The digest of a file; of several, one over their names and contents."""
+    if len(paths) == 1:
+        return sha256(paths[0])
+    lines = "".join(f"{path.name} {sha256(path)}\n" for path in paths)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def folder_hash(folder: Path, *, without: str | None = None) -> str:

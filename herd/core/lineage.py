@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ import herd
 from herd.core.files import (
     cache_folder,
     commit_folder,
+    files_hash,
     folder_hash,
     partial,
     read_json,
-    sha256,
     write_atomic,
     write_json,
 )
+from herd.core.inputs import find_files, is_module, is_pattern, module_digest
 from herd.errors import HerdError
 
 
@@ -107,7 +109,8 @@ class Stage:
     def finish(self, **facts: Any) -> Path:
         """Write herd.json with the lineage and `facts` (metrics, card, …) and put the folder in its place. Until
         herd.json is written the checkpoints stay."""
-        changes = self.work / CHANGES
+        changes, mark = self.work / CHANGES, self.work / REQUEST
+        begun = read_json(mark)["parents"] if mark.exists() else {}  # what it was made of, whatever is there now
         write_json(
             self.work / "herd.json",
             {
@@ -117,7 +120,10 @@ class Stage:
                 "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "time_s": round(self.seconds, 2),
                 "peak_memory_bytes": peak_memory_bytes(),
-                "parents": {kind: {"path": str(path), "hash": hash_of(path)} for kind, path in self.parents.items()},
+                "parents": {
+                    role: {"path": str(path), "hash": begun.get(role) or hash_of(path)}
+                    for role, path in self.parents.items()
+                },
                 "config": self.config,
                 **({"changes": read_json(changes)} if changes.exists() else {}),
                 "hash": folder_hash(self.work, without=STATE),
@@ -163,16 +169,25 @@ def read_lineage(folder: Path) -> dict[str, Any]:
 
 
 def check_there(path: Path) -> None:
-    """Raise HerdError if there is no such folder or file."""
-    if not path.exists():
+    """Raise HerdError if there is no such folder or file, no file of such a pattern, or no such module."""
+    if is_module(str(path)):
+        module_digest(str(path))
+    elif is_pattern(str(path)):
+        find_files(str(path))
+    elif not path.exists():
         raise HerdError(f"{path} is not there: give a folder or file that is")
 
 
 def hash_of(folder: Path) -> str:
-    """The hash in a folder's herd.json; of a folder that Herd did not make, or of a file, that of what is there now."""
+    """The hash in a folder's herd.json; of a folder that Herd did not make, of a file, of those of a pattern, or of the
+    code of a module, that of what is there now."""
     check_there(folder)
+    if is_module(str(folder)):
+        return module_digest(str(folder))
+    if is_pattern(str(folder)):
+        return kept_hash([file.path for file in find_files(str(folder))])
     if folder.is_file():
-        return sha256(folder)
+        return kept_hash([folder])
     if (folder / "herd.json").exists():
         known: str | None = read_lineage(folder).get("hash")
         if known:
@@ -180,16 +195,17 @@ def hash_of(folder: Path) -> str:
     return kept_hash(folder)
 
 
-def kept_hash(folder: Path) -> str:
-    """`folder_hash`, kept in the cache where it takes long, as of a released model, for as long as no file has another
-    size or time of change."""
-    stats = [(str(path), path.stat()) for path in sorted(folder.resolve().rglob("*")) if path.is_file()]
+def kept_hash(what: Path | Sequence[Path]) -> str:
+    """`folder_hash` of a folder, or the hash of files, kept in the cache where it takes long, as of a released model,
+    for as long as no file has another size or time of change."""
+    paths = sorted(what.resolve().rglob("*")) if isinstance(what, Path) else [path.resolve() for path in what]
+    stats = [(str(path), path.stat()) for path in paths if path.is_file()]
     files = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
     kept = cache_folder() / "hashes" / hashlib.sha256(files.encode()).hexdigest()
     with suppress(OSError):
         return kept.read_text()
     begin = time.time()
-    digest = folder_hash(folder)
+    digest = folder_hash(what) if isinstance(what, Path) else files_hash(what)
     settled = all(stat.st_mtime < begin - SETTLED_S for _, stat in stats)  # a later write would have another time
     if settled and time.time() - begin > LONG_S:
         with suppress(OSError):

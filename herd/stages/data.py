@@ -1,8 +1,8 @@
-"""Packages to a data folder: text, books, pictures, clips, chats, the tokenizer and tokens, and a card that says what
-they are.
+"""The user's files and the embedded packages to a data folder: text, books, pictures, clips, chats, preferences,
+prompts, the tokenizer and tokens, and a card that says what they are. Tables that there is nothing for are absent.
 
 The work is done in steps; each leaves its file and, after it, a small note with its figures. A run that was killed goes
-on after the last step whose note was made under the same config and from the same packages.
+on after the last step whose note was made under the same config and from the same files and packages.
 """
 
 import hashlib
@@ -10,220 +10,378 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet as parquet
+
 from herd.config import LANGUAGES, DataConfig
 from herd.core.files import partial, write_json
-from herd.core.lineage import Stage
+from herd.core.lineage import Stage, hash_of
 from herd.core.progress import progress_bar
 from herd.data.loading import tables
-from herd.data.loading.tables import Clip, Picture
-from herd.data.packages.books import books
-from herd.data.packages.dialogues import Caps, all_chats
-from herd.data.packages.pictures import HELD_OUT_SPLITS, all_pictures, clips
-from herd.data.packages.text import CLEANING, read_language
+from herd.data.packages.text import CLEANING
 from herd.data.sources.fetch import Fetched, fetch
-from herd.data.sources.package_list import LEFT_OUT, SOURCES
-from herd.data.tasks.chats import Chat
 from herd.data.text.dedup import deduplicate
-from herd.data.text.documents import Document
+from herd.data.text.documents import Document, digest
+from herd.data.text.pipeline import filter_documents
 from herd.data.text.report import Report
-from herd.data.text.spelling import spellings
-from herd.data.text.splits import split_documents
+from herd.data.text.splits import held_out_pages
 from herd.data.tokens.shard_writer import write_shards
 from herd.data.tokens.shards import TokenShards
 from herd.data.tokens.tokenizer import Tokenizer, train_tokenizer
 from herd.errors import HerdError
-
-Facts = dict[str, Any]
+from herd.stages.data_packages import (
+    PACKAGES,
+    Facts,
+    package_chats,
+    package_documents,
+    package_facts,
+    package_pictures,
+    packages_left_out,
+    write_books,
+    write_clips,
+)
+from herd.stages.data_sources import OwnSources
 
 NAMES_REPEATED = 5
 """How often the tokenizer's training text repeats the names of the training pictures."""
+TOKENIZER_CHARS = 20_000_000
+"""Characters of each language that a new tokenizer is trained on at most: of more it would learn nothing else."""
+MEASURED_CHARS = 1_000_000
+"""Held-out characters of each language that bytes per token are measured on."""
+OWN_CHATS, OWN_PICTURES = "own_chats", "own_pictures"
+"""What the user's chats and their pictures wait in, until the tables of all are written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """What a data folder is made of, and the folder in work."""
+
+    cfg: DataConfig
+    work: Path
+    fetched: Fetched | None
+    """The packages, where they go in."""
+    own: OwnSources
 
 
 def build_data(cfg: DataConfig, out: Path) -> Path:
-    """Write the data folder `out`. Raises HerdError when the packages give no text or no pictures."""
-    fetched = fetch()
-    stage = Stage("data", out, config=cfg, parents={})
-    steps = _Steps(partial(out), cfg, fetched)
+    """Write the data folder `out`. Raises HerdError when there is no text and no chat, or the packages lack theirs."""
+    own = OwnSources(cfg=cfg)
+    fetched = fetch() if cfg.reads_packages else None
+    parents = cfg.inputs()
+    stage = Stage("data", out, config=cfg, parents=parents)
+    build = Build(cfg=cfg, work=partial(out), fetched=fetched, own=own)
+    steps = Steps(build, {role: hash_of(path) for role, path in parents.items()})
+    write_json(build.work / "sources.json", own.settings())
     facts: Facts = {}
-    with progress_bar("data", len(_STEPS)) as bar:
-        for name, step in _STEPS.items():
+    with progress_bar("data", len(STEPS)) as bar:
+        for name, step in STEPS.items():
             bar.describe(f"data: {name}")
             facts |= steps.run(name, step)
             stage.keep_time()
             bar.advance()
     steps.forget()
-    return stage.finish(card={"sources": _source_facts(fetched), **facts, "left_out": _left_out(fetched)})
+    sources = own.facts()
+    for source in sources:
+        print(describe_source(source))
+    if cfg.text:
+        print(describe_cleaning(facts["cleaning"]))
+    left_out = packages_left_out(fetched) if fetched else []
+    packages = package_facts(fetched) if fetched else []
+    return stage.finish(card={**facts, "sources": [*sources, *packages], "left_out": left_out})
 
 
-class _Steps:
-    """Runs steps in the `.partial` folder, each once for a config and a set of packages."""
+def describe_source(facts: Facts) -> str:
+    """What became of a source, in a line and one for each reason why something was not used."""
+    rows = ", ".join(f"{count:,} {split}" for split, count in sorted(facts["rows"].items(), reverse=True)) or "nothing"
+    lines = [f"{facts['name']}: {facts['what']}, {facts['files']:,} files, {facts['bytes'] / 1e6:,.1f} MB, {rows}"]
+    for what in ("skipped", "changed"):
+        for reason, of in facts.get(what, {}).items():
+            more = ", …" if of["count"] > len(of["places"]) else ""
+            lines.append(f"  {what} {of['count']:,} {reason} ({'; '.join(of['places'])}{more})")
+    return "\n".join(lines)
 
-    def __init__(self, work: Path, cfg: DataConfig, fetched: Fetched) -> None:
-        self.work, self.cfg, self.fetched = work, cfg, fetched
-        packages = sorted((name, pack.sha256) for name, pack in fetched.packs.items())
-        self.key = hashlib.sha256(json.dumps([asdict(cfg), packages]).encode()).hexdigest()
 
-    def run(self, name: str, step: "Step") -> Facts:
+def describe_cleaning(facts: Facts) -> str:
+    """What the filters left, and what they dropped, the most first."""
+    read, kept = (facts["left"].get(step, {"documents": 0})["documents"] for step in ("read", "near duplicates"))
+    dropped = sorted(facts["dropped"].items(), key=lambda item: -item[1])
+    why = "".join(f"; {count:,} {reason}" for reason, count in dropped[:6])
+    more = f"; {len(dropped) - 6} more reasons in herd.json" if len(dropped) > 6 else ""
+    return f"filters: {read:,} documents read, {kept:,} kept{why}{more}"
+
+
+Step = Callable[[Build], Facts]
+
+
+class Steps:
+    """Runs steps in the `.partial` folder, each once for a config, a set of packages and the user's files."""
+
+    def __init__(self, build: Build, hashes: dict[str, str]) -> None:
+        self.build = build
+        packs = build.fetched.packs if build.fetched else {}
+        packages = sorted((name, pack.sha256) for name, pack in packs.items())
+        self.key = hashlib.sha256(json.dumps([asdict(build.cfg), packages, hashes]).encode()).hexdigest()
+
+    def run(self, name: str, step: Step) -> Facts:
         note = self._note(name)
         if note.exists():
             kept = json.loads(note.read_text())
             if kept["key"] == self.key:
+                self.build.own.restore(kept["own"])
                 return dict(kept["facts"])
-        facts = step(self.cfg, self.fetched, self.work)
-        write_json(note, {"key": self.key, "facts": facts})
+        facts = step(self.build)
+        self.build.own.check_unchanged()
+        write_json(note, {"key": self.key, "facts": facts, "own": self.build.own.state()})
         return facts
 
     def forget(self) -> None:
-        """Remove the notes of the steps."""
-        for name in _STEPS:
+        """Remove the notes of the steps, and what only they needed."""
+        for name in STEPS:
             self._note(name).unlink(missing_ok=True)
+        for name in (OWN_CHATS, OWN_PICTURES):
+            (self.build.work / f"{name}.parquet").unlink(missing_ok=True)
 
     def _note(self, name: str) -> Path:
-        return self.work / f".{name}.json"
+        return self.build.work / f".{name}.json"
 
 
-Step = Callable[[DataConfig, Fetched, Path], Facts]
-
-
-def _text(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
-    report = Report()
-    found: list[Document] = []
-    for language in LANGUAGES:
-        budget = cfg.english_bytes if language == "en" else cfg.other_bytes
-        found += read_language(language, fetched.packs, budget, report)
-    documents = list(deduplicate(found, CLEANING, report, folder=work))
-    if not documents:
-        raise HerdError("the packages gave no text: run `herd data fetch` and see what it leaves out")
-    splits = split_documents(documents, share=cfg.heldout, least_bytes=cfg.heldout_bytes)
-    rows = [
-        {
-            "id": document.id,
-            "split": splits[document.id],
-            "language": document.language,
-            "source": document.source,
-            "text": document.text,
-        }
-        for document in documents
-    ]
-    tables.write(work / "text.parquet", rows, tables.TEXT)
-    counts = {
-        language: {split: {"documents": 0, "bytes": 0} for split in ("train", "heldout")} for language in LANGUAGES
-    }
-    for row in rows:
-        count = counts[row["language"]][row["split"]]
-        count["documents"] += 1
-        count["bytes"] += len(row["text"].encode())
+def _text(build: Build) -> Facts:
+    """text.parquet: documents in the order of their hashes."""
+    cfg, report = build.cfg, Report()
+    if not (cfg.text or build.fetched):
+        return {}
+    found: list[Iterable[Document]] = []
+    if build.fetched:
+        found.append(package_documents(cfg, build.fetched, report))
+    if cfg.text:
+        found.append(filter_documents(build.own.documents(), cfg.cleaning, report, folder=build.work))
+    config = cfg.cleaning if cfg.text else CLEANING
+    kept = deduplicate((one for some in found for one in some), config, report, folder=build.work)
+    rows = build.work / "text.unsplit.parquet"
+    sizes: Counter[tuple[str, str]] = Counter()
+    pages: list[tuple[str, str]] = []
+    with tables.Writer(rows, tables.TEXT) as table:
+        for document in kept:
+            page = (document.language, digest(document.page))
+            sizes[page] += document.num_bytes
+            pages.append(page)
+            table.add(
+                {
+                    "id": document.id,
+                    "split": "",
+                    "language": document.language,
+                    "source": document.source,
+                    "text": document.text,
+                    "repeat": document.repeats,
+                }
+            )
+    _refuse_nothing(cfg, report, len(pages))
+    held = held_out_pages(sizes, share=cfg.heldout, least_bytes=cfg.heldout_bytes)
+    counts = _write_split(build, rows, ["heldout" if page in held else "train" for page in pages])
+    rows.unlink()
     return {"documents": counts, "dropped": dict(sorted(report.dropped.items())), "cleaning": report.as_json()}
 
 
-def _books(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
-    rows = tables.read(work, "text", ["split", "text"])
-    held = {line for row in rows if row["split"] == "heldout" for line in row["text"].split("\n") if line.strip()}
-    found = books(fetched.packs, held)
-    tables.write(work / "books.parquet", [asdict(book) for book in found], tables.BOOKS)
-    return {"books": {book.source: {"bytes": len(book.text.encode())} for book in found}}
-
-
-def _pictures(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
-    pictures = all_pictures(
-        fetched.packs, longest_px=cfg.picture_px, heldout=cfg.heldout_subjects, heldout_pairs=cfg.heldout_pairs
+def _refuse_nothing(cfg: DataConfig, report: Report, kept: int) -> None:
+    if kept:
+        return
+    read = report.left.get("read", Counter())["documents"]
+    dropped = sorted(report.dropped.items(), key=lambda item: -item[1])[:4]
+    why = ", ".join(f"{count:,} {reason}" for reason, count in dropped) or "see what was skipped"
+    raise HerdError(
+        f"no text is left of {read:,} documents ({why}): give more text, or switch filters off, such as "
+        "--cleaning.min-bytes 0 --cleaning.no-gopher-words"
     )
-    if not pictures:
-        raise HerdError("the packages gave no pictures: run `herd data fetch` and see what it leaves out")
-    rows = [
-        {**asdict(picture), "names": tables.to_json(picture.names), "captions": tables.to_json(picture.captions)}
-        for picture in pictures
-    ]
-    tables.write(work / "pictures.parquet", rows, tables.PICTURES)
-    counts = Counter((picture.source, picture.split) for picture in pictures)
-    return {
-        "pictures": {f"{source} {split}": count for (source, split), count in sorted(counts.items())},
-        "picture_splits": HELD_OUT_SPLITS,
-    }
 
 
-def _clips(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
-    pictures = tables.read(work, "pictures", ["split", "names"])
-    subjects = [spellings(json.loads(row["names"])) for row in pictures if row["split"] == "subjects"]
-    found = clips(fetched.packs, num=cfg.clips, heldout=cfg.heldout_subjects, kept_back=set().union(*subjects))
-    tables.write(
-        work / "clips.parquet", [{**asdict(clip), "names": tables.to_json(clip.names)} for clip in found], tables.CLIPS
-    )
-    return {"clips": dict(sorted(Counter(clip.split for clip in found).items()))}
+def _write_split(build: Build, rows: Path, splits: list[str]) -> Facts:
+    """Write text.parquet, its rows with their splits; gives documents and bytes by language and split."""
+    languages = LANGUAGES if build.fetched else ()
+    counts = {name: {split: {"documents": 0, "bytes": 0} for split in ("train", "heldout")} for name in languages}
+    done = 0
+    names = {source.name for source in build.cfg.text}
+    with (
+        parquet.ParquetFile(rows, pre_buffer=False) as file,
+        tables.Writer(build.work / "text.parquet", tables.TEXT) as out,
+    ):
+        for number in range(file.num_row_groups):
+            group = file.read_row_group(number)
+            own = splits[done : done + group.num_rows]
+            done += group.num_rows
+            out.add_table(group.set_column(1, "split", pyarrow.array(own, pyarrow.string())))
+            for row, split in zip(group.select(["language", "source", "text"]).to_pylist(), own, strict=True):
+                of_language = counts.setdefault(
+                    row["language"], {split: {"documents": 0, "bytes": 0} for split in ("train", "heldout")}
+                )
+                of_language[split]["documents"] += 1
+                of_language[split]["bytes"] += len(row["text"].encode())
+                if row["source"] in names:
+                    build.own.counts[row["source"]][split] += 1
+    return counts
 
 
-def _chats(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
-    pictures = [
-        Picture(**{**row, "names": json.loads(row["names"]), "captions": json.loads(row["captions"])})
-        for row in tables.read(work, "pictures", ["id", "split", "source", "subject", "names", "captions"])
-    ]
-    moving = [
-        Clip(**{**row, "names": json.loads(row["names"])})
-        for row in tables.read(work, "clips", ["id", "split", "subject", "names"])
-    ]
-    caps = Caps(
-        names=cfg.names,
-        captions=cfg.captions,
-        flags=cfg.flags,
-        capitals=cfg.capitals,
-        sums=cfg.sums,
-        tasks=cfg.tasks,
-        dialogues=cfg.dialogues,
-        clips=cfg.clip_names,
-    )
+def _books(build: Build) -> Facts:
+    return write_books(build.cfg, build.fetched, build.work) if build.fetched else {}
+
+
+def _own_chats(build: Build) -> Facts:
+    """The user's chats and their pictures, in tables of their own until those of all are written."""
+    if build.cfg.chats:
+        with tables.Writer(build.work / f"{OWN_PICTURES}.parquet", tables.PICTURES) as pictures:
+            rows = build.own.chats(pictures)
+            tables.write(build.work / f"{OWN_CHATS}.parquet", rows, tables.CHATS)
+    return {}
+
+
+def _own(build: Build, name: str) -> Iterator[dict[str, Any]]:
+    path = build.work / f"{name}.parquet"
+    return tables.rows(path) if path.exists() else iter(())
+
+
+def _pictures(build: Build) -> Facts:
+    rows, facts = package_pictures(build.cfg, build.fetched) if build.fetched else ([], {})
+    counts: Counter[str] = Counter()
+    with tables.Writer(build.work / "pictures.parquet", tables.PICTURES) as table:
+        for row in rows:
+            table.add(row)
+        for row in _own(build, OWN_PICTURES):
+            counts[f"{row['source']} {row['split']}"] += 1
+            table.add(row)
+    if not table.num_rows:
+        (build.work / "pictures.parquet").unlink()
+    return facts | ({"pictures": {**facts.get("pictures", {}), **counts}} if counts else {})
+
+
+def _clips(build: Build) -> Facts:
+    return write_clips(build.cfg, build.fetched, build.work) if build.fetched else {}
+
+
+def _chats(build: Build) -> Facts:
+    if not (build.cfg.chats or build.fetched):
+        return {}
     left_out: Counter[str] = Counter()
-    chats = all_chats(
-        fetched.packs, pictures, moving, caps, heldout=cfg.heldout_pairs, seed=cfg.seed, left_out=left_out
-    )
-    tables.write(work / "chats.parquet", [_chat_row(chat) for chat in chats], tables.CHATS)
-    counts = Counter((chat.kind, chat.split) for chat in chats)
-    return {
-        "chats": {f"{kind} {split}": count for (kind, split), count in sorted(counts.items())},
-        "chats_left_out": dict(sorted(left_out.items())),
-    }
+    counts: Counter[str] = Counter()
+    with tables.Writer(build.work / "chats.parquet", tables.CHATS) as table:
+        for row in package_chats(build.cfg, build.fetched, build.work, left_out) if build.fetched else ():
+            counts[f"{row['kind']} {row['split']}"] += 1
+            table.add(row)
+        for row in _own(build, OWN_CHATS):
+            counts[f"{row['source']} {row['split']}"] += 1
+            table.add(row)
+    if build.cfg.chats and not any(build.own.counts[source.name] for source in build.cfg.chats):
+        _refuse_no_rows(build, "chat", [source.name for source in build.cfg.chats])
+    return {"chats": dict(sorted(counts.items())), "chats_left_out": dict(sorted(left_out.items()))}
 
 
-def _chat_row(chat: Chat) -> dict[str, Any]:
-    return {**asdict(chat), "messages": tables.to_json(chat.messages)}
+def _refuse_no_rows(build: Build, what: str, names: list[str]) -> None:
+    reasons = [line for name in names for line in build.own.notes[name].lines()]
+    raise HerdError(f"no {what} is left of {', '.join(names)}: {'; '.join(reasons[:4]) or 'the files are empty'}")
 
 
-def _tokenizer(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
-    rows = tables.read(work, "text", ["split", "language", "text"])
-    texts = {
-        language: [row["text"] for row in rows if (row["split"], row["language"]) == ("train", language)]
-        for language in LANGUAGES
-    }
-    chats = tables.read(work, "chats", ["split", "language", "answer"])
-    pictures = tables.read(work, "pictures", ["split", "names"])
-    names = [json.loads(row["names"]) for row in pictures if row["split"] == "train"]
-    for language, own in texts.items():
-        own += [row["answer"] for row in chats if (row["split"], row["language"]) == ("train", language)]
-        # What the model is asked to say most often should be short in tokens.
-        own[:0] = ["\n".join(sorted({name[language] for name in names if language in name}))] * NAMES_REPEATED
-    tokenizer: Tokenizer = train_tokenizer(_balanced(texts), cfg.vocab_size)
+def _preferences(build: Build) -> Facts:
+    if not build.cfg.preferences:
+        return {}
+    tables.write(build.work / "preferences.parquet", build.own.preferences(), tables.PREFERENCES)
+    return {"preferences": _rows_of(build, "preference", [source.name for source in build.cfg.preferences])}
+
+
+def _prompts(build: Build) -> Facts:
+    if not build.cfg.prompts:
+        return {}
+    tables.write(build.work / "prompts.parquet", build.own.prompts(), tables.PROMPTS)
+    return {"prompts": _rows_of(build, "prompt", [source.name for source in build.cfg.prompts])}
+
+
+def _rows_of(build: Build, what: str, names: list[str]) -> dict[str, int]:
+    if not any(build.own.counts[name] for name in names):
+        _refuse_no_rows(build, what, names)
+    counts = {(name, split): count for name in names for split, count in build.own.counts[name].items()}
+    return {f"{name} {split}": count for (name, split), count in sorted(counts.items())}
+
+
+def _tokenizer(build: Build) -> Facts:
+    work = build.work
+    samples = _samples(work, LANGUAGES if build.fetched else ())
+    if build.cfg.tokenizer:
+        tokenizer = model_tokenizer(Path(build.cfg.tokenizer))
+    else:
+        train = samples["train"]
+        if not any(train.values()):
+            raise HerdError("there is no text to train a tokenizer on: give text too, or --tokenizer MODEL")
+        names = _picture_names(work)
+        for language, own in train.items():
+            # What the model is asked to say most often should be short in tokens.
+            own[:0] = ["\n".join(sorted({name[language] for name in names if language in name}))] * NAMES_REPEATED
+        tokenizer = train_tokenizer(_balanced(train), build.cfg.vocab_size)
     shutil.rmtree(work / "tokenizer", ignore_errors=True)
     shutil.rmtree(work / "tokenizer.tmp", ignore_errors=True)
     tokenizer.save(work / "tokenizer.tmp")
     os.replace(work / "tokenizer.tmp", work / "tokenizer")
     bytes_per_token = {}
-    for language in LANGUAGES:
-        held = [row["text"] for row in rows if (row["split"], row["language"]) == ("heldout", language)]
+    for language, held in samples["heldout"].items():
         tokens = sum(map(len, tokenizer.encode_batch(held)))
         bytes_per_token[language] = round(sum(len(text.encode()) for text in held) / tokens, 3) if tokens else None
     return {"tokenizer": {"vocab_size": tokenizer.vocab_size, "bytes_per_token": bytes_per_token}}
 
 
-def _tokens(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
-    tokenizer = Tokenizer.load(work / "tokenizer")
+def _tokens(build: Build) -> Facts:
+    """The tokens of the documents, in shards that training maps into memory."""
+    cfg, work = build.cfg, build.work
+    tokenizer = model_tokenizer(Path(cfg.tokenizer)) if cfg.tokenizer else Tokenizer.load(work / "tokenizer")
     written = {
-        table: TokenShards(write_shards(work, tokenizer, table=table, quiet=True)) for table in ("text", "books")
+        table: TokenShards(write_shards(work, tokenizer, table=table, quiet=True))
+        for table in ("text", "books")
+        if tables.has(work, table)
     }
     return {"tokens": {table: {"documents": len(t), "tokens": t.num_tokens} for table, t in written.items()}}
+
+
+def model_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder, with the special ids that its config names."""
+    from herd.model.formats import huggingface  # not needed to train a new one
+
+    return Tokenizer.load(folder, ids=huggingface.open_folder(folder).config.special)
+
+
+def _samples(work: Path, languages: Iterable[str]) -> dict[str, dict[str, list[str]]]:
+    """Texts by split and language, of training documents and answers and of held-out documents, up to a size: documents
+    are in the order of their hashes, so that the first ones are a fair sample."""
+    limits = {"train": TOKENIZER_CHARS, "heldout": MEASURED_CHARS}
+    found: dict[str, dict[str, list[str]]] = {split: {name: [] for name in languages} for split in limits}
+    sizes: Counter[tuple[str, str]] = Counter()
+
+    def add(split: str, language: str, text: str) -> None:
+        own = found[split].setdefault(language, [])
+        if sizes[split, language] < limits[split]:
+            own.append(text)
+            sizes[split, language] += len(text)
+
+    if tables.has(work, "text"):
+        for row in tables.rows(work / "text.parquet", ["split", "language", "text"]):
+            add(row["split"], row["language"], row["text"])
+    if tables.has(work, "chats"):
+        for row in tables.rows(work / "chats.parquet", ["split", "language", "messages", "answer", "source"]):
+            if row["split"] == "train":
+                own = row["source"] != PACKAGES  # whose dialogues have the words of their texts
+                add("train", row["language"], _answers(row["messages"]) if own else row["answer"])
+    return found
+
+
+def _answers(messages: str) -> str:
+    said = [one["content"] for one in json.loads(messages) if one["role"] == "assistant"]
+    return "\n".join(text for text in said if isinstance(text, str))
+
+
+def _picture_names(work: Path) -> list[dict[str, str]]:
+    if not tables.has(work, "pictures"):
+        return []
+    rows = tables.rows(work / "pictures.parquet", ["split", "names"])
+    return [json.loads(row["names"]) for row in rows if row["split"] == "train"]
 
 
 def _balanced(texts: dict[str, list[str]]) -> Iterator[str]:
@@ -231,7 +389,7 @@ def _balanced(texts: dict[str, list[str]]) -> Iterator[str]:
 
     Sizes are in characters and not in bytes, or scripts of three bytes a letter would be learnt at a third.
     """
-    sizes = {language: sum(map(len, own)) for language, own in texts.items() if own}
+    sizes = {language: size for language, own in texts.items() if (size := sum(map(len, own)))}
     median = sorted(sizes.values())[len(sizes) // 2]
     for language, size in sizes.items():
         wanted, given = int(max(size * median, median * median) ** 0.5), 0
@@ -243,39 +401,15 @@ def _balanced(texts: dict[str, list[str]]) -> Iterator[str]:
                     break
 
 
-_STEPS: dict[str, Step] = {
+STEPS: dict[str, Step] = {
     "text": _text,
     "books": _books,
+    "own chats": _own_chats,
     "pictures": _pictures,
     "clips": _clips,
     "chats": _chats,
+    "preferences": _preferences,
+    "prompts": _prompts,
     "tokenizer": _tokenizer,
     "tokens": _tokens,
 }
-
-
-def _source_facts(fetched: Fetched) -> list[Facts]:
-    facts = []
-    for source in SOURCES:
-        pack = fetched.packs.get(source.name)
-        facts.append(
-            {
-                "name": source.name,
-                "client": source.client,
-                "version": pack.version if pack else source.version,
-                "sha256": pack.sha256 if pack else source.sha256,
-                "licence": source.licence,
-                "what": source.what,
-                "status": "used" if pack else "missing",
-                "reason": fetched.notes.get(source.name, "") if pack else fetched.missing[source.name],
-                "bytes": source.bytes,
-            }
-        )
-    return facts
-
-
-def _left_out(fetched: Fetched) -> list[str]:
-    return [
-        *(f"{name}: {reason}" for name, reason in fetched.missing.items()),
-        *(f"{name}: {reason}" for name, reason in LEFT_OUT.items()),
-    ]

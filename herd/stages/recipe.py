@@ -31,6 +31,11 @@ SIGNS = {"model": ("config.json", "adapter_config.json"), "data": ("tokenizer",)
 """What every such folder has one of."""
 
 
+def no_inputs(config: Any) -> Mapping[str, Path]:
+    """Of most stages: all that they read are the folders of others."""
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageKind:
     """What a stage is: as recipes, the command line and `--help` know it."""
@@ -45,6 +50,10 @@ class StageKind:
     """The folders that it reads, by what they hold (data, model), in the order in which the function takes them."""
     reads_run: bool = False
     """Whether it reads the folders of all stages above it instead; `from` then gives its config's `stage`."""
+    inputs: Callable[[Any], Mapping[str, Path]] = no_inputs
+    """The user's own files that a config names, by what they are for; the function gets none of them."""
+    takes: tuple[str, ...] = ()
+    """The kinds of the user's files that its command takes in place of a data folder."""
     writes: str
     """What its own folder holds."""
     command: str = ""

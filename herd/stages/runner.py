@@ -35,7 +35,9 @@ def run_stage(
         return kind.function(config, *parents.values(), out)
     if out.exists() and not (out / "herd.json").exists():
         raise HerdError(f"{out} is there and no folder of Herd's: move it away, or give another --out")
-    wanted = request(config, parents)  # a missing parent is reported before anything is written
+    wanted = request(
+        config, {**parents, **kind.inputs(config)}
+    )  # a missing parent is reported before anything is written
     if unfinished == "restart":
         move_aside(out)
     work = partial(out)
@@ -43,6 +45,22 @@ def run_stage(
         prepare_work(out, config, wanted, unfinished)
         kind.function(config, *parents.values(), out)
     return out
+
+
+def run_unless_done(
+    name: str, kind: StageKind, config: Any, parents: Mapping[str, Path], out: Path, do: Callable[..., object]
+) -> bool:
+    """Have `do` run a stage, unless `out` was made with the same config from the same parents and files; whether it
+    was."""
+    put_in_place(out)
+    if not (out / "herd.json").exists():
+        print(f"{name} begins")
+    elif differ := changes_since(out, config, {**parents, **kind.inputs(config)}):
+        print(f"{name} begins again: {describe(differ)}")
+    else:
+        return True
+    do(kind, config, parents, out)
+    return False
 
 
 def run_recipe(nodes: Mapping[str, Node], run: Path, *, do: Callable[..., object] = run_stage) -> None:
@@ -54,16 +72,7 @@ def run_recipe(nodes: Mapping[str, Node], run: Path, *, do: Callable[..., object
     for name, node in nodes.items():
         parents = {role: run / of if isinstance(of, str) else of for role, of in node.parents.items()}
         out = run / name
-        put_in_place(out)
-        reused = False
-        if not (out / "herd.json").exists():
-            print(f"{name:<{width}} begins")
-        elif differ := changes_since(out, node.config, parents):
-            print(f"{name:<{width}} begins again: {describe(differ)}")
-        else:
-            reused = True
-        if not reused:
-            do(node.kind, node.config, parents, out)
+        reused = run_unless_done(f"{name:<{width}}", node.kind, node.config, parents, out, do)
         lineage = read_lineage(out)
         print(f"{name:<{width}} {'reused' if reused else 'done'} ({lineage['time_s']:.0f} s)", end="")
         if reused and made_by(lineage) != now:

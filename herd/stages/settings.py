@@ -57,6 +57,13 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
     return None if field.default is dataclasses.MISSING else field.default
 
 
+def _item(value: Any, hint: Any, field: "dataclasses.Field[Any]", where: str) -> Any:
+    """One of several values; a table in `[[…]]` is a dataclass of its own, without one to begin with."""
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return make_config(hint, value, where=where)
+    return _convert(value, hint, field, where)
+
+
 def _convert(value: Any, hint: Any, field: "dataclasses.Field[Any]", where: str) -> Any:
     """What TOML read, as the type that the field asks for."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
@@ -71,7 +78,8 @@ def _convert(value: Any, hint: Any, field: "dataclasses.Field[Any]", where: str)
         raise unknown(f"value in {where} =", str(value), map(str, inner))
     if origin is tuple and isinstance(value, list) and (len(value) == len(inner) or inner[1:] == (...,)):
         kinds = [inner[0]] * len(value) if inner[1:] == (...,) else inner
-        return tuple(_convert(item, kind, field, where) for item, kind in zip(value, kinds, strict=True))
+        places = (f"{where}[{index}]" for index in range(len(value)))
+        return tuple(_item(item, kind, field, at) for item, kind, at in zip(value, kinds, places, strict=True))
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is int and isinstance(value, str) and value[-1:].lower() in {"k", "m", "g"}:

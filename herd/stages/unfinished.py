@@ -44,6 +44,8 @@ def with_defaults(stored: Mapping[str, Any], today: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             inner = stored.get(field.name)
             values[field.name] = with_defaults(inner if isinstance(inner, Mapping) else {}, value)
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+            values[field.name] = stored.get(field.name, [dataclasses.asdict(item) for item in value])
         else:
             values[field.name] = stored.get(field.name, value)
     plain: dict[str, Any] = json.loads(json.dumps(values))  # tuples as the lists that a file gives back

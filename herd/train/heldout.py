@@ -34,7 +34,7 @@ METRIC = "heldout_bits_per_byte"
 
 def heldout_texts(data: Path, documents: int, characters: int) -> list[str]:
     """The beginnings of some of the data folder's held-out documents, of each language."""
-    by_language = tables.first_texts(data, "heldout", documents)
+    by_language = tables.first_texts(data, "heldout", documents) if tables.has(data, "text") else {}
     texts = [text[:characters] for own in by_language.values() for text in own]
     if not any(texts):
         raise HerdError(f"{data} holds no text out: give a data folder whose heldout_bytes is above 0")

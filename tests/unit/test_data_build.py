@@ -23,6 +23,7 @@ from herd.data.text.spelling import spellings
 from herd.data.text.splits import groups
 from herd.errors import HerdError
 from herd.stages.data import DataConfig, build_data
+from herd.stages.data_sources import OwnSources
 
 CFG = DataConfig(
     english_bytes=60_000,
@@ -85,13 +86,13 @@ def test_a_killed_build_resumes_after_its_last_step(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setitem(stage._STEPS, "chats", killed)
+        patch.setitem(stage.STEPS, "chats", killed)
         with pytest.raises(Killed):
             build_data(CFG, tmp_path / "data")
     assert not (tmp_path / "data").exists()
     with monkeypatch.context() as patch:
         for done in ("text", "pictures", "clips"):
-            patch.setitem(stage._STEPS, done, killed)
+            patch.setitem(stage.STEPS, done, killed)
         resumed = build_data(CFG, tmp_path / "data")
     assert folder_hash(resumed) == folder_hash(data)
     assert read_json(resumed / "herd.json")["card"] == read_json(data / "herd.json")["card"]
@@ -101,10 +102,14 @@ def test_steps_of_another_config_are_not_reused(world: Path, tmp_path: Path, mon
     fetched = data_world.fetched(world)
     work = partial(tmp_path / "data")
     work.mkdir()
-    stage._Steps(work, CFG, fetched).run("text", lambda *_: {"documents": "of CFG"})
+
+    def steps(cfg: DataConfig) -> stage.Steps:
+        return stage.Steps(stage.Build(cfg=cfg, work=work, fetched=fetched, own=OwnSources(cfg=cfg)), {})
+
+    steps(CFG).run("text", lambda _: {"documents": "of CFG"})
     other = DataConfig(english_bytes=50_000)
-    assert stage._Steps(work, other, fetched).run("text", lambda *_: {"documents": "new"}) == {"documents": "new"}
-    assert stage._Steps(work, other, fetched).run("text", lambda *_: {}) == {"documents": "new"}
+    assert steps(other).run("text", lambda _: {"documents": "new"}) == {"documents": "new"}
+    assert steps(other).run("text", lambda _: {}) == {"documents": "new"}
 
 
 def test_every_document_is_there_once_and_some_are_held_out_in_every_language(data: Path) -> None:

@@ -133,7 +133,7 @@ def test_a_count_may_be_written_short(tmp_path: Path):
         ("[data]\nfast = 1", r"\[data\] fast = 1 must be bool, it is int"),
         ("[data]\nlimit = 1.5", r"\[data\] limit = 1\.5 must be int, it is float"),
         ('[data]\nlanguages = "de"', r"\[data\] languages = 'de' must be tuple\[str, \.\.\.\], it is str"),
-        ("[data]\nlanguages = [1]", r"\[data\] languages = 1 must be str, it is int"),
+        ("[data]\nlanguages = [1]", r"\[data\] languages\[0\] = 1 must be str, it is int"),
         ("[data.inner]\nbetas = [1]", r"\[data\] inner betas = \[1\] must be tuple\[float, float\], it is list"),
         ("[data]\ninner = 3", r"\[data\] inner = 3 must be Inner, it is int"),
         ('[data]\nrule = "adam"', r"\[data\] rule = 'adam', did you mean 'adamw'"),

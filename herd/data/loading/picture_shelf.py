@@ -23,7 +23,8 @@ class PictureShelf:
     def __init__(self, folder: Path, processor: ImageProcessor) -> None:
         self.processor = processor
         # Those with names first: a chat may show one that has a caption only.
-        rows = [row for row in tables.read(folder, "pictures") if row["split"] == "train"]
+        there = tables.read(folder, "pictures") if tables.has(folder, "pictures") else []
+        rows = [row for row in there if row["split"] == "train"]
         self.rows = sorted(rows, key=lambda row: row["names"] == "{}")
         self.names = [json.loads(row["names"]) for row in self.rows if row["names"] != "{}"]
         spelt, thing_of = np.unique([row["names"] for row in self.rows if row["names"] != "{}"], return_inverse=True)

@@ -18,6 +18,7 @@ import numpy as np
 from herd.config import PretrainConfig
 from herd.core.batch import Batch
 from herd.core.streams import stream
+from herd.data.loading import tables
 from herd.data.loading.pack import Sample, pack
 from herd.data.loading.picture_shelf import SEES_NONE, PictureShelf
 from herd.data.loading.text_plan import Pieces, TextPlan, join_pieces
@@ -80,6 +81,12 @@ class PretrainBatches:
         if (config.picture_share or any(config.schedule)) and not processor.reads_pictures:
             asked = f"schedule={config.schedule}" if config.schedule else f"picture_share={config.picture_share}"
             self.left_out[f"pictures, {SEES_NONE}: {asked} counts as 0"] = len(self.shelf.names)
+            config = replace(config, picture_share=0.0, schedule=())
+        if (config.picture_share or any(config.schedule)) and not tables.has(folder, "pictures"):
+            asked = f"schedule={config.schedule}" if config.schedule else f"picture_share={config.picture_share}"
+            share = sum(config.schedule) / len(config.schedule) if config.schedule else config.picture_share
+            what = f"tokens of pictures, as the data folder has none: {asked} counts as 0"
+            self.left_out[what] = int(config.num_tokens * share)
             config = replace(config, picture_share=0.0, schedule=())
         self.config = config
         self._cache: dict[str, list[int]] = {}

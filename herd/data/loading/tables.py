@@ -3,10 +3,11 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import pyarrow
 import pyarrow.compute as compute
@@ -17,7 +18,10 @@ from herd.errors import HerdError
 
 _STRING, _BINARY = pyarrow.string(), pyarrow.binary()
 
-TEXT = pyarrow.schema([(name, _STRING) for name in ("id", "split", "language", "source", "text")])
+TEXT = pyarrow.schema(
+    [*((name, _STRING) for name in ("id", "split", "language", "source", "text")), ("repeat", pyarrow.int32())]
+)
+"""`repeat`: how often a document is trained on in an epoch."""
 BOOKS = pyarrow.schema([(name, _STRING) for name in ("source", "language", "text")])
 PICTURES = pyarrow.schema(
     [
@@ -36,8 +40,18 @@ CLIPS = pyarrow.schema(
     ]
 )
 CHATS = pyarrow.schema(
-    [(name, _STRING) for name in ("id", "split", "kind", "language", "messages", "answer", "verifier")]
+    [
+        (name, _STRING)
+        for name in ("id", "split", "kind", "language", "messages", "answer", "verifier", "source", "tools")
+    ]
 )
+PREFERENCES = pyarrow.schema(
+    [(name, _STRING) for name in ("id", "split", "source", "prompt", "chosen", "rejected", "tools")]
+)
+PROMPTS = pyarrow.schema([(name, _STRING) for name in ("id", "split", "source", "prompt", "answer", "verifier")])
+
+GROUP_ROWS, GROUP_CHARS = 4096, 32 * 2**20
+"""A group of rows is written when it has so many, or so much text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +82,66 @@ class Clip:
     names: dict[str, str] = field(default_factory=dict)
 
 
-def write(path: Path, rows: list[dict[str, Any]], schema: pyarrow.Schema) -> None:
+class Writer:
+    """Writes a table group by group; a reader sees the whole file, when all rows are written, or none."""
+
+    def __init__(self, path: Path, schema: pyarrow.Schema) -> None:
+        self.path, self.schema = path, schema
+        self.num_rows = 0
+        self._temporary = path.with_suffix(".tmp")
+        self._rows: list[dict[str, Any]] = []
+        self._size = 0
+
+    def __enter__(self) -> Self:
+        with naming_full_disk(self.path):
+            self._writer = parquet.ParquetWriter(self._temporary, self.schema, compression="zstd")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._flush()
+            with naming_full_disk(self.path):
+                self._writer.close()
+            if error is None:
+                os.replace(self._temporary, self.path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write one row, now or with others."""
+        self._rows.append(row)
+        self.num_rows += 1
+        self._size += sum(len(value) for value in row.values() if isinstance(value, (str, bytes)))
+        if len(self._rows) >= GROUP_ROWS or self._size >= GROUP_CHARS:
+            self._flush()
+
+    def add_table(self, table: pyarrow.Table) -> None:
+        """Write a group of rows as it is."""
+        self._flush()
+        self.num_rows += table.num_rows
+        with naming_full_disk(self.path):
+            self._writer.write_table(table)
+
+    def _flush(self) -> None:
+        rows, self._rows, self._size = self._rows, [], 0
+        if rows:
+            with naming_full_disk(self.path):
+                self._writer.write_table(pyarrow.Table.from_pylist(rows, self.schema))
+
+
+def write(path: Path, rows: Iterable[dict[str, Any]], schema: pyarrow.Schema) -> None:
     """Write `rows` to `path`; a reader sees the whole file or none."""
-    temporary = path.with_suffix(".tmp")
-    with naming_full_disk(path):
-        parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary, compression="zstd")
-    os.replace(temporary, path)
+    with Writer(path, schema) as table:
+        for row in rows:
+            table.add(row)
+
+
+def has(folder: Path, name: str) -> bool:
+    """Whether a data folder has a table; those that nothing was there for are absent."""
+    return (folder / f"{name}.parquet").exists()
 
 
 def rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -86,7 +154,10 @@ def rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str,
 def read(
     folder: Path, name: str, columns: Sequence[str] | None = None, *, optional: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """The rows of one table of a data folder, these columns of them or all; the optional ones where it has them."""
+    """The rows of one table of a data folder, these columns of them or all; the optional ones where it has them.
+
+    Raises HerdError where the folder has no such table.
+    """
     present = check_columns(path := folder / f"{name}.parquet", columns or ())
     wanted = None if columns is None else [*columns, *(column for column in optional if column in present)]
     found: list[dict[str, Any]] = parquet.read_table(path, columns=wanted).to_pylist()
@@ -119,7 +190,9 @@ def first_texts(folder: Path, split: str, most: int) -> dict[str, list[str]]:
 def check_columns(path: Path, columns: Sequence[str]) -> list[str]:
     """The columns of a table. Raises HerdError where it is missing or lacks any of `columns`."""
     if not path.exists():
-        raise HerdError(f"{path} is missing: write the data folder again with `herd data build --out {path.parent}`")
+        raise HerdError(
+            f"{path.parent} has no {path.stem} ({path.name} is missing): give a data folder with {path.stem}"
+        )
     present: list[str] = parquet.read_schema(path).names
     if missing := [column for column in columns if column not in present]:
         raise HerdError(f"{path} lacks the column {', '.join(missing)}: it needs {', '.join(columns)}")

@@ -2,9 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-
-from herd.data.text.documents import Document, digest
+from collections.abc import Mapping
 
 
 def held_out(*place: str, share: float) -> bool:
@@ -30,24 +28,24 @@ def groups(spellings: Mapping[str, set[str]]) -> dict[str, str]:
     return {thing: root(thing) for thing in spellings}
 
 
-def split_documents(documents: Sequence[Document], *, share: float, least_bytes: int) -> dict[str, str]:
-    """`train` or `heldout` for every document's id, by the hash of its page.
+def held_out_pages(
+    sizes: Mapping[tuple[str, str], int], *, share: float, least_bytes: int
+) -> frozenset[tuple[str, str]]:
+    """The pages, each a language and the digest of a name, that are held out, from the bytes of all: all documents of a
+    page have the same split.
 
     In each language pages are held out, in the order of their hashes, until `share` of its bytes is reached, or
-    `least_bytes` where that is more; but never more than a fifth.
+    `least_bytes` where that is more; but never more than a fifth, and none that is more than half of the language.
     """
     total: Counter[str] = Counter()
-    pages: dict[tuple[str, str], list[Document]] = {}
-    for document in documents:
-        total[document.language] += len(document.text.encode())
-        pages.setdefault((document.language, document.page), []).append(document)
+    for (language, _), size in sizes.items():
+        total[language] += size
     held: Counter[str] = Counter()
-    places: dict[str, str] = {}
-    for language, page in sorted(pages, key=lambda key: digest(key[1])):
-        members = pages[language, page]
+    found = set()
+    for language, page in sorted(sizes, key=lambda key: key[1]):
+        size = sizes[language, page]
         wanted = min(max(share * total[language], least_bytes), total[language] / 5)
-        place = "heldout" if held[language] < wanted else "train"
-        if place == "heldout":
-            held[language] += sum(len(document.text.encode()) for document in members)
-        places.update((document.id, place) for document in members)
-    return places
+        if held[language] < wanted and size <= total[language] / 2:
+            held[language] += size
+            found.add((language, page))
+    return frozenset(found)

@@ -1,0 +1,79 @@
+"""The user's own files on the command line: `herd data build --from`, `herd sft --chats`, `herd pretrain --text`."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from herd.commands.command import named
+from herd.commands.stages import STAGES
+from herd.config import DataConfig
+from herd.core.ranks import world
+from herd.errors import HerdError, Misunderstood
+from herd.stages.recipe import StageKind
+from herd.stages.runner import run_stage, run_unless_done
+
+STARTER = "starter"
+"""The name of the small model from PyPI, in place of a folder."""
+OWN_EPOCHS = 3
+"""Passes over the user's chats where neither the option nor a recipe says how many."""
+
+
+def own_options(kind: StageKind) -> list[Any]:
+    """The data folder, or the user's files that one is built from beside the output."""
+    from tyro.conf import arg
+
+    about = f"Folder with the data; or give {' and '.join(f'--{what}' for what in kind.takes)}."
+    fields: list[Any] = [("data", Annotated[Path | None, arg(help=about)], None)]
+    for what in kind.takes:
+        about = f"Files or folders of yours with {what}: a data folder is built from them, OUT-data."
+        fields.append((what, Annotated[tuple[str, ...], arg(help=about)], ()))
+    return fields
+
+
+def from_paths(config: DataConfig, paths: Sequence[str], *, kind: str = "") -> DataConfig:
+    """The config with what is found at `paths`, all of `kind` if given, beside its own sources; prints what each is
+    taken for."""
+    detect, notes = "herd.data.sources.detect", named("herd.data.sources.source:Notes")()
+    found = named(f"{detect}:detect")(paths, notes, kind=kind)
+    for line in (*named(f"{detect}:table")(found), *notes.lines()):
+        print(line)
+    fields: dict[str, Any] = named(f"{detect}:sources_of")(found)
+    fields = {name: (*getattr(config, name), *sources) for name, sources in fields.items()}
+    return dataclasses.replace(config, **fields)
+
+
+def own_data(kind: StageKind, usage: Any, model: Path, config: Any) -> tuple[Path, Any]:
+    """The data folder of the user's files beside the output, built with the model's tokenizer unless it is there; and
+    the stage's config, with what goes without saying for such a folder."""
+    given = {what: getattr(usage, what) for what in kind.takes if getattr(usage, what)}
+    if kind.takes[0] not in given:
+        raise Misunderstood(
+            f"herd {kind.command} needs data: give --data FOLDER, or --{kind.takes[0]} with files of yours"
+        )
+    if world() > 1:
+        build = "herd data build --from … --tokenizer MODEL"
+        raise HerdError(f"--{kind.takes[0]} builds a data folder in one process, {world()} were started: {build} first")
+    data = DataConfig(tokenizer=str(model))
+    for what, paths in given.items():
+        data = from_paths(data, paths, kind=what)
+    out = usage.out.with_name(usage.out.name + "-data")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if run_unless_done("data", STAGES["data"], data, {}, out, run_stage):
+        print(f"reused {out}: nothing has changed")
+    if kind.name == "sft" and not config.max_epochs:
+        print(f"max_epochs is {OWN_EPOCHS}: give --max-epochs for another number of passes over the chats")
+        config = dataclasses.replace(config, max_epochs=OWN_EPOCHS)
+    return out, config
+
+
+def starter_or(model: Path) -> Path:
+    """The folder of the starter model where `model` is its name, else `model`."""
+    return named("herd.stages.starter:named_starter")(model) if str(model) == STARTER else model
+
+
+def with_starter(config: Any) -> Any:
+    """The config with the starter model's folder where its tokenizer is asked for by name."""
+    if isinstance(config, DataConfig) and config.tokenizer == STARTER:
+        return dataclasses.replace(config, tokenizer=str(starter_or(Path(STARTER))))
+    return config

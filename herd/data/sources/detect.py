@@ -1,0 +1,194 @@
+"""What files are, found by looking: documents by their suffix, rows by the columns of the first one.
+
+    corpus/a.txt, corpus/b.txt, corpus/chats.jsonl    →  text "corpus/**/*.txt", chats "corpus/**/*.jsonl" (sharegpt)
+
+Files of one suffix that are of one kind become one source. Nothing but first rows is read, so that it takes seconds
+however large the files are. Imports no torch.
+"""
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from herd.config.sources import ChatSource, PreferenceSource, PromptSource, SourceConfig, TextSource
+from herd.core.inputs import InputFile, is_module
+from herd.data.sources.columns import CHATS, TEXT, kind_of_rows, no_columns
+from herd.data.sources.module import read_module
+from herd.data.sources.readers import DOCUMENTS, files_of, kind_of, read_file
+from herd.data.sources.source import Notes, ReadOptions, Row
+from herd.errors import HerdError
+
+KINDS: dict[str, type[SourceConfig]] = {
+    "text": TextSource,
+    "chats": ChatSource,
+    "preferences": PreferenceSource,
+    "prompts": PromptSource,
+}
+"""Kinds of sources: the fields of `DataConfig`."""
+LOOKED_AT = 20
+"""Files of one folder and suffix that are looked into; where these are of one kind, the others are taken for it too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Files that are taken for one source."""
+
+    kind: str
+    """One of KINDS."""
+    form: str
+    """In which form: the suffix of documents, the format or the columns of rows."""
+    path: str
+    files: Sequence[InputFile]
+    name: str = ""
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+def detect(paths: Sequence[str], notes: Notes, *, kind: str = "") -> list[Found]:
+    """What is at each of the paths; all of it is of `kind`, if given. Raises HerdError where nothing can be told."""
+    found = [one for path in paths for one in _named(list(_detect(path, notes, kind)), path)]
+    names: dict[str, int] = {}
+    unique = []
+    for one in found:
+        names[one.name] = names.get(one.name, 0) + 1
+        unique.append(replace(one, name=f"{one.name}-{names[one.name]}") if names[one.name] > 1 else one)
+    return unique
+
+
+def sources_of(found: Sequence[Found]) -> dict[str, tuple[Any, ...]]:
+    """The fields of a DataConfig."""
+    return {
+        kind: tuple(source(path=one.path, name=one.name) for one in found if one.kind == kind)
+        for kind, source in KINDS.items()
+    }
+
+
+def table(found: Sequence[Found]) -> Iterator[str]:
+    """What each source is taken for, a line each."""
+    rows = [("kind", "form", "files", "MB", "source"), *(_line(one) for one in found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        numbers = " ".join(row[column].rjust(widths[column]) for column in (2, 3))
+        yield f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {numbers}  {row[4]}"
+
+
+def _line(one: Found) -> tuple[str, str, str, str, str]:
+    return one.kind, one.form, f"{len(one.files):,}", f"{one.size / 1e6:,.2f}", one.path
+
+
+def _named(found: list[Found], path: str) -> list[Found]:
+    """The sources called after the path, and after what tells them apart where there are several."""
+    fixed = [part for part in Path(path).parts if not set(part) & set("*?[")]
+    base = (fixed[-1] if fixed else path).lstrip(".").partition(".")[0] or "data"
+    if is_module(path):
+        base = path.partition(":")[2]
+    return [replace(one, name=base if one.path == path else _part_name(one, base)) for one in found]
+
+
+def _part_name(one: Found, base: str) -> str:
+    """A file's name, or that of the whole with the suffix of these files of it."""
+    if len(one.files) == 1:
+        return one.files[0].path.name.partition(".")[0]
+    return f"{base}-{_suffix(one.files[0].path).strip('.').partition('.')[0]}"
+
+
+def _detect(path: str, notes: Notes, kind: str) -> Iterator[Found]:
+    if is_module(path):
+        first = next(read_module(path, notes), None)
+        if first is None:
+            raise HerdError(f"{path} gives no rows")
+        yield Found(**_told(_look_at(first), kind, first), path=path, files=())
+        return
+    files = files_of(path, notes)
+    told: dict[Path, tuple[str, str]] = {}
+    refused: HerdError | None = None
+    for group in _by_place(files):
+        kinds = set()
+        for file in group[:LOOKED_AT]:
+            try:
+                told[file.path] = _kind_of_file(file.path, kind, notes)
+            except HerdError as error:
+                refused = refused or error
+                notes.skip("files whose rows are of no known kind", file.path, str(error).partition(": ")[2])
+                told[file.path] = ("", "")
+            kinds.add(told[file.path])
+        for file in group[LOOKED_AT:]:
+            told[file.path] = next(iter(kinds)) if len(kinds) == 1 else _kind_of_file(file.path, kind, notes)
+    if not any(what for what, _ in told.values()):
+        raise refused or HerdError(f"{path}: there is no row in it to read ({'; '.join(notes.lines())})")
+    yield from _patterns(path, files, told)
+
+
+def _by_place(files: Sequence[InputFile]) -> list[list[InputFile]]:
+    """The files of each folder and suffix."""
+    groups: dict[tuple[Path, str], list[InputFile]] = {}
+    for file in files:
+        groups.setdefault((file.path.parent, _suffix(file.path)), []).append(file)
+    return list(groups.values())
+
+
+def _suffix(path: Path) -> str:
+    """All that tells how a file is read: `.jsonl.zst`."""
+    kind = kind_of(path)
+    return path.name[path.name.lower().rindex(kind) :]
+
+
+def _kind_of_file(path: Path, kind: str, notes: Notes) -> tuple[str, str]:
+    if kind_of(path) in DOCUMENTS:
+        if kind not in {"", "text"}:
+            raise HerdError(f"{path}: {kind} are rows, this is a document: give JSON lines, JSON, CSV or Parquet")
+        return "text", _suffix(path)
+    own = Notes()
+    first = next(read_file(path, ReadOptions(), own), None)
+    if first is None:  # else it is read again, and counted then
+        notes.merge(own)
+        return "", ""
+    told = _told(_look_at(first), kind, first)
+    return told["kind"], told["form"]
+
+
+def _look_at(row: Row) -> tuple[str, str] | None:
+    return kind_of_rows(row.values)
+
+
+def _told(found: tuple[str, str] | None, kind: str, row: Row) -> dict[str, str]:
+    """Kind and form of rows; of the `kind` that was asked for, if one was."""
+    if kind and (found is None or found[0] != kind):
+        return {"kind": kind, "form": "by its columns"}  # its source says what is missing
+    if found is None:
+        wanted = [*TEXT[:3], *(name for names in CHATS.values() for name in names), "chosen", "rejected"]
+        raise no_columns(row.place, row.values, "text, chat, preference or prompt", wanted, "See docs/your-data.md")
+    return {"kind": found[0], "form": found[1]}
+
+
+def _patterns(path: str, files: Sequence[InputFile], told: dict[Path, tuple[str, str]]) -> Iterator[Found]:
+    """The sources that files of one kind make: the whole path, a pattern in it or in one of its folders, or a file."""
+    known = [file for file in files if told[file.path][0]]
+    if len({told[file.path] for file in files}) == 1 and len({_suffix(file.path) for file in files}) == 1 and known:
+        yield _found(path, known, told)
+        return
+    by_suffix: dict[str, list[InputFile]] = {}
+    for file in known:
+        by_suffix.setdefault(_suffix(file.path), []).append(file)
+    for suffix, of_suffix in by_suffix.items():
+        whole = [file for file in files if _suffix(file.path) == suffix]
+        if Path(path).is_dir() and len({told[file.path] for file in whole}) == 1:
+            yield _found(f"{glob.escape(path.rstrip('/'))}/**/*{suffix}", of_suffix, told)
+            continue
+        for group in _by_place(of_suffix):
+            folder = group[0].path.parent
+            beside = [file for file in whole if file.path.parent == folder]
+            if len({told[file.path] for file in beside}) == 1 and len(group) > 1:
+                yield _found(f"{glob.escape(str(folder))}/*{suffix}", group, told)
+            else:
+                for file in group:
+                    yield _found(str(file.path), [file], told)
+
+
+def _found(path: str, files: Sequence[InputFile], told: dict[Path, tuple[str, str]]) -> Found:
+    kind, form = told[files[0].path]
+    return Found(kind=kind, form=form, path=path, files=files)

@@ -1,0 +1,224 @@
+"""What the user's own sources give to a data folder: documents, chats with their pictures, preferences and prompts."""
+
+import base64
+import binascii
+import io
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from herd.config import ChatSource, DataConfig, SourceConfig, TextSource
+from herd.core.inputs import InputFile
+from herd.data.loading import tables
+from herd.data.media.image import read_picture
+from herd.data.sources.chats import Chats, SourceChat
+from herd.data.sources.documents import Documents, part_chars
+from herd.data.sources.messages import Skip, text_of, with_pictures
+from herd.data.sources.preferences import Preferences
+from herd.data.sources.prompts import Prompts
+from herd.data.sources.readers import files_of
+from herd.data.sources.source import Notes
+from herd.data.text.documents import AUTO, Document, digest
+from herd.data.text.languages import MIN_IDENTIFIED, identify
+from herd.data.text.splits import held_out
+from herd.errors import HerdError
+
+Facts = dict[str, Any]
+CHAT, UNKNOWN_LANGUAGE = "chat", "und"
+"""The kind of a chat of the user's; a language that cannot be told, as in ISO 639."""
+DUPLICATES = "chats that are there already"
+
+
+@dataclass(kw_only=True)
+class OwnSources:
+    """The sources that a config names, with their files as they are when the build begins."""
+
+    cfg: DataConfig
+    files: dict[str, list[InputFile]] = field(default_factory=dict)
+    notes: dict[str, Notes] = field(default_factory=dict)
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    """Rows that are used, by source and split."""
+
+    def __post_init__(self) -> None:
+        for source in self.cfg.sources:
+            self.notes[source.name] = Notes()
+            self.files[source.name] = files_of(source.path, self.notes[source.name])
+            self.counts[source.name] = Counter()
+
+    def check_unchanged(self) -> None:
+        """Raise HerdError where a file has changed since the build began."""
+        for files in self.files.values():
+            for file in files:
+                file.check_unchanged()
+
+    def documents(self) -> Iterator[Document]:
+        """The documents of all text sources."""
+        files = [file for source in self.cfg.text for file in self.files[source.name]]
+        for source in self.cfg.text:
+            yield from Documents(source, self.files[source.name], self.notes[source.name], part_chars=part_chars(files))
+
+    def chats(self, pictures: tables.Writer) -> Iterator[dict[str, Any]]:
+        """Rows of chats.parquet, each chat once; the pictures that they show go to `pictures`."""
+        seen: set[str] = set()
+        shelf = _Shelf(pictures, self.cfg.picture_px)
+        for source in self.cfg.chats:
+            notes, first = self.notes[source.name], True
+            for chat in Chats(source, self.files[source.name], notes):
+                row = self._chat_row(chat, source, shelf)
+                if row is None or row["id"] in seen:
+                    if row is not None:
+                        notes.skip(DUPLICATES, chat.place)
+                    continue
+                seen.add(row["id"])
+                if first:  # so that there is one to train on, however few there are
+                    row["split"], first = "train", False
+                self.counts[source.name][row["split"]] += 1
+                yield row
+
+    def _chat_row(self, chat: SourceChat, source: ChatSource, shelf: "_Shelf") -> dict[str, Any] | None:
+        try:
+            messages = with_pictures(chat.messages, lambda image: shelf.keep(image, chat.folder, source.name))
+        except Skip as skip:
+            self.notes[source.name].skip(str(skip), chat.place, skip.detail)
+            return None
+        asked = next(text_of(one) for one in messages if one["role"] == "user")
+        said, tools = tables.to_json(messages), tables.to_json(chat.tools) if chat.tools else ""
+        return {
+            "id": digest(said + tools),
+            "split": self._split(asked),
+            "kind": CHAT,
+            "language": language_of("\n".join(text_of(one) for one in messages)),
+            "messages": said,
+            "answer": "",
+            "verifier": "",
+            "source": source.name,
+            "tools": tools,
+        }
+
+    def preferences(self) -> Iterator[dict[str, Any]]:
+        """Rows of preferences.parquet."""
+        for source in self.cfg.preferences:
+            for one in Preferences(source, self.files[source.name], self.notes[source.name]):
+                said = {name: tables.to_json(getattr(one, name)) for name in ("prompt", "chosen", "rejected")}
+                split = self._split(said["prompt"])
+                self.counts[source.name][split] += 1
+                tools = tables.to_json(one.tools) if one.tools else ""
+                yield {
+                    "id": digest("".join(said.values())),
+                    "split": split,
+                    "source": source.name,
+                    **said,
+                    "tools": tools,
+                }
+
+    def prompts(self) -> Iterator[dict[str, Any]]:
+        """Rows of prompts.parquet."""
+        for source in self.cfg.prompts:
+            for one in Prompts(source, self.files[source.name], self.notes[source.name]):
+                prompt = tables.to_json(one.prompt)
+                split = self._split(prompt)
+                self.counts[source.name][split] += 1
+                row = {"id": digest(prompt), "split": split, "source": source.name, "prompt": prompt}
+                yield {**row, "answer": one.answer, "verifier": one.rules}
+
+    def _split(self, place: str) -> str:
+        return "heldout" if held_out("source", place, share=self.cfg.heldout_pairs) else "train"
+
+    def state(self) -> Facts:
+        """What was counted so far, for a run that goes on without reading the files again."""
+        return {name: {"counts": dict(self.counts[name]), **vars(notes)} for name, notes in self.notes.items()}
+
+    def restore(self, state: Facts) -> None:
+        """Take up what an earlier attempt had counted."""
+        for name, of in state.items():
+            counts = {key: Counter(of[key]) for key in ("skipped", "changed")}
+            self.counts[name], self.notes[name] = Counter(of["counts"]), Notes(places=of["places"], **counts)
+
+    def settings(self) -> dict[str, Facts]:
+        """sources.json: how much each source counts in training."""
+        return {
+            source.name: {"weight": source.weight, "max_epochs": source.max_epochs, "licence": source.licence}
+            for source in self.cfg.sources
+        }
+
+    def facts(self) -> list[Facts]:
+        """The sources for the data card."""
+        return [
+            {
+                "name": source.name,
+                "client": "files",
+                "version": "",
+                "licence": source.licence or "not given",
+                "what": what_is(source),
+                "status": "used",
+                "reason": "",
+                "path": source.path,
+                "files": len(self.files[source.name]),
+                "bytes": sum(file.size for file in self.files[source.name]),
+                "rows": dict(self.counts[source.name]),
+                **self.notes[source.name].as_json(),
+            }
+            for source in self.cfg.sources
+        ]
+
+
+def what_is(source: SourceConfig) -> str:
+    """The kind of a source, in a word."""
+    if isinstance(source, TextSource):
+        return "text"
+    return {"ChatSource": "chats", "PreferenceSource": "preferences"}.get(type(source).__name__, "prompts")
+
+
+def language_of(text: str) -> str:
+    """The language that a chat is in, `und` where it is too short to tell."""
+    language, probability = identify(text)
+    return language if probability >= MIN_IDENTIFIED and language != AUTO else UNKNOWN_LANGUAGE
+
+
+class _Shelf:
+    """The pictures that chats show, each kept once."""
+
+    def __init__(self, table: tables.Writer, longest_px: int) -> None:
+        self._table, self._longest_px = table, longest_px
+        self._names: dict[str, str] = {}
+
+    def keep(self, image: Any, folder: Path, source: str) -> str:
+        """Keep a picture, scaled to the config's size; returns its id. Raises Skip where it cannot be read."""
+        data = _picture_bytes(image, folder)
+        key = digest(data if isinstance(data, str) else data.hex())
+        if key not in self._names:
+            try:
+                picture = read_picture(data)
+            except HerdError as error:
+                raise Skip("chats with a picture that cannot be read", str(error)) from None
+            picture.thumbnail((self._longest_px, self._longest_px))
+            out = io.BytesIO()
+            picture.save(out, "PNG")
+            name = f"{source}/{digest(out.getvalue().hex())}"
+            if name not in self._names.values():
+                row = {"id": name, "split": "train", "source": source, "subject": "", "png": out.getvalue()}
+                self._table.add({**row, "names": "{}", "captions": "{}"})
+            self._names[key] = name
+        return self._names[key]
+
+
+def _picture_bytes(image: Any, folder: Path) -> bytes | str:
+    """A picture's bytes, or the path of its file. Raises Skip."""
+    if isinstance(image, dict):  # as `datasets` stores one
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, bytes):
+        return image
+    if not isinstance(image, str):
+        raise Skip("chats with a picture that is neither a path nor bytes", type(image).__name__)
+    if image.startswith("data:"):
+        try:
+            return base64.b64decode(image.partition(",")[2], validate=True)
+        except binascii.Error:
+            raise Skip("chats with a picture that cannot be read", f"{image[:40]}: not base64") from None
+    if image.startswith(("http://", "https://")):
+        raise Skip("chats with a picture at an address, which is not fetched: give a path", image)
+    path = unquote(urlparse(image).path) if image.startswith("file://") else image
+    return str(folder / path)
