@@ -21,8 +21,8 @@ from herd.data.sources.preferences import Preferences
 from herd.data.sources.prompts import Prompts
 from herd.data.sources.readers import files_of
 from herd.data.sources.source import Notes
-from herd.data.text.documents import AUTO, Document, digest
-from herd.data.text.languages import MIN_IDENTIFIED, identify
+from herd.data.text.documents import Document, digest
+from herd.data.text.languages import MIN_IDENTIFIED, detect
 from herd.data.text.splits import held_out
 from herd.errors import HerdError
 
@@ -174,8 +174,8 @@ def what_is(source: SourceConfig) -> str:
 
 def language_of(text: str) -> str:
     """The language that a chat is in, `und` where it is too short to tell."""
-    language, probability = identify(text)
-    return language if probability >= MIN_IDENTIFIED and language != AUTO else UNKNOWN_LANGUAGE
+    language, probability = detect(text)
+    return language if probability >= MIN_IDENTIFIED else UNKNOWN_LANGUAGE
 
 
 class _Shelf:
