@@ -18,21 +18,33 @@ from torch import Tensor
 import herd
 from herd import native
 from herd.cli import main, write_out
-from herd.config import CheckpointConfig, LoraConfig, MoEConfig, OptimizerConfig, SftConfig
+from herd.config import (
+    CheckpointConfig,
+    LoraConfig,
+    MidtrainConfig,
+    MoEConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    SftConfig,
+)
 from herd.core.files import read_json, write_json
 from herd.core.lineage import hash_of, read_lineage
 from herd.core.tracker import Tracker
 from herd.errors import HerdError, Stopped
 from herd.model import fused
 from herd.model.formats import huggingface, peft
+from herd.model.formats.config_json import config_from_json
 from herd.model.formats.source import find_source
 from herd.model.formats.weights import Weights, assemble
 from herd.model.lora import AdaptedLinear, AdaptedMoE, adapters, add_adapters, initial, is_adapter
 from herd.model.transformer import Transformer
 from herd.stages.convert import ConvertConfig, convert
 from herd.stages.merge import MergeConfig, merge
+from herd.stages.midtrain import midtrain
+from herd.stages.pretrain import pretrain
 from herd.stages.sft import sft
 from herd.train.checkpoint import _SafeReader, newest
+from herd.train.optimizer import Optimizer
 
 CONFIG = SftConfig(
     num_tokens=3000,
@@ -154,6 +166,14 @@ def test_new_adapters_change_nothing_and_are_a_function_of_the_seed() -> None:
     assert not torch.equal(initial(name, shape, 7), initial(name, shape, 8))
 
 
+def test_adapters_alone_have_an_optimizer_state_and_it_is_adamws() -> None:
+    model = adapted(LoraConfig(rank=4))
+    optimizer = Optimizer(model, OptimizerConfig(), 10)
+    assert {one.name for one in optimizer.groups["adapter"]} == {name for name, _ in adapters(model)}
+    state = optimizer.state_dict()
+    assert all(state[part].keys() == dict(adapters(model)).keys() for part in ("weight", "first", "second"))
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
@@ -248,6 +268,7 @@ def test_the_checkpoint_holds_adapters_alone_and_resuming_is_exact(
     assert one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+@pytest.mark.slow
 def test_an_adapter_is_trained_on_and_merged_where_no_adapters_are_asked_for(
     adapter: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -360,10 +381,31 @@ def test_files_that_are_missing_or_cut_are_named(adapter: Path, tmp_path: Path) 
         herd.load(folder)
 
 
-def test_experts_of_an_older_peft_are_read_too(adapter: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(adapter, tmp_path / "lora")
-    (folder / "herd.json").unlink()
-    tensors, experts = load_file(folder / peft.FILE), herd.load(adapter).config.moe.num_experts
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    lora = LoraConfig(rank=3, alpha=5.0, rslora=True)
+    values = {name: parameter.detach() for name, parameter in adapters(adapted(lora))}
+    pairs = peft.from_parameters(SHAPE, values, lora.scale)
+    peft.write(tmp_path, pairs, lora, base=tmp_path, vision=True)
+    found = peft.read_pairs(tmp_path, SHAPE)
+    assert found.keys() == pairs.keys()
+    for name, pair in found.items():
+        assert pair.scale == pairs[name].scale
+        assert torch.equal(pair.left, pairs[name].left) and torch.equal(pair.right, pairs[name].right)
+
+
+@pytest.mark.parametrize(("version", "turned"), [(None, False), ("0.18.1", False), ("0.19.0", True), ("0.21.2", True)])
+def test_square_stacks_are_read_by_the_version_that_wrote_them(version: str | None, turned: bool) -> None:
+    told = {"r": 2, "lora_alpha": 2, "peft_version": version}
+    left, right = torch.randn(3, 4, 2), torch.randn(3, 2, 4)  # of experts' matrices [3, 4, 4]
+    A, B = (right, left) if turned else (left.mT, right.mT)
+    flat = A.flatten(0, 1), B.permute(1, 2, 0).flatten(1)
+    pair = peft.oriented(told, "layers.0.feed_forward.experts.down_proj", (3, 4, 4), *flat)
+    assert pair is not None and torch.equal(pair.left, left) and torch.equal(pair.right, right)
+
+
+def test_experts_of_an_older_peft_are_read_too(adapter: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    folder, config = shutil.copytree(adapter, tmp_path / "lora"), config_from_json(tiny_folder)
+    tensors, experts = load_file(folder / peft.FILE), config.moe.num_experts
     for name in [name for name in tensors if ".experts." in name and "lora_A" in name]:
         a, b = tensors[name], tensors[other := name.replace("lora_A", "lora_B")]
         a = a.reshape(experts, -1, a.shape[1])
@@ -371,8 +413,26 @@ def test_experts_of_an_older_peft_are_read_too(adapter: Path, tmp_path: Path) ->
         tensors[name] = b.mT.flatten(0, 1).contiguous()  # [E * K, in]
         tensors[other] = a.mT.permute(1, 2, 0).flatten(1).contiguous()  # [out, K * E]
     save_file(tensors, folder / peft.FILE)
-    write_json(folder / peft.CONFIG, {**read_json(folder / peft.CONFIG), "peft_version": "0.18.1"})
-    assert torch.equal(logits(herd.load(folder).transformer), logits(herd.load(adapter).transformer))
+    found, wanted = (peft.read_pairs(place, config) for place in (folder, adapter))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(pair.left, wanted[name].left) for name, pair in found.items())
+    assert all(torch.equal(pair.right, wanted[name].right) for name, pair in found.items())
+
+
+@pytest.mark.slow
+def test_pretraining_and_midtraining_write_adapters_and_gguf_has_them_merged(
+    tiny_folder: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    small = {"batch_tokens": 1000, "context": 128, "lora": CONFIG.lora, "optimizer": CONFIG.optimizer}
+    first = pretrain(PretrainConfig(num_tokens=2000, **small), tiny_folder, tiny_data, tmp_path / "one")
+    second = midtrain(MidtrainConfig(num_tokens=4000, lengths=(256,), **small), first, tiny_data, tmp_path / "two")
+    assert read_lineage(second)["adapter"]["base"]["hash"] == hash_of(tiny_folder)
+    assert read_lineage(second)["short_text"]["after"] > 0
+    one, other = (herd.load(folder) for folder in (first, second))
+    assert not torch.equal(logits(one.transformer), logits(other.transformer))
+    assert main(["convert", str(second), str(tmp_path / "two.gguf"), "--text-only"]) == 0
+    from_file = herd.load(tmp_path / "two.gguf").transformer
+    assert (logits(from_file) - logits(other.transformer)).abs().max() <= 1e-5
 
 
 def test_the_commands_of_an_adapter(

@@ -290,6 +290,7 @@ def to_parameters(
         else:
             values[f"{ours}A"] = torch.cat([pair.right for pair in own])
             values[f"{ours}B"] = torch.cat([pair.left * (pair.scale / scale) for pair in own])
+    values = {name: value.contiguous() for name, value in values.items()}  # as the kernels want parameters
     fits = used == pairs.keys() and {name: tuple(value.shape) for name, value in values.items()} == dict(wanted)
     return values if fits else None
 
