@@ -120,7 +120,8 @@ def refuse_repeated(args: Sequence[str]) -> None:
 
 
 def refuse_renamed(command: str, place: str, args: Sequence[str]) -> None:
-    """Name the option of today for one of an earlier version; `place`: the stage whose settings the options are."""
+    """Refuse an option of an earlier version with its name of today; `place`: the stage whose settings the options
+    are."""
     for option in (word.partition("=")[0] for word in args if word.startswith("--")):
         setting = option.removeprefix("--").replace("-", "_")
         if command == "run":  # --TABLE.SETTING

@@ -1,6 +1,6 @@
 """`herd doctor`: what this machine has, what it lacks, and how to fix it.
 
-A check is `ok`; a `note`, where the demo runs without it; or `bad`, where it does not. The module stands beside the
+A check is `ok`; a `note`, where the demo runs without it; or `bad`, where it does not. The module is beside the
 command line and not in core, as it asks the data stage which sources there are.
 """
 
@@ -178,7 +178,11 @@ def check_sources() -> list[Check]:
         state, fix = "ok", ""
     checks = [Check(name="cache", state=state, found=found, fix=fix, facts=facts)]
 
-    programs = {"pip": "python -m ensurepip", "npm": "install Node.js", "apt": "Debian and its kin have it"}
+    programs = {
+        "pip": "python -m ensurepip",
+        "npm": "install Node.js",
+        "apt": "it is part of Debian and its derivatives",
+    }
     present = {"pip": importlib.util.find_spec("pip") is not None or shutil.which("pip3") is not None}
     present |= {"npm": shutil.which("npm") is not None}
     present |= {"apt": shutil.which("apt-get") is not None and shutil.which("dpkg-deb") is not None}
@@ -223,7 +227,7 @@ def check_kernels() -> Check:
     """Whether the C++ kernels of training can be used; they are built now if they are not yet there."""
     try:
         from herd import native
-    except ImportError:  # torch's own check says it
+    except ImportError:  # torch's own check reports it
         return Check(name="kernels", state="note", found="not in use: torch cannot be imported")
     reason = native.why_not()
     if reason is None:

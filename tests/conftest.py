@@ -17,7 +17,7 @@ from jaxtyping import install_import_hook
 settings.register_profile("herd", deadline=None)
 settings.load_profile("herd")
 
-# Where signatures tell shapes, every call that a test makes is checked against them; never at run time.
+# Where signatures have shapes, every call that a test makes is checked against them; never at run time.
 CHECKED = ["herd.data.media.image", "herd.engine.sampler", "herd.model", "herd.train.balance", "herd.train.losses"]
 install_import_hook(CHECKED, "beartype.beartype")
 

@@ -50,7 +50,7 @@ class FakeEngine:
             for number, word in enumerate(words[: params.max_tokens], start=1):
                 await asyncio.sleep(self.delay_s)
                 if word.strip() == "fail":
-                    raise RuntimeError("the fake was told to fail")
+                    raise RuntimeError("the fake was made to fail")
                 last = number == min(len(words), params.max_tokens)
                 reason = ("length" if number < len(words) else "stop") if last else None
                 ended = last
@@ -60,8 +60,8 @@ class FakeEngine:
                 elif last:
                     text += stop.finish()
                 logprob, top = -0.5 * number, ((number, -0.5 * number), (0, -9.0))
-                told = TokenLogprob(token_id=number, logprob=logprob, sampled_logprob=logprob, top=top)
-                logprobs = () if params.logprobs is None else (told,)
+                reported = TokenLogprob(token_id=number, logprob=logprob, sampled_logprob=logprob, top=top)
+                logprobs = () if params.logprobs is None else (reported,)
                 yield Piece(text=text, token_ids=[number], finish_reason=reason, logprobs=logprobs)
                 if stop.verdict:
                     return

@@ -194,7 +194,7 @@ def adapters_read(parallel: ParallelConfig, folder: Path) -> dict[str, Any]:
 
 
 def described(ranks: Parallel, model: Transformer) -> dict[str, Tensor]:
-    return {name: ranks.described(name, local(p.detach())) for name, p in model.named_parameters()}
+    return {name: ranks.checkpoint_view(name, local(p.detach())) for name, p in model.named_parameters()}
 
 
 def saved(parallel: ParallelConfig, folder: Path) -> None:
@@ -226,7 +226,7 @@ def folded(parallel: ParallelConfig) -> dict[str, Tensor]:
     with torch.no_grad():
         loss_of(model, batches.batch(last))
     balancer.bias_LE += torch.tensor([[-0.3, 0.1, 0.4, -0.2]])
-    told = balancer.after_step(last, optimizer, updated=True)
+    reported = balancer.after_step(last, optimizer, updated=True)
     weights = ranks.weights(model)
     routers = {name: weights.read(name) for name, _ in model.named_parameters() if "router" in name}
-    return routers | {"bias": torch.tensor(told["fold"]["largest_bias"]), "drift": balancer.drift_LE}  # type: ignore[index]
+    return routers | {"bias": torch.tensor(reported["fold"]["largest_bias"]), "drift": balancer.drift_LE}  # type: ignore[index]

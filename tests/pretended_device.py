@@ -1,10 +1,10 @@
-"""A device that is not there: tensors that say they are on it, computed on the CPU.
+"""A pretended device: tensors whose `device` is a card, computed on the CPU.
 
 Within `PretendedDevice` a tensor that is made on the device or sent there is a `Pretended`, whose `device` is that of a
-card. Operators that mix it with the host's tensors raise, as a card's would, and so do those that PyTorch would mend by
-a copy of its own (an index on the host). What makes the host wait for the device is counted by the operator in `reads`:
-a number or a copy that is read, and operators whose result's shape is data. With `fp64=False` it has no double
-precision, as mps has not.
+card. Operators that mix it with the host's tensors raise, as a card's would, and so do those that PyTorch would resolve
+by a copy of its own (an index on the host). What makes the host wait for the device is counted by the operator in
+`reads`: a number or a copy that is read, and operators whose result's shape depends on data. With `fp64=False` it has
+no double precision, like mps.
 """
 
 from collections import Counter
@@ -37,7 +37,7 @@ TAKING_INDICES = {aten.index.Tensor, aten.index_put_.default, aten.index_put.def
 
 
 class MixedDevices(RuntimeError):
-    """An operator that a device would refuse, or mend unasked."""
+    """An operator that a device would refuse, or resolve by a silent copy."""
 
 
 class Pretended(Tensor):
@@ -168,7 +168,7 @@ def pretended_device(*, fp64: bool = True) -> Iterator[PretendedDevice]:
 
     def clear() -> None:
         attention.frequencies_on.cache_clear()
-        vision.turns_on.cache_clear()
+        vision.rotations_on.cache_clear()
 
     with pytest.MonkeyPatch.context() as patch, torch.autograd.set_multithreading_enabled(False):
         # PyTorch starts a device that a tensor is made on, before it asks the mode.

@@ -3,7 +3,7 @@
 Small models of the shape `tiny-long` are trained from scratch on needles in short documents by the loop of
 mid-training, all on the same tokens, each with one part changed: positions in the global layer too, the queries'
 temperature, QK norm, the chunk. Then all read the same text, and are asked for needles within the training length and
-up to 500 times as far. A run is a folder under `out`: one that was stopped goes on from its checkpoint, one that is
+up to 500 times as far. A run is a folder under `out`: one that was stopped resumes from its checkpoint, one that is
 done is read.
 """
 
@@ -51,14 +51,14 @@ class Variant:
 
     changes: dict[str, Any] = field(default_factory=dict)
     """Fields of the shape."""
-    turns: bool = False
-    """Whether RoPE turns the global layer's queries and keys too."""
+    rotates: bool = False
+    """Whether RoPE rotates the global layer's queries and keys too."""
 
 
 VARIANTS = {
     "as it is": Variant(),
-    "RoPE in all layers": Variant(turns=True),
-    "temperature off": Variant(changes={"temperature": False}),
+    "RoPE in all layers": Variant(rotates=True),
+    "temperature off": Variant(changes={"temperature_tuning": False}),
     "slope 0.1": Variant(changes={"temperature_scale": 0.1}),
     "slope 0.5": Variant(changes={"temperature_scale": 0.5}),
     "QK norm off": Variant(changes={"qk_norm": False}),
@@ -73,7 +73,7 @@ def model_of(variant: Variant, shape: ModelConfig, seed: int) -> Transformer:
     model = first_weights(replace(shape, **variant.changes), seed, qk_init_correlation=QK_INIT_CORRELATION)
     for layer in model.layers:
         assert isinstance(layer, Layer)
-        layer.attention.turns |= variant.turns
+        layer.attention.rotates |= variant.rotates
     return model
 
 
@@ -96,7 +96,7 @@ def recall(model: Transformer, tokenizer: Tokenizer, data: Path, lengths: Sequen
     }
 
 
-def trained(
+def train_variant(
     name: str, seed: int, data: Path, out: Path, *, num_tokens: int, lengths: Sequence[int]
 ) -> dict[str, float]:
     """Train and ask, or read what was found."""
@@ -131,7 +131,7 @@ def ablation(
     found: dict[str, list[dict[str, float]]] = {}
     for seed in range(seeds):  # all variants once before any again
         for name in dict.fromkeys([next(iter(VARIANTS)), *names]):
-            one = trained(name, seed, data, out, num_tokens=num_tokens, lengths=lengths)
+            one = train_variant(name, seed, data, out, num_tokens=num_tokens, lengths=lengths)
             found.setdefault(name, []).append(one)
     mean = {
         name: {length: statistics.fmean(one[length] for one in runs) for length in runs[0]}

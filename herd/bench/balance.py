@@ -4,7 +4,7 @@ Small models of text alone are pre-trained by the stage itself, each twice: by b
 Switch Transformer as the peer. Rows: MaxVio of the load summed over all steps after the warm-up (the paper's
 MaxVio_global, of the worst layer), of single steps, of the folder that was written, on held-out text where nothing
 adapts; that folder's loss on held-out text; and experts that got nothing. Each run is an ordinary stage's folder under
-`out`: one that was stopped goes on from its checkpoint, one that is done is read.
+`out`: one that was stopped resumes from its checkpoint, one that is done is read.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from herd.core.tracker import read_metrics
 from herd.data.loading import tables
 from herd.data.loading.pack import Sample, pack, steps_of
 from herd.data.tokens.tokenizer import Tokenizer
-from herd.evaluate.load import load_facts, load_of, violation
+from herd.evaluate.load import expert_counts, load_facts, violation
 from herd.model.formats import huggingface
 from herd.model.init import first_weights
 from herd.stages.pretrain import pretrain
@@ -33,7 +33,7 @@ BATCH_TOKENS, CONTEXT = 4096, 512
 FFN_DIM = {16: 128, 128: 32}
 """Hidden width of an expert, by their number."""
 HELDOUT_STEPS = 24
-MODES: dict[str, dict[str, float]] = {"bias": {}, "loss": {"balance_rate": 0.0, "balance_coefficient": 0.01}}
+MODES: dict[str, dict[str, float]] = {"bias": {}, "loss": {"bias_update_rate": 0.0, "balance_coefficient": 0.01}}
 """What each changes of the stage's settings."""
 
 
@@ -86,7 +86,7 @@ def measure(folder: Path, batches: list[Batch]) -> dict[str, float]:
     return {"held_loss": float(loss), "held_vio": violation(np.array([counts], dtype=float))}
 
 
-def trained(experts: int, mode: str, data: Path, out: Path, *, num_steps: int) -> dict[str, float]:
+def train_run(experts: int, mode: str, data: Path, out: Path, *, num_steps: int) -> dict[str, float]:
     """Train or find one run, and measure it."""
     folder = out / f"{experts}-{mode}"
     if not folder.exists():
@@ -95,7 +95,7 @@ def trained(experts: int, mode: str, data: Path, out: Path, *, num_steps: int) -
             num_tokens=BATCH_TOKENS * num_steps, batch_tokens=BATCH_TOKENS, context=CONTEXT, picture_share=0.0
         )
         pretrain(replace(config, **MODES[mode]), model, data, folder)  # type: ignore[arg-type]
-    _, count_TLE = load_of(read_metrics(folder / "metrics.jsonl"))
+    _, count_TLE = expert_counts(read_metrics(folder / "metrics.jsonl"))
     held = measure(folder, heldout_batches(data, Tokenizer.load(data / "tokenizer")))
     return load_facts(count_TLE) | held
 
@@ -104,7 +104,7 @@ def balance(data: Path, out: Path, *, experts: Sequence[int], num_steps: int, as
     """Run and print."""
     rows = []
     for number in experts:
-        ours, peer = (trained(number, mode, data, out, num_steps=num_steps) for mode in MODES)
+        ours, peer = (train_run(number, mode, data, out, num_steps=num_steps) for mode in MODES)
         lottery = {"vio": ours["vio_lottery"], "step": ours["step_lottery"]}
         for case, unit, key in (
             ("MaxVio over all steps", "share", "vio"),

@@ -104,9 +104,9 @@ def engine(
                 raise HerdError(f"{llama_cpp} has no {program}: name the folder of llama.cpp's built programs")
         os.environ[LLAMA_CPP] = str(llama_cpp.resolve())
     for package in ("xllamacpp", "transformers"):
-        if not installed(package):
+        if not installed_version(package):
             raise HerdError(f"{package} is missing: pip install 'herd-lm[oracle]'")
-    limits = measured_limits()
+    limits = measure_limits()
     print(
         f"limits: {limits.read / 1e9:.1f} GB/s read, {limits.products / 1e9:.0f} GFLOP/s of bf16 products",
         file=sys.stderr,
@@ -122,7 +122,7 @@ def engine(
     show(rows, as_json=as_json)
 
 
-def installed(package: str) -> bool:
+def installed_version(package: str) -> bool:
     from importlib.util import find_spec
 
     return find_spec(package) is not None
@@ -210,7 +210,7 @@ class Limits:
         return case.sequences * self.read / (weights + case.sequences * 4 * kv * sum(seen))
 
 
-def measured_limits() -> Limits:
+def measure_limits() -> Limits:
     """Read memory and bf16 products on all cores, in PyTorch."""
     import torch
 

@@ -19,7 +19,7 @@ from herd.model.quantize import Scheme
 
 def tokenizer(count: int) -> Tokenizer:
     """A byte-level BPE of `count` tokens with a single merge, as llama.cpp takes none without. The tokens beyond bytes
-    are words that no text reaches, and that a model may say."""
+    are words that occur in no text, and that a model may generate."""
     letters = byte_letters()
     names = [*letters, "!!", *(f"a{i}" for i in range(257, count - len(SPECIAL_TOKENS)))]
     backend = Backend(models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[("!", "!")]))

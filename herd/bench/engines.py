@@ -3,7 +3,7 @@
 A process opens one model and answers questions through a pipe: how long does a prompt of N tokens take, how long a step
 of B sequences after a past of P tokens, how long a token of B requests that are served at a time, from prompt to text,
 how much memory is resident. Between questions it sleeps. All take the likeliest token. Of prompts and steps llama.cpp
-tells its times itself: those of its server, without HTTP, in the build of the `xllamacpp`
+reports its times itself: those of its server, without HTTP, in the build of the `xllamacpp`
 wheel; or where LLAMA_CPP names a folder of programs built for this processor, those of llama-bench and
 llama-batched-bench, which are started anew for each measurement.
 """
@@ -82,7 +82,7 @@ class Herd:
         for begin in range(0, len(ids), PIECE):
             pack = self._pack([ids[begin : begin + PIECE]], num_cached=[begin])
             rows_R = pack.last_S if begin + PIECE >= len(ids) else torch.zeros(0, dtype=torch.int64)
-            hidden_RD = self._call(pack, cache=slots.at(pack, [slot]), rows_R=rows_R)
+            hidden_RD = self._call(pack, cache=slots.view(pack, [slot]), rows_R=rows_R)
         return int(self._call.unembed(hidden_RD).argmax())
 
     def prefill(self, count: int) -> float:
@@ -100,7 +100,7 @@ class Herd:
                 if step == WARM:
                     begin = time.perf_counter()
                 pack = self._pack([[token] for token in tokens], num_cached=[past + step] * sequences)
-                hidden_RD = self._call(pack, cache=slots.at(pack, range(sequences)), rows_R=pack.last_S)
+                hidden_RD = self._call(pack, cache=slots.view(pack, range(sequences)), rows_R=pack.last_S)
                 tokens = self._call.unembed(hidden_RD).argmax(-1).tolist()
             return (time.perf_counter() - begin) / steps
 
@@ -169,19 +169,19 @@ class LlamaCpp:
         return xllamacpp.Server(params)
 
     def prefill(self, count: int) -> float:
-        [told] = self._ask(1, count + 16, count, 1)
-        return told["prompt_ms"] / 1e3
+        [answer] = self._ask(1, count + 16, count, 1)
+        return answer["prompt_ms"] / 1e3
 
     def decode(self, sequences: int, past: int, steps: int) -> float:
-        told = self._ask(sequences, past + steps + 16, past, steps)
+        answer = self._ask(sequences, past + steps + 16, past, steps)
         # All run together but for the first prompts: what the one that began last saw is a full batch's pace.
-        return min(one["predicted_ms"] / one["predicted_n"] for one in told) / 1e3
+        return min(one["predicted_ms"] / one["predicted_n"] for one in answer) / 1e3
 
     def served(self, sequences: int, past: int, steps: int) -> float:
         self._ask(sequences, past + steps + 16, past, steps)  # warm
         begin = time.perf_counter()
-        told = self._ask(sequences, past + steps + 16, past, steps)
-        return (time.perf_counter() - begin) / sum(one["predicted_n"] for one in told)
+        answer = self._ask(sequences, past + steps + 16, past, steps)
+        return (time.perf_counter() - begin) / sum(one["predicted_n"] for one in answer)
 
 
 class LlamaCppPrograms:
@@ -192,23 +192,23 @@ class LlamaCppPrograms:
 
     def _run(self, program: str, *arguments: object) -> dict[str, float]:
         command = [self._folder / program, "-m", self._path, "-t", os.cpu_count() or 1, *arguments]
-        for _ in range(3):  # about one run in forty ends well and has told nothing
+        for _ in range(3):  # about one run in forty ends well without any output
             done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
-            told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-            if told:
-                return dict(told[0])
-        raise RuntimeError(f"{program} told nothing: {(done.stdout + done.stderr)[-2000:]}")
+            answer = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+            if answer:
+                return dict(answer[0])
+        raise RuntimeError(f"{program} printed nothing: {(done.stdout + done.stderr)[-2000:]}")
 
     def prefill(self, count: int) -> float:
         return count / self._run("llama-bench", "-p", count, "-n", 0, "-r", 1, "-o", "jsonl")["avg_ts"]
 
     def decode(self, sequences: int, past: int, steps: int) -> float:
         room = sequences * (past + steps)
-        told = self._run(
+        answer = self._run(
             "llama-batched-bench", "-c", -(-room // 256) * 256, "-npp", past, "-ntg", steps, "-npl", sequences,
             "--output-format", "jsonl",
         )  # fmt: skip
-        return told["t_tg"] / steps
+        return answer["t_tg"] / steps
 
     def resident(self) -> int:
         """The most that one of them held."""
@@ -246,12 +246,12 @@ class Transformers:
         torch = self._torch
         with torch.inference_mode():
             ids = torch.tensor([prompt(past, slot) for slot in range(sequences)])
-            told = self._model(input_ids=ids, use_cache=True, logits_to_keep=1)
+            answer = self._model(input_ids=ids, use_cache=True, logits_to_keep=1)
             for step in range(WARM + steps):
                 if step == WARM:
                     begin = time.perf_counter()
-                tokens = told.logits[:, -1:].argmax(-1)
-                told = self._model(input_ids=tokens, past_key_values=told.past_key_values, use_cache=True)
+                tokens = answer.logits[:, -1:].argmax(-1)
+                answer = self._model(input_ids=tokens, past_key_values=answer.past_key_values, use_cache=True)
             return (time.perf_counter() - begin) / steps
 
 
@@ -261,8 +261,8 @@ ENGINES = {"Herd": Herd, "llama.cpp": LlamaCpp, SERVER: LlamaCpp, "transformers"
 
 def wheel_build() -> str:
     """The widest instructions that the library in xllamacpp's wheel is built for, such as AVX2."""
-    told = import_module("xllamacpp").get_system_info()
-    widest = [name for name in ("SSE3", "AVX", "AVX2", "AVX512") if f"{name} = 1" in told]
+    answer = import_module("xllamacpp").get_system_info()
+    widest = [name for name in ("SSE3", "AVX", "AVX2", "AVX512") if f"{name} = 1" in answer]
     return f"the wheel's build for {widest[-1] if widest else 'an unknown processor'}"
 
 
@@ -282,7 +282,7 @@ def serve(pipe: Connection, name: str, path: Path) -> None:
         while (asked := pipe.recv()) is not None:
             method, arguments = asked
             pipe.send((getattr(engine, method)(*arguments), held()))
-    except Exception as error:  # told to the parent, which ends the bench
+    except Exception as error:  # sent to the parent, which ends the bench
         pipe.send((f"{type(error).__name__}: {error}", 0))
 
 
@@ -296,14 +296,14 @@ class Child:
         self._process = context.Process(target=serve, args=(theirs, name, path), daemon=True)
         self._process.start()
         theirs.close()
-        self._told()
+        self._receive()
 
     def ask(self, method: str, *arguments: int) -> float:
         """One measurement, in seconds."""
         self._pipe.send((method, arguments))
-        return self._told()
+        return self._receive()
 
-    def _told(self) -> float:
+    def _receive(self) -> float:
         from herd.errors import HerdError
 
         try:

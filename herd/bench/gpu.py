@@ -77,16 +77,16 @@ def gpu(*, as_json: bool) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic products
     rows = [*checks(choose_device("cuda"), Size()), *rates(choose_device("cuda"), Size())]
     show(rows, as_json=as_json)
-    if wrong := failed(rows):
+    if wrong := failed_checks(rows):
         raise HerdError(f"{len(wrong)} of the checks fail: {'; '.join(row.case for row in wrong)}")
 
 
 def checks(device: torch.device, size: Size) -> list[Row]:
     """What must hold."""
-    return [*parity(device), resumed(device, size), served(device, size)]
+    return [*parity(device), check_resume(device, size), check_engine(device, size)]
 
 
-def failed(rows: list[Row]) -> list[Row]:
+def failed_checks(rows: list[Row]) -> list[Row]:
     """The checks, not the rates, that are worse than their bar."""
     return [row for row in rows if row.unit != "tokens/s" and row.ratio < 1]
 
@@ -161,7 +161,7 @@ def losses(device: torch.device, folder: Path, batches: RandomBatches) -> list[f
     model = first_weights(batches.config, 0).to(device)
     config = PretrainConfig(checkpoint=CheckpointConfig(every_s=3600.0))
     loss_fn = language_loss(config.balance_coefficient)
-    hooks = [Balancer(model, config.balance_rate, batches, loss_fn)]
+    hooks = [Balancer(model, config.bias_update_rate, batches, loss_fn)]
     stage = Stage("gpu", folder, config=config, parents={})
     try:
         train(model, batches, loss_fn, config, stage, hooks=hooks)
@@ -171,8 +171,8 @@ def losses(device: torch.device, folder: Path, batches: RandomBatches) -> list[f
     return [line["loss"] for line in read_metrics(stage.work / "metrics.jsonl")]
 
 
-def resumed(device: torch.device, size: Size) -> Row:
-    """A training that was stopped and went on, in operators that are told to be deterministic."""
+def check_resume(device: torch.device, size: Size) -> Row:
+    """A training that was stopped and went on, with deterministic operators."""
     config, steps = SMALL, size.trained_steps
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -208,7 +208,7 @@ def prompts_of(config: ModelConfig, lengths: list[int]) -> list[Prompt]:
 
 
 @torch.inference_mode()
-def served(device: torch.device, size: Size) -> Row:
+def check_engine(device: torch.device, size: Size) -> Row:
     """Greedy answers of requests side by side, each token against a plain forward's of what comes before, in fp32."""
     model = model_of(SMALL, device, torch.float32)
     prompts, same, total = prompts_of(model.config, [1, 17, 40, 75]), 0, 0
@@ -232,7 +232,7 @@ def served(device: torch.device, size: Size) -> Row:
 
 
 def rates(device: torch.device, size: Size) -> list[Row]:
-    """Tokens a second on the device, and on the CPU with as few tokens as tell it."""
+    """Tokens a second on the device, and on the CPU with just enough tokens to measure it."""
     little = replace(size, documents=min(size.documents, 2), steps=min(size.steps, 2))
     rows = []
     for case, ours, peer in (

@@ -1,7 +1,8 @@
 """A yardstick: Llama 4's decoder in as few lines of plain PyTorch as make it sparse, trained in pure bf16.
 
 Experts by one sorted `grouped_mm`, attention by SDPA on batches of documents of one length, one cross-entropy over all
-logits. It shows what little effort reaches: no router in fp32, no master weights, no packing, no balance, no cache.
+logits. It shows what a minimal implementation reaches: no router in fp32, no master weights, no packing, no balance, no
+cache.
 """
 
 # B documents, T tokens of each, D width, H query heads, K key heads, C head width, E experts, R = B * T rows
@@ -20,7 +21,7 @@ def matrix(*shape: int) -> nn.Parameter:
 class LeanLayer(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.config, self.turns, self.is_moe = config, not config.is_global(layer), config.is_moe(layer)
+        self.config, self.rotates, self.is_moe = config, not config.is_global(layer), config.is_moe(layer)
         dim, heads = config.dim, config.num_heads * config.head_dim
         hidden = config.moe.ffn_dim if self.is_moe else config.dense_ffn_dim
         self.norms = nn.Parameter(torch.ones(2, dim))
@@ -44,13 +45,13 @@ class LeanLayer(nn.Module):
         heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
         qkv = F.linear(x_BTD, self.qkv).unflatten(-1, (-1, width)).transpose(1, 2)
         qk, v = qkv.split([heads + kv_heads, kv_heads], dim=1)
-        if self.turns:
+        if self.rotates:
             one, two = qk.chunk(2, -1)
             qk = torch.cat([one * cos_TC - two * sin_TC, two * cos_TC + one * sin_TC], -1)
             qk = F.rms_norm(qk, (width,), None, config.norm_eps)
         q, k = qk.split([heads, kv_heads], dim=1)
         count, length = x_BTD.shape[0], x_BTD.shape[1]
-        if self.turns and length > config.chunk_size:  # chunks as documents of their own
+        if self.rotates and length > config.chunk_size:  # chunks as documents of their own
             fold = (-1, config.chunk_size)
             q, k, v = (x.unflatten(2, fold).transpose(1, 2).flatten(0, 1) for x in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)

@@ -25,9 +25,9 @@ from herd.data.packages.planted import Keys, Planter, Values
 from herd.data.packages.statements import EVALUATION, KINDS, TRAINING
 from herd.engine.load import load
 from herd.engine.reader import Reader
-from herd.evaluate.long_questions import TASKS, Maker, answering, ask_all, share_right, without_temperature
+from herd.evaluate.long_questions import TASKS, Maker, ask_all, disable_temperature, share_right, swap_model
 from herd.evaluate.needle import DEPTHS, Haystack, is_right
-from herd.evaluate.statements import ask_statements, counted, missed
+from herd.evaluate.statements import ask_statements, asked_and_interval, share_missed
 from herd.plan.counts import cache_bytes, weight_bytes
 
 MULTI_KEY = "multi-key, 16 decoys"
@@ -64,13 +64,13 @@ def needle(folder: Path, data: Path, *, context: int, seeds: int, budget_gb: flo
     keys, values = evaluation_keys(data), evaluation_values(data)
     begin, done = time.perf_counter(), [0]
 
-    def heard(count: int) -> bool:
+    def on_progress(count: int) -> bool:
         done[0] += count
         if done[0] % (100 * chunk * 4) == 0:
             log(f"read {done[0]:,} of {length:,}, {done[0] / (time.perf_counter() - begin):,.0f} tokens/s")
         return True
 
-    reader.read(torch.from_numpy(ids), on_progress=heard)
+    reader.read(torch.from_numpy(ids), on_progress=on_progress)
     reading = time.perf_counter() - begin
     rows = [Row(case=f"read {length:,} tokens", unit="s", ours=reading, peer=1800, peer_name="target: 30 minutes")]
     times = []
@@ -90,10 +90,16 @@ def needle(folder: Path, data: Path, *, context: int, seeds: int, budget_gb: flo
     lengths = sorted({length, *(size for size in (16_384, 131_072, 1_048_576) if size < length)})
     for size in lengths:
         rows += recall(hay, keys, size, seeds)
-        rows += in_other_words(hay, keys, values, size, seeds)
-    counted = cache_bytes(model.config, length + chunk) + weight_bytes(model.config, "bf16")
+        rows += recall_in_other_words(hay, keys, values, size, seeds)
+    planned = cache_bytes(model.config, length + chunk) + weight_bytes(model.config, "bf16")
     rows.append(
-        Row(case="peak memory", unit="GB", ours=peak_memory_bytes() / 1e9, peer=counted / 1e9, peer_name="herd plan")
+        Row(
+            case="peak memory",
+            unit="GB",
+            ours=peak_memory_bytes() / 1e9,
+            peer=planned / 1e9,
+            peer_name="herd plan",
+        )
     )
     rows += sparse(hay, keys, length, exact_s)
     show(rows, as_json=as_json)
@@ -112,7 +118,7 @@ def recall(hay: Haystack, keys: Keys, size: int, seeds: int) -> list[Row]:
         share = 1 - share_right(answers)
         log(f"{name}: {share:.3f} missed at {size:,}")
         rows.append(Row(case=case, unit="share", ours=share, peer=bar, peer_name=f"target: {bar}"))
-    with answering(hay, without_temperature(hay.reader.model)):
+    with swap_model(hay, disable_temperature(hay.reader.model)):
         plain = 1 - share_right(ask_all(hay, "single", planted.needle, keys, size, 1))
     without = 1 - share_right(ask_all(hay, "single", planted.needle, keys, size, 1, planted=False))
     off, out = f"single, temperature off: missed at {size:,}", f"single, removed: missed at {size:,}"
@@ -123,7 +129,7 @@ def recall(hay: Haystack, keys: Keys, size: int, seeds: int) -> list[Row]:
     ]
 
 
-def in_other_words(hay: Haystack, keys: Keys, values: Values, size: int, seeds: int) -> list[Row]:
+def recall_in_other_words(hay: Haystack, keys: Keys, values: Values, size: int, seeds: int) -> list[Row]:
     """Values of each kind asked for in other words than the fact has, after `size` tokens; by kind and by wording."""
     asks, rows = len(DEPTHS) * seeds, []
     held = ask_statements(hay, keys, values, EVALUATION, size, asks)
@@ -131,21 +137,22 @@ def in_other_words(hay: Haystack, keys: Keys, values: Values, size: int, seeds: 
     for name, answers in (("held-out wordings", held), ("wordings of the training", known)):
         groups = {"all kinds": answers, **{kind: [one for one in answers if one.kind == kind] for kind in KINDS}}
         for kind, group in groups.items():
-            log(f"{kind}, {name}: {missed(group):.3f} missed at {size:,}")
-            case = f"{kind}, {name}: missed at {size:,} ({counted(group)})"
-            rows.append(Row(case=case, unit="share", ours=missed(group), peer=0.1, peer_name="target: 0.1"))
+            log(f"{kind}, {name}: {share_missed(group):.3f} missed at {size:,}")
+            case = f"{kind}, {name}: missed at {size:,} ({asked_and_interval(group)})"
+            rows.append(Row(case=case, unit="share", ours=share_missed(group), peer=0.1, peer_name="target: 0.1"))
     for number in sorted({one.wording for one in held}):
         group = [one for one in held if one.wording == number]
-        case = f"held-out wording {number + 1}, {EVALUATION.pairs[number][0]!r}: missed at {size:,} ({counted(group)})"
-        rows.append(Row(case=case, unit="share", ours=missed(group), peer=0.1, peer_name="target: 0.1"))
-    out = missed(ask_statements(hay, keys, values, EVALUATION, size, len(DEPTHS), planted=False))
-    with answering(hay, without_temperature(hay.reader.model)):
-        off = missed(ask_statements(hay, keys, values, EVALUATION, size, len(DEPTHS)))
+        wording, figures = EVALUATION.pairs[number][0], asked_and_interval(group)
+        case = f"held-out wording {number + 1}, {wording!r}: missed at {size:,} ({figures})"
+        rows.append(Row(case=case, unit="share", ours=share_missed(group), peer=0.1, peer_name="target: 0.1"))
+    out = share_missed(ask_statements(hay, keys, values, EVALUATION, size, len(DEPTHS), planted=False))
+    with swap_model(hay, disable_temperature(hay.reader.model)):
+        off = share_missed(ask_statements(hay, keys, values, EVALUATION, size, len(DEPTHS)))
     return [
         *rows,
         Row(
-            case=f"held-out wordings, temperature off: missed at {size:,}", unit="share", ours=off, peer=missed(held),
-            peer_name="temperature on",
+            case=f"held-out wordings, temperature off: missed at {size:,}", unit="share", ours=off,
+            peer=share_missed(held), peer_name="temperature on",
         ),
         Row(
             case=f"held-out wordings, removed: missed at {size:,}", unit="share", ours=out, peer=1.0,
@@ -155,14 +162,14 @@ def in_other_words(hay: Haystack, keys: Keys, values: Values, size: int, seeds: 
 
 
 def sparse(hay: Haystack, keys: Keys, length: int, exact_s: float) -> list[Row]:
-    """Decoding that leaves pages unread, with its certificates, of answers that stand in the text."""
+    """Decoding that leaves pages unread, with its certificates, of answers that are in the text."""
     reader, planter = hay.reader, hay.planter
     quizzes = [planted.needle(stream(seed, "sparse"), keys) for seed in range(CERTIFIED)]
     facts = [planter.encode(f" {quiz.facts[0]}") for quiz in quizzes]
     depths = [(seed + stream(seed, "depth").random()) / CERTIFIED for seed in range(CERTIFIED)]
     ends = np.searchsorted(hay.ends, np.array(depths) * (length - 100))
-    chunks = hay.with_facts(facts, hay.ends[ends].tolist())
-    with reader.kept(chunks):
+    chunks = hay.plant_facts(facts, hay.ends[ends].tolist())
+    with reader.preserve_pages(chunks):
         for number, tokens in chunks.items():
             reader.read(torch.from_numpy(tokens), begin=number * reader.chunk)
         begin = time.perf_counter()

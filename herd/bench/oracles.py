@@ -26,7 +26,7 @@ from herd.model.transformer import Transformer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class OracleRequest:
     """One document or request: its tokens, and the tiles of its pictures in the order of their patch tokens."""
 
     tokens_N: Tensor
@@ -35,8 +35,8 @@ class Request:
     """fp32 [tiles, 3, side, side], normalised."""
 
 
-Peer = Callable[[Request], Tensor]
-"""Logits [N, V] of a request that stands alone."""
+Peer = Callable[[OracleRequest], Tensor]
+"""Logits [N, V] of a single request."""
 
 
 def random_model(config: ModelConfig, seed: int, scale: float = 0.06) -> Transformer:
@@ -50,7 +50,7 @@ def random_model(config: ModelConfig, seed: int, scale: float = 0.06) -> Transfo
 
 
 @torch.inference_mode()
-def ours(model: Transformer, requests: list[Request]) -> list[Tensor]:
+def ours(model: Transformer, requests: list[OracleRequest]) -> list[Tensor]:
     """Logits of requests that are packed into one forward."""
     pack = pack_sequences([request.tokens_N for request in requests])
     tiles = [request.tiles for request in requests if request.tiles is not None]
@@ -61,7 +61,7 @@ def ours(model: Transformer, requests: list[Request]) -> list[Tensor]:
     return list(model.unembed(model.forward_packed(pack, images=images)).split(pack.lengths))
 
 
-def in_transformers(model: Transformer) -> Any:
+def to_transformers(model: Transformer) -> Any:
     """The same model as transformers' Llama4ForConditionalGeneration."""
     import transformers
 
@@ -78,10 +78,10 @@ def in_transformers(model: Transformer) -> Any:
 
 
 def transformers_peer(model: Transformer) -> Peer:
-    theirs = in_transformers(model)
+    theirs = to_transformers(model)
 
     @torch.inference_mode()
-    def logits(request: Request) -> Tensor:
+    def logits(request: OracleRequest) -> Tensor:
         seen = {} if request.tiles is None else {"pixel_values": request.tiles}
         return theirs(input_ids=request.tokens_N[None], use_cache=False, **seen).logits[0]
 
@@ -106,7 +106,7 @@ def meta_world() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-def in_meta(model: Transformer, longest: int) -> Any:
+def to_meta(model: Transformer, longest: int) -> Any:
     """The same model as Meta's reference, for requests of at most `longest` tokens; within `meta_world`."""
     from llama_models.llama4 import args
     from llama_models.llama4.model import Transformer as Reference
@@ -133,7 +133,7 @@ def in_meta(model: Transformer, longest: int) -> Any:
             rope_high_freq_factor=scaling.high_freq_factor if scaling else None,
             nope_layer_interval=config.nope_every,
             use_qk_norm=config.qk_norm,
-            attn_temperature_tuning=config.temperature,
+            attn_temperature_tuning=config.temperature_tuning,
             floor_scale=config.temperature_floor,
             attn_scale=config.temperature_scale,
             vision_args=args.VisionArgs(
@@ -222,11 +222,11 @@ def meta_parameters(model: Transformer) -> dict[str, Tensor]:
 def meta_peer(model: Transformer, longest: int) -> Peer:
     from llama_models.llama4.datatypes import MaskedEmbedding, TransformerInput
 
-    theirs, patch = in_meta(model, longest), model.config.special.patch
+    theirs, patch = to_meta(model, longest), model.config.special.patch
     assert patch is not None
 
     @torch.inference_mode()
-    def logits(request: Request) -> Tensor:
+    def logits(request: OracleRequest) -> Tensor:
         tokens = request.tokens_N[None]
         pictures = None
         if request.tiles is not None:
@@ -239,7 +239,7 @@ def meta_peer(model: Transformer, longest: int) -> Peer:
     return logits
 
 
-def random_request(config: ModelConfig, texts: list[int], pictures: list[tuple[int, int]], seed: int) -> Request:
+def random_request(config: ModelConfig, texts: list[int], pictures: list[tuple[int, int]], seed: int) -> OracleRequest:
     """Runs of `texts[i]` random tokens, each followed by a picture cut to `pictures[i]` (rows, columns) of tiles."""
     assert len(pictures) <= len(texts)
     generator = torch.Generator().manual_seed(seed)
@@ -261,4 +261,4 @@ def random_request(config: ModelConfig, texts: list[int], pictures: list[tuple[i
             names = processor.tokens(Tiles(pixels=pixels, rows=shape[0], columns=shape[1]))
             tokens += [ids.get(name, taken) for name in names]
             tiles.append(normalise(pixels))
-    return Request(tokens_N=torch.tensor(tokens), tiles=torch.cat(tiles).float() if tiles else None)
+    return OracleRequest(tokens_N=torch.tensor(tokens), tiles=torch.cat(tiles).float() if tiles else None)

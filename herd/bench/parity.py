@@ -1,7 +1,7 @@
 """`herd bench parity`: our logits beside transformers' and Meta's own, fp32, random weights, small shapes.
 
-The first rows tell each implementation's distance to the other two on one prefill: all compute the same function. The
-rows called `alone` tell each one's distance to its own prefill of a request that stands alone, when the same request
+The first rows give each implementation's distance to the other two on one prefill: all compute the same function. The
+rows called `alone` give each one's distance to its own prefill of a single request, when the same request
 is decoded token by token, packed behind another one or padded: there the peers go wrong. Nothing is downloaded.
 """
 
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from herd.bench.oracles import (
-    Request,
-    in_meta,
-    in_transformers,
+    OracleRequest,
     meta_peer,
     meta_world,
     ours,
     random_model,
     random_request,
+    to_meta,
+    to_transformers,
     transformers_peer,
 )
 from herd.bench.table import Row, show
@@ -63,7 +63,7 @@ CASES: dict[str, tuple[ModelConfig, list[Shape]]] = {
     "Scout-like, five frames of a video": (SCOUT_LIKE, [([6, 2, 2, 2, 2, 30], [(1, 1)] * 5)]),
     "top 2 of 4": (replace(SCOUT_LIKE, moe=TOP_2), [TEXT]),
     "top 2 of 4 and dense layers": (replace(MAVERICK_LIKE, moe=replace(TOP_2, every=2)), [TEXT]),
-    "without temperature": (replace(SCOUT_LIKE, temperature=False), [TEXT]),
+    "without temperature": (replace(SCOUT_LIKE, temperature_tuning=False), [TEXT]),
     "seven requests packed by us, alone with the peers": (
         SCOUT_LIKE,
         [([1], []), ([33], []), ([5, 18], [(1, 1)]), ([16], []), ([64], []), ([2], [(2, 1)]), ([17], [])],
@@ -97,7 +97,7 @@ def distance(some: list[Tensor], others: list[Tensor]) -> float:
     return max(float((one - other).abs().max()) for one, other in zip(some, others, strict=True))
 
 
-def compare(case: str, model: Transformer, requests: list[Request]) -> list[Row]:
+def compare(case: str, model: Transformer, requests: list[OracleRequest]) -> list[Row]:
     """Distances between ours, packed, and the two peers', each request alone."""
     longest = max(len(request.tokens_N) for request in requests)
     packed = ours(model, requests)
@@ -112,19 +112,19 @@ def compare(case: str, model: Transformer, requests: list[Request]) -> list[Row]
 
 
 @torch.inference_mode()
-def decode(model: Transformer, request: Request) -> Tensor:
+def decode(model: Transformer, request: OracleRequest) -> Tensor:
     """Logits [N, V] of a request without pictures that is fed to the cache token by token."""
     count = len(request.tokens_N)
     cache = Slots(model.config, num_slots=1, capacity=count, dtype=torch.float32, device=torch.device("cpu"))
     rows = []
     for i in range(count):
         pack = pack_sequences([request.tokens_N[i : i + 1]], num_cached=[i])
-        rows.append(model.forward_packed(pack, cache=cache.at(pack, [0])))
+        rows.append(model.forward_packed(pack, cache=cache.view(pack, [0])))
     return model.unembed(torch.cat(rows))
 
 
 @torch.inference_mode()
-def decode_in_meta(theirs: Any, request: Request) -> Tensor:
+def decode_in_meta(theirs: Any, request: OracleRequest) -> Tensor:
     from llama_models.llama4.datatypes import TransformerInput
 
     rows = [
@@ -135,7 +135,7 @@ def decode_in_meta(theirs: Any, request: Request) -> Tensor:
 
 
 @torch.inference_mode()
-def decode_in_transformers(theirs: Any, request: Request) -> Tensor:
+def decode_in_transformers(theirs: Any, request: OracleRequest) -> Tensor:
     past, rows = None, []
     for i in range(len(request.tokens_N)):
         output = theirs(input_ids=request.tokens_N[None, i : i + 1], past_key_values=past, use_cache=True)
@@ -146,12 +146,12 @@ def decode_in_transformers(theirs: Any, request: Request) -> Tensor:
 
 @torch.inference_mode()
 def alone() -> list[Row]:
-    """Distances of each implementation to its own prefill of one request that stands alone."""
+    """Distances of each implementation to its own prefill of one single request."""
     model = random_model(SCOUT_LIKE, seed=1)
     first, second = (random_request(SCOUT_LIKE, [size], [], seed=size) for size in (13, 60))
     count, before = len(second.tokens_N), len(first.tokens_N)
     [mine] = ours(model, [second])
-    theirs, reference = in_transformers(model), in_meta(model, count)
+    theirs, reference = to_transformers(model), to_meta(model, count)
     in_hf, in_reference = transformers_peer(model)(second), meta_peer(model, count)(second)
 
     joined = torch.cat([first.tokens_N, second.tokens_N])[None]

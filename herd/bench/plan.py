@@ -31,7 +31,7 @@ from herd.core.lineage import Stage, peak_memory_bytes
 from herd.core.tracker import read_metrics
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
-from herd.plan.here import Machine, floors, holdings, step_here
+from herd.plan.here import Machine, lower_bounds, memory_by_part, step_here
 from herd.train.loop import train
 from herd.train.losses import language_loss
 
@@ -144,13 +144,13 @@ def probe(result: Path) -> int:
     base = peak_memory_bytes()
     a, b = torch.randn(2048, 2048).bfloat16(), torch.randn(2048, 2048).bfloat16()
     block, other = torch.zeros(2**26), torch.zeros(2**26)
-    product = min(timed(lambda: a @ b) for _ in range(10))
-    copy = min(timed(lambda: other.copy_(block)) for _ in range(5))
+    product = min(time_call(lambda: a @ b) for _ in range(10))
+    copy = min(time_call(lambda: other.copy_(block)) for _ in range(5))
     result.write_text(json.dumps([2 * 2048**3 / product, 2 * 4 * 2**26 / copy, base]))
     return 0
 
 
-def timed(work: object) -> float:
+def time_call(work: object) -> float:
     begin = time.perf_counter()
     work()  # type: ignore[operator]
     return time.perf_counter() - begin
@@ -182,8 +182,8 @@ def calibrate() -> None:
     times, sizes, seconds, held = [], [], [], []
     for case in CALIBRATION:
         found = measure(case)
-        times.append(floors(case.config, case.optimizer, case.batch_tokens, case.length, machine))
-        sizes.append(holdings(case.config, case.optimizer, case.batch_tokens, case.length))
+        times.append(lower_bounds(case.config, case.optimizer, case.batch_tokens, case.length, machine))
+        sizes.append(memory_by_part(case.config, case.optimizer, case.batch_tokens, case.length))
         seconds.append(found["seconds"])
         held.append(found["peak_bytes"] - machine.base_bytes)
     for name, parts, wanted in (("LONGER", times, seconds), ("KEPT", sizes, held)):

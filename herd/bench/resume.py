@@ -51,7 +51,7 @@ def measure(folder: Path) -> list[Row]:
         nonlocal made
         began = time.monotonic()
         save(made + 1)
-        stood = time.monotonic() - began
+        paused = time.monotonic() - began
         for _ in range(num_steps):
             batch = pack_documents(random_tokens(shape.vocab_size, sum(lengths), seed=made), lengths)
             loss_fn(model, batch)[0].backward()
@@ -59,11 +59,11 @@ def measure(folder: Path) -> list[Row]:
             optimizer.clear()
             made += 1
         checkpoints.wait()  # nothing in most cases; else the stretch was too short for the save
-        return time.monotonic() - began, stood
+        return time.monotonic() - began, paused
 
     def save_as_peer(_: int) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says that there is one process, which is so
+            warnings.simplefilter("ignore")  # it warns that there is one process, as intended
             dcp.save({"optimizer": optimizer.state_dict()}, checkpoint_id=folder / "peer", no_dist=True)
 
     stage = Stage("bench", folder / "ours", config={}, parents={})
@@ -75,11 +75,11 @@ def measure(folder: Path) -> list[Row]:
                 taken[name] += [stretch(save, STEPS if counted else 1)][: int(counted)]
                 shutil.rmtree(folder / "peer", ignore_errors=True)
     whole = {name: median(seconds for seconds, _ in pairs) for name, pairs in taken.items()}
-    stood = {name: 1000 * median(seconds for _, seconds in pairs) for name, pairs in taken.items()}
+    paused = {name: 1000 * median(seconds for _, seconds in pairs) for name, pairs in taken.items()}
     lost = {name: 100 * (whole[name] - whole["none"]) / every_s for name in whole}
     peer_name = f"dcp.save of torch {torch.__version__}, waited for"
     cases = {
-        ("training stands still at a save", "ms"): stood,
+        ("training pauses at a save", "ms"): paused,
         (f"throughput lost at a save every {every_s:.0f} s", "%"): lost,
     }
     return [

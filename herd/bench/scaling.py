@@ -74,7 +74,7 @@ def curve(mesh: ParallelConfig, optimizer: OptimizerConfig, num_steps: int, fold
     parallel = Parallel(Mesh(mesh))
     model = random_model(SHAPE, seed=0, scale=0.1).requires_grad_(True)
     parallel.apply(model)
-    config = PretrainConfig(optimizer=optimizer, parallel=mesh, balance_coefficient=0.01, balance_rate=0.0)
+    config = PretrainConfig(optimizer=optimizer, parallel=mesh, balance_coefficient=0.01, bias_update_rate=0.0)
     stage = Stage("scaling", folder, config=config, parents={})
     train_language(model, RandomBatches(num_steps), config, stage, parallel)
     lines = read_metrics(stage.work / "metrics.jsonl")

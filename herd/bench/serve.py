@@ -22,7 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from herd.bench.engine import installed
+from herd.bench.engine import installed_version
 from herd.bench.engines import wheel_build
 from herd.bench.serve_load import Seen, engine_alone, llama_cpp
 from herd.bench.table import Row, show
@@ -51,7 +51,7 @@ def serve(*, clients: Sequence[int], rounds: int, seconds: float, llama_cpp_fold
         }
         if program is not None:
             contenders[PEER] = partial(over_http, stack.enter_context(built_server(program, home / "BF16.gguf")))
-        elif installed("xllamacpp"):
+        elif installed_version("xllamacpp"):
             served = stack.enter_context(wheel_server(home / "BF16.gguf"))
             contenders[f"{PEER} ({wheel_build()})"] = partial(over_http, served)
         else:
@@ -60,8 +60,8 @@ def serve(*, clients: Sequence[int], rounds: int, seconds: float, llama_cpp_fold
         for count in clients:
             seen: dict[str, list[Seen]] = {name: [] for name in contenders}
             for _ in range(rounds):
-                for name, measured in contenders.items():
-                    seen[name].append(measured(count, seconds))
+                for name, load_server in contenders.items():
+                    seen[name].append(load_server(count, seconds))
             rows += rows_of(count, seen)
     show(rows, as_json=as_json)
 
@@ -97,7 +97,7 @@ def rows_of(clients: int, seen: dict[str, list[Seen]]) -> Iterator[Row]:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of them lie; infinite where nothing came."""
+    """The value below which `share` of them are; infinite where nothing came."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("inf")
 
@@ -148,7 +148,7 @@ def built_server(program: Path, path: Path) -> Iterator[str]:
 
 @contextmanager
 def child(target: Callable[..., None], *arguments: object) -> Iterator[tuple[Any, Any]]:
-    """A process of its own: the pipe to it, and the first thing that it says."""
+    """A process of its own: the pipe to it, and the first object that it sends."""
     context = get_context("spawn")
     pipe, theirs = context.Pipe()
     running = context.Process(target=target, args=(theirs, *arguments), daemon=True)
@@ -174,10 +174,10 @@ def wheel_server(path: Path) -> Iterator[str]:
 def alone(folder: Path) -> Iterator[Measured]:
     with child(engine_alone, folder, SLOTS) as (pipe, _):
 
-        def measured(clients: int, seconds: float) -> Seen:
+        def load_server(clients: int, seconds: float) -> Seen:
             pipe.send((clients, seconds))
             seen = pipe.recv()
             assert isinstance(seen, Seen)
             return seen
 
-        yield measured
+        yield load_server

@@ -61,7 +61,7 @@ async def load(ask: Callable[[str], AsyncIterator[object]], *, clients: int, sec
 
 
 async def over_http(url: str, *, clients: int, seconds: float) -> Seen:
-    """The clients of a server that speaks OpenAI's API."""
+    """The clients of a server with OpenAI's API."""
     host, port = urlsplit(url).hostname, urlsplit(url).port
     [model] = json.loads(await _get(url, "/v1/models"))["data"]
 
@@ -129,7 +129,7 @@ def engine_alone(pipe: Connection, folder: Path, slots: int) -> None:
 
 
 def llama_cpp(pipe: Connection, path: Path, slots: int, context: int) -> None:
-    """A child process with the server in xllamacpp's wheel: tells its address, and ends when it is told anything."""
+    """A child process with the server in xllamacpp's wheel: sends its address, and ends when it receives anything."""
     import os
     from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""`herd bench train`: a step of training beside transformers' Llama 4 and beside a lean trial in plain PyTorch.
+"""`herd bench train`: a step of training beside transformers' Llama 4 and a minimal model in plain PyTorch.
 
 Random weights and tokens, bf16 products, forward to update. Ours is measured twice: with the peers' optimizer, AdamW
 for all parameters (moments in 8 bits), and as recipes train by default, with Muon for the matrices of the layers and
@@ -36,7 +36,7 @@ from herd.train.losses import language_loss
 from herd.train.optimizer import Optimizer
 
 LOCAL = replace(S, nope_every=S.num_layers + 1)
-"""S without global layers: what is left of the cost of long documents when these are taken out."""
+"""S without global layers: what is left of the cost of long documents when these are removed."""
 
 
 def dense(config: ModelConfig) -> ModelConfig:
@@ -61,7 +61,7 @@ class Case:
         return self.documents * self.length
 
 
-OURS, RECIPE, EAGER, COMPILED, LEAN = "herd", "herd, Muon", "transformers", "transformers, compiled", "lean trial"
+OURS, RECIPE, EAGER, COMPILED, LEAN = "herd", "herd, Muon", "transformers", "transformers, compiled", "plain PyTorch"
 MAKERS = {
     OURS: "herd.bench.train:make_adamw",
     RECIPE: "herd.bench.train:make_recipe",
@@ -144,15 +144,15 @@ def measure(name: str, case: Case, num_steps: int, warm_up: int) -> Measured:
     module, function = MAKERS[name].split(":")
     torch.manual_seed(0)
     step = getattr(import_module(module), function)(case)
-    seconds = [timed(step) for _ in range(warm_up + num_steps)][warm_up:]
+    seconds = [time_call(step) for _ in range(warm_up + num_steps)][warm_up:]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     del step
     a, b, c = (torch.randn(MATRIX, MATRIX).bfloat16() for _ in range(3))
-    best = median([timed(lambda: torch.mm(a, b, out=c)) for _ in range(12)][2:])
+    best = median([time_call(lambda: torch.mm(a, b, out=c)) for _ in range(12)][2:])
     return Measured(seconds=median(seconds), peak_bytes=peak, matrix_flops=2 * MATRIX**3 / best)
 
 
-def timed(function: Step) -> float:
+def time_call(function: Step) -> float:
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
@@ -185,7 +185,7 @@ def rate(name: str, case: Case, ours: Measured, peer: Measured, peer_name: str) 
     return Row(case=name, unit="tokens/s", ours=a_second[0], peer=a_second[1], peer_name=peer_name, more_is_better=True)
 
 
-def beside_peers(name: str, rounds: int, num_steps: int) -> list[Row]:
+def compare_with_peers(name: str, rounds: int, num_steps: int) -> list[Row]:
     """Rates, use of the machine and memory of one shape, with the peers' optimizer and with the recipes'."""
     case = CASES[name]
     took = take_turns([OURS, RECIPE, EAGER, COMPILED, LEAN], case, rounds, num_steps)
@@ -211,7 +211,7 @@ def beside_peers(name: str, rounds: int, num_steps: int) -> list[Row]:
     return rows
 
 
-def beside_dense(name: str, rounds: int, num_steps: int) -> Row:
+def compare_with_dense(name: str, rounds: int, num_steps: int) -> Row:
     """The price of the mixture: alternating by hand, as the two are not one case."""
     case = CASES[name]
     twin = replace(case, config=dense(case.config))
@@ -241,11 +241,11 @@ def train(*, cases: tuple[str, ...], rounds: int, steps: int, as_json: bool) -> 
     rows: list[Row] = []
     for name in cases:
         if name == "dense":
-            rows += [beside_dense(shape, rounds, steps) for shape in ("S", "M")]
+            rows += [compare_with_dense(shape, rounds, steps) for shape in ("S", "M")]
         elif name == "lengths":
             rows += by_length(S, "S")
         elif name == "local":
             rows += by_length(LOCAL, "S without global layers")
         else:
-            rows += beside_peers(name, rounds, steps)
+            rows += compare_with_peers(name, rounds, steps)
     show(rows, as_json=as_json)

@@ -1,4 +1,5 @@
-"""The peers of `herd bench train`: transformers' Llama 4, as it comes and compiled, and the lean trial of this folder.
+"""The peers of `herd bench train`: transformers' Llama 4, as it comes and compiled, and a minimal model in plain
+PyTorch (lean.py).
 
 Parameters, gradients and AdamW's moments in bf16, no masters: that is what they take least of, in time and memory.
 """
@@ -13,7 +14,7 @@ from herd.bench.train import Case, Step, random_tokens
 from herd.model.formats.config_json import config_to_json
 
 
-def stepping(parameters: list[torch.nn.Parameter], loss: Callable[[], Tensor]) -> Step:
+def make_step(parameters: list[torch.nn.Parameter], loss: Callable[[], Tensor]) -> Step:
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
 
     def step() -> None:
@@ -27,7 +28,7 @@ def stepping(parameters: list[torch.nn.Parameter], loss: Callable[[], Tensor]) -
 def make_lean(case: Case) -> Step:
     model, tokens = Lean(case.config).to(torch.bfloat16), random_tokens(case)
     targets = tokens.flatten().roll(-1).view_as(tokens)
-    return stepping(list(model.parameters()), lambda: model(tokens, targets))
+    return make_step(list(model.parameters()), lambda: model(tokens, targets))
 
 
 def make_transformers(case: Case, *, compiled: bool) -> Step:
@@ -41,7 +42,7 @@ def make_transformers(case: Case, *, compiled: bool) -> Step:
     model.to(torch.bfloat16).train()
     tokens = random_tokens(case)
     run = torch.compile(model) if compiled else model
-    return stepping(list(model.parameters()), lambda: run(input_ids=tokens, labels=tokens).loss)
+    return make_step(list(model.parameters()), lambda: run(input_ids=tokens, labels=tokens).loss)
 
 
 def make_eager(case: Case) -> Step:

@@ -61,6 +61,6 @@ def with_device(does: Callable[..., None]) -> Callable[..., None]:
 
 
 def set_device(name: str | None) -> None:
-    """Have this process and its children compute on a device, as --device asks; None leaves what HERD_DEVICE says."""
+    """Have this process and its children compute on a device, as --device asks; None leaves HERD_DEVICE as it is."""
     if name is not None:
         os.environ[VARIABLE] = name

@@ -13,8 +13,8 @@ from herd.commands.command import Command, set_device
 from herd.commands.single import Fields, device_option, unfinished_options
 from herd.commands.stages import STAGES
 from herd.core.child import run_in_child
-from herd.core.console import exit_code, logged_to, traceback_log
-from herd.core.files import partial as work_of
+from herd.core.console import exit_code, log_to, traceback_log
+from herd.core.files import work_folder
 from herd.stages.recipe import Node, StageKind, load_recipe, stages_to_report
 from herd.stages.runner import run_recipe, run_stage
 from herd.stages.unfinished import Unfinished, report_what_is_kept, unfinished_mode
@@ -42,8 +42,8 @@ def run_usage(args: Sequence[str]) -> Any:
 
 
 def run(usage: Any) -> None:
-    """Run what a usage of `run_usage` says."""
-    nodes: dict[str, Node] = usage.nodes or load_recipe(usage.recipe, STAGES)  # an option stood before the recipe
+    """Run a parsed usage of `run_usage`."""
+    nodes: dict[str, Node] = usage.nodes or load_recipe(usage.recipe, STAGES)  # an option came before the recipe
     for number, (name, node) in enumerate(nodes.items()):
         nodes[name] = dataclasses.replace(node, config=getattr(usage, f"table_{number}", node.config))
     if REPORT not in nodes:
@@ -55,14 +55,14 @@ def run(usage: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     traceback_log.set(folder / "run.log")
     start = time.monotonic()
-    with logged_to(folder / "run.log", f"herd {__version__}: run {usage.recipe}"):
+    with log_to(folder / "run.log", f"herd {__version__}: run {usage.recipe}"):
         run_recipe(nodes, folder, do=partial(run_apart, unfinished))
         print(f"wrote {folder} in {time.monotonic() - start:.0f} s")
 
 
 def run_apart(unfinished: Unfinished, kind: StageKind, config: Any, parents: Mapping[str, Path], out: Path) -> None:
     """Run one stage in a process of its own, so that none inherits the memory of those before it."""
-    with report_what_is_kept(work_of(out)):
+    with report_what_is_kept(work_folder(out)):
         code = run_in_child(out.name, stage_of_run, kind, config, parents, out, unfinished)
     if code:
         sys.exit(code)  # the child has printed why
@@ -74,7 +74,7 @@ def stage_of_run(kind: StageKind, config: Any, parents: Mapping[str, Path], out:
     traceback_log.set(log)
 
     def work() -> None:
-        with logged_to(log):
+        with log_to(log):
             run_stage(kind, config, parents, out, unfinished)
 
     return exit_code(work, f"stage {out.name}")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from herd.commands.command import DEVICE_HELP, Command, set_device
 from herd.commands.own import from_paths, own_data, own_options, starter_or, with_starter
 from herd.commands.stages import STAGES
-from herd.core.boards import VARIABLE, asked_for
+from herd.core.boards import VARIABLE, requested_boards
 from herd.core.console import traceback_log
 from herd.core.device import DeviceName
 from herd.core.ranks import rank, world
@@ -39,7 +39,7 @@ def stage_usage(kind: StageKind, args: Sequence[str]) -> Any:
     """The usage of a stage's command: its parents, --out, --recipe, and each field of its config."""
     from tyro.conf import Positional, arg
 
-    # What the recipe says are the defaults that --help shows, so it is read ahead.
+    # The recipe's values are the defaults that --help shows, so it is read ahead.
     ahead = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     ahead.add_argument("--recipe", default="")
     ahead.add_argument("--table", default="")
@@ -128,7 +128,7 @@ def do_stage(kind: StageKind, usage: Any) -> None:
     unfinished = unfinished_mode(resume_with_changes=usage.resume_with_changes, restart=usage.restart)
     set_device(getattr(usage, "device", None))
     os.environ[VARIABLE] = usage.track
-    asked_for()  # a mistake in it is reported before anything is written
+    requested_boards()  # a mistake in it is reported before anything is written
     out.parent.mkdir(parents=True, exist_ok=True)
     traceback_log.set(out.with_name(out.name + ".log"))
     run_stage(kind, config, parents, out, unfinished)

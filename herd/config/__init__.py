@@ -1,8 +1,8 @@
 """Shapes of models and settings of stages: frozen dataclasses, no torch.
 
 Presets: `tiny` is what `herd run tiny` raises in minutes on two cores. `scout` and `maverick` are the published shapes,
-`behemoth` one of our own with the published counts; `tiny-scout`, `tiny-maverick` and `tiny-behemoth` are their kin,
-with the same kinds of layers in a few megabytes. `herd plan PRESET` counts any of them.
+`behemoth` one of our own with the published counts; `tiny-scout`, `tiny-maverick` and `tiny-behemoth` are small
+versions of them, with the same kinds of layers in a few megabytes. `herd plan PRESET` counts any of them.
 """
 
 from herd.config.cleaning import CleaningConfig

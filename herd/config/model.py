@@ -114,11 +114,11 @@ class ModelConfig:
     vision: VisionConfig | None
     """None: a model of text alone."""
     nope_every: int = 4
-    """Every how many layers one has no positions; more than `num_layers`: none has, all turn by RoPE."""
+    """Every how many layers one has no positions; more than `num_layers`: all layers have RoPE."""
     chunk_size: int = 8192
     """Positions that a RoPE layer sees at most: the token's own block, `position // chunk_size`."""
     qk_norm: bool = True
-    temperature: bool = True
+    temperature_tuning: bool = True
     """Whether global layers scale queries by 1 + temperature_scale * ln(floor((pos + 1) / temperature_floor) + 1)."""
     temperature_floor: int = 8192
     temperature_scale: float = 0.1
@@ -132,7 +132,7 @@ class ModelConfig:
         if self.num_heads % self.num_kv_heads:
             raise HerdError(f"num_heads={self.num_heads} is not divisible by num_kv_heads={self.num_kv_heads}")
         if self.head_dim % 2:
-            raise HerdError(f"head_dim={self.head_dim} is odd: RoPE turns pairs")
+            raise HerdError(f"head_dim={self.head_dim} is odd: RoPE rotates pairs of channels")
 
     @property
     def page_tokens(self) -> int:

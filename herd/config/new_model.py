@@ -71,7 +71,7 @@ class NewModelConfig(Checked):
     """Attention chunk of the other layers, in tokens."""
     qk_norm: bool | None = None
     """Whether layers with RoPE normalise queries and keys."""
-    temperature: bool | None = None
+    temperature_tuning: bool | None = None
     """Whether global layers scale their queries with the position."""
     temperature_floor: Count | None = None
     """Tokens after which that scale begins to grow."""

@@ -1,4 +1,4 @@
-"""Shapes by name: what the tiny herd is, the released models, and their small kin."""
+"""Shapes by name: the tiny herd, the released models, and small versions of them."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -63,7 +63,7 @@ RELEASED_VISION = VisionConfig(image_size=336, patch_size=14, dim=1408, num_laye
 
 
 def scout(vocab_size: int, special: SpecialIds) -> ModelConfig:
-    """Llama 4 Scout: 108.64 B parameters, of which a token of text meets 17.17 B. Source: its params.json."""
+    """Llama 4 Scout: 108.64 B parameters, of which a text token uses 17.17 B. Source: its params.json."""
     return ModelConfig(
         vocab_size=vocab_size,
         special=special,
@@ -81,7 +81,7 @@ def scout(vocab_size: int, special: SpecialIds) -> ModelConfig:
 
 
 def maverick(vocab_size: int, special: SpecialIds) -> ModelConfig:
-    """Llama 4 Maverick: 401.58 B parameters, of which a token of text meets 17.18 B. Source: its params.json."""
+    """Llama 4 Maverick: 401.58 B parameters, of which a text token uses 17.18 B. Source: its params.json."""
     return replace(
         scout(vocab_size, special),
         moe=MoEConfig(num_experts=128, ffn_dim=8192, every=2),
@@ -110,7 +110,7 @@ def behemoth(vocab_size: int, special: SpecialIds) -> ModelConfig:
 
 
 def tiny_scout(vocab_size: int, special: SpecialIds) -> ModelConfig:
-    """Scout's kin: a mixture of 16 in every layer, QK norm, scaled RoPE; chunks of 256 and a claim of 1280 chunks."""
+    """A small Scout: a mixture of 16 in every layer, QK norm, scaled RoPE; chunks of 256 and a claim of 1280 chunks."""
     return replace(
         tiny(vocab_size, special),
         dim=256,
@@ -121,7 +121,7 @@ def tiny_scout(vocab_size: int, special: SpecialIds) -> ModelConfig:
 
 
 def tiny_maverick(vocab_size: int, special: SpecialIds) -> ModelConfig:
-    """Maverick's kin: a mixture of 128 in every second layer, no QK norm, plain RoPE; a claim of 128 chunks."""
+    """A small Maverick: a mixture of 128 in every second layer, no QK norm, plain RoPE; a claim of 128 chunks."""
     return replace(
         tiny(vocab_size, special),
         dim=256,
@@ -132,7 +132,7 @@ def tiny_maverick(vocab_size: int, special: SpecialIds) -> ModelConfig:
 
 
 def tiny_behemoth(vocab_size: int, special: SpecialIds) -> ModelConfig:
-    """Behemoth's kin: 16 experts as in tiny-scout, twice its depth and width; a claim of 32 chunks."""
+    """A small Behemoth: 16 experts as in tiny-scout, twice its depth and width; a claim of 32 chunks."""
     return replace(
         tiny(vocab_size, special),
         dim=512,

@@ -1,4 +1,4 @@
-"""Which numbers a field of a config takes: said in its type, checked when the config is made.
+"""Which numbers a field of a config takes: declared in its type, checked when the config is made.
 
 `num_tokens: Count`, `picture_share: Share`. What is out of range raises HerdError with field, value and range.
 """
@@ -14,7 +14,7 @@ MOST = 10**15
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `low` to `high`, without the ends that are said to be open."""
+    """The numbers from `low` to `high`, without the ends that are declared open."""
 
     low: float
     high: float

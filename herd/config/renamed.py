@@ -11,15 +11,18 @@ RENAMED = {
     ("vision", "likeness"): ("model", "qk_init_correlation"),
     ("model", "likeness"): ("model", "qk_init_correlation"),
     ("vision", "sharpness"): ("vision", "logit_scale"),
+    ("model", "temperature"): ("model", "temperature_tuning"),
     (ANY, "guard"): (ANY, "loss_spikes"),
+    (ANY, "balance_rate"): (ANY, "bias_update_rate"),
+    (ANY, "optimizer.warmup"): (ANY, "optimizer.warmup_ratio"),
     **{
         (command, old): (command, new)
         for command in ("chat", "generate", "serve")
         for old, new in (("guess", "num_speculative_tokens"), ("draft", "draft_model"), ("slots", "max_num_seqs"))
     },
 }
-"""(stage or command, setting) → the same of today. A setting inside a table is written with dots; the name of a table
-covers all that is in it."""
+"""(stage or command, old setting) → its name now. A setting inside a table is written with dots; the name of a table
+covers all that is in it. Stored configs are read by the same lines (`old_names`)."""
 
 REMOVED = {("evaluate", "reasons"): "the report judges nothing: `herd bench tiny RUN` lists a run's targets"}
 """(stage or command, setting) → why it is gone, and what to use."""
@@ -28,6 +31,13 @@ REMOVED = {("evaluate", "reasons"): "the report judges nothing: `herd bench tiny
 def why_removed(place: str, setting: str) -> str | None:
     """Why `setting` of `place` is gone, and what to use; None if it never was a setting."""
     return REMOVED.get((place, setting))
+
+
+def old_names(setting: str) -> list[str]:
+    """The names that a setting had in the same table, as configs of earlier versions are stored with them."""
+    table, _, name = setting.rpartition(".")
+    renamed = (old for (place, old), new in RENAMED.items() if new == (place, setting))
+    return [old.rpartition(".")[2] for old in renamed if old.rpartition(".")[0] == table and old != name]
 
 
 def new_name(place: str, setting: str) -> tuple[str, str] | None:

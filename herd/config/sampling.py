@@ -32,9 +32,9 @@ class SamplingConfig:
         for name, holds, wanted in (
             ("max_tokens", self.max_tokens >= 1, "be at least 1"),
             ("temperature", self.temperature >= 0, "not be negative"),
-            ("top_p", 0 <= self.top_p <= 1, "lie in [0, 1]"),
+            ("top_p", 0 <= self.top_p <= 1, "be in [0, 1]"),
             ("top_k", self.top_k >= 0, "not be negative; 0 takes all tokens"),
-            ("min_p", 0 <= self.min_p <= 1, "lie in [0, 1]"),
+            ("min_p", 0 <= self.min_p <= 1, "be in [0, 1]"),
             ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "be above 0; 1 changes nothing"),
             ("stop", len(self.stop) <= MAX_STOPS and all(self.stop), f"be at most {MAX_STOPS} texts, none empty"),
         ):

@@ -255,6 +255,6 @@ class SftConfig(LanguageTrainingConfig):
     """What a token of these weighs beside an assistant's: a piece has many more that are learnt."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
-            matrix_lr=0.01, embedding_lr=0.01, other_lr=0.004, unembedding_lr=0.004, warmup=0.02, decay=0.9
+            matrix_lr=0.01, embedding_lr=0.01, other_lr=0.004, unembedding_lr=0.004, warmup_ratio=0.02, decay=0.9
         )
     )

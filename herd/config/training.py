@@ -47,18 +47,19 @@ class OptimizerConfig(Checked):
     """Muon's: how much of the last steps' sum is kept."""
     betas: tuple[PartialShare, PartialShare] = (0.9, 0.95)
     """AdamW's: how much of the first and of the second moment is kept."""
-    warmup: Share = 0.02
-    """Share of the steps with a rising rate."""
+    warmup_ratio: Share = 0.02
+    """Share of the steps in which the learning rate rises, at the beginning."""
     decay: Share = 0.5
-    """Share of the steps with a falling rate."""
+    """Share of the steps in which it falls to zero, at the end."""
     max_grad_norm: Positive = 1.0
     """The gradients of all parameters together are scaled down to this norm."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.warmup + self.decay > 1 + 1e-9:
+        if self.warmup_ratio + self.decay > 1 + 1e-9:
             raise HerdError(
-                f"warmup={self.warmup} and decay={self.decay} are more than all steps: their sum is at most 1"
+                f"warmup_ratio={self.warmup_ratio} and decay={self.decay} are more than all steps: "
+                "their sum is at most 1"
             )
 
 
@@ -112,7 +113,7 @@ class LossSpikesConfig(Checked):
     skip: tuple[Literal["not_finite", "loss", "grad_norm"], ...] = ("not_finite", "loss", "grad_norm")
     """Kinds of outliers whose update is not made: loss or gradient norm not finite, loss too high, norm too high."""
     window: Annotated[int, at_least(16)] = 128
-    """Updates that tell what is usual; nothing is measured by them before the 16th."""
+    """Last updates from which the expected values are estimated; no step is judged before the 16th."""
     sigmas: Positive = 6.0
     """A loss or gradient norm so far above its trend is an outlier."""
     patience: Count = 16
@@ -177,9 +178,9 @@ class LanguageTrainingConfig(Checked):
     """Parts into which a step's batch is cut between documents, computed one after the other: less memory."""
     recompute: bool = field(default=False, metadata=HOW_IT_RUNS)
     """Keep each layer's input alone and compute the layer again in the backward: far less memory, one more forward."""
-    balance_rate: Weight = 0.05
-    """How far a step moves the bias by which an expert is chosen, in logits, where it got nothing; 0: no bias. None
-    with LoRA, which leaves the routers as they are."""
+    bias_update_rate: Weight = 0.05
+    """Step of the bias that balances the experts, in logits, for an expert that got no token; 0: no bias. Without
+    effect with LoRA, which leaves the routers as they are."""
     balance_coefficient: Weight = 0.0
     """Weight of the load-balancing loss; 0: none."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=HOW_IT_RUNS)

@@ -29,7 +29,7 @@ PER_TOKEN = re.compile(r"_N[A-Za-z]*$")
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Pictures of one pack: their tiles, and where the tiles' tokens stand."""
+    """Pictures of one pack: their tiles, and where the tiles' tokens are."""
 
     tiles: Tensor
     """Normalised pixels [tiles, 3, side, side]; with `encoded`, the features [rows, D] that the encoder gave."""
@@ -37,7 +37,7 @@ class Images:
     """Index in the pack of every patch token, in the order of the tiles."""
     encoded: bool = False
     kept: Tensor | None = None
-    """Index of those of the tiles' tokens that stand in this pack, where it was cut within a picture; None: all."""
+    """Index of those of the tiles' tokens that are in this pack, where it was cut within a picture; None: all."""
 
 
 @dataclass(frozen=True, kw_only=True)

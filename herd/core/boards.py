@@ -26,7 +26,7 @@ class TensorBoard:
     """Event files in `RUN/tensorboard/STAGE`, for `tensorboard --logdir RUN/tensorboard`."""
 
     def __init__(self, run: Path, stage: str, start_step: int) -> None:
-        writer = imported("torch.utils.tensorboard", "tensorboard").SummaryWriter
+        writer = import_extra("torch.utils.tensorboard", "tensorboard").SummaryWriter
         # What an earlier attempt logged of steps that are repeated is hidden.
         self._writer = writer(str(run / "tensorboard" / stage), purge_step=start_step)
 
@@ -42,11 +42,11 @@ class TensorBoard:
 class Trackio:
     """trackio's store on this machine (`$TRACKIO_DIR`), for `trackio show`: the project is the run's folder.
 
-    Steps that are done again after a kill stand there twice: it has no way to take a line back.
+    Steps that are repeated after a kill appear twice: it has no way to remove a line.
     """
 
     def __init__(self, run: Path, stage: str, start_step: int) -> None:
-        trackio = imported("trackio", "trackio")
+        trackio = import_extra("trackio", "trackio")
         quiet = {"embed": False, "auto_log_cpu": False, "auto_log_gpu": False}
         self._run = trackio.init(project=run.name or "herd", name=stage, resume="allow", **quiet)
 
@@ -60,7 +60,7 @@ class Trackio:
 BOARDS: dict[str, Callable[[Path, str, int], Board]] = {"tensorboard": TensorBoard, "trackio": Trackio}
 
 
-def imported(module: str, package: str) -> Any:
+def import_extra(module: str, package: str) -> Any:
     """An extra, or what to install."""
     try:
         return importlib.import_module(module)
@@ -68,7 +68,7 @@ def imported(module: str, package: str) -> Any:
         raise HerdError(f"--track {package} needs the package {package}: pip install {package}") from None
 
 
-def asked_for() -> list[str]:
+def requested_boards() -> list[str]:
     """The boards that `$HERD_TRACK` names."""
     names = [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
     for name in names:
@@ -80,4 +80,4 @@ def asked_for() -> list[str]:
 def boards(metrics: Path, start_step: int) -> list[Board]:
     """Those asked for, for the stage that writes `metrics` in its folder."""
     work = metrics.resolve().parent
-    return [BOARDS[name](work.parent, work.name.removesuffix(".partial"), start_step) for name in asked_for()]
+    return [BOARDS[name](work.parent, work.name.removesuffix(".partial"), start_step) for name in requested_boards()]

@@ -62,7 +62,7 @@ class Tee(io.TextIOBase):
 
 
 @contextmanager
-def logged_to(path: Path, title: str = "") -> Iterator[None]:
+def log_to(path: Path, title: str = "") -> Iterator[None]:
     """Within, what is printed also goes to the end of `path`, under a line with the date and `title` if given."""
     with path.open("a", encoding="utf-8") as log:
         if title:
@@ -82,8 +82,8 @@ def append(path: Path, text: str) -> bool:
     return True
 
 
-def in_one_line(error: BaseException) -> str | None:
-    """What a user reads of an error; None for one that is nobody's mistake but ours."""
+def one_line(error: BaseException) -> str | None:
+    """What a user reads of an error; None for a bug."""
     place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
     match error:
         case KeyboardInterrupt():
@@ -118,7 +118,7 @@ def exit_code(work: Callable[[], None], title: str) -> int:
         return 1
     except (Exception, KeyboardInterrupt) as error:
         own = traceback_log.get()
-        line = in_one_line(error)
+        line = one_line(error)
         log = own if own is not None and line is None else cache_folder() / "logs" / "herd.log"
         kept = append(log, f"{title}\n{traceback.format_exc()}")
         if line is None:

@@ -1,4 +1,4 @@
-"""The device that a command computes on: the one place that chooses it, and says what it cannot do.
+"""The device that a command computes on: the one place that chooses it and reports what it cannot do.
 
 `--device` of a command is `HERD_DEVICE` for it and its child processes. It is no part of a stage's config: a run may go
 on on another device. Under torchrun a rank takes the card of its LOCAL_RANK. `auto` is the CUDA card where there is

@@ -63,9 +63,9 @@ def naming_full_disk(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone_in(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Within, no other process works in `folder`, which is made if absent; `wait` until another is done, else raise
-    HerdError. The lock ends with its holder, however."""
+def lock_folder(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Lock `folder`, which is made if absent, for this process; where another holds it, `wait` for it or raise
+    HerdError. The lock ends with its process, however that ends."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -118,20 +118,20 @@ def read_json(path: Path) -> Any:
         raise HerdError(f"{path} is not valid JSON ({error}): restore it or write the folder again") from None
 
 
-def partial(folder: Path) -> Path:
-    """Where the work for `folder` goes on until it is complete."""
+def work_folder(folder: Path) -> Path:
+    """Where the unfinished work for `folder` is."""
     return folder.with_name(folder.name + ".partial")
 
 
 def free_name(folder: Path) -> Path:
     """`NAME.1`, `NAME.2` …: the first that neither a folder nor unfinished work has."""
     numbered = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
-    return next(path for path in numbered if not path.exists() and not partial(path).exists())
+    return next(path for path in numbered if not path.exists() and not work_folder(path).exists())
 
 
 def commit_folder(folder: Path) -> Path | None:
     """Rename the finished `NAME.partial` to `NAME`. An older `NAME` is kept under a free name, which is returned."""
-    work, aside = partial(folder), None
+    work, aside = work_folder(folder), None
     assert (work / "herd.json").exists(), f"{work} has no herd.json yet"
     if folder.exists():
         aside = free_name(folder)

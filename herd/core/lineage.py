@@ -18,8 +18,8 @@ from herd.core.files import (
     commit_folder,
     files_hash,
     folder_hash,
-    partial,
     read_json,
+    work_folder,
     write_atomic,
     write_json,
 )
@@ -56,7 +56,7 @@ def made_by(lineage: dict[str, Any]) -> str:
 def peak_memory_bytes() -> int:
     """Peak resident memory of this process so far."""
     status = Path("/proc/self/status")
-    if status.exists():  # what getrusage tells includes what the parent had when it started this process
+    if status.exists():  # what getrusage returns includes what the parent had when it started this process
         return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -71,7 +71,7 @@ LONG_S, SETTLED_S = 1.0, 2.0
 
 
 class Stage:
-    """The work on one output folder: begun in `OUT.partial`, resumed there after a kill, committed by rename.
+    """The work on one output folder: started in `OUT.partial`, resumed there after a kill, committed by rename.
 
     `time_s` in herd.json sums the working time over all attempts.
     """
@@ -80,8 +80,8 @@ class Stage:
         self.name, self.out, self.parents = name, out, parents
         self.config = asdict(config) if is_dataclass(config) and not isinstance(config, type) else config
         for parent in parents.values():
-            check_there(parent)
-        self.work = partial(out)
+            check_exists(parent)
+        self.work = work_folder(out)
         self.work.mkdir(parents=True, exist_ok=True)
         self._clock = self.work / SECONDS
         self._before_s = float(self._clock.read_text() or 0) if self._clock.exists() else 0.0
@@ -91,11 +91,11 @@ class Stage:
     def seconds(self) -> float:
         return self._before_s + time.monotonic() - self._start
 
-    def keep_time(self) -> None:
+    def save_time(self) -> None:
         """Remember the time worked so far; called at checkpoints so that a killed attempt still counts."""
         write_atomic(self._clock, f"{self.seconds:.3f}")
 
-    def resumed(self, step: int) -> None:
+    def record_resume(self, step: int) -> None:
         """Record that training resumes from `step`; settings that were asked to change have changed with that."""
         changed, notes = self.work / CHANGED, self.work / CHANGES
         if changed.exists():
@@ -130,13 +130,13 @@ class Stage:
                 **facts,
             },
         )
-        settle(self.out)
+        commit_finished(self.out)
         return self.out
 
 
-def settle(out: Path) -> bool:
+def commit_finished(out: Path) -> bool:
     """Put work that has its herd.json in its place, also where a kill came before the rename; whether there was any."""
-    work = partial(out)
+    work = work_folder(out)
     if not (work / "herd.json").exists():
         return False
     shutil.rmtree(work / STATE, ignore_errors=True)
@@ -150,7 +150,7 @@ def settle(out: Path) -> bool:
 def remove_leftovers(out: Path) -> None:
     """Remove what is left of work that is done in one go. Raises HerdError where it is that of a stage, which may have
     trained for hours."""
-    work = partial(out)
+    work = work_folder(out)
     if (work / REQUEST).exists() or (work / STATE).exists():
         raise HerdError(f"{work} is the unfinished work of another command: give another folder to write")
     shutil.rmtree(work, ignore_errors=True)
@@ -168,7 +168,7 @@ def read_lineage(folder: Path) -> dict[str, Any]:
     return lineage
 
 
-def check_there(path: Path) -> None:
+def check_exists(path: Path) -> None:
     """Raise HerdError if there is no such folder or file, no file of such a pattern, or no such module."""
     if is_module(str(path)):
         module_digest(str(path))
@@ -181,21 +181,21 @@ def check_there(path: Path) -> None:
 def hash_of(folder: Path) -> str:
     """The hash in a folder's herd.json; of a folder that Herd did not make, of a file, of those of a pattern, or of the
     code of a module, that of what is there now."""
-    check_there(folder)
+    check_exists(folder)
     if is_module(str(folder)):
         return module_digest(str(folder))
     if is_pattern(str(folder)):
-        return kept_hash([file.path for file in find_files(str(folder))])
+        return cached_hash([file.path for file in find_files(str(folder))])
     if folder.is_file():
-        return kept_hash([folder])
+        return cached_hash([folder])
     if (folder / "herd.json").exists():
         known: str | None = read_lineage(folder).get("hash")
         if known:
             return known
-    return kept_hash(folder)
+    return cached_hash(folder)
 
 
-def kept_hash(what: Path | Sequence[Path]) -> str:
+def cached_hash(what: Path | Sequence[Path]) -> str:
     """`folder_hash` of a folder, or the hash of files, kept in the cache where it takes long, as of a released model,
     for as long as no file has another size or time of change."""
     paths = sorted(what.resolve().rglob("*")) if isinstance(what, Path) else [path.resolve() for path in what]

@@ -14,7 +14,7 @@ ECHO_S = 1.0
 """Signals so near each other are one: a group's reaches a process by itself and through its parent."""
 
 
-class Request:
+class StopRequest:
     """Whether the process has been asked to stop, and how."""
 
     def __init__(self) -> None:
@@ -26,15 +26,15 @@ class Request:
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[Request]:
+def stop_on_signals() -> Iterator[StopRequest]:
     """Within, SIGTERM makes the request true, and so does Ctrl-C where it would raise a KeyboardInterrupt. Only the
-    main thread hears of signals; elsewhere it stays false."""
-    request = Request()
+    main thread gets signals; elsewhere it stays false."""
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
-    def hear(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if request.at is None:
             request.at, request.by_ctrl_c = now, number == signal.SIGINT
@@ -44,9 +44,9 @@ def asked_to_stop() -> Iterator[Request]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, hear)}
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, handle)}
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a child of `herd run` hears through its parent
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, hear)
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, handle)
     try:
         yield request
     finally:

@@ -1,8 +1,8 @@
-"""One answer as it grows: its tokens drawn, its text without stop strings, and why it ends.
+"""One answer while it is generated: its sampled tokens, its text without stop strings, and why it ends.
 
-The engine gives logits and passes the pieces on; all that an answer remembers between two forwards is here. Speculative
-decoding needs no more: where the engine has the logits behind some drafted tokens too, `advance` draws at each place in
-turn and goes on as long as what is drawn is what was drafted, so that the answer is the one without drafts.
+The engine gives logits and passes the pieces on; all state of an answer between two forwards is here. It covers
+speculative decoding too: where the engine has logits after drafted tokens, `advance` samples at each place in turn and
+goes on while the sampled token is the drafted one, so that the answer is the same as without drafts.
 """
 
 # N rows of logits, V vocabulary
@@ -21,7 +21,7 @@ from herd.data.tokens.text_stream import TextStream
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.engine.filters import StopFilter
 from herd.engine.sampler import Row, SamplingParams, log_probabilities, sample
-from herd.engine.structure import Progress
+from herd.engine.structure import GrammarState
 from herd.errors import HerdError
 
 
@@ -72,16 +72,16 @@ class Answer:
         end_tokens: Sequence[int],
         room: int,
         seed: int,
-        progress: Progress | None = None,
+        grammar: GrammarState | None = None,
     ) -> None:
-        """`progress` is the beginning of the structure that `params` ask for; `seed` stands for theirs."""
+        """`grammar` is the initial state of the structure in `params`; `seed` replaces theirs."""
         if beyond := [token for token in params.logit_bias if token >= tokenizer.vocab_size]:
             raise HerdError(f"logit_bias: there is no token {beyond[0]}, the tokenizer has {tokenizer.vocab_size}")
-        self.params, self.progress, self.prompt = params, progress, prompt
+        self.params, self.grammar, self.prompt = params, grammar, prompt
         self.tokens: list[int] = []
         self.finish_reason: str | None = None
         self.num_drafted = self.num_accepted = self.last_accepted = 0
-        """Tokens that were guessed, that proved right, and that did so in the last step."""
+        """Tokens drafted, accepted, and accepted in the last step."""
         self.seed = seed
         self._counts: Counter[int] = Counter()
         self._distinct = torch.tensor(sorted(set(prompt)), dtype=torch.int64)
@@ -90,13 +90,13 @@ class Answer:
 
     @property
     def room(self) -> int:
-        """Tokens that it may still have."""
+        """Tokens that it may still get."""
         return self._limit - len(self.tokens)
 
     def row(self, *, ahead: Sequence[int] | None = None) -> Row:
-        """What the next token depends on. Raises HerdError where the structure allows none.
+        """What the next token depends on beside the logits. Raises HerdError where the grammar allows none.
 
-        For a draft, `ahead` are the drafted tokens before it, and the structure is left out: it knows nothing of them.
+        For a draft, `ahead` are the drafted tokens before it, and the grammar is left out: its state is before them.
         """
         return Row(
             params=self.params,
@@ -104,7 +104,7 @@ class Answer:
             place=len(self.tokens) + len(ahead or ()),
             counts=self._counts + Counter(ahead) if ahead else self._counts,
             prompt=self._distinct,
-            allowed=self.progress.allowed() if self.progress and ahead is None else None,
+            allowed=self.grammar.allowed_tokens() if self.grammar and ahead is None else None,
         )
 
     def push(self, token: int, logits_V: Float[Tensor, "v"], sampled_logprob: float | None) -> Piece:
@@ -115,8 +115,8 @@ class Answer:
         else:
             self.tokens.append(token)
             self._counts[token] += 1
-            if self.progress:
-                self.progress.push(token)
+            if self.grammar:
+                self.grammar.push(token)
             text = self._stop.push(self._text.push(token))
             if self._stop.verdict:
                 self.finish_reason = "stop"
@@ -144,11 +144,11 @@ class Answer:
 def advance(
     answers: Sequence[Answer], logits_NV: Float[Tensor, "n v"], drafts: Sequence[Sequence[int]] = ()
 ) -> list[Piece]:
-    """Draw the next tokens of each answer.
+    """Sample the next tokens of each answer.
 
-    The rows of an answer are adjacent: the logits behind its last token, then behind each of its drafted tokens. An
-    answer grows by one token at least and by one more than were drafted at most; `tokens` holds what it came to, and a
-    cache must drop what was computed beyond. What fails for one answer ends that answer alone.
+    The rows of an answer are adjacent: the logits after its last token, then after each of its drafted tokens. An
+    answer grows by at least one token, and by at most one more than were drafted; its `tokens` are then up to date, and
+    a cache must drop what was computed beyond them. An error in one answer ends that answer alone.
     """
     drafts = drafts or [()] * len(answers)
     first_rows = list(accumulate((1 + len(draft) for draft in drafts), initial=0))
@@ -156,7 +156,7 @@ def advance(
     pieces: list[list[Piece]] = [[] for _ in answers]
 
     def fail(i: int, error: Exception) -> None:
-        pieces[i] = [failure(error)]
+        pieces[i] = [error_piece(error)]
         answers[i].finish_reason = pieces[i][0].finish_reason
 
     going, depth = list(range(len(answers))), 0
@@ -190,7 +190,7 @@ def advance(
         answer.num_drafted += len(draft)
         answer.last_accepted = len(parts) - 1
         answer.num_accepted += answer.last_accepted
-    return [joined(parts) for parts in pieces]
+    return [join_pieces(parts) for parts in pieces]
 
 
 def sample_each(logits_BV: Float[Tensor, "b v"], rows: Sequence[Row]) -> list[tuple[int, float | None] | Exception]:
@@ -204,7 +204,7 @@ def sample_each(logits_BV: Float[Tensor, "b v"], rows: Sequence[Row]) -> list[tu
         return [sample_each(logits_V[None], [row])[0] for logits_V, row in zip(logits_BV, rows, strict=True)]
 
 
-def failure(error: Exception) -> Piece:
+def error_piece(error: Exception) -> Piece:
     """The last piece of an answer that cannot go on: the request's mistake where it is a HerdError, else a fault."""
     if isinstance(error, HerdError):
         return Piece(text=str(error), token_ids=[], finish_reason="error")
@@ -212,7 +212,7 @@ def failure(error: Exception) -> Piece:
     return Piece(text=text, token_ids=[], finish_reason="fault")
 
 
-def joined(pieces: Sequence[Piece]) -> Piece:
+def join_pieces(pieces: Sequence[Piece]) -> Piece:
     """Pieces that follow each other, as one."""
     if len(pieces) == 1:
         return pieces[0]

@@ -1,9 +1,9 @@
-"""A conversation: the system message, the tools, and what was said, with pictures and videos.
+"""A conversation: the system message, the tools, and the messages, with pictures and videos.
 
 Messages are OpenAI's, as dictionaries. A picture is a part `{"type": "image", "image": …}` with a path, bytes or an
 open picture; a video `{"type": "video", "video": …}` with a path or bytes, or its `frames` (see
 herd.data.tokens.chat). They are opened when the message is added; paths begin at `folder`.
-The results of tool calls stand in the order of the calls: Llama 4's format gives them no names.
+The results of tool calls are in the order of the calls: Llama 4's format gives them no names.
 Left out: addresses of other hosts, as nothing is fetched.
 """
 
@@ -69,7 +69,7 @@ class Conversation:
         self.messages.append({**message, "content": content})
 
     def add_user(self, text: str) -> None:
-        """The user says `text`, with what is attached."""
+        """Add a message of the user, with what is attached."""
         content: str | list[dict[str, Any]] = text
         if self.attached:
             content = [*self.attached, {"type": "text", "text": text}]

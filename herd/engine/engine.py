@@ -1,9 +1,9 @@
-"""Generation for many requests at once: schedule, run, draw.
+"""Generation for many requests at once: schedule, run, sample.
 
-One thread owns the model. Each turn asks the scheduler (herd.engine.scheduler) for a step, has the runner
-(herd.engine.runner) compute it as one packed forward, draws the next token of every request that has come so far
-(herd.engine.answer), and hands the new pieces to their requests (herd.engine.request). Between two steps it does what
-other threads ask for: new weights, a flush. docs/engine.md follows one request through.
+One thread owns the model. In each step it asks the scheduler (herd.engine.scheduler) what to compute, has the runner
+(herd.engine.runner) compute it as one packed forward, samples the next token of every request whose prompt is computed
+(herd.engine.answer), and hands the new pieces to their requests (herd.engine.request). Between two steps it runs what
+other threads call: new weights, a flush. docs/engine.md describes the life of a request.
 """
 
 import atexit
@@ -24,14 +24,14 @@ from torch import Tensor
 from herd.config import EngineConfig, ModelConfig
 from herd.config.engine import DEFAULT_MAX_MODEL_LEN
 from herd.core.device import naming_out_of_memory
-from herd.engine.answer import Answer, Piece, advance, failure
+from herd.engine.answer import Answer, Piece, advance, error_piece
 from herd.engine.model import LoadedModel, Prompt
 from herd.engine.pages import PageManager
 from herd.engine.request import EngineRequest, Generation, wake
 from herd.engine.runner import Runner, content_of
 from herd.engine.sampler import SamplingParams, choice_seeds
 from herd.engine.scheduler import Scheduler
-from herd.engine.speculative import Drafter, DraftModel, NGrams, drafts, num_drafts
+from herd.engine.speculative import Drafter, DraftModel, NGrams, draft_tokens, num_drafts
 from herd.engine.weights import replace_weights, weights_digest
 from herd.errors import HerdError
 from herd.model.cache import KVCache
@@ -41,8 +41,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Call:
-    """What the engine's thread is to do between two steps."""
+class PendingCall:
+    """A call that the engine's thread makes between two steps."""
 
     function: Callable[[], Any]
     done: "Future[Any]"
@@ -92,7 +92,7 @@ class Engine:
         )
         self._num_drafted = self._num_accepted = self._num_prefilled = 0
         self._to_wake: dict[AbstractEventLoop, list[EngineRequest]] = {}
-        self._inbox: queue.SimpleQueue[list[Generation] | Call | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[list[Generation] | PendingCall | None] = queue.SimpleQueue()
         self._most_used_bytes = 0
         self._closed = False
         self._lock = threading.Lock()
@@ -115,7 +115,7 @@ class Engine:
     ) -> EngineRequest:
         """Ask for `n` answers to one prompt, which is read once. Raises HerdError where the prompt does not fit.
 
-        `seed` stands for that of `params`; answers after the first have seeds derived from it (`EngineRequest.seeds`).
+        `seed` replaces that of `params`; answers after the first have seeds derived from it (`EngineRequest.seeds`).
         Without either the system's entropy gives one. Callers share the engine fairly; only requests of the same salt
         share what they begin with; a step of priority is worth herd.engine.scheduler.HEAD_START tokens.
         """
@@ -124,7 +124,7 @@ class Engine:
         if n < 1:
             raise HerdError(f"n={n} must be at least 1")
         length = len(prompt.token_ids)
-        limit = self._limit_of(prompt, params)
+        limit = self._max_length(prompt, params)
         patch_rows = self.model.patch_rows(prompt)
         content = content_of(prompt, self.model, patch_rows)
         if seed is None:
@@ -155,7 +155,7 @@ class Engine:
                     end_tokens=self.model.config.special.stop,
                     room=self.max_model_len - length,
                     seed=one,
-                    progress=self.model.structures.start(params.structure) if params.structure else None,
+                    grammar=self.model.structures.start(params.structure) if params.structure else None,
                 ),
             )
             request.generations.append(generation)
@@ -201,18 +201,18 @@ class Engine:
         def update() -> str:
             replace_weights(self.model.transformer, tensors)
             self.version = version
-            self._scheduler.forget_prefixes()
+            self._scheduler.reset_prefix_cache()
             return weights_digest(self.model.transformer.state_dict())
 
-        return self._call(update)
+        return self._run_between_steps(update)
 
     def flush(self) -> None:
-        """Forget the shared prefixes, between two steps: what comes later computes its whole prompt. Running requests
-        keep what they have."""
-        self._call(self._scheduler.forget_prefixes)
+        """Empty the prefix cache between two steps: later requests compute their whole prompts. Running requests keep
+        their pages."""
+        self._run_between_steps(self._scheduler.reset_prefix_cache)
 
     def stats(self) -> dict[str, int]:
-        """What runs and what is held, for a display or a log; counted without stopping the engine."""
+        """Requests, pages and tokens counted, for a display or a log; the engine does not stop for it."""
         global_bytes, local_bytes = self._page_bytes
         shared_bytes = self._pages.global_pages.num_evictable * global_bytes
         return {
@@ -237,20 +237,20 @@ class Engine:
         self._thread.join()
         atexit.unregister(self.close)
 
-    def _put(self, news: list[Generation] | Call) -> None:
+    def _put(self, news: list[Generation] | PendingCall) -> None:
         with self._lock:
             if self._closed:
                 raise HerdError("the engine is closed")
             self._inbox.put(news)
 
-    def _call(self, function: Callable[[], T]) -> T:
-        """Have the engine's thread call it between two steps."""
+    def _run_between_steps(self, function: Callable[[], T]) -> T:
+        """Call a function on the engine's thread, between two steps."""
         done: Future[T] = Future()
-        self._put(Call(function, done))
+        self._put(PendingCall(function, done))
         return done.result()
 
-    def _limit_of(self, prompt: Prompt, params: SamplingParams) -> int:
-        """Tokens that prompt and answer may come to."""
+    def _max_length(self, prompt: Prompt, params: SamplingParams) -> int:
+        """Tokens that prompt and answer may have together. Raises HerdError where they do not fit."""
         length, vocab_size = len(prompt.token_ids), self.model.config.vocab_size
         if not length:
             raise HerdError("the prompt has no tokens")
@@ -263,41 +263,41 @@ class Engine:
         if not self._scheduler.fits(limit):
             raise HerdError(
                 f"the prompt has {length} tokens and the answer may have {limit - length}: their keys and values are "
-                f"{self._bytes_of(limit):,} bytes, the cache has {self.cache_bytes:,}: lower max_tokens or raise "
-                "kv_cache_memory_bytes"
+                f"{self._bytes_of_length(limit):,} bytes, the cache has {self.cache_bytes:,}: lower max_tokens or "
+                "raise kv_cache_memory_bytes"
             )
         return limit
 
     def _used_bytes(self) -> int:
-        """Of pages that running requests hold."""
+        """Bytes of the pages that running requests hold."""
         pools = zip((self._pages.global_pages, self._pages.local_pages), self._page_bytes, strict=True)
         return sum((pool.size - pool.num_free - pool.num_evictable) * size for pool, size in pools)
 
-    def _bytes_of(self, length: int) -> int:
-        return sum(number * size for number, size in zip(self._pages.needs(length), self._page_bytes, strict=True))
+    def _bytes_of_length(self, length: int) -> int:
+        return sum(number * size for number, size in zip(self._pages.num_pages(length), self._page_bytes, strict=True))
 
     def _run(self) -> None:
         with torch.inference_mode():
             while not self._closed:
-                self._receive()
+                self._process_inbox()
                 try:
                     if not self._scheduler.idle:
                         with naming_out_of_memory("lower max_prefill_tokens, max_num_seqs or kv_cache_memory_bytes"):
                             self._step()
                     self._wake_loops()
                 except Exception as error:  # a fault must reach the callers, not die with the thread
-                    self._end_all(f"generation failed: {type(error).__name__}: {error}", "fault")
-        self._receive()
-        self._end_all("the engine was closed", "error")
+                    self._fail_all(f"generation failed: {type(error).__name__}: {error}", "fault")
+        self._process_inbox()
+        self._fail_all("the engine was closed", "error")
 
-    def _receive(self) -> None:
-        """Empty the inbox; wait for something when there is nothing to do."""
+    def _process_inbox(self) -> None:
+        """Process the inbox; wait for something when no request runs."""
         while True:
             try:
                 news = self._inbox.get(block=self._scheduler.idle and not self._closed)
             except queue.Empty:
                 return
-            if isinstance(news, Call):
+            if isinstance(news, PendingCall):
                 try:
                     news.done.set_result(news.function())
                 except Exception as error:
@@ -307,7 +307,7 @@ class Engine:
                     self._scheduler.add(generation)
 
     def _step(self) -> None:
-        """Schedule, run, draw."""
+        """Schedule, run, sample."""
         if self._num_speculative_tokens:
             self._draft()
         step = self._scheduler.schedule()
@@ -318,21 +318,21 @@ class Engine:
         for request, error in self._runner.encode(step).items():
             step.works.pop(request, None)
             self._scheduler.finish(request, computed=False)
-            self._emit(request, failure(error))
+            self._emit(request, error_piece(error))
         if not step.works:
             return
         self._most_used_bytes = max(self._most_used_bytes, self._used_bytes())
         results = self._runner.run(step)
-        drawing: list[tuple[Generation, Tensor]] = []
+        sampling: list[tuple[Generation, Tensor]] = []
         for work, result in zip(step.works.values(), results, strict=True):
             work.request.prompt_logprobs += result.prompt_logprobs
             self._num_prefilled += max(0, min(work.end, work.request.num_prompt) - work.begin)
             if work.num_logits:
-                drawing.append((work.request, result.logits_RV))
+                sampling.append((work.request, result.logits_RV))
             else:
-                self._scheduler.enter(work.request)
-        if drawing:
-            self._draw([request for request, _ in drawing], [logits_RV for _, logits_RV in drawing])
+                self._scheduler.cache_pages(work.request)
+        if sampling:
+            self._sample([request for request, _ in sampling], [logits_RV for _, logits_RV in sampling])
 
     def _draft(self) -> None:
         """Draft what may follow in each running answer."""
@@ -340,11 +340,11 @@ class Engine:
         answers = [request.answer for request in requests]
         chunk = self.model.config.chunk_size
         counts = [num_drafts(answer, self._num_speculative_tokens, chunk_size=chunk) for answer in answers]
-        for request, draft in zip(requests, drafts(self._drafter, answers, counts), strict=True):
+        for request, draft in zip(requests, draft_tokens(self._drafter, answers, counts), strict=True):
             request.draft = draft
 
-    def _draw(self, requests: Sequence[Generation], logits: Sequence[Tensor]) -> None:
-        """Draw the next tokens of each request, and pass the pieces on."""
+    def _sample(self, requests: Sequence[Generation], logits: Sequence[Tensor]) -> None:
+        """Sample the next tokens of each request, and emit the pieces."""
         pieces = advance(
             [request.answer for request in requests],
             torch.cat(list(logits)),
@@ -353,14 +353,14 @@ class Engine:
         for request, piece in zip(requests, pieces, strict=True):
             if request.prompt_logprobs:
                 piece = replace(piece, prompt_logprobs=tuple(request.prompt_logprobs))
-            # Where a draft was wrong, what was computed behind it does not hold; the last token is not computed yet.
+            # What was computed after a rejected draft is dropped; the last token is not computed yet.
             known = len(request.ids)
             for token in request.answer.tokens[known - request.num_prompt :]:
                 request.append(token)
             self._scheduler.truncate(request, len(request.ids) - 1)
             request.draft, request.prompt_logprobs = [], []
             if piece.finish_reason is None:
-                self._scheduler.enter(request)
+                self._scheduler.cache_pages(request)
             else:
                 self._scheduler.finish(request)
                 self._num_drafted += request.answer.num_drafted
@@ -376,14 +376,14 @@ class Engine:
             self._to_wake.setdefault(request.loop, []).append(request)
 
     def _wake_loops(self) -> None:
-        """Wake each event loop once a step: to wake it for each piece costs the engine more than drawing the token."""
+        """Wake each event loop once a step: waking it for each piece costs more than sampling the token."""
         for loop, requests in self._to_wake.items():
             # The loop may have gone: that is its own end, not the engine's.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(wake, requests)
         self._to_wake = {}
 
-    def _end_all(self, message: str, reason: Literal["error", "fault"]) -> None:
+    def _fail_all(self, message: str, reason: Literal["error", "fault"]) -> None:
         """End every running request, of a closed engine the waiting ones too."""
         for request in [*self._scheduler.running, *(self._scheduler.all_waiting() if self._closed else ())]:
             self._emit(request, Piece(text=message, token_ids=[], finish_reason=reason))

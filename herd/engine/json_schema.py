@@ -2,14 +2,14 @@
 
 Done before an answer begins, so that none breaks in its middle:
 
-* An object that lists its properties has no others, unless `additionalProperties` says so; under `strict` always.
+* An object that lists its properties has no others, unless `additionalProperties` allows them; under `strict` always.
 * JSON is written as Python's `json.dumps` does: one space behind a comma and a colon, no other white space.
 * `format`s that llguidance does not know are annotations.
 * Bounds beyond 2^53 are rounded inward to what a double holds, and to 64 bits; `const` and `enum` beyond are refused.
 * A `$ref` that contains itself without end, and a property that also falls under `patternProperties` with another
   schema, are refused.
 
-Every `$ref` becomes one to `$defs` of its own, so that the same definition can stand open inside `allOf` and closed
+Every `$ref` becomes one to `$defs` of its own, so that the same definition can be open inside `allOf` and closed
 elsewhere. Left out: `$id`, `$anchor` and references to other documents. Words of JSON Schema that llguidance does not
 know stay, and are refused by it.
 """
@@ -136,7 +136,7 @@ class _Preparation:
         return f"#/$defs/{self._names[pointer, is_open]}"
 
     def _close(self, schema: Mapping[str, Any], made: dict[str, Any], where: str) -> None:
-        """Say that there are no other properties, where the schema says nothing of them."""
+        """Forbid other properties, where the schema does not mention them."""
         names, patterns, says_more = self._listed(schema, set())
         for name, pattern in itertools.product(names, patterns):
             if patterns[pattern] not in (True, {}, names[name]) and _matches(pattern, name):
@@ -153,7 +153,7 @@ class _Preparation:
         made["additionalProperties"] = False
 
     def _listed(self, schema: Any, seen: set[str]) -> tuple[dict[str, Any], dict[str, Any], bool]:
-        """The properties and patterns that `schema` lists, and whether it says what others may be."""
+        """The properties and patterns that `schema` lists, and whether it defines which others may be."""
         names: dict[str, Any] = {}
         patterns: dict[str, Any] = {}
         if not isinstance(schema, Mapping):
@@ -192,7 +192,7 @@ class _Preparation:
 def _matches(pattern: str, name: str) -> bool:
     try:
         return re.search(pattern, name) is not None
-    except re.error:  # not Python's: llguidance says whether it is one at all
+    except re.error:  # not Python's: llguidance checks whether it is one at all
         return False
 
 

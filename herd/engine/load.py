@@ -43,7 +43,7 @@ class Model(LoadedModel):
         *,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> Iterator[Reply]:
-        """As `chat`, in parts as they come; to close the iterator ends the generation."""
+        """As `chat`, in parts as they come; closing the iterator ends the generation."""
         if not isinstance(messages, Conversation):
             messages = Conversation(messages, tools=tools)
         elif tools:
@@ -52,7 +52,7 @@ class Model(LoadedModel):
         return self.pipeline.iterate(self.pipeline.fit(request))
 
     def generate(self, text: str, params: SamplingParams | None = None) -> Reply:
-        """How `text` goes on, without the chat format; greedy if `params` are not given."""
+        """The continuation of `text`, without the chat format; greedy if `params` are not given."""
         request = ReplyRequest(prompt=self.prompt_of_text(text), params=params or SamplingParams())
         return join_reply(self.pipeline.iterate(self.pipeline.fit(request)))
 
@@ -86,7 +86,7 @@ def load(
     with naming_out_of_memory("take a quantised folder, a lower dtype, or another device"):
         transformer = source.transformer(dtype=dtype, device=there)
     tokenizer = source.tokenizer(transformer.config.special)
-    # A kin's embedding may have rows to spare, for the sake of round numbers.
+    # The embedding of other models may have spare rows, for round numbers.
     rows, spare = transformer.config.vocab_size, tokenizer.template is not None
     if tokenizer.vocab_size > rows or (tokenizer.vocab_size < rows and not spare):
         raise HerdError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {rows}")

@@ -1,13 +1,14 @@
-"""Which pages of the cache are free, who holds them, and which prefixes requests share. No torch.
+"""Allocates and frees the pages of the KV cache, and finds the prefixes that requests share. No torch.
 
-A `BlockTable` is one request's pages: global ones from its first token on, local ones from its current chunk on,
-released at the chunk's edge. What has been computed is entered in a tree, one node a page, by the page's exact contents
-(token ids; for a picture's tokens a digest of the picture), under a root that names the tenant: who gives another salt
-finds nothing of it, and no hash can collide. A request that begins like an earlier one shares its pages; of a page that
-agrees in its first tokens only, or is not full, it gets a copy (`Copy`), so that nobody writes where others read. A
-prefix that ends inside a chunk needs the chunk's local pages too: a node keeps its own for as long as there is room.
+A `BlockTable` holds one request's pages: global ones from its first token on, local ones from its current chunk on,
+which are freed at the chunk's edge. The prefix cache is a tree of computed pages, one node a page, keyed by the exact
+contents of the page (token ids; for a picture's tokens a digest of the picture), under one root a salt: a request with
+another salt matches nothing of it, and no hash can collide. A request that begins like an earlier one shares its pages;
+of a page that matches in its first tokens only, or is not full, it gets a copy (`PageCopy`), so that no request writes
+to a page that others read. A prefix that ends inside a chunk needs the chunk's local pages too: a node keeps its own
+for as long as there is room.
 
-The tree's pages are evicted when others need room, the least recently used first.
+Cached pages that no request uses are evicted when pages run out, the least recently used first.
 """
 
 from array import array
@@ -17,16 +18,16 @@ from itertools import islice
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-MOST_TRIED = 64
-"""Children of a node that are looked through for one that agrees in part."""
+MAX_CANDIDATES = 64
+"""Children of a node that are searched for one that matches in part."""
 
 
 class OutOfPages(Exception):
-    """Nothing is free and nothing can be evicted."""
+    """No page is free, and none can be evicted."""
 
 
-class Copy(NamedTuple):
-    """A page to be copied before the next forward, in the order in which the copies were asked for."""
+class PageCopy(NamedTuple):
+    """A page to copy before the next forward; copies are made in their order."""
 
     source: int
     target: int
@@ -39,7 +40,7 @@ class PagePool:
     def __init__(self, size: int, grow: Callable[[int], None] | None = None) -> None:
         self.size, self.ref_counts = size, [0] * size
         self.num_evictable = 0
-        """Pages that the tree alone holds."""
+        """Pages that only the prefix cache refers to."""
         self._in_tree = [False] * size
         self._free: list[int] = []
         self._fresh = 0
@@ -73,13 +74,13 @@ class PagePool:
         self.num_evictable += self._in_tree[page] and self.ref_counts[page] == 1
 
     def retain_in_tree(self, page: int) -> None:
-        """The tree becomes a holder, beside the one who has it."""
+        """Add the prefix cache's reference to a page that a request has."""
         assert not self._in_tree[page] and self.ref_counts[page]
         self._in_tree[page] = True
         self.ref_counts[page] += 1
 
     def release_from_tree(self, page: int) -> None:
-        """The tree is a holder no more."""
+        """Drop the prefix cache's reference."""
         assert self._in_tree[page]
         self.num_evictable -= self.ref_counts[page] == 1
         self._in_tree[page] = False
@@ -87,7 +88,7 @@ class PagePool:
 
 
 class Node:
-    """One page of a known prefix: the tokens of `parent`'s pages, then `content`."""
+    """One page of a cached prefix: the tokens of `parent`'s pages, then `content`."""
 
     __slots__ = ("__weakref__", "alive", "children", "content", "local", "page", "parent")
 
@@ -100,20 +101,20 @@ class Node:
 class BlockTable:
     """The pages of one request."""
 
-    __slots__ = ("chunk", "entered", "global_pages", "length", "local_pages", "node", "partial")
+    __slots__ = ("chunk", "global_pages", "length", "local_pages", "node", "num_cached", "partial_node")
 
     def __init__(self) -> None:
         self.global_pages, self.local_pages = array("i"), array("i")
         self.chunk = 0
-        """The chunk that `local` belongs to."""
+        """The chunk that `local_pages` belong to."""
         self.length = 0
         """Tokens whose keys and values are in the pages, or will be after the next forward."""
-        self.entered = 0
-        """Pages that the tree knows; these are never written again."""
+        self.num_cached = 0
+        """Leading pages that are in the prefix cache; these are never written again."""
         self.node: Node | None = None
-        """The node of the last of these; None: this request's pages are not to be shared."""
-        self.partial: Node | None = None
-        """The node of the page after, which is not full."""
+        """The node of the last of these; None: this request's pages are not cached."""
+        self.partial_node: Node | None = None
+        """The node of the next page, cached before it is full."""
 
 
 class PageManager:
@@ -137,12 +138,13 @@ class PageManager:
         self._nodes: OrderedDict[Node, None] = OrderedDict()
         self._local_nodes: OrderedDict[Node, None] = OrderedDict()
 
-    def needs(self, length: int) -> tuple[int, int]:
-        """Most pages of both kinds that a request of `length` tokens holds at one time."""
+    def num_pages(self, length: int) -> tuple[int, int]:
+        """Global and local pages that a request of `length` tokens holds at most at one time."""
         return -(-length // self.size), -(-min(length, self.chunk_size) // self.size)
 
-    def begin(self, table: BlockTable, salt: str, content: Sequence[int], limit: int) -> list[Copy]:
-        """Give an empty table the longest known prefix of `content` of at most `limit` tokens."""
+    def match_prefix(self, table: BlockTable, salt: str, content: Sequence[int], limit: int) -> list[PageCopy]:
+        """Give an empty table the longest cached prefix of `content`, of at most `limit` tokens. Returns the copies to
+        make before the next forward."""
         assert not table.global_pages and not table.local_pages
         root = self._roots.get(salt)
         if root is None:
@@ -166,16 +168,16 @@ class PageManager:
             assert child.local is not None
             self.local_pages.retain(child.local)
             table.local_pages.append(child.local)
-        table.node, table.entered, table.length = chain[count], count, count * size
+        table.node, table.num_cached, table.length = chain[count], count, count * size
         self._touch(table.node)
-        return self._begin_within_page(table, content, limit)
+        return self._copy_partial_page(table, content, limit)
 
-    def _begin_within_page(self, table: BlockTable, content: Sequence[int], limit: int) -> list[Copy]:
-        """Copy the page that agrees in most of the tokens that come next."""
+    def _copy_partial_page(self, table: BlockTable, content: Sequence[int], limit: int) -> list[PageCopy]:
+        """Copy the cached page that matches most of the next tokens."""
         assert table.node is not None
         wanted = tuple(content[table.length : min(limit, table.length + self.size)])
         best, most = None, 0
-        for child in islice(reversed(table.node.children.values()), MOST_TRIED):
+        for child in islice(reversed(table.node.children.values()), MAX_CANDIDATES):
             agreed = next(
                 (i for i, (a, b) in enumerate(zip(child.content, wanted, strict=False)) if a != b),
                 min(len(child.content), len(wanted)),
@@ -193,20 +195,21 @@ class PageManager:
             table.local_pages.append(self._allocate(self.local_pages))
             table.global_pages.append(self._allocate(self.global_pages))
         except (OutOfPages, OSError):
-            self._cut(table, *before)
+            self._shrink(table, *before)
             return []
         finally:
             self.global_pages.release(best.page)
             self.local_pages.release(best.local)
         table.length += most
-        return [Copy(best.page, table.global_pages[-1], True), Copy(best.local, table.local_pages[-1], False)]
+        return [PageCopy(best.page, table.global_pages[-1], True), PageCopy(best.local, table.local_pages[-1], False)]
 
     def extend(self, table: BlockTable, length: int) -> None:
-        """Pages for tokens up to `length`, in the same chunk. All or nothing; OutOfPages, or what `grow` raises."""
+        """Allocate pages for the tokens up to `length`, which are in one chunk. All or nothing: raises OutOfPages, or
+        what `grow` raises."""
         chunk = table.length // self.chunk_size
         assert table.length < length <= (chunk + 1) * self.chunk_size
         if chunk != table.chunk:
-            self._drop_local(table)
+            self._release_local(table)
             table.chunk = chunk
         before = len(table.global_pages), len(table.local_pages)
         try:
@@ -215,30 +218,31 @@ class PageManager:
             while chunk * self.chunk_size + len(table.local_pages) * self.size < length:
                 table.local_pages.append(self._allocate(self.local_pages))
         except BaseException:
-            self._cut(table, *before)
+            self._shrink(table, *before)
             raise
         table.length = length
 
-    def enter(self, table: BlockTable, content: Sequence[int], computed: int, *, partly: bool = False) -> None:
-        """Enter the first `computed` tokens of `content` in the tree: full pages, with `partly` the last one too."""
+    def cache_pages(self, table: BlockTable, content: Sequence[int], computed: int, *, partly: bool = False) -> None:
+        """Put the first `computed` tokens of `content` in the prefix cache: full pages, with `partly` the last one
+        too."""
         known, size = min(computed, len(content)), self.size
-        while table.node is not None and (table.entered + 1) * size <= known:
-            begin = table.entered * size
-            self._forget_partial(table)
-            table.node = self._enter_page(table, tuple(content[begin : begin + size]))
-            table.entered += table.node is not None
-        rest = tuple(content[table.entered * size : known])
+        while table.node is not None and (table.num_cached + 1) * size <= known:
+            begin = table.num_cached * size
+            self._evict_partial(table)
+            table.node = self._cache_page(table, tuple(content[begin : begin + size]))
+            table.num_cached += table.node is not None
+        rest = tuple(content[table.num_cached * size : known])
         if partly and rest and table.node is not None and rest not in table.node.children:
-            self._forget_partial(table)
-            table.partial = self._enter_page(table, rest)
+            self._evict_partial(table)
+            table.partial_node = self._cache_page(table, rest)
 
-    def _enter_page(self, table: BlockTable, content: tuple[int, ...]) -> Node | None:
-        """The node of the page after the entered ones; None where the nodes before it have been evicted."""
+    def _cache_page(self, table: BlockTable, content: tuple[int, ...]) -> Node | None:
+        """The node of the page after the cached ones; None where the nodes before it have been evicted."""
         assert table.node is not None
         if not table.node.alive:
             return None
-        page = table.global_pages[table.entered]
-        place = table.entered - table.chunk * self.chunk_size // self.size
+        page = table.global_pages[table.num_cached]
+        place = table.num_cached - table.chunk * self.chunk_size // self.size
         local = table.local_pages[place] if 0 <= place < len(table.local_pages) else None
         node = table.node.children.get(content)
         if node is None:
@@ -252,42 +256,43 @@ class PageManager:
             self._local_nodes[node] = None
         return node
 
-    def _forget_partial(self, table: BlockTable) -> None:
-        if table.partial is not None and table.partial.alive:
-            self._evict(table.partial)
-        table.partial = None
+    def _evict_partial(self, table: BlockTable) -> None:
+        if table.partial_node is not None and table.partial_node.alive:
+            self._evict(table.partial_node)
+        table.partial_node = None
 
     def truncate(self, table: BlockTable, length: int) -> None:
-        """Take back tokens from `length` on. The table may come out shorter: where the chunk of `length` has been left,
-        at its beginning, and where the page is shared, at the page's; what is cut too much is computed again."""
+        """Drop the tokens from `length` on, and free their pages. The table may become shorter than that: it ends at a
+        chunk's edge where the local pages of the chunk of `length` are freed, and at a page's where that is shared;
+        what is dropped too much is computed again."""
         assert length <= table.length
         if length == table.length:
             return
         chunk = length // self.chunk_size
         if chunk != table.chunk and length % self.chunk_size:
             length = chunk * self.chunk_size
-        if length < table.entered * self.size:
+        if length < table.num_cached * self.size:
             length -= length % self.size
-        if table.partial is not None and length < table.entered * self.size + len(table.partial.content):
-            self._forget_partial(table)
+        if table.partial_node is not None and length < table.num_cached * self.size + len(table.partial_node.content):
+            self._evict_partial(table)
         table.chunk = chunk
-        self._cut(table, -(-length // self.size), -(-(length - chunk * self.chunk_size) // self.size))
-        while table.entered * self.size > length:
-            table.entered -= 1
+        self._shrink(table, -(-length // self.size), -(-(length - chunk * self.chunk_size) // self.size))
+        while table.num_cached * self.size > length:
+            table.num_cached -= 1
             table.node = table.node and table.node.parent
         table.length = length
 
     def release(self, table: BlockTable) -> None:
-        """Give all pages back; the table is of no use any more."""
-        if table.partial is not None and table.partial.alive:
-            self._touch(table.partial)
+        """Free all pages of a request; the table cannot be used again."""
+        if table.partial_node is not None and table.partial_node.alive:
+            self._touch(table.partial_node)
         elif table.node is not None and table.node.alive:
             self._touch(table.node)
-        self._drop_local(table)
-        self._cut(table, 0, 0)
+        self._release_local(table)
+        self._shrink(table, 0, 0)
 
-    def forget_prefixes(self) -> None:
-        """Empty the tree."""
+    def reset_prefix_cache(self) -> None:
+        """Empty the prefix cache."""
         for root in self._roots.values():
             for node in list(root.children.values()):
                 self._evict(node)
@@ -301,11 +306,11 @@ class PageManager:
                 self._local_nodes.move_to_end(node)
             node = node.parent
 
-    def _drop_local(self, table: BlockTable) -> None:
+    def _release_local(self, table: BlockTable) -> None:
         while table.local_pages:
             self.local_pages.release(table.local_pages.pop())
 
-    def _cut(self, table: BlockTable, num_pages: int, num_local: int) -> None:
+    def _shrink(self, table: BlockTable, num_pages: int, num_local: int) -> None:
         while len(table.global_pages) > num_pages:
             self.global_pages.release(table.global_pages.pop())
         while len(table.local_pages) > num_local:
@@ -326,21 +331,21 @@ class PageManager:
             page = node.page if pool is self.global_pages else node.local
             assert page is not None
             if pool.ref_counts[page] > 1:
-                nodes.move_to_end(node)  # somebody uses it now
+                nodes.move_to_end(node)  # a request uses it now
             elif pool is self.global_pages:
                 self._evict(node)
             else:
-                self._forget_local(node)
+                self._evict_local(node)
         return pool.allocate()
 
-    def _forget_local(self, node: Node) -> None:
+    def _evict_local(self, node: Node) -> None:
         if node.local is not None:
             self.local_pages.release_from_tree(node.local)
             node.local = None
             del self._local_nodes[node]
 
     def _evict(self, node: Node) -> None:
-        """Take a node out of the tree, and what hangs on it."""
+        """Remove a node and all below it from the prefix cache."""
         if node.parent is not None and node.parent.alive:
             del node.parent.children[node.content]
         below = [node]
@@ -349,6 +354,6 @@ class PageManager:
             below += gone.children.values()
             gone.children.clear()
             gone.alive = False
-            self._forget_local(gone)
+            self._evict_local(gone)
             self.global_pages.release_from_tree(gone.page)
             del self._nodes[gone]

@@ -1,10 +1,10 @@
 """One very long text, read once and asked many times.
 
-The cache is the engine's (herd.model.cache), its pages those of a single request. Whole chunks are read several at a
-time: to the local layers they are strangers, and the last layer, which is global, only stores their keys and values
-(`Transformer.read`). So where no other layer is global a token costs the same however much was read before it, and a
-stretch of text can be replaced by reading its chunks again: nothing else in the cache depends on it. An answer is
-decoded greedily by the ordinary forward, with exact attention over all that was read.
+The cache is the engine's (herd.model.cache), with the pages of a single request. Several whole chunks are read in one
+forward: local layers do not attend across chunks, and the last layer, which is global, only stores their keys and
+values (`Transformer.fill_cache`). Where no other layer is global, a token therefore costs the same however much was
+read before it, and a part of the text can be replaced by reading its chunks again, as nothing else in the cache depends
+on it. An answer is decoded greedily by the ordinary forward, with exact attention over all that was read.
 """
 
 # N tokens, V vocabulary
@@ -22,7 +22,7 @@ from herd.core.device import send
 from herd.engine.model import LoadedModel
 from herd.errors import HerdError
 from herd.model.cache import CacheView, KVCache, chunk_pieces
-from herd.model.certified import Arranged, Certificate, attend
+from herd.model.certified import ArrangedKeys, Certificate, attend
 from herd.model.pack import Pack, pack_sequences
 from herd.plan.counts import amount, cache_bytes
 
@@ -57,10 +57,10 @@ class Reader:
         self.device = weight.device
         self._pages = np.arange(-(-context // size), dtype=np.int32)
         self.length = 0
-        """Tokens that stand in the cache from position 0 on."""
+        """Tokens in the cache, from position 0 on."""
         self.certificates: list[Certificate] = []
         """Of each token that was decoded with an `epsilon`, in each global layer."""
-        self._arranged: dict[int, Arranged] = {}
+        self._arranged: dict[int, ArrangedKeys] = {}
 
     @property
     def is_linear(self) -> bool:
@@ -97,17 +97,17 @@ class Reader:
         until text is read in their place."""
         for layer in range(self.model.config.num_layers):
             if self.model.config.is_global(layer):
-                self._arranged[layer] = Arranged(self.cache.keys[layer], self.cache.values[layer], self.length)
+                self._arranged[layer] = ArrangedKeys(self.cache.keys[layer], self.cache.values[layer], self.length)
 
-    def _changes(self, begin: int) -> None:
+    def _invalidate(self, begin: int) -> None:
         if any(begin < arranged.length for arranged in self._arranged.values()):
             self._arranged.clear()
 
-    def _until(self, length: int) -> np.ndarray:
+    def _pages_up_to(self, length: int) -> np.ndarray:
         """The pages of the first `length` positions."""
         return self._pages[: -(-length // self.model.config.page_tokens)]
 
-    def _local(self, place: int) -> range:
+    def _local_pages(self, place: int) -> range:
         """The local pages of one chunk; the first are those of the piece at the end of the text."""
         return range(place * self._pages_a_chunk, (place + 1) * self._pages_a_chunk)
 
@@ -115,27 +115,27 @@ class Reader:
     def _read_chunks(self, tokens: Tensor, begin: int) -> None:
         """Whole chunks, each a sequence of its own."""
         count = len(tokens) // self.chunk
-        self._changes(begin)
+        self._invalidate(begin)
         pack = pack_sequences(
             tokens.split(self.chunk),
             num_cached=range(begin, begin + len(tokens), self.chunk),
             device=self.device,
         )
-        local = [self._local(i + 1) for i in range(count)]
-        view = self.cache.at(pack, [self._until(begin + len(tokens))] * count, local)
-        self.model.transformer.read(pack, cache=view)
+        local = [self._local_pages(i + 1) for i in range(count)]
+        view = self.cache.view(pack, [self._pages_up_to(begin + len(tokens))] * count, local)
+        self.model.transformer.fill_cache(pack, cache=view)
 
     @torch.inference_mode()
     def _read_piece(self, tokens: Tensor, begin: int) -> None:
         """A piece of one chunk, whose past is in the first local pages."""
         pack, view = self._piece(tokens, begin)
-        self.model.transformer.read(pack, cache=view)
+        self.model.transformer.fill_cache(pack, cache=view)
 
     def _piece(self, tokens: Sequence[int] | Tensor, begin: int) -> tuple[Pack, CacheView]:
         """Tokens of one chunk from position `begin` on, behind what is in the first local pages."""
-        self._changes(begin)
+        self._invalidate(begin)
         pack = pack_sequences([tokens], num_cached=[begin], device=self.device)
-        return pack, self.cache.at(pack, [self._until(begin + len(tokens))], [self._local(0)])
+        return pack, self.cache.view(pack, [self._pages_up_to(begin + len(tokens))], [self._local_pages(0)])
 
     @torch.inference_mode()
     def answer(
@@ -149,9 +149,9 @@ class Reader:
     ) -> list[int]:
         """Greedy continuation of the text before position `at`, a chunk's edge, and of `question` after it.
 
-        Text that stood there before is covered over: `kept` puts it back. With an `epsilon`, global layers leave pages
-        unread that provably have no more than this share of a head's mass (herd.model.certified); call `arrange` once
-        before.
+        The question overwrites the text after `at`: `preserve_pages` restores it. With an `epsilon`, global layers skip
+        pages that provably have no more than this share of a head's attention (herd.model.certified); call `arrange`
+        once before.
         """
         assert at % self.chunk == 0 and at <= self.length
         tokens, length = torch.tensor(question), at
@@ -169,21 +169,21 @@ class Reader:
         return given
 
     @torch.inference_mode()
-    def follow(self, question: Sequence[int], answer: Sequence[int], *, at: int) -> list[int]:
+    def likeliest_tokens(self, question: Sequence[int], answer: Sequence[int], *, at: int) -> list[int]:
         """The likeliest token at each place of `answer`, given what of it comes before: all are those of `answer`
-        just where `answer` is the greedy continuation. One pass over the cache instead of one for each token."""
-        likeliest: list[int] = self._along(question, answer, at).argmax(-1).tolist()
+        just where `answer` is the greedy continuation. One pass over the cache attend_instead of one for each token."""
+        likeliest: list[int] = self._answer_logits(question, answer, at).argmax(-1).tolist()
         return likeliest
 
     @torch.inference_mode()
     def losses(self, question: Sequence[int], answer: Sequence[int], *, at: int) -> list[float]:
         """Loss of each token of `answer` after what comes before it, in nats."""
-        logits_NV = self._along(question, answer, at).float()
+        logits_NV = self._answer_logits(question, answer, at).float()
         answer_N = send(torch.tensor(answer), self.device)
         losses: list[float] = F.cross_entropy(logits_NV, answer_N, reduction="none").tolist()
         return losses
 
-    def _along(self, question: Sequence[int], answer: Sequence[int], at: int) -> Tensor:
+    def _answer_logits(self, question: Sequence[int], answer: Sequence[int], at: int) -> Tensor:
         """Logits [N, V] of the tokens of `answer`, behind position `at`, a chunk's edge, and `question`."""
         assert at % self.chunk == 0 and at <= self.length
         assert len(question) + len(answer) <= self.chunk
@@ -207,13 +207,13 @@ class Reader:
                 self.certificates.append(certificate)
                 return out_HC
 
-            view = replace(view, instead=some)
+            view = replace(view, attend_instead=some)
         hidden_ND = self.model.transformer.forward_packed(pack, cache=view)
         return self.model.transformer.unembed(hidden_ND)[0].float()
 
     @contextmanager
-    def kept(self, chunks: Iterable[int]) -> Iterator[None]:
-        """Puts the global pages of these chunks back as they were, at the end."""
+    def preserve_pages(self, chunks: Iterable[int]) -> Iterator[None]:
+        """Restore the global pages of these chunks on leaving."""
         config, chunks = self.model.config, sorted(set(chunks))
         rows: list[int] = []
         for chunk in chunks:
@@ -232,4 +232,4 @@ class Reader:
             for pool, pages in zip(pools, before, strict=True):
                 pool[index] = pages
             self.length = length
-            self._changes(chunks[0] * self.chunk if chunks else length)
+            self._invalidate(chunks[0] * self.chunk if chunks else length)

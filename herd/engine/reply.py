@@ -25,7 +25,7 @@ class Reply:
     text: str
     finish_reason: str | None
     """None but for the last part. `stop`: at an end token or a stop string; `length`: at the limit of tokens;
-    `tool_calls`; or what a filter says."""
+    `tool_calls`; or a filter's reason."""
     num_tokens: int
     """That were generated, shown or not."""
     tool_calls: tuple[Call, ...] = ()

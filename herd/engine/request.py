@@ -35,7 +35,7 @@ class CompletionOutput:
 
 
 class EngineRequest:
-    """What `Engine.submit` returns: the pieces of n answers, told apart by `Piece.index`."""
+    """What `Engine.submit` returns: the pieces of n answers, each with its `Piece.index`."""
 
     def __init__(self, *, num_prompt: int, seeds: Sequence[int]) -> None:
         self.num_prompt = num_prompt
@@ -62,7 +62,7 @@ class EngineRequest:
         """Pieces as they come, until all answers have ended. Raises HerdError; EngineFault where the engine failed."""
         try:
             while self._num_open > 0:
-                yield self._received(self._pieces.get())
+                yield self._accept(self._pieces.get())
         finally:
             self.cancel()
 
@@ -75,7 +75,7 @@ class EngineRequest:
             while self._num_open > 0:
                 news.clear()
                 while not self._pieces.empty():
-                    yield self._received(self._pieces.get_nowait())
+                    yield self._accept(self._pieces.get_nowait())
                 if self._num_open > 0:
                     await news.wait()
         finally:
@@ -89,7 +89,7 @@ class EngineRequest:
         """As `result`, in an event loop."""
         return self._outputs([piece async for piece in self])
 
-    def _received(self, piece: Piece) -> Piece:
+    def _accept(self, piece: Piece) -> Piece:
         if piece.finish_reason == "error":
             raise HerdError(piece.text)
         if piece.finish_reason == "fault":
@@ -99,12 +99,12 @@ class EngineRequest:
 
     def _outputs(self, pieces: Sequence[Piece]) -> list[CompletionOutput]:
         return [
-            output_of([piece for piece in pieces if piece.index == index], seed)
+            make_output([piece for piece in pieces if piece.index == index], seed)
             for index, seed in enumerate(self.seeds)
         ]
 
 
-def output_of(pieces: Sequence[Piece], seed: int) -> CompletionOutput:
+def make_output(pieces: Sequence[Piece], seed: int) -> CompletionOutput:
     """The whole of one answer's pieces."""
     token_ids: list[int] = []
     versions: list[int] = []

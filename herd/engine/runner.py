@@ -89,7 +89,7 @@ class Runner:
             num_cached=[work.begin for work in works],
             device=self.model.device,
         )
-        view = self.cache.at(
+        view = self.cache.view(
             pack,
             [work.request.table.global_pages for work in works],
             [work.request.table.local_pages for work in works],

@@ -43,7 +43,7 @@ MAX_BIASES = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams(SamplingConfig):
-    """How one answer is drawn."""
+    """How one answer is sampled."""
 
     frequency_penalty: float = 0.0
     """Subtracted from a token's logit for every time that it is in the answer."""
@@ -61,9 +61,9 @@ class SamplingParams(SamplingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, holds, wanted in (
-            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "lie in [-2, 2]"),
-            ("presence_penalty", -2 <= self.presence_penalty <= 2, "lie in [-2, 2]"),
-            ("logprobs", 0 <= (self.logprobs or 0) <= MAX_TOP_LOGPROBS, f"lie in 0 to {MAX_TOP_LOGPROBS}"),
+            ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "be in [-2, 2]"),
+            ("presence_penalty", -2 <= self.presence_penalty <= 2, "be in [-2, 2]"),
+            ("logprobs", 0 <= (self.logprobs or 0) <= MAX_TOP_LOGPROBS, f"be in 0 to {MAX_TOP_LOGPROBS}"),
         ):
             if not holds:
                 raise HerdError(f"{name}={getattr(self, name)} must {wanted}")
@@ -100,8 +100,8 @@ class Draws(NamedTuple):
 
 
 def sample(logits_BV: Float[Tensor, "b v"], rows: Sequence[Row]) -> Draws:
-    """Draw for each row; fp32 inside, the logits stay as they are."""
-    scores_BV, device = adjusted(logits_BV.float(), rows), logits_BV.device
+    """Sample a token for each row; fp32 inside, the logits stay as they are."""
+    scores_BV, device = adjust_logits(logits_BV.float(), rows), logits_BV.device
     drawn = [i for i, row in enumerate(rows) if row.params.temperature > 0]
     tokens_B = scores_BV.argmax(-1)
     logprobs: list[float | None] = [None if row.params.logprobs is None else 0.0 for row in rows]
@@ -111,7 +111,7 @@ def sample(logits_BV: Float[Tensor, "b v"], rows: Sequence[Row]) -> Draws:
         params = [rows[i].params for i in drawn]
         index_D = send(torch.tensor(drawn), device)
         scores_DV = scores_BV if len(drawn) == len(rows) else scores_BV[index_D]
-        kept_DV = truncated(scores_DV / send(torch.tensor([[one.temperature] for one in params]), device), params)
+        kept_DV = filter_logits(scores_DV / send(torch.tensor([[one.temperature] for one in params]), device), params)
         noise_DV = gumbel_noise(kept_DV.shape[1], [(rows[i].seed, rows[i].place) for i in drawn], device)
         tokens_D = (kept_DV + noise_DV).argmax(-1)
         tokens_B[index_D] = tokens_D
@@ -125,7 +125,7 @@ def sample(logits_BV: Float[Tensor, "b v"], rows: Sequence[Row]) -> Draws:
     return Draws([int(token) for token in read[: len(rows)]], logprobs)
 
 
-def adjusted(logits_BV: Float[Tensor, "b v"], rows: Sequence[Row]) -> Float[Tensor, "b v"]:
+def adjust_logits(logits_BV: Float[Tensor, "b v"], rows: Sequence[Row]) -> Float[Tensor, "b v"]:
     """Steps 1 to 3; `logits_BV` itself where no row asks for any."""
     result, device = logits_BV, logits_BV.device
     for i, row in enumerate(rows):
@@ -143,17 +143,17 @@ def adjusted(logits_BV: Float[Tensor, "b v"], rows: Sequence[Row]) -> Float[Tens
             logits_V[biased] += send(torch.tensor(list(params.logit_bias.values())), device)
         if penalised:
             tokens = torch.tensor(list(row.counts), dtype=torch.int64)
-            said = send(tokens, device)
+            generated = send(tokens, device)
             if params.repetition_penalty != 1:
                 seen = send(torch.cat([row.prompt, tokens]).unique(), device)
                 value, penalty = logits_V[seen], params.repetition_penalty
                 logits_V[seen] = torch.where(value > 0, value / penalty, value * penalty)
             times = send(torch.tensor(list(row.counts.values()), dtype=torch.float32), device)
-            logits_V[said] -= params.frequency_penalty * times + params.presence_penalty
+            logits_V[generated] -= params.frequency_penalty * times + params.presence_penalty
     return result
 
 
-def truncated(logits_BV: Float[Tensor, "b v"], params: Sequence[SamplingParams]) -> Float[Tensor, "b v"]:
+def filter_logits(logits_BV: Float[Tensor, "b v"], params: Sequence[SamplingParams]) -> Float[Tensor, "b v"]:
     """Step 5: what is below a row's threshold becomes -inf. `logits_BV` may be overwritten."""
     sorting, device = [i for i, one in enumerate(params) if one.top_k or one.top_p < 1], logits_BV.device
     if not sorting and not any(one.min_p for one in params):
@@ -173,17 +173,17 @@ def truncated(logits_BV: Float[Tensor, "b v"], params: Sequence[SamplingParams])
         share_of = dict(zip(unsure, shares, strict=True))
         for r, (i, top_k) in enumerate(zip(sorting, top_ks, strict=True)):
             if top_k <= num_likeliest:
-                least_B[i] = least_kept(likeliest_RK[r, :top_k], params[i].top_p)
+                least_B[i] = top_p_threshold(likeliest_RK[r, :top_k], params[i].top_p)
             elif share_of[r] > params[i].top_p:
-                least_B[i] = least_kept(likeliest_RK[r], params[i].top_p, whole_R[r])
+                least_B[i] = top_p_threshold(likeliest_RK[r], params[i].top_p, whole_R[r])
             else:
-                least_B[i] = least_kept(rows_RV[r].sort(descending=True).values, params[i].top_p)
+                least_B[i] = top_p_threshold(rows_RV[r].sort(descending=True).values, params[i].top_p)
     ratio_B = send(torch.tensor([one.min_p for one in params]), device)
     least_B = torch.maximum(least_B, logits_BV.amax(-1) + ratio_B.log())
     return logits_BV.masked_fill_(logits_BV < least_B[:, None], float("-inf"))
 
 
-def least_kept(sorted_K: Float[Tensor, "k"], top_p: float, whole: Tensor | None = None) -> Tensor:
+def top_p_threshold(sorted_K: Float[Tensor, "k"], top_p: float, whole: Tensor | None = None) -> Tensor:
     """The least of these descending logits that top_p keeps; `whole` is the logsumexp, where they are not all."""
     if top_p == 1:
         return sorted_K[-1]

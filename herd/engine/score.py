@@ -76,7 +76,7 @@ def _continuations(model: LoadedModel, prompt: Prompt, continuations: list[list[
 
     def forward(slots: list[int], runs: list[list[int]], begin: int, images: Images | None) -> Tensor:
         pack = pack_sequences(runs, num_cached=[begin] * len(runs), device=model.device)
-        return network.forward_packed(pack, images=images, cache=cache.at(pack, slots))
+        return network.forward_packed(pack, images=images, cache=cache.view(pack, slots))
 
     patches = model.patch_rows(prompt)
     for begin, end in chunk_pieces(0, length, config.chunk_size, PACK_TOKENS):

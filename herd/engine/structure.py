@@ -1,10 +1,10 @@
 """The form that an answer must have: a JSON schema, any JSON object, a regular expression, or a grammar.
 
-llguidance turns each into an automaton over bytes and says which tokens may come next; the sampler forbids the others.
-Special tokens never stand inside, whatever the grammar says, and an end token is allowed exactly when the grammar
-accepts what was said. Compiled forms are kept, and a request works on a copy of its own.
-What becomes of a JSON schema before that is in `json_schema`. Left out, and refused by name: words of JSON Schema that
-llguidance does not know (`not`, `if`, `uniqueItems`, …); words that are none are annotations there and change nothing.
+llguidance compiles each into an automaton over bytes and computes which tokens may come next; the sampler masks the
+others. Special tokens are never allowed inside, whatever the grammar has, and an end token is allowed exactly when the
+grammar accepts the answer so far. Compiled grammars are kept, and each request works on a copy.
+`json_schema` prepares a JSON schema for that. Left out, and refused by name: keywords of JSON Schema that llguidance
+does not know (`not`, `if`, `uniqueItems`, …); unknown keywords are annotations there and change nothing.
 """
 
 import json
@@ -46,7 +46,7 @@ class Structure:
             raise HerdError(f"the {self.kind} has {len(self.source)} characters: {MAX_CHARS} are the most")
 
     @staticmethod
-    def schema(schema: Mapping[str, Any] | bool, *, strict: bool = False) -> "Structure":
+    def from_schema(schema: Mapping[str, Any] | bool, *, strict: bool = False) -> "Structure":
         """The form of a JSON schema; `strict`: as OpenAI has it, all objects closed.
 
         Raises HerdError where it cannot be held to.
@@ -54,7 +54,7 @@ class Structure:
         return Structure(kind="json_schema", source=json.dumps(prepare(schema, strict=strict)))
 
 
-ANY_OBJECT = Structure.schema({"type": "object"})
+ANY_OBJECT = Structure.from_schema({"type": "object"})
 
 
 class Structures:
@@ -69,8 +69,8 @@ class Structures:
         self._compiled: OrderedDict[Structure, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
-    def start(self, structure: Structure, *, deadline_s: float = DEADLINE_S) -> "Progress":
-        """The beginning of an answer of this form.
+    def start(self, structure: Structure, *, deadline_s: float = DEADLINE_S) -> "GrammarState":
+        """The state of the grammar before an answer begins.
 
         Raises HerdError where the form is faulty, not supported, or takes longer to compile.
         """
@@ -82,7 +82,7 @@ class Structures:
                 self._compiled[structure] = matcher
                 while len(self._compiled) > KEPT:
                     self._compiled.popitem(last=False)
-        return Progress(matcher.deep_copy(), self._ordinary, self._stop)
+        return GrammarState(matcher.deep_copy(), self._ordinary, self._stop)
 
     def _compile(self, structure: Structure, deadline_s: float) -> "LLMatcher":
         try:
@@ -113,7 +113,7 @@ class Structures:
         if matcher.is_error():
             raise HerdError(f"{structure.kind}: {_reason(matcher.get_error())}")
         # What allows nothing from the start must not fail in the answer.
-        Progress(matcher.deep_copy(), self._ordinary, self._stop).allowed()
+        GrammarState(matcher.deep_copy(), self._ordinary, self._stop).allowed_tokens()
         return matcher
 
     def _tokens(self) -> "LLTokenizer":
@@ -174,25 +174,25 @@ def _reason(error: str) -> str:
     return "it allows nothing more" if "NoExtension" in text else text
 
 
-class Progress:
-    """How far an answer has come in its form."""
+class GrammarState:
+    """The state of one answer's grammar."""
 
     def __init__(self, matcher: "LLMatcher", ordinary: Tensor, stop: list[int]) -> None:
         self._matcher, self._ordinary, self._stop = matcher, ordinary, stop
         self._allowed: Tensor | None = None
 
     @property
-    def accepting(self) -> bool:
+    def is_accepting(self) -> bool:
         """Whether the answer may end here."""
         return self._matcher.is_accepting()
 
-    def allowed(self) -> Tensor:
+    def allowed_tokens(self) -> Tensor:
         """[V], the tokens that may come next. Raises HerdError where none may."""
         if self._allowed is None:
-            self._allowed = self._mask()
+            self._allowed = self._compute_mask()
         return self._allowed
 
-    def _mask(self) -> Tensor:
+    def _compute_mask(self) -> Tensor:
         bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
         allowed_V = torch.from_numpy(bits[: len(self._ordinary)]).bool() & self._ordinary
         # In this order: to compute the mask brings the matcher forward.
@@ -202,11 +202,11 @@ class Progress:
             raise HerdError(f"the structure cannot be continued: {reason}")
         return allowed_V
 
-    def forced(self, count: int) -> list[int]:
-        """At most so many tokens that must come next, whatever the model says."""
+    def forced_tokens(self, count: int) -> list[int]:
+        """At most `count` tokens that must come next, whatever the logits."""
         return list(self._matcher.compute_ff_tokens())[:count]
 
     def push(self, token: int) -> None:
-        """The answer has gone on by an allowed token."""
+        """Advance by a token that was allowed."""
         self._matcher.consume_token(token)
         self._allowed = None

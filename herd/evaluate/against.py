@@ -1,7 +1,7 @@
 """One run beside an earlier one: what was set otherwise (in the stage, and in the model that it wrote), the figures at
 the end, the curves in one picture.
 
-Stages are paired by their names, else by what they are (`pretrain`, `sft`, …); two single stages, whatever they are.
+Stages are paired by their names, else by what they are (`pretrain`, `sft`, …); two single stages of any kind.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from herd.core.files import read_json
 from herd.evaluate.charts import line_chart
 from herd.evaluate.curves import curve
-from herd.evaluate.load import load_facts, load_of
+from herd.evaluate.load import expert_counts, load_facts
 from herd.evaluate.run_folder import StageFolder, config_json
 
 END = 0.05
@@ -68,7 +68,7 @@ def compare(ours: Sequence[StageFolder], theirs: Sequence[StageFolder], names: t
 
 
 def _pair(one: StageFolder, other: StageFolder, names: tuple[str, str]) -> Pair:
-    both = measured(one) & measured(other)
+    both = metric_names(one) & metric_names(other)
     charts = []
     for key in ("loss", *kinds(one), "lr_factor", "grad_norm", *speeds(one), "max_vio"):
         if key in both:
@@ -77,34 +77,36 @@ def _pair(one: StageFolder, other: StageFolder, names: tuple[str, str]) -> Pair:
                 line_chart(TITLES.get(key, key.replace("_", " ")), curves, from_zero=not key.endswith("loss"))
             )
     shapes = [shape for stage in (one, other) if (shape := config_json(stage)) is not None]
-    settings = list(differing(one.lineage["config"], other.lineage["config"]))
+    settings = list(compare_settings(one.lineage["config"], other.lineage["config"]))
     return Pair(
         name=one.name,
-        settings=settings + (list(differing(shapes[0], shapes[1], "model.")) if len(shapes) == 2 else []),
+        settings=settings + (list(compare_settings(shapes[0], shapes[1], "model.")) if len(shapes) == 2 else []),
         num_shapes=len(shapes),
         figures=figures(one, other),
         charts=[chart for chart in charts if chart],
     )
 
 
-def measured(stage: StageFolder) -> set[str]:
+def metric_names(stage: StageFolder) -> set[str]:
     return {key for line in stage.metrics for key in line}
 
 
 def kinds(stage: StageFolder) -> list[str]:
-    return sorted(key for key in measured(stage) if key.endswith("_loss"))
+    return sorted(key for key in metric_names(stage) if key.endswith("_loss"))
 
 
 def speeds(stage: StageFolder) -> list[str]:
-    return sorted(key for key in measured(stage) if key.endswith("_per_s"))
+    return sorted(key for key in metric_names(stage) if key.endswith("_per_s"))
 
 
-def differing(one: Mapping[str, Any], other: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:
+def compare_settings(
+    one: Mapping[str, Any], other: Mapping[str, Any], above: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
     """Fields whose values differ, by their dotted names."""
     for key in sorted({*one, *other}):
         mine, yours = one.get(key), other.get(key)
         if isinstance(mine, Mapping) and isinstance(yours, Mapping):
-            yield from differing(mine, yours, f"{above}{key}.")
+            yield from compare_settings(mine, yours, f"{above}{key}.")
         elif mine != yours:
             yield f"{above}{key}", mine, yours
 
@@ -130,7 +132,7 @@ def _facts(stage: StageFolder) -> dict[str, tuple[float | None, int]]:
     for key in speeds(stage):
         values = [value for _, value in curve(stage.metrics, key)]
         facts[f"{key.replace('_per_s', ' per second')}, median"] = (float(np.median(values)) if values else None, 1)
-    steps, count_TLE = load_of(stage.metrics)
+    steps, count_TLE = expert_counts(stage.metrics)
     if steps:
         load = load_facts(count_TLE)
         facts["MaxVio after the warm-up, over all steps"] = (load["vio"], -1)

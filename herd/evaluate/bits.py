@@ -9,6 +9,7 @@ import numpy as np
 
 from herd.evaluate.compress import xz_bytes, xz_bytes_after
 from herd.evaluate.ngram import KneserNey
+from herd.evaluate.statistics import mean_interval
 
 if TYPE_CHECKING:
     from herd.data.tokens.tokenizer import Tokenizer
@@ -29,7 +30,9 @@ BITS_RULE = (
     "Bits per UTF-8 byte of held-out documents, the same for all; every document is read from its beginning and its "
     "end is not predicted. xz -9: the size of a language's documents in a row, header included; after the training "
     "text: what they add to the file of the language's training text. 5-grams: interpolated modified Kneser-Ney, "
-    "trained on exactly the training split of all languages, over bytes and over the model's own tokens."
+    "trained on exactly the training split of all languages, over bytes and over the model's own tokens. Interval of "
+    "the model's: 95 %, percentile bootstrap over documents, in the last row over those of all languages, 1000 draws; "
+    "none for a single document."
 )
 
 
@@ -92,37 +95,39 @@ def train_baselines(
         }
 
 
-def model_bits(model: "Model", held: Texts, done: Callable[[int], None]) -> dict[str, float]:
-    """Bits that the model takes for the held-out documents, by language; `done` is called after each."""
+def model_bits(model: "Model", held: Texts, done: Callable[[int], None]) -> dict[str, list[float]]:
+    """Bits that the model takes for each held-out document, by language; `done` is called after each language."""
     from herd.engine.score import token_losses
 
     bits = {}
     for language, texts in held.items():
         documents = model.tokenizer.encode_batch(list(texts))
-        bits[language] = _bits(token_losses(model, documents, context=min(CONTEXT, model.config.max_positions)))
+        losses = token_losses(model, documents, context=min(CONTEXT, model.config.max_positions))
+        bits[language] = [_bits([loss]) for loss in losses]
         done(1)
     return bits
 
 
-def bits_table(bits: Mapping[str, Mapping[str, float]], held: Texts) -> dict[str, Any]:
-    """Bits per byte of every competitor, by language and over all bytes."""
-    num_bytes = {language: sum(len(text.encode()) for text in texts) for language, texts in held.items()}
-    total = sum(num_bytes.values())
-    rows = [
-        {
-            "language": language,
-            "documents": len(texts),
-            "bytes": num_bytes[language],
-            **{name: values[language] / num_bytes[language] for name, values in bits.items()},
+def bits_table(
+    model: Mapping[str, Sequence[float]], baselines: Mapping[str, Mapping[str, float]], held: Texts, *, seed: int
+) -> dict[str, Any]:
+    """Bits per byte of the model, with its interval over the documents, and of every baseline; by language and over all
+    bytes."""
+
+    def row(languages: Sequence[str]) -> dict[str, Any]:
+        bits = [value for language in languages for value in model[language]]
+        sizes = [len(text.encode()) for language in languages for text in held[language]]
+        interval = mean_interval(bits, sizes, seed=seed) or (None, None)
+        return {
+            "documents": len(sizes),
+            "bytes": sum(sizes),
+            "model": sum(bits) / sum(sizes),
+            **dict(zip(("model_low", "model_high"), interval, strict=True)),
+            **{name: sum(values[one] for one in languages) / sum(sizes) for name, values in baselines.items()},
         }
-        for language, texts in held.items()
-    ]
-    everything = {
-        "documents": sum(map(len, held.values())),
-        "bytes": total,
-        **{name: sum(values.values()) / total for name, values in bits.items()},
-    }
-    return {"rule": BITS_RULE, "rows": rows, "all": everything}
+
+    rows = [{"language": language, **row([language])} for language in held]
+    return {"rule": BITS_RULE, "rows": rows, "all": row(list(held))}
 
 
 def _bytes(text: str) -> "np.ndarray[Any, Any]":

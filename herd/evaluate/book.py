@@ -1,8 +1,8 @@
 """Questions about a real book that nothing was trained on: Melville's Moby-Dick, whole and in order.
 
-Four kinds: a chapter's title by its number, its number by its title, how a sentence goes on that stands in the book
+Four kinds: a chapter's title by its number, its number by its title, how a sentence goes on that occurs in the book
 once, and plain questions of reading, whose answer is chosen among four names that the book all has. The first three
-must be said. The control is the same question after as many tokens of another text.
+must be generated. The control is the same question after as many tokens of another text.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ def chapters() -> list[Chapter]:
     return sorted(found, key=lambda chapter: chapter.number)
 
 
-def fitting(book: Sequence[Chapter], tokenizer: Tokenizer, length: int) -> tuple[np.ndarray, list[Chapter]]:
+def read_chapters(book: Sequence[Chapter], tokenizer: Tokenizer, length: int) -> tuple[np.ndarray, list[Chapter]]:
     """Tokens of at most the first `length` of the book, and the chapters that are whole in them."""
     parts = [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_batch([chapter.text for chapter in book])]
     ends = np.cumsum([len(part) for part in parts])
@@ -97,7 +97,7 @@ def quizzes(read: Sequence[Chapter], rng: np.random.Generator, asks: int) -> dic
 
 
 def quotes(read: Sequence[Chapter], rng: np.random.Generator, asks: int) -> list[Quiz]:
-    """Sentences whose first words stand once in all of `read`."""
+    """Sentences whose first words occur once in all of `read`."""
     whole = " ".join(" ".join(chapter.text.split()) for chapter in read)
     found: list[Quiz] = []
     for _ in range(20 * asks):

@@ -70,7 +70,7 @@ class _Frame:
     def at(self, x: float, y: float) -> str:
         (x0, x1), (y0, y1) = self.x, self.y
         right = LEFT + (x - x0) / ((x1 - x0) or 1) * (self.width - LEFT - RIGHT)
-        share = min(1.0, max(0.0, (y - y0) / ((y1 - y0) or 1)))  # what lies outside touches the edge
+        share = min(1.0, max(0.0, (y - y0) / ((y1 - y0) or 1)))  # what is outside touches the edge
         return f"{right:.1f},{TOP + (1 - share) * (self.height - TOP - BOTTOM):.1f}"
 
     def axes(self, x_label: str) -> str:
@@ -90,7 +90,7 @@ class _Frame:
 
 
 def label(x: float | str, y: float, words: str, *, anchor: str = "end", kind: str = "axis") -> str:
-    """Words whose `anchor` stands at x."""
+    """Words whose `anchor` is at x."""
     return f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
@@ -205,7 +205,7 @@ def dot_plot(title: str, rows: dict[str, dict[str, float]], *, legend: dict[str,
 
 
 def recall_map(rows: Mapping[str, Sequence[float]], columns: Sequence[str]) -> str:
-    """Shares of right answers, white for none, blue for all: a picture that stands alone, with colours of its own."""
+    """Shares of right answers, white for none, blue for all: a complete picture, with colours of its own."""
     cell, line, gap = 64, 26, 16 + 7 * max(map(len, rows))
     width, height = gap + len(columns) * cell + 4, (len(rows) + 1) * line + 6
     drawing = []

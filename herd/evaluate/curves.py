@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from herd.evaluate.charts import Points, heat_map, line_chart, load_map
-from herd.evaluate.load import WINDOW, load_of, over_windows
+from herd.evaluate.load import WINDOW, expert_counts, violation_over_windows
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -44,14 +44,14 @@ def _speed_title(key: str) -> str:
 
 def violations(lines: Lines) -> dict[str, Points]:
     """MaxVio of each step and of the last steps together, of the worst layer."""
-    steps, count_TLE = load_of(lines)
-    windows = list(zip(steps, over_windows(count_TLE).tolist(), strict=True)) if steps else []
+    steps, count_TLE = expert_counts(lines)
+    windows = list(zip(steps, violation_over_windows(count_TLE).tolist(), strict=True)) if steps else []
     return {"a step": curve(lines, "max_vio"), f"{WINDOW} steps": windows}
 
 
 def shares(lines: Lines) -> tuple[list[float], NDArray[np.float64]]:
     """The steps that were measured, and each expert's share of its mixture in them [T, L, E]."""
-    steps, count_TLE = load_of(lines)
+    steps, count_TLE = expert_counts(lines)
     return steps, count_TLE / np.maximum(count_TLE.sum(-1, keepdims=True), 1e-9) if steps else count_TLE
 
 

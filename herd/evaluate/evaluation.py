@@ -13,7 +13,7 @@ from herd.engine.pipeline import AnswerPipeline
 from herd.errors import unknown
 from herd.evaluate.bits import cap_documents
 from herd.evaluate.inputs import TRAIN, DataFolder
-from herd.evaluate.questions import Asker, shows
+from herd.evaluate.questions import Asker, has_media
 
 MAX_NUM_SEQS = 48  # questions that are answered at once
 MAX_MODEL_LEN = 2048  # tokens of a question with its answer: a clip of eight frames fits
@@ -70,7 +70,7 @@ class Evaluation:
     def heldout_chats(self) -> list[Chat]:
         """Held-out chats that the model can read: for a model of text alone those without pictures."""
         held = [chat for chat in self.data.chats if chat.split != TRAIN]
-        return [chat for chat in held if self.reads_pictures or not shows(chat.messages)]
+        return [chat for chat in held if self.reads_pictures or not has_media(chat.messages)]
 
     @cached_property
     def num_unreadable(self) -> int:

@@ -1,7 +1,8 @@
 """Translation into a language that is in no training text, by its grammar: in the manner of MTOB (arXiv 2309.16575).
 
 MTOB gives a model a linguist's grammar of Kalamang. That book is in no registry, so the languages here are made: words,
-word order and endings are drawn, told in plain English with a few examples, and planted as one fact in the long text.
+word order and endings are drawn, described in plain English with a few examples, and planted as one fact in the long
+text.
 The right translation is chosen among four sentences that differ by one rule or word each: chance is a quarter, which is
 what the control without the grammar must fall to.
 """
@@ -25,7 +26,7 @@ EXAMPLES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class Meaning:
     """What a sentence says."""
 
     like: str
@@ -62,24 +63,24 @@ class Language:
     def grammar(self) -> str:
         """The whole book."""
         where = "before" if self.adjective_first else "after"
-        told = [f"{english} is {word}" for english, word in self.words.items()]
+        words = [f"{english} is {word}" for english, word in self.words.items()]
         rules = (
             f"The order of words is: {ORDERS[self.order]}. An adjective stands {where} its noun. "
             f"Where there are many of a thing, its noun ends in {self.many}. "
             f"What was done is told by the word {self.past} at the end of the sentence."
         )
         examples = " ".join(f"'{one.english}' is '{self.say(one)}'." for one in (self.draw() for _ in range(EXAMPLES)))
-        return f"A grammar of {self.name}. Words: {', '.join(told)}. Rules: {rules} Examples: {examples}"
+        return f"A grammar of {self.name}. Words: {', '.join(words)}. Rules: {rules} Examples: {examples}"
 
-    def draw(self) -> Said:
+    def draw(self) -> Meaning:
         rng = self.rng
         actor, other = rng.choice(NOUNS, size=2, replace=False)
-        return Said(
+        return Meaning(
             like=str(rng.choice(ADJECTIVES)), actor=str(actor), verb=str(rng.choice(VERBS)), other=str(other),
             many=bool(rng.random() < 0.5), past=bool(rng.random() < 0.5),
         )  # fmt: skip
 
-    def say(self, said: Said, order: str = "") -> str:
+    def say(self, said: Meaning, order: str = "") -> str:
         """The sentence in this language, in another order of words if one is given."""
         noun, like = self.words[said.actor], self.words[said.like]
         parts = {
@@ -89,14 +90,14 @@ class Language:
         }
         return " ".join([*(parts[letter] for letter in order or self.order), *([self.past] if said.past else [])])
 
-    def wrong(self, said: Said) -> tuple[str, str, str]:
+    def wrong(self, said: Meaning) -> tuple[str, str, str]:
         """Three translations with one mistake each: the order, who acts on whom, what is done. They are as long as the
-        right one, so that who knows nothing of the grammar takes each as often."""
+        right one, so that without the grammar each is chosen as often."""
         orders = [order for order in ORDERS if order != self.order]
-        turned = replace(said, actor=said.other, other=said.actor)
+        swapped = replace(said, actor=said.other, other=said.actor)
         verbs = [verb for verb in VERBS if verb != said.verb]
         done = replace(said, verb=verbs[self.rng.integers(len(verbs))])
-        return self.say(said, orders[self.rng.integers(len(orders))]), self.say(turned), self.say(done)
+        return self.say(said, orders[self.rng.integers(len(orders))]), self.say(swapped), self.say(done)
 
 
 def translation(rng: np.random.Generator, _: Keys) -> Quiz:

@@ -14,7 +14,7 @@ WINDOW = 100
 """Steps whose counts are summed for the running figure."""
 
 
-def load_of(lines: Sequence[Mapping[str, Any]]) -> tuple[list[float], NDArray[np.float64]]:
+def expert_counts(lines: Sequence[Mapping[str, Any]]) -> tuple[list[float], NDArray[np.float64]]:
     """The steps that were measured, and their counts."""
     measured = [line for line in lines if line.get("expert_load")]
     return [float(line["step"]) for line in measured], np.array([line["expert_load"] for line in measured], dtype=float)
@@ -26,17 +26,17 @@ def violation(count_TLE: NDArray[np.float64]) -> float:
     return float((sum_LE / np.maximum(sum_LE.mean(-1, keepdims=True), 1e-9)).max() - 1)
 
 
-def single_steps(count_TLE: NDArray[np.float64]) -> NDArray[np.float64]:
+def violation_by_step(count_TLE: NDArray[np.float64]) -> NDArray[np.float64]:
     """MaxVio of the worst layer in each step [T]."""
     worst: NDArray[np.float64] = (count_TLE / np.maximum(count_TLE.mean(-1, keepdims=True), 1e-9)).max((-1, -2)) - 1
     return worst
 
 
-def over_windows(count_TLE: NDArray[np.float64]) -> NDArray[np.float64]:
+def violation_over_windows(count_TLE: NDArray[np.float64]) -> NDArray[np.float64]:
     """MaxVio of the worst layer over the last WINDOW steps, after each step [T]."""
     sums_TLE = np.cumsum(count_TLE, axis=0)
     sums_TLE[WINDOW:] -= sums_TLE[:-WINDOW].copy()
-    return single_steps(sums_TLE)
+    return violation_by_step(sums_TLE)
 
 
 def load_facts(count_TLE: NDArray[np.float64]) -> dict[str, float]:
@@ -48,7 +48,7 @@ def load_facts(count_TLE: NDArray[np.float64]) -> dict[str, float]:
     return {
         "vio": violation(judged_TLE),
         "vio_lottery": violation(lottery_TLE),
-        "step": float(single_steps(judged_TLE).mean()),
-        "step_lottery": float(single_steps(lottery_TLE).mean()),
+        "step": float(violation_by_step(judged_TLE).mean()),
+        "step_lottery": float(violation_by_step(lottery_TLE).mean()),
         "dead": int((judged_TLE.sum(0) == 0).sum()),
     }

@@ -1,7 +1,7 @@
 """`herd evaluate --suite long`: what a model finds in a long text, at ten depths, far beyond the lengths of training.
 
 One reading of real text serves all lengths (herd.evaluate.needle). Each kind of planted task is asked at every length;
-needles at ten depths, whose shares are the heat map. Controls on the same text: the needle or the grammar taken out,
+needles at ten depths, whose shares are the heat map. Controls on the same text: the needle or the grammar removed,
 and the queries' temperature off, where the model has one. A whole novel is asked about, beside the same questions after
 another text. Loss by position is of a plain forward over a document no longer than training's; beyond it, of the same
 passages after longer and longer texts. Each kind at each length is kept when it is done: a killed evaluation reads the
@@ -33,11 +33,11 @@ from herd.evaluate.long_questions import (
     TRANSLATION,
     Maker,
     Questions,
+    disable_temperature,
     heldout_keys,
     share_right,
-    without_temperature,
 )
-from herd.evaluate.needle import DEPTHS, Asked, Haystack
+from herd.evaluate.needle import DEPTHS, AnswerToQuiz, Haystack
 from herd.evaluate.section_cache import SectionCache
 from herd.evaluate.training_length import training_length
 
@@ -45,10 +45,10 @@ PASSAGES = 8
 """Pieces of text whose loss is measured after texts of every length."""
 
 
-def about_book(hay: Haystack, longest: int, asks: int) -> dict[str, Any]:
+def ask_about_book(hay: Haystack, longest: int, asks: int) -> dict[str, Any]:
     """Shares of right answers about a novel, read up to `longest` tokens, and with the text of `hay` in its place."""
     reader, planter = hay.reader, hay.planter
-    ids, read = book.fitting(book.chapters(), planter.tokenizer, longest)
+    ids, read = book.read_chapters(book.chapters(), planter.tokenizer, longest)
     length = -(-len(ids) // reader.chunk) * reader.chunk
     ids = np.concatenate([ids, hay.ids[len(ids) : length]])  # up to the edge of a chunk
     asked = book.quizzes(read, stream(0, "book"), asks)
@@ -64,8 +64,10 @@ def about_book(hay: Haystack, longest: int, asks: int) -> dict[str, Any]:
 
     other = right(hay)
     reader.read(torch.from_numpy(ids), begin=0)
-    told = right(Haystack(reader, planter, ids))
-    rows = [{"kind": kind, "asked": len(asked[kind]), "right": told[kind], "other": other[kind]} for kind in told]
+    answered = right(Haystack(reader, planter, ids))
+    rows = [
+        {"kind": kind, "asked": len(asked[kind]), "right": answered[kind], "other": other[kind]} for kind in answered
+    ]
     return {"tokens": length, "chapters": len(read), "rows": rows}
 
 
@@ -81,7 +83,7 @@ def evaluate_long(cfg: EvaluateConfig, model: Path, data: Path, out: Path) -> Pa
     ids, passages = text[: lengths[-1]], text[lengths[-1] :].reshape(PASSAGES, chunk)
     questions = Questions(opened, ids, heldout_keys(data, opened, ids), cache)
     asks = max(1, long.asks // len(DEPTHS))
-    single: dict[int, dict[float, list[Asked]]] = {}
+    single: dict[int, dict[float, list[AnswerToQuiz]]] = {}
     rows: list[dict[str, Any]] = []
     for length in lengths:
         single[length] = questions.answers("single", planted.needle, length, long.seeds)
@@ -89,16 +91,16 @@ def evaluate_long(cfg: EvaluateConfig, model: Path, data: Path, out: Path) -> Pa
         for name, maker in TASKS.items():
             found[name] = share_right(questions.answers(name, maker, length, asks))
         controls: list[tuple[str, Maker, str, int, LoadedModel | None]] = [
-            ("single", planted.needle, "needle taken out", 1, None),
-            (TRANSLATION, grammar.translation, "grammar taken out", asks, None),
+            ("single", planted.needle, "needle removed", 1, None),
+            (TRANSLATION, grammar.translation, "grammar removed", asks, None),
         ]
-        if opened.config.temperature:
-            controls.append(("single", planted.needle, "temperature off", long.seeds, without_temperature(opened)))
+        if opened.config.temperature_tuning:
+            controls.append(("single", planted.needle, "temperature off", long.seeds, disable_temperature(opened)))
         for name, maker, control, seeds, other in controls:
             answers = questions.answers(name, maker, length, seeds, control=control, other=other)
             found[f"{name.partition(' ')[0]}, {control}"] = share_right(answers)
         rows.append({"length": length, "times": round(length / trained, 1), **found})
-    left_out = {} if opened.config.temperature else {"single, temperature off": "the model scales no queries"}
+    left_out = {} if opened.config.temperature_tuning else {"single, temperature off": "the model scales no queries"}
     for name, why in left_out.items():
         print(f"{name}: left out, {why}")
     document = min(trained, len(ids))
@@ -117,15 +119,15 @@ def evaluate_long(cfg: EvaluateConfig, model: Path, data: Path, out: Path) -> Pa
         "loss_after": after["rows"],
         "samples": [asdict(one) for of in single[lengths[-1]].values() for one in of][:20],
         # Last, as it takes the text's place.
-        "book": cache.do("book", lambda: about_book(questions.hay, lengths[-1], long.asks)),
+        "book": cache.do("book", lambda: ask_about_book(questions.hay, lengths[-1], long.asks)),
     }
     write_json(stage.work / "results.json", results)
-    write_atomic(stage.work / "recall.svg", map_of(results))
+    write_atomic(stage.work / "recall.svg", draw_recall(results))
     cache.clear()
     return stage.finish(metrics={str(row["length"]): row["single"] for row in rows})
 
 
-def map_of(results: dict[str, Any]) -> str:
+def draw_recall(results: dict[str, Any]) -> str:
     """The heat map of single needles: depth down, length to the right."""
     by_length = {int(length): of for length, of in results["depths"].items()}
     depths = next(iter(by_length.values()))

@@ -35,7 +35,7 @@ def loss_after(reader: Reader, passages: np.ndarray, lengths: Sequence[int]) -> 
     """Mean loss in nats of the same passages [_, chunk] after the first tokens of what was read."""
     rows = []
     for length in (0, *lengths):
-        with reader.kept([length // reader.chunk]):
+        with reader.preserve_pages([length // reader.chunk]):
             losses = [reader.losses(one[:1].tolist(), one[1:].tolist(), at=length) for one in passages]
         rows.append({"after": length, "loss": round(float(np.mean(losses)), 4)})
     return rows

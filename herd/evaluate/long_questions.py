@@ -24,7 +24,7 @@ from herd.engine.model import LoadedModel
 from herd.engine.reader import Reader
 from herd.evaluate import grammar
 from herd.evaluate.inputs import DataFolder
-from herd.evaluate.needle import DEPTHS, Asked, Haystack
+from herd.evaluate.needle import DEPTHS, AnswerToQuiz, Haystack
 from herd.evaluate.section_cache import SectionCache
 
 Maker = Callable[[np.random.Generator, Keys], Quiz]
@@ -64,9 +64,9 @@ def heldout_keys(data: Path, model: LoadedModel, ids: np.ndarray) -> Keys:
 
 def ask_all(
     hay: Haystack, name: str, maker: Maker, keys: Keys, length: int, seeds: int, *, planted: bool = True
-) -> dict[float, list[Asked]]:
+) -> dict[float, list[AnswerToQuiz]]:
     """Answers by depth; what is asked is a function of the kind's name, the length, the depth and the seed."""
-    answers: dict[float, list[Asked]] = {}
+    answers: dict[float, list[AnswerToQuiz]] = {}
     for place, depth in enumerate(DEPTHS):
         for seed in range(seeds):
             rng = stream(seed, "needle", name, length, place)
@@ -75,12 +75,12 @@ def ask_all(
     return answers
 
 
-def share_right(answers: dict[float, list[Asked]]) -> float:
+def share_right(answers: dict[float, list[AnswerToQuiz]]) -> float:
     return statistics.fmean(one.right for of_depth in answers.values() for one in of_depth)
 
 
 @contextmanager
-def answering(hay: Haystack, other: LoadedModel) -> Iterator[None]:
+def swap_model(hay: Haystack, other: LoadedModel) -> Iterator[None]:
     """Let another model answer from the same cache: one that differs in its queries alone."""
     own = hay.reader.model
     hay.reader.model = other
@@ -90,9 +90,9 @@ def answering(hay: Haystack, other: LoadedModel) -> Iterator[None]:
         hay.reader.model = own
 
 
-def without_temperature(model: LoadedModel) -> LoadedModel:
+def disable_temperature(model: LoadedModel) -> LoadedModel:
     """The same weights, packed ones too, queries unscaled. Keys and values do not depend on the temperature."""
-    config = replace(model.config, temperature=False)
+    config = replace(model.config, temperature_tuning=False)
     other = copy.copy(model.transformer)  # its layers are the same objects
     other.config = config
     return replace(model, config=config, transformer=other)
@@ -114,15 +114,15 @@ class Questions:
 
     def answers(
         self, name: str, maker: Maker, length: int, seeds: int, *, control: str = "", other: LoadedModel | None = None
-    ) -> dict[float, list[Asked]]:
+    ) -> dict[float, list[AnswerToQuiz]]:
         """Answers by depth; a control has the same questions, unplanted or to another model."""
 
         def work() -> dict[str, Any]:
-            with answering(self.hay, other or self.model):
+            with swap_model(self.hay, other or self.model):
                 planted = not control or other is not None
                 found = ask_all(self.hay, name, maker, self.keys, length, seeds, planted=planted)
             return {str(depth): [asdict(one) for one in of] for depth, of in found.items()}
 
         section = re.sub(r"\W+", "-", " ".join([str(length), name, control]).strip())
         result = self.cache.do(section, work)
-        return {float(depth): [Asked(**one) for one in of] for depth, of in result.items()}
+        return {float(depth): [AnswerToQuiz(**one) for one in of] for depth, of in result.items()}

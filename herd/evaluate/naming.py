@@ -14,7 +14,7 @@ from herd.data.loading.tables import Picture
 from herd.data.tasks.chats import Chat
 from herd.data.text.spelling import normalise
 from herd.evaluate.answers import LANGUAGE_RULE, MATCH_RULE, LanguageOfAnswers
-from herd.evaluate.questions import Asker, Done, naming_question, text_of, with_picture
+from herd.evaluate.questions import Asker, Done, naming_question, replace_picture, text_of
 from herd.evaluate.statistics import RATIO_RULE, Group, ratio_to_control, share
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ REACHABLE_RULE = "Reachable: the picture's name is also a name of a training pic
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class NamingQuestions:
     """One language's questions about one split, with what came back."""
 
     language: str
@@ -53,7 +53,7 @@ class Asked:
 
 def prepare(
     asker: Asker, chats: Sequence[Chat], pictures: Sequence[Picture], languages: Sequence[str], *, count: int, pool: int
-) -> list[Asked]:
+) -> list[NamingQuestions]:
     """The questions about one split's pictures; languages without a question or names are left out."""
     asked = []
     for language in languages:
@@ -67,25 +67,25 @@ def prepare(
                 distinct.setdefault(normalise(picture.names[language], language), picture.names[language])
         chosen = [p for p in named[:count] if normalise(p.names[language], language) in distinct]
         asked.append(
-            Asked(
+            NamingQuestions(
                 language=language,
                 question=text_of(question),
                 pictures=chosen,
-                prompts=[asker.prompt(with_picture(question, picture.id)) for picture in chosen],
+                prompts=[asker.prompt(replace_picture(question, picture.id)) for picture in chosen],
                 candidates=list(distinct.values()),
             )
         )
     return asked
 
 
-def open_answers(asker: Asker, asked: Sequence[Asked], *, max_tokens: int, done: Done) -> list[list[str]]:
+def open_answers(asker: Asker, asked: Sequence[NamingQuestions], *, max_tokens: int, done: Done) -> list[list[str]]:
     """The model's words for every question."""
     prompts = [prompt for one in asked for prompt in one.prompts]
     answers = iter(asker.ask(prompts, max_tokens=max_tokens, done=done))
     return [[next(answers) for _ in one.prompts] for one in asked]
 
 
-def closed_answers(asker: Asker, asked: Sequence[Asked], *, count: int, done: Done) -> list[list[str]]:
+def closed_answers(asker: Asker, asked: Sequence[NamingQuestions], *, count: int, done: Done) -> list[list[str]]:
     """The likeliest of the candidates for the first `count` questions of each language."""
     from herd.engine.score import log_likelihoods
 
@@ -103,7 +103,7 @@ def closed_answers(asker: Asker, asked: Sequence[Asked], *, count: int, done: Do
 
 
 def naming_table(
-    asked: Sequence[Asked], answers: Sequence[Sequence[str]], trained: Mapping[str, set[str]], *, seed: int
+    asked: Sequence[NamingQuestions], answers: Sequence[Sequence[str]], trained: Mapping[str, set[str]], *, seed: int
 ) -> dict[str, Any]:
     """Scores and controls by language and over all; `trained`: normalised names of training pictures by language."""
     groups, rows = [], []

@@ -1,9 +1,9 @@
-"""Facts in a haystack of any length, planted, asked for and taken out again.
+"""Facts in a haystack of any length, planted, asked for and removed again.
 
-The haystack is read once (herd.engine.reader). A question about its first `length` tokens stands in place of what
+The haystack is read once (herd.engine.reader). A question about its first `length` tokens takes the place of what
 follows them, so one reading serves all lengths; facts take the place of as many tokens, from the end of a sentence on,
 and only their chunks are read anew. Both are exact: the answer is that of a reading from the start, as the tests show.
-Facts are not kept off the edges of chunks, where local layers cannot see both sides; `cut` tells which lie on one.
+Facts are not kept off the edges of chunks, where local layers cannot see both sides; `cut` marks those on one.
 """
 
 # N tokens of the haystack
@@ -19,15 +19,15 @@ from herd.engine.reader import Reader
 from herd.errors import HerdError
 
 DEPTHS = tuple((place + 0.5) / 10 for place in range(10))
-"""Where the first fact stands, as a share of the length."""
+"""Position of the first fact, as a share of the length."""
 
 SPREAD = 0.02
-"""A fact stands within this share of the length about its depth. At the depth alone it would lie on an edge of a chunk
+"""A fact is placed within this share of the length about its depth. At the depth itself it would be on a chunk's edge
 far too often, as lengths and chunks are powers of two, and all seeds would have the same place."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class AnswerToQuiz:
     """One question and what came of it."""
 
     right: bool
@@ -56,7 +56,7 @@ class Haystack:
         depth: float,
         rng: np.random.Generator,
         planted: bool = True,
-    ) -> Asked:
+    ) -> AnswerToQuiz:
         """Plant the facts, the first about `depth`, the others anywhere; ask after `length` tokens; take them out.
 
         With `planted` False the fact that the answer rests on is left out.
@@ -65,12 +65,12 @@ class Haystack:
         places = self._places(facts, length, depth, rng)
         if not planted:
             facts, places = facts[1:], places[1:]
-        chunk, touched = self.reader.chunk, self.with_facts(facts, places)
+        chunk, touched = self.reader.chunk, self.plant_facts(facts, places)
         wanted = self.planter.encode(quiz.answer)
         question = self.planter.encode(quiz.question)
         options = [self.planter.encode(option) for option in quiz.options]
         after = range(length // chunk, (length + len(question) + max(map(len, [wanted, *options]))) // chunk + 1)
-        with self.reader.kept([*touched, *after]):
+        with self.reader.preserve_pages([*touched, *after]):
             for number, tokens in touched.items():
                 self.reader.read(torch.from_numpy(tokens), begin=number * chunk)
             if options:
@@ -79,14 +79,14 @@ class Haystack:
             elif quiz.several:
                 given = self.reader.answer(question, at=length, max_tokens=len(wanted))
             else:  # the same verdict at a fraction of the time
-                given = self.reader.follow(question, wanted, at=length)
+                given = self.reader.likeliest_tokens(question, wanted, at=length)
         text_given = self.planter.tokenizer.decode(given)
         right = given == wanted if options else is_right(quiz, text_given)
         cut = planted and bool(facts) and places[0] // chunk != (places[0] + len(facts[0]) - 1) // chunk
-        return Asked(right=right, given=text_given, wanted=quiz.answer, cut=cut)
+        return AnswerToQuiz(right=right, given=text_given, wanted=quiz.answer, cut=cut)
 
-    def with_facts(self, facts: Sequence[list[int]], places: Sequence[int]) -> dict[int, np.ndarray]:
-        """The chunks that these facts lie in, by number, with the facts in place of as many tokens."""
+    def plant_facts(self, facts: Sequence[list[int]], places: Sequence[int]) -> dict[int, np.ndarray]:
+        """The chunks that contain these facts, by number, with the facts in place of as many tokens."""
         chunk, touched = self.reader.chunk, dict[int, np.ndarray]()
         for place, fact in zip(places, facts, strict=True):
             for number in range(place // chunk, (place + len(fact) - 1) // chunk + 1):
@@ -116,7 +116,7 @@ class Haystack:
 
 
 def is_right(quiz: Quiz, given: str) -> bool:
-    """Whether an answer says what was wanted: all parts where any order will do, else the whole value and then no
+    """Whether an answer is what was wanted: all parts where any order will do, else the whole value and then no
     further letter or digit."""
     if quiz.several:
         return all(part in given for part in quiz.several)

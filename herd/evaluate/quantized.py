@@ -40,7 +40,7 @@ def quantize_folder(
     """Write `target`, the model folder `source` quantised; gives `target`.
 
     It is measured on the held-out documents of the data folder `data`, up to `max_bytes` of each language, or on the
-    file `text`, up to `max_bytes`; without either, the model card says that nothing was measured.
+    file `text`, up to `max_bytes`; without either, the model card states that nothing was measured.
     """
     if target.exists():
         raise HerdError(f"{target} is there already: give another folder, or remove it first")
@@ -169,7 +169,7 @@ def card(source: Path, scheme: Scheme, facts: dict[str, Any]) -> str:
         f"Quantised by Herd from `{source.name}`: {scheme.name}{group}. Weights {sizes['before'] / 1e6:,.1f} MB → "
         f"{after / 1e6:,.1f} MB, of them {sizes['kept'] / 1e6:,.1f} MB left in bf16. Open it with `herd.load`.",
         "",
-        "The tensors lie as compressed-tensors stores them: transformers opens such folders where that is installed.",
+        "The tensors are in the format of compressed-tensors: transformers opens the folder where that is installed.",
         "vLLM reads this layout by its documents; that was not tested"
         + ("." if scheme.keep_head or scheme.name == "fp8" else ", and it wants the unembedding left (`--keep-head`)."),
         "",

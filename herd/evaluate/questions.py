@@ -36,7 +36,7 @@ class Asker:
         return len(prompt.token_ids) < self._pipeline.engine.max_model_len
 
     def ask(self, prompts: "Sequence[Prompt]", *, max_tokens: int, done: Done, **sampling: Any) -> list[str]:
-        """The answers; greedy unless `sampling` says otherwise."""
+        """The answers; greedy unless `sampling` is given."""
         from herd.engine.pipeline import ReplyRequest
         from herd.engine.sampler import SamplingParams
 
@@ -72,7 +72,7 @@ class Asker:
         return self._decoded[name]
 
 
-def shows(messages: Sequence[Mapping[str, Any]]) -> bool:
+def has_media(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the messages hold anything but text."""
     parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
     return any(part["type"] != "text" for part in parts)
@@ -96,7 +96,7 @@ def naming_question(chats: Sequence[Chat], language: str) -> list[dict[str, Any]
     return None
 
 
-def with_picture(messages: Sequence[Mapping[str, Any]], picture: str) -> list[dict[str, Any]]:
+def replace_picture(messages: Sequence[Mapping[str, Any]], picture: str) -> list[dict[str, Any]]:
     """The same messages about another picture."""
 
     def part_of(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def with_picture(messages: Sequence[Mapping[str, Any]], picture: str) -> list[di
 
 
 def text_of(messages: Sequence[Mapping[str, Any]]) -> str:
-    """What the last message says in words."""
+    """The text of the last message."""
     content = messages[-1]["content"]
     if isinstance(content, str):
         return content

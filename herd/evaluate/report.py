@@ -1,7 +1,7 @@
 """`herd report`: one run as one HTML page that needs nothing else.
 
 Works for any part of a run and for a single stage, also while it runs: a stage that is missing is missing on the page,
-and named as such. Template and style stand beside this file; charts are inline SVG, pictures data URIs.
+and named as such. Template and style are beside this file; charts are inline SVG, pictures data URIs.
 """
 
 import shutil
@@ -22,15 +22,15 @@ from herd.evaluate.against import Pair, compare, headlines
 from herd.evaluate.bits import BASELINES
 from herd.evaluate.charts import dot_plot
 from herd.evaluate.curves import load_at_the_end, load_charts, training_charts
-from herd.evaluate.load import load_facts, load_of
+from herd.evaluate.load import expert_counts, load_facts
 from herd.evaluate.run_folder import (
     PARTIAL,
     StageFolder,
     evaluated_model,
-    line_to,
     machine,
     model_facts,
     read_stages,
+    stages_leading_to,
     unfinished,
 )
 from herd.evaluate.samples import stage_samples
@@ -61,7 +61,7 @@ def report(
     found = read_stages(run)
     if among is not None:
         found = [one for one in found if one.name in {folder.name for folder in among}]
-    stages = line_to(found, stage) if stage else found
+    stages = stages_leading_to(found, stage) if stage else found
     alone = len(stages) == 1 and run.name.removesuffix(PARTIAL) == stages[0].name
     if out is None:
         out = run.with_name(f"{stages[0].name}-report") if alone else run / "report"
@@ -169,22 +169,22 @@ def _training(stages: Sequence[StageFolder]) -> list[dict[str, Any]]:
     """Charts of each stage that was measured."""
     found = []
     for one in stages:
-        _, count_TLE = load_of(one.metrics)
+        _, count_TLE = expert_counts(one.metrics)
         even = load_facts(count_TLE) if len(count_TLE) else None
         charts = {"charts": training_charts(one.metrics), "load": load_charts(one.metrics)}
-        last = {"load_at_the_end": load_at_the_end(one.metrics), "now": None if one.finished else _now(one)}
+        last = {"load_at_the_end": load_at_the_end(one.metrics), "now": None if one.finished else _progress(one)}
         found.append({"name": one.name, "even": even, **last, **charts})
     return [one for one in found if one["charts"] or one["load"]]
 
 
-def _now(stage: StageFolder) -> dict[str, Any]:
-    """Where a stage in work stands."""
+def _progress(stage: StageFolder) -> dict[str, Any]:
+    """The progress of an unfinished stage."""
     last = stage.metrics[-1]
     return {"steps": last["step"] + 1, "loss": last.get("loss"), "seconds": last.get("seconds")}
 
 
 def _parents_match(stages: Sequence[StageFolder]) -> dict[str, bool]:
-    """Whether each stage was made from its parents as they now stand in the run."""
+    """Whether each stage was made from its parents as they are in the run now."""
     now = {one.path.resolve(): one.lineage["hash"] for one in stages}
     return {
         one.name: all(

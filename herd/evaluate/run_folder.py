@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from herd.core.files import partial, read_json
+from herd.core.files import read_json, work_folder
 from herd.core.lineage import read_lineage
 from herd.core.tracker import read_metrics
 from herd.errors import HerdError, unknown
@@ -38,8 +38,8 @@ class StageFolder:
 def read_stages(run: Path) -> list[StageFolder]:
     """The stages of a run, or the one stage that `run` is: those finished in the order in which they ended, then those
     in work. Reports and what was moved aside are left out."""
-    if not run.is_dir() and partial(run).is_dir():
-        run = partial(run)
+    if not run.is_dir() and work_folder(run).is_dir():
+        run = work_folder(run)
     if not run.is_dir():
         raise HerdError(f"{run} is not a folder: give the folder of a run, such as runs/tiny")
     inside = [folder for folder in sorted(run.iterdir()) if not ASIDE.fullmatch(folder.name)]
@@ -65,18 +65,18 @@ def _read(folder: Path) -> StageFolder | None:
     return StageFolder(path=folder, lineage=lineage, metrics=lines)
 
 
-def line_to(stages: Sequence[StageFolder], name: str) -> list[StageFolder]:
+def stages_leading_to(stages: Sequence[StageFolder], name: str) -> list[StageFolder]:
     """The stage called `name`, those that its model was made from, and its evaluations, as far as they are there."""
     named = [one for one in stages if one.name == name]
     if not named:
         raise unknown("stage", name, (one.name for one in stages))
     line = {name}
-    while more := {one.name for one in stages for of in stages if of.name in line and _made_from(of, one)} - line:
+    while more := {one.name for one in stages for of in stages if of.name in line and _is_parent(of, one)} - line:
         line |= more
     return [one for one in stages if one.name in line or evaluated_model(one, stages) == name]
 
 
-def _made_from(stage: StageFolder, parent: StageFolder) -> bool:
+def _is_parent(stage: StageFolder, parent: StageFolder) -> bool:
     return parent.lineage.get("hash") in {known["hash"] for known in stage.lineage["parents"].values()}
 
 
@@ -90,7 +90,7 @@ def evaluated_model(stage: StageFolder, stages: Sequence[StageFolder]) -> str | 
 
 
 def unfinished(run: Path) -> list[str]:
-    """Stages that were begun and not ended."""
+    """Stages that were started and have not finished."""
     begun = [path for path in run.glob(f"*{PARTIAL}") if not ASIDE.fullmatch(path.name)]
     return sorted(path.stem for path in begun if path.stem != "report")
 

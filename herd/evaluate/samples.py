@@ -1,4 +1,4 @@
-"""What the model says, to be read: continuations of held-out text, answers to held-out chats, words for pictures.
+"""Samples to be read: continuations of held-out text, answers to held-out chats, words for pictures.
 
 Nothing is picked by hand: the first by document id or by a hash of the id.
 """
@@ -12,8 +12,8 @@ from typing import Any
 from herd.data.tasks.chats import Chat
 from herd.errors import HerdError
 from herd.evaluate.inputs import TRAIN, DataFolder
-from herd.evaluate.naming import Asked
-from herd.evaluate.questions import Asker, Done, shows, text_of
+from herd.evaluate.naming import NamingQuestions
+from herd.evaluate.questions import Asker, Done, has_media, text_of
 from herd.evaluate.run_folder import StageFolder, config_json
 
 BASE_STAGES = ("pretrain", "midtrain")  # whose models are not asked to chat
@@ -21,7 +21,7 @@ PROMPT_BYTES = 160
 PICTURE_SIDE = 160  # pixels of a picture in the report
 SAMPLING = {"temperature": 0.7, "top_p": 0.95}
 SAMPLE_TOKENS = 48
-"""Longest answer when no evaluation said how long."""
+"""Longest answer where no evaluation set one."""
 SAMPLE_RULE = (
     "Texts: the beginning of the first held-out document of each language by id, continued at temperature 0.7, top-p "
     "0.95. Chats: the first held-out chats by a hash of the id, answered greedily. Pictures: the first of each split "
@@ -70,7 +70,7 @@ def chat_samples(asker: Asker, chats: Sequence[Chat], *, max_tokens: int, done: 
 
 
 def picture_samples(
-    split: str, asked: Sequence[Asked], answers: Sequence[Sequence[str]], *, count: int
+    split: str, asked: Sequence[NamingQuestions], answers: Sequence[Sequence[str]], *, count: int
 ) -> list[dict[str, Any]]:
     """The first pictures with the answers in every language, right and wrong."""
     words: dict[str, list[dict[str, Any]]] = {}
@@ -101,7 +101,7 @@ def thumbnail(png: bytes) -> str:
 
 
 def stage_samples(stages: Sequence[StageFolder]) -> dict[str, Any]:
-    """What the last finished stage of a run with a model of language and its data at hand says."""
+    """Samples of the last finished stage of a run that has a language model and its data at hand."""
     from herd.engine.load import load
     from herd.engine.pipeline import AnswerPipeline
 
@@ -119,7 +119,7 @@ def stage_samples(stages: Sequence[StageFolder]) -> dict[str, Any]:
     try:
         asker = Asker(AnswerPipeline(model, engine), {}, {})
         texts = continuations(asker, data.heldout_texts, max_tokens=SAMPLE_TOKENS, seed=0, done=lambda _: None)
-        words = [chat for chat in data.chats if not shows(chat.messages)]
+        words = [chat for chat in data.chats if not has_media(chat.messages)]
         chats = select_chats(words, each=1) if found[-1].lineage["stage"] not in BASE_STAGES else []
         answers = chat_samples(asker, chats, max_tokens=SAMPLE_TOKENS, done=lambda _: None)
     finally:

@@ -31,7 +31,7 @@ class SectionCache:
             start = time.monotonic()
             result = work()
             write_json(path, {"seconds": round(time.monotonic() - start, 2), "result": result})
-            self._stage.keep_time()
+            self._stage.save_time()
         section = read_json(path)
         self.seconds[name] = section["seconds"]
         result = section["result"]

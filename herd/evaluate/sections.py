@@ -1,8 +1,8 @@
 """The sections of an evaluation: each is a function of one model and one data folder, with what it needs of the two.
 
-A section whose needs are not met is left out, and results.json says why under `left_out`; so does a section for a part
-of its own work, by an entry of that name in what it returns. To add one: a function here and a line in SECTIONS; the
-report shows what it knows of.
+A section whose needs are not met is left out, and results.json has the reason under `left_out`; so does a section for a
+part of its own work, by an entry of that name in what it returns. To add one: a function here and a line in SECTIONS;
+the report shows what it knows of.
 """
 
 from collections.abc import Callable
@@ -87,7 +87,7 @@ def bits(run: Evaluation) -> dict[str, Any]:
     with progress_bar("baselines", len(held) + (2 if train else 0)) as bar:
         bits = train_baselines(train, held, run.model.tokenizer, bar.advance)
     with progress_bar("bits per byte", len(held)) as bar:
-        table = bits_table({"model": model_bits(run.model, held, bar.advance), **bits}, held)
+        table = bits_table(model_bits(run.model, held, bar.advance), bits, held, seed=run.cfg.seed)
     left_out = [BASELINES[name] for name in BASELINES if name not in bits]
     return table | {"left_out": dict.fromkeys(left_out, "the data folder has no training text")}
 
@@ -154,7 +154,7 @@ def tasks(run: Evaluation) -> dict[str, Any]:
 
 
 def samples(run: Evaluation) -> dict[str, Any]:
-    """What the model says, to be read."""
+    """Samples of the model, to be read."""
     chats, limit = select_chats(run.heldout_chats, each=SAMPLE_CHATS), run.cfg.sample_tokens
     with progress_bar("samples", len(chats) + len(run.heldout_texts)) as bar:
         texts = continuations(run.asker, run.heldout_texts, max_tokens=limit, seed=run.cfg.seed, done=bar.advance)

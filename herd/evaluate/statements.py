@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from herd.core.streams import stream
 from herd.data.packages.planted import Keys, Values, statement
 from herd.data.packages.statements import KINDS, Wordings
-from herd.evaluate.needle import DEPTHS, Asked, Haystack
+from herd.evaluate.needle import DEPTHS, AnswerToQuiz, Haystack
 from herd.evaluate.statistics import wilson
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
+class AskedStatement:
     """One question, of which kind its value is, and which of the wordings it has."""
 
     kind: str
     wording: int
-    asked: Asked
+    asked: AnswerToQuiz
 
 
 def ask_statements(
@@ -33,7 +33,7 @@ def ask_statements(
     *,
     kinds: Sequence[str] = KINDS,
     planted: bool = True,
-) -> list[Answered]:
+) -> list[AskedStatement]:
     """`asks` questions of each kind after `length` tokens, spread evenly over wordings and depths; what is asked is a
     function of the kind, the length, the wording and how often it was asked before."""
     answers = []
@@ -45,17 +45,17 @@ def ask_statements(
             rng = stream(index // count, "statement", kind, length, wordings.pairs[wording][0])
             quiz = statement(rng, keys, values, wordings, kind=kind, wording=wording)
             asked = hay.ask(quiz, length=length, depth=DEPTHS[place], rng=rng, planted=planted)
-            answers.append(Answered(kind=kind, wording=wording, asked=asked))
+            answers.append(AskedStatement(kind=kind, wording=wording, asked=asked))
     return answers
 
 
-def counted(answers: Sequence[Answered]) -> str:
+def asked_and_interval(answers: Sequence[AskedStatement]) -> str:
     """How many were asked, and the 95 % interval of the share that was missed."""
     missed = sum(not one.asked.right for one in answers)
     low, high = wilson(missed, len(answers))
     return f"{len(answers)} asked, 95 % interval {low:.3f} to {high:.3f}"
 
 
-def missed(answers: Sequence[Answered]) -> float:
+def share_missed(answers: Sequence[AskedStatement]) -> float:
     """Share of the questions that were not answered right."""
     return sum(not one.asked.right for one in answers) / len(answers)

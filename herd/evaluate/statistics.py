@@ -1,4 +1,4 @@
-"""Intervals for shares and for a share against its control."""
+"""Intervals for shares, for a mean over documents, and for a share against its control."""
 
 import math
 from collections.abc import Sequence
@@ -31,9 +31,23 @@ def share(hits: int, count: int) -> dict[str, Any]:
     return {"count": count, "hits": hits, "share": hits / count if count else None, "low": low, "high": high}
 
 
+def mean_interval(
+    sums: Sequence[float], sizes: Sequence[float], *, seed: int, draws: int = 1000
+) -> tuple[float, float] | None:
+    """The 95 % interval of sum(sums) / sum(sizes) over documents that have both: a percentile bootstrap over the
+    documents. None for a single one, which does not show how documents differ."""
+    count = len(sums)
+    if count < 2:
+        return None
+    rng = stream(seed, "evaluate", "bootstrap of documents")
+    drawn_BN = rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)
+    low, high = np.quantile(drawn_BN @ np.asarray(sums) / (drawn_BN @ np.asarray(sizes)), [0.025, 0.975])
+    return float(low), float(high)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """One language's answers: `hit_PP[i, j]` says whether the answer to picture j is right for picture i.
+    """One language's answers: `hit_PP[i, j]` is whether the answer to picture j is right for picture i.
 
     The diagonal is the score. Off the diagonal every picture is replaced by another one: the mean over all of it is
     the mean score over all rotations of the pictures, each a permutation without a fixed point.

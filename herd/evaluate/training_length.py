@@ -1,7 +1,7 @@
-"""How long the documents were that a model was trained on, as its folder says.
+"""How long the documents were that a model was trained on, as recorded in its folder.
 
 A folder of Herd's names the stage that made it, with its settings, and the folder that it was made from: the longest
-document of all those stages counts. Other folders say only what they are made for: the positions before their RoPE was
+document of all those stages counts. Other folders have only what they are made for: the positions before their RoPE was
 scaled, else those that they claim or the chunk of their local layers, whichever is less.
 """
 
@@ -34,7 +34,7 @@ def training_length(folder: Path, config: ModelConfig) -> tuple[int, str]:
 
 
 def claimed_length(config: ModelConfig) -> tuple[int, str]:
-    """What the model's own configuration says."""
+    """What the model's own configuration claims."""
     if config.rope_scaling is not None:
         return config.rope_scaling.original_max_positions, "the positions before RoPE was scaled"
     if config.chunk_size < config.max_positions:
@@ -62,6 +62,6 @@ def find_parent(folder: Path, parent: Mapping[str, str]) -> Path:
         if place.is_dir() and read_lineage(place).get("hash") == parent["hash"]:
             return place
     raise HerdError(
-        f"{folder} was made from {path}, which is not there, so nothing says how long the documents of its training "
-        "were: give --long.trained"
+        f"{folder} was made from {path}, which is not there, so the length of its training documents is not known: "
+        "give --long.trained"
     )

@@ -36,13 +36,13 @@ def convert_dense(dense: Dense, config: ModelConfig, generator: torch.Generator)
     with torch.device("meta"):
         model = Transformer(config)
     state = {
-        "embedding.weight": with_rows(dense.read("model.embed_tokens.weight"), config.vocab_size),
+        "embedding.weight": pad_rows(dense.read("model.embed_tokens.weight"), config.vocab_size),
         "norm.weight": dense.read("model.norm.weight"),
     }
     state["unembedding.weight"] = (
         state["embedding.weight"].clone()
         if dense.tied
-        else with_rows(dense.read("lm_head.weight"), config.vocab_size)
+        else pad_rows(dense.read("lm_head.weight"), config.vocab_size)
     )  # fmt: skip
     for layer in range(config.num_layers):
         here, there = f"layers.{layer}", f"model.layers.{layer}"
@@ -81,6 +81,6 @@ def make_experts(gate_up: Tensor, down: Tensor, config: ModelConfig, generator: 
     }
 
 
-def with_rows(matrix: Tensor, rows: int) -> Tensor:
+def pad_rows(matrix: Tensor, rows: int) -> Tensor:
     """`matrix` with more rows, each the mean of the others: as logits, such rows are never the greatest."""
     return torch.cat([matrix, matrix.float().mean(0, keepdim=True).to(matrix.dtype).expand(rows - len(matrix), -1)])

@@ -1,4 +1,4 @@
-"""Whether the native forward computes what herd/model says, checked on a few tokens when a model is opened.
+"""Whether the native forward computes what herd/model defines, checked on a few tokens when a model is opened.
 
 The model is written twice, in PyTorch (attention.py, moe.py, transformer.py) and in C++ (herd/native/forward.cpp); a
 change of one that the other has not is found here, in the layer where it is. Each layer gets the same input in both,
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from herd.config import ModelConfig
 from herd.errors import HerdError
-from herd.model.attention import plan
+from herd.model.attention import plan_attention
 from herd.model.cache import CacheView, KVCache
 from herd.model.fused import FusedForward
 from herd.model.pack import Pack, pack_sequences
@@ -46,7 +46,7 @@ def check_agreement(transformer: Transformer, fused: FusedForward) -> None:
         view_of(pack, config, spans * copies, weight.dtype) for pack, copies in zip(packs, (COPIES, 1), strict=True)
     ]
     tokens_N, count = packs[1].tokens_N, len(packs[1].tokens_N)
-    shared = plan(packs[0].positions_N, packs[0].starts_S, config, cached=True)
+    shared = plan_attention(packs[0].positions_N, packs[0].starts_S, config, cached=True)
     unit = torch.finfo(weight.dtype).eps
     x_ND = transformer.embed(tokens_N, None)
     for index, layer in enumerate(transformer.layers):
@@ -71,14 +71,18 @@ def sequences(config: ModelConfig) -> list[tuple[int, int]]:
     begin, length = int(config.temperature_floor), min(FAR, longest)
     if begin % config.chunk_size + length > config.chunk_size:
         begin = (begin // config.chunk_size + 1) * config.chunk_size
-    return [*spans, (begin, begin + length)] if config.temperature and begin + length <= config.max_positions else spans
+    return (
+        [*spans, (begin, begin + length)]
+        if config.temperature_tuning and begin + length <= config.max_positions
+        else spans
+    )
 
 
 def view_of(pack: Pack, config: ModelConfig, spans: list[tuple[int, int]], dtype: torch.dtype) -> CacheView:
-    """Room for the sequences. Each has one page, which also stands for all that comes before it."""
+    """Room for the sequences. Each has one page, which is also used as every earlier one."""
     cache = KVCache(config, num_global=len(spans), num_local=len(spans), dtype=dtype, device=torch.device("cpu"))
     size, chunk = config.page_tokens, config.chunk_size
-    return cache.at(
+    return cache.view(
         pack,
         [[page] * -(-end // size) for page, (_, end) in enumerate(spans)],
         [[page] * -(-((end - 1) % chunk + 1) // size) for page, (_, end) in enumerate(spans)],

@@ -4,7 +4,7 @@ Three layers of four are local: rotary positions, weightless QK norm after them,
 `chunk_size` positions. Every fourth is global: no positions, the whole past, queries scaled by a temperature that grows
 with the token's position in its own document. Source: Meta's llama-models 0.3.0; see docs/model.md.
 
-There is no batch dimension and no padding outside this file: documents are runs of tokens. `plan_spans` says once per
+There is no batch dimension and no padding outside this file: documents are runs of tokens. `plan_spans` finds once per
 forward which runs attend within themselves (documents for global layers, their chunks for local ones), so no mask over
 the whole pack ever exists. It is planned on the host, where positions and starts are, and only indices are sent to the
 device: a forward waits for nothing. The C++ kernel takes runs as they are; PyTorch's operators take those of similar
@@ -45,7 +45,7 @@ class Groups:
     row_of_slot: Tensor
     """The token in each slot when all groups are laid end to end; slots past a run's end repeat token 0."""
     slot_N: Tensor
-    """The slot in which each token lies."""
+    """The slot of each token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class Gather(torch.autograd.Function):
         return grad.index_select(0, back).view(ctx.shape), None, None
 
 
-def causal(q_GLHC: Tensor, k_GLKC: Tensor, v_GLKC: Tensor) -> Tensor:
+def attend_causal(q_GLHC: Tensor, k_GLKC: Tensor, v_GLKC: Tensor) -> Tensor:
     """Causal attention within each run of a group; query heads share key heads in equal parts."""
     num_runs, length, num_heads, width = q_GLHC.shape
     num_kv = k_GLKC.shape[2]
@@ -142,7 +142,7 @@ def attend(q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor, spans: Groups) -> Tensor
     parts = []
     for group, shape in zip(slots.split(sizes), spans.shapes, strict=True):
         q, k, v = group.unflatten(0, shape).split([q_NHC.shape[1], k_NKC.shape[1], v_NKC.shape[1]], dim=2)
-        parts.append(causal(q, k, v).flatten(0, 1))
+        parts.append(attend_causal(q, k, v).flatten(0, 1))
     return Restore.apply(torch.cat(parts), spans.slot_N)
 
 
@@ -162,27 +162,28 @@ class Restore(torch.autograd.Function):
 
 
 def rope_frequencies(config: ModelConfig, *, scaled: bool = True) -> Float[Tensor, "c2"]:
-    """Radians a position by which each pair of channels turns, fp32; `scaled` False leaves `rope_scaling` out."""
+    """Radians a position by which each pair of channels rotates, fp32; `scaled` False leaves `rope_scaling` out."""
     index = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
     frequency = 1.0 / config.rope_theta ** (index / config.head_dim)
     scaling = config.rope_scaling
     if scaling is not None and scaled:
         wavelength = 2 * torch.pi / frequency
-        turns = scaling.original_max_positions / wavelength
+        rotations = scaling.original_max_positions / wavelength
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         # Scout has low == high: the blend between the two is then empty, and must not divide by zero.
-        blend = ((turns - low) / (high - low)).clamp(0, 1) if high > low else (turns >= high).float()
+        blend = ((rotations - low) / (high - low)).clamp(0, 1) if high > low else (rotations >= high).float()
         frequency = frequency * blend + frequency / scaling.factor * (1 - blend)
     return frequency
 
 
 TURN_BITS = 40
-"""Of a turn as an integer: 2^40 is a whole one, and ten million positions stay within int64."""
+"""Bits of an angle in fixed point: 2^40 is a whole turn, and ten million positions stay within int64."""
 
 
 @lru_cache(maxsize=16)
 def frequencies_on(config: ModelConfig, device: torch.device) -> Tensor:
-    """`rope_frequencies` on a device, sent there once: fp64, or where there is none turns as integers (TURN_BITS)."""
+    """`rope_frequencies` on a device, sent there once: fp64, or where there is none, turns in fixed point
+    (TURN_BITS)."""
     with torch.inference_mode(False):
         frequency_C = rope_frequencies(config).double()
         if not has_fp64(device):
@@ -193,7 +194,7 @@ def frequencies_on(config: ModelConfig, device: torch.device) -> Tensor:
 def rope_angles(positions_N: Int[Tensor, "n"], config: ModelConfig) -> Tensor:
     """Rotations of the local layers as complex numbers, [N, C / 2], fp32.
 
-    Whole turns are taken off in fp64 or in integers: after ten million positions an angle in fp32 is off by a quarter
+    Whole turns are subtracted in fp64 or in integers: after ten million positions an angle in fp32 is off by a quarter
     of a radian.
     """
     frequency_C = frequencies_on(config, positions_N.device)
@@ -204,10 +205,10 @@ def rope_angles(positions_N: Int[Tensor, "n"], config: ModelConfig) -> Tensor:
     return torch.polar(torch.ones_like(angle_NC), angle_NC)
 
 
-def rotate(x_NHC: Float[Tensor, "n h c"], turn_NC: Tensor) -> Float[Tensor, "n h c"]:
+def rotate(x_NHC: Float[Tensor, "n h c"], rotation_NC: Tensor) -> Float[Tensor, "n h c"]:
     """Rotate neighbouring pairs of channels (the interleaved layout of released checkpoints). fp32 inside and out."""
     pairs = torch.view_as_complex(x_NHC.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turn_NC[:, None]).flatten(-2)
+    return torch.view_as_real(pairs * rotation_NC[:, None]).flatten(-2)
 
 
 def query_temperature(positions_N: Int[Tensor, "n"], config: ModelConfig) -> Float[Tensor, "n"]:
@@ -222,12 +223,12 @@ class AttentionPlan:
 
     local: Spans | None
     whole: Spans | None
-    """None for both while a cache is used: the cache then says what is visible."""
-    turn_NC: Tensor
+    """None for both while a cache is used: the cache then determines what is visible."""
+    rotation_NC: Tensor
     temperature_N: Tensor | None
 
 
-def plan(
+def plan_attention(
     positions_N: Tensor,
     starts_S: Tensor,
     config: ModelConfig,
@@ -241,8 +242,8 @@ def plan(
     return AttentionPlan(
         local=None if cached else plan_spans(positions_N, starts_S, config.chunk_size, device),
         whole=None if cached else plan_spans(positions_N, starts_S, None, device),
-        turn_NC=rope_angles(there_N, config),
-        temperature_N=query_temperature(there_N, config) if config.temperature else None,
+        rotation_NC=rope_angles(there_N, config),
+        temperature_N=query_temperature(there_N, config) if config.temperature_tuning else None,
     )
 
 
@@ -253,8 +254,8 @@ class Attention(nn.Module):
         super().__init__()
         self.config, self.layer = config, layer
         self.is_global = config.is_global(layer)
-        self.turns = not self.is_global
-        """Whether positions turn queries and keys; `herd bench ablation` lets global layers do so too."""
+        self.rotates = not self.is_global
+        """Whether positions rotate queries and keys; `herd bench ablation` lets global layers do so too."""
         heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
         self.qkv = Linear(config.dim, (heads + 2 * kv_heads) * width)
         self.out = Linear(heads * width, config.dim)
@@ -268,12 +269,12 @@ class Attention(nn.Module):
                 qkv_NHC,
                 spans.begins_S,
                 num_kv_heads=config.num_kv_heads,
-                turn_NC=shared.turn_NC if self.turns else None,
+                rotation_NC=shared.rotation_NC if self.rotates else None,
                 temperature_N=shared.temperature_N if self.is_global else None,
                 norm_eps=config.norm_eps if config.qk_norm else None,
             )
             return self.out(out_NHC.flatten(1))
-        q_NHC, k_NKC, v_NKC = self.ready(qkv_NHC, shared)
+        q_NHC, k_NKC, v_NKC = self.prepare_qkv(qkv_NHC, shared)
         if cache is not None:
             out_NHC = cache.attend(self.layer, q_NHC, k_NKC, v_NKC)
         else:
@@ -281,18 +282,18 @@ class Attention(nn.Module):
             out_NHC = attend(q_NHC, k_NKC, v_NKC, spans.groups)
         return self.out(out_NHC.flatten(1))
 
-    def read(self, x_ND: Tensor, shared: AttentionPlan, cache: CacheView) -> None:
-        """Store the keys and values of tokens that ask nothing."""
-        _, k_NKC, v_NKC = self.ready(self.qkv(x_ND).unflatten(-1, (-1, self.config.head_dim)), shared)
+    def fill_cache(self, x_ND: Tensor, shared: AttentionPlan, cache: CacheView) -> None:
+        """Store the keys and values of tokens, without attending."""
+        _, k_NKC, v_NKC = self.prepare_qkv(self.qkv(x_ND).unflatten(-1, (-1, self.config.head_dim)), shared)
         cache.store(self.layer, k_NKC, v_NKC)
 
-    def ready(self, qkv_NHC: Tensor, shared: AttentionPlan) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values as they meet: rotated and normed, or scaled by the temperature."""
+    def prepare_qkv(self, qkv_NHC: Tensor, shared: AttentionPlan) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values for attention: rotated and normed, or scaled by the temperature."""
         config, dtype = self.config, qkv_NHC.dtype
         heads, kv_heads = config.num_heads, config.num_kv_heads
         qk_NHC, v_NKC = qkv_NHC.split([heads + kv_heads, kv_heads], dim=1)
-        if self.turns:
-            qk_NHC = rotate(qk_NHC, shared.turn_NC).to(dtype)
+        if self.rotates:
+            qk_NHC = rotate(qk_NHC, shared.rotation_NC).to(dtype)
             if config.qk_norm:
                 qk_NHC = F.rms_norm(qk_NHC.float(), (config.head_dim,), eps=config.norm_eps).to(dtype)
         q_NHC, k_NKC = qk_NHC.split([heads, kv_heads], dim=1)

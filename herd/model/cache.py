@@ -6,7 +6,7 @@ layers. A request's tokens fill its pages in order. Local layers see the current
 chunk's pages only, and begins anew at the edge.
 
 `attend_pages` reads them: a running maximum over blocks of keys, always cut at the same places of the span, so that a
-token's sums do not depend on what is computed beside it or on how the prompt was cut. Where tokens lie is planned on
+token's sums do not depend on what is computed beside it or on how the prompt was cut. Where tokens go is planned on
 the host, once a forward for all layers. Source of paging: Kwon et al., "Efficient Memory Management for Large Language
 Model Serving with PagedAttention" (2023).
 """
@@ -28,7 +28,7 @@ from herd import native
 from herd.config import ModelConfig
 from herd.core.device import send
 from herd.model.pack import Pack
-from herd.model.page_store import PageFile, Written, store_int8
+from herd.model.page_store import PageFile, WrittenPages, store_int8
 from herd.model.precision import FEWEST_ROWS
 
 BLOCK_KEYS = 256
@@ -77,23 +77,23 @@ class KVCache:
 
     @property
     def num_bytes(self) -> int:
-        return sum(sum(tensor.nbytes for tensor in self._of(layer)) for layer in range(self.config.num_layers))
+        return sum(sum(tensor.nbytes for tensor in self._tensors(layer)) for layer in range(self.config.num_layers))
 
     def grow(self, num_global: int) -> None:
-        """Room for the first `num_global` global pages, where they lie in a file; OSError when the disk is full."""
+        """Room for the first `num_global` global pages, where they are in a file; OSError when the disk is full."""
         self._file.grow(num_global)
 
     def copy_page(self, source: int, target: int, *, is_global: bool) -> None:
         """Copy a page of one pool in all its layers."""
         for layer in range(self.config.num_layers):
             if self.config.is_global(layer) == is_global:
-                for tensor in self._of(layer):
+                for tensor in self._tensors(layer):
                     tensor[target] = tensor[source]
 
-    def _of(self, layer: int) -> list[Tensor]:
+    def _tensors(self, layer: int) -> list[Tensor]:
         return [self.keys[layer], self.values[layer], *(self.scales[layer] or ())]
 
-    def at(
+    def view(
         self,
         pack: Pack,
         global_pages: Sequence[Sequence[int] | np.ndarray],
@@ -105,11 +105,11 @@ class KVCache:
         Within a forward each sequence must stay inside one chunk; `chunk_pieces` cuts a prompt so.
         """
 
-        def places(tables: Sequence[Sequence[int] | np.ndarray], span_N: Tensor) -> Places:
+        def map_slots(tables: Sequence[Sequence[int] | np.ndarray], span_N: Tensor) -> SlotMapping:
             table = np.zeros((len(tables), max(1, *map(len, tables)) if tables else 1), dtype=np.int32)
             for row, pages in zip(table, tables, strict=True):
                 row[: len(pages)] = pages
-            return Places(
+            return SlotMapping(
                 table_SB=torch.from_numpy(table),
                 seen_S=span_N[pack.starts_S[:-1]],
                 span_N=span_N,
@@ -121,16 +121,15 @@ class KVCache:
         return CacheView(
             cache=self,
             starts_S=pack.starts_S,
-            global_pages=places(global_pages, pack.positions_N),
-            local_pages=places(local_pages, pack.positions_N % self.config.chunk_size),
+            global_pages=map_slots(global_pages, pack.positions_N),
+            local_pages=map_slots(local_pages, pack.positions_N % self.config.chunk_size),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
-    """Where the tokens of one forward lie in one pool; a span is the request, or in local layers its current chunk.
-
-    The fields are on the host, what is computed with on `device`.
+class SlotMapping:
+    """Where the tokens of one forward are stored in one pool; a span is the request, or in local layers its current
+    chunk. The fields are on the host, the properties on `device`.
     """
 
     table_SB: Tensor
@@ -161,9 +160,9 @@ class Places:
         return send(self.span_N % self.page_tokens, self.device)
 
     @cached_property
-    def written(self) -> Written:
+    def written(self) -> WrittenPages:
         """The pages that new tokens go to."""
-        return Written.of(self._page_N, self.span_N % self.page_tokens, self.page_tokens, self.device)
+        return WrittenPages.of(self._page_N, self.span_N % self.page_tokens, self.page_tokens, self.device)
 
     @cached_property
     def queries(self) -> "list[Queries]":
@@ -173,36 +172,36 @@ class Places:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheView:
-    """Who reads and writes where, for one forward."""
+    """The cache for one forward: which pages each sequence reads and writes."""
 
     cache: KVCache
     starts_S: Tensor
-    global_pages: Places
-    local_pages: Places
-    instead: Callable[[int, Tensor], Tensor] | None = None
+    global_pages: SlotMapping
+    local_pages: SlotMapping
+    attend_instead: Callable[[int, Tensor], Tensor] | None = None
     """What a global layer does for one new token in place of `attend_pages`: (layer, q_HC) to out_HC."""
 
     def attend(self, layer: int, q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor) -> Tensor:
         """Store the new keys and values, then attend to everything that the layer may see."""
-        places = self.store(layer, k_NKC, v_NKC)
-        if self.instead is not None and len(q_NHC) == 1 and self.cache.config.is_global(layer):
-            return self.instead(layer, q_NHC[0])[None].to(q_NHC.dtype)
+        slots = self.store(layer, k_NKC, v_NKC)
+        if self.attend_instead is not None and len(q_NHC) == 1 and self.cache.config.is_global(layer):
+            return self.attend_instead(layer, q_NHC[0])[None].to(q_NHC.dtype)
         keys_PKLC, values_PKLC = self.cache.keys[layer], self.cache.values[layer]
         asked, scales = (q_NHC, keys_PKLC, values_PKLC), self.cache.scales[layer]
         if scales is not None or native.why_not(q_NHC, native.PAGES):
-            return attend_pages(*asked, places.queries, scales=scales)
-        return native.attend_pages(*asked, places.table_SB, places.seen_S, self.starts_S)
+            return attend_pages(*asked, slots.queries, scales=scales)
+        return native.attend_pages(*asked, slots.table_SB, slots.seen_S, self.starts_S)
 
-    def store(self, layer: int, k_NKC: Tensor, v_NKC: Tensor) -> Places:
-        """Store the new keys and values; gives where the layer finds them and the older ones."""
-        places = self.global_pages if self.cache.config.is_global(layer) else self.local_pages
+    def store(self, layer: int, k_NKC: Tensor, v_NKC: Tensor) -> SlotMapping:
+        """Store the new keys and values; returns where the layer finds them and the older ones."""
+        slots = self.global_pages if self.cache.config.is_global(layer) else self.local_pages
         keys_PKLC, values_PKLC = self.cache.keys[layer], self.cache.values[layer]
         if (scales := self.cache.scales[layer]) is not None:
-            store_int8(keys_PKLC, values_PKLC, *scales, places.written, k_NKC, v_NKC)
+            store_int8(keys_PKLC, values_PKLC, *scales, slots.written, k_NKC, v_NKC)
         else:
-            keys_PKLC[places.page_N, :, places.slot_N] = k_NKC
-            values_PKLC[places.page_N, :, places.slot_N] = v_NKC
-        return places
+            keys_PKLC[slots.page_N, :, slots.slot_N] = k_NKC
+            values_PKLC[slots.page_N, :, slots.slot_N] = v_NKC
+        return slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,12 +267,12 @@ def _attend(
     (groups, queries, heads, width), (kv_heads, size) = q_GQHC.shape, keys_PKLC.shape[1:3]
     ratio, step = heads // kv_heads, max(1, BLOCK_KEYS // size)
     table_GB, last_GQ = part.table_GB, part.last_GQ
-    # Whole blocks, and as many rows as `steadily` asks for: a row's sums are the same whatever is beside it.
+    # Whole blocks, and as many rows as `batch_invariant` asks for: a row's sums are the same whatever is beside it.
     table_GB = F.pad(table_GB, (0, -table_GB.shape[1] % step))
     if lacking := max(0, FEWEST_ROWS - queries):
         q_GQHC, last_GQ = F.pad(q_GQHC, (0, 0, 0, 0, 0, lacking)), F.pad(last_GQ, (0, lacking))
         queries += lacking
-    # The query heads that share a key head lie beside one another, as rows of one product.
+    # The query heads that share a key head are adjacent, as rows of one product.
     q = (q_GQHC.float() * width**-0.5).view(groups, queries, kv_heads, ratio, width).permute(0, 2, 3, 1, 4)
     q = q.reshape(groups, kv_heads, ratio * queries, width)
     last = last_GQ.repeat(1, ratio)[:, None, :, None]
@@ -295,7 +294,8 @@ def _attend(
 
 
 class Slots:
-    """Pages of a fixed number of requests of at most `capacity` tokens, for who needs no scheduler: scores, benches."""
+    """Pages of a fixed number of requests of at most `capacity` tokens, for callers without a scheduler: scoring,
+    benches."""
 
     def __init__(
         self, config: ModelConfig, *, num_slots: int, capacity: int, dtype: torch.dtype, device: torch.device
@@ -307,9 +307,9 @@ class Slots:
         self._global = np.arange(num_slots * wide).reshape(num_slots, wide)
         self._local = np.arange(num_slots * narrow).reshape(num_slots, narrow)
 
-    def at(self, pack: Pack, slots: Sequence[int]) -> CacheView:
-        """As `KVCache.at`, by slots."""
-        return self.cache.at(pack, [self._global[slot] for slot in slots], [self._local[slot] for slot in slots])
+    def view(self, pack: Pack, slots: Sequence[int]) -> CacheView:
+        """As `KVCache.view`, by slots."""
+        return self.cache.view(pack, [self._global[slot] for slot in slots], [self._local[slot] for slot in slots])
 
     def copy_slot(self, source: int) -> None:
         """Give every slot the past of slot `source`."""

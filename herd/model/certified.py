@@ -1,12 +1,12 @@
-"""Sparse attention of one new token that says how wrong it can be.
+"""Sparse attention of one new token, with a bound on its error.
 
-A global layer has no positions, so its keys can lie in any order: `Arranged` is a copy of them in which the keys of a
-page are alike. It halves the keys at the median of the channel in which they differ most, and the halves again, down to
-pages of `LEAF` keys, and keeps the least and the greatest value of each channel of a page. No key of the page can score
-more with a query q than b = sum_c max(q_c low_c, q_c high_c). Pages are read in the order of that bound until the
-others' mass, at most sum_p L exp(b_p), is provably no more than the share epsilon of all. With d the share that is left
-unread, o what was read and v the values, |exact - o| <= d (|o| + max |v|): the answer comes with this number. Key heads
-choose for themselves. Where bounds are loose everything is read, and the answer is exact.
+A global layer has no positions, so its keys may be stored in any order: `ArrangedKeys` is a copy in which the keys of a
+page are similar. It splits the keys at the median of the channel in which they differ most, and the halves again, down
+to pages of `LEAF` keys, and keeps the least and the greatest value of each channel of a page. No key of the page can
+score more with a query q than b = sum_c max(q_c low_c, q_c high_c). Pages are read in the order of that bound until the
+mass of the others, at most sum_p L exp(b_p), is provably no more than the share epsilon of all. With d the share that
+is skipped, o the output over what was read and v the values, |exact - o| <= d (|o| + max |v|): the answer comes with
+this number. Each key head selects its own pages. Where bounds are loose everything is read, and the answer is exact.
 
 Bounds: Quest (Tang et al., arXiv 2406.10774) ranks pages by them and reads a fixed number; here they are a proof.
 """
@@ -40,7 +40,7 @@ class Certificate:
     share: float
     """Of the keys, how many were read, on average over the key heads."""
     unread: float
-    """Greatest share of a head's mass that may lie in unread pages."""
+    """Greatest share of a head's mass that may be in unread pages."""
     error: float
     """Greatest distance of a head's output from the exact one."""
 
@@ -60,7 +60,7 @@ class Head:
     """The greatest norm of a page's values."""
 
 
-class Arranged:
+class ArrangedKeys:
     """A copy of a layer's keys and values, of the first `length` as far as they fill pages, like beside like."""
 
     def __init__(self, keys_PKLC: Tensor, values_PKLC: Tensor, length: int) -> None:
@@ -88,15 +88,15 @@ def arrange(keys_NC: Float[Tensor, "n c"]) -> Int[Tensor, "n"]:
     if native.why_not(keys_NC, native.SPARSE) is None:
         return native.arrange(keys_NC.contiguous(), LEAF)
 
-    def halved(rows_N: Tensor) -> list[Tensor]:
+    def halve(rows_N: Tensor) -> list[Tensor]:
         if len(rows_N) <= LEAF:
             return [rows_N]
         part_NC = keys_NC[rows_N].float()
         order_N = part_NC[:, int(part_NC.var(0).argmax())].argsort(stable=True)
         half = (len(rows_N) // LEAF + 1) // 2 * LEAF
-        return [*halved(rows_N[order_N[:half]]), *halved(rows_N[order_N[half:]])]
+        return [*halve(rows_N[order_N[:half]]), *halve(rows_N[order_N[half:]])]
 
-    return torch.cat(halved(torch.arange(len(keys_NC), device=keys_NC.device)))
+    return torch.cat(halve(torch.arange(len(keys_NC), device=keys_NC.device)))
 
 
 def page_bounds(
@@ -111,7 +111,7 @@ def page_bounds(
     return bound_KRP.flatten(0, 1)
 
 
-def attend_some(
+def attend_selected(
     q_HC: Float[Tensor, "h c"],
     keys_PKLC: Float[Tensor, "p k l c"],
     values_PKLC: Float[Tensor, "p k l c"],
@@ -120,7 +120,7 @@ def attend_some(
 ) -> tuple[Float[Tensor, "h c"], Float[Tensor, "h"]]:
     """softmax(q . k) v over the pages `pages_B`, of the last of which `last` keys count; and log sum exp(q . k)."""
     if native.why_not(keys_PKLC, native.SPARSE) is None:
-        return native.attend_some(q_HC, keys_PKLC, values_PKLC, pages_B, last)
+        return native.attend_selected(q_HC, keys_PKLC, values_PKLC, pages_B, last)
     q_KRC = q_HC.unflatten(0, (keys_PKLC.shape[1], -1))
     k, v = (pool[pages_B].float().transpose(0, 1).flatten(1, 2) for pool in (keys_PKLC, values_PKLC))
     count = k.shape[1] - keys_PKLC.shape[2] + last
@@ -128,7 +128,7 @@ def attend_some(
     return (torch.softmax(score, -1) @ v[:, :count]).flatten(0, 1), torch.logsumexp(score, -1).flatten()
 
 
-def needed(bound_P: Float[Tensor, "p"], allowed: float) -> Tensor:
+def select_pages(bound_P: Float[Tensor, "p"], allowed: float) -> Tensor:
     """Which pages must be read so that log of the most mass that the others have is no more than `allowed`."""
     worth_P = bound_P.double() + math.log(LEAF)
     chosen_P = worth_P > allowed - math.log(len(worth_P))  # all the others together do not come to `allowed`
@@ -140,16 +140,16 @@ def needed(bound_P: Float[Tensor, "p"], allowed: float) -> Tensor:
     return chosen_P
 
 
-def joined(out_HC: Tensor, mass_H: Tensor, more_HC: Tensor, more_H: Tensor) -> tuple[Tensor, Tensor]:
+def merge_attention(out_HC: Tensor, mass_H: Tensor, more_HC: Tensor, more_H: Tensor) -> tuple[Tensor, Tensor]:
     """Attention over two sets of keys from that over each."""
     all_H = torch.logaddexp(mass_H, more_H)
     return out_HC * (mass_H - all_H).exp()[:, None] + more_HC * (more_H - all_H).exp()[:, None], all_H
 
 
 def attend(
-    q_HC: Float[Tensor, "h c"], arranged: Arranged, length: int, epsilon: float
+    q_HC: Float[Tensor, "h c"], arranged: ArrangedKeys, length: int, epsilon: float
 ) -> tuple[Float[Tensor, "h c"], Certificate]:
-    """Attention of one token to the first `length` keys, of whose mass at most `epsilon` is left out.
+    """Attention of one token to the first `length` keys, leaving out at most the share `epsilon` of their mass.
 
     Those past the arranged ones are all read. `q_HC` carries its temperature; it is scaled by 1 / sqrt(C) here.
     fp32 out.
@@ -159,7 +159,7 @@ def attend(
     recent = torch.arange(arranged.length // size, -(-length // size), device=q_HC.device)
     recent_HC, recent_H = torch.zeros_like(q_HC), q_HC.new_full((len(q_HC),), -math.inf)
     if len(recent):
-        recent_HC, recent_H = attend_some(q_HC, arranged.keys, arranged.values, recent, (length - 1) % size + 1)
+        recent_HC, recent_H = attend_selected(q_HC, arranged.keys, arranged.values, recent, (length - 1) % size + 1)
     ratio, outs, num_read, unread, error = len(q_HC) // len(arranged.heads), [], 0, 0.0, 0.0
     for index, head in enumerate(arranged.heads):
         rows = slice(index * ratio, (index + 1) * ratio)
@@ -172,13 +172,13 @@ def attend(
 
         def read(chosen_P: Tensor, q_RC: Tensor = q_RC, head: Head = head) -> tuple[Tensor, Tensor]:
             pages_B = torch.nonzero(chosen_P)[:, 0]
-            return attend_some(q_RC, head.keys_PKLC, head.values_PKLC, pages_B, LEAF)
+            return attend_selected(q_RC, head.keys_PKLC, head.values_PKLC, pages_B, LEAF)
 
         # Unread U beside read Z: U / (Z + U) <= epsilon where U <= epsilon Z / (1 - epsilon). Z only grows from here.
         allowed_R = torch.logaddexp(read(chosen_P)[1], late[1]).double() + math.log(epsilon / (1 - epsilon))
         for bound_P, allowed in zip(bound_RP, allowed_R.tolist(), strict=True):
-            chosen_P |= needed(bound_P, allowed)
-        out_RC, mass_R = joined(*read(chosen_P), *late)
+            chosen_P |= select_pages(bound_P, allowed)
+        out_RC, mass_R = merge_attention(*read(chosen_P), *late)
         outs.append(out_RC)
         num_read += int(chosen_P.sum())
         if not chosen_P.all():

@@ -42,11 +42,11 @@ def why_not(transformer: Transformer, cache: KVCache | None = None) -> str | Non
     if odd := [size for size in (config.dim, config.dense_ffn_dim, config.moe.ffn_dim) if size % 2]:
         return f"a width is odd: {odd[0]}"
     for name, owner, shape in weights_of(transformer):
-        if reason := misfit(owner, shape, embedding.dtype):
+        if reason := why_unreadable(owner, shape, embedding.dtype):
             return f"{name} {reason}"
     attentions = [module for module in transformer.modules() if isinstance(module, Attention)]
-    if any(one.turns == one.is_global for one in attentions):
-        return "positions turn a global layer"
+    if any(one.rotates == one.is_global for one in attentions):
+        return "a global layer rotates queries and keys"
     if cache is not None and cache.int8:
         return "the cache holds keys in 8 bits"
     return None
@@ -79,7 +79,7 @@ def weights_of(transformer: Transformer) -> Iterator[tuple[str, Tensor | torch.n
         yield f"{here}.ffn.down", dense.down, (dim, hidden)
 
 
-def misfit(owner: Tensor | torch.nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
+def why_unreadable(owner: Tensor | torch.nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
     """Why the kernel would read these weights wrongly; None where it does not."""
     weight = owner if isinstance(owner, Tensor) else owner.weight
     assert isinstance(weight, Tensor)
@@ -133,7 +133,7 @@ class FusedForward:
             experts=config.moe.num_experts,
             top_k=config.moe.top_k,
             qk_norm=config.qk_norm,
-            temperature=config.temperature,
+            temperature=config.temperature_tuning,
             eps=config.norm_eps,
             temperature_floor=config.temperature_floor,
             temperature_scale=config.temperature_scale,

@@ -21,7 +21,7 @@ CONFIG_FIELDS: dict[type, set[str]] = {
     ModelConfig: {
         *("vocab_size", "special", "dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "dense_ffn_dim"),
         *("moe", "nope_every", "chunk_size", "qk_norm", "norm_eps", "max_positions", "rope_theta"),
-        *("temperature", "temperature_floor", "temperature_scale"),
+        *("temperature_tuning", "temperature_floor", "temperature_scale"),
         "vision",  # pictures come as embedded rows
         "rope_scaling",  # attention.py computes the frequencies
     },
@@ -33,7 +33,7 @@ MODULE_FIELDS: dict[type[nn.Module], set[str]] = {
     Transformer: {"config", "embedding", "vision", "layers", "norm", "recompute", "unembedding"},
     Layer: {"attention_norm", "attention", "ffn_norm", "ffn"},
     RMSNorm: {"weight", "eps"},
-    Attention: {"config", "layer", "is_global", "turns", "qkv", "out"},
+    Attention: {"config", "layer", "is_global", "rotates", "qkv", "out"},
     FeedForward: {"gate_up", "down"},
     MoE: {
         *("config", "router", "gate_up_EDF", "down_EFD", "shared", "bias_E"),

@@ -19,7 +19,7 @@ from herd import native
 from herd.config import MoEConfig
 from herd.core.device import has_fp64
 from herd.model.attention import Gather
-from herd.model.precision import Linear, grouped_product, steadily
+from herd.model.precision import Linear, batch_invariant, grouped_product
 
 
 class FeedForward(nn.Module):
@@ -69,7 +69,7 @@ class MoE(nn.Module):
     def forward(self, x_ND: Tensor) -> Tensor:
         top_k = self.config.top_k
         # fp32: near ties pick another expert in bf16.
-        logits_NE = steadily(partial(F.linear, weight=self.router.weight.float()), x_ND.float())
+        logits_NE = batch_invariant(partial(F.linear, weight=self.router.weight.float()), x_ND.float())
         chosen_Nk, expert_Nk = torch.topk(logits_NE if self.bias_E is None else logits_NE + self.bias_E, top_k, dim=-1)
         if self.bias_E is not None:
             chosen_Nk = logits_NE.gather(-1, expert_Nk)

@@ -2,7 +2,7 @@
 
 A sequence is the ids that a forward reads and the number of tokens before them, which are in its cache. They are put
 end to end; positions go on from what is cached. Tokens are on the model's device, the rest on the host.
-`Transformer.forward_packed` and `FusedForward` compute a pack, `KVCache.at` gives it its pages. Left out: training,
+`Transformer.forward_packed` and `FusedForward` compute a pack, `KVCache.view` gives it its pages. Left out: training,
 whose packs carry targets and weights (herd.data.loading.pack).
 """
 

@@ -1,4 +1,4 @@
-"""Pages of keys and values that lie in a file, or in 8 bits.
+"""Pages of keys and values in a file, or in 8 bits.
 
 **In a file.** It has no name, is as long as the pages may ever become, and takes room on the disk only as pages are
 first used (`grow`): so a full disk raises an error, where writing to a mapped hole would end the process.
@@ -41,14 +41,15 @@ class PageFile:
             try:
                 self._file = tempfile.TemporaryFile(dir=folder, prefix="herd-pages-")  # noqa: SIM115
             except OSError as error:
-                raise HerdError(f"cache_folder {folder}: {error.strerror}: give a folder that can be written") from None
+                reason = f"{error.strerror}: give a folder that can be written"
+                raise HerdError(f"kv_cache_folder {folder}: {reason}") from None
 
     def zeros(self, pages: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Zeros [pages, *shape]; memory is touched, and the disk filled, when they are first written."""
         if self._file is None or not pages:
             return torch.zeros(pages, *shape, dtype=dtype, device=device)
         if device.type != "cpu":
-            raise HerdError(f"cache_folder is for a model on the CPU, this one is on {device}: leave it out")
+            raise HerdError(f"kv_cache_folder is for a model on the CPU, this one is on {device}: leave it out")
         page = math.prod(shape) * dtype.itemsize
         begin = -(-self._size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
         self._size, self._pages = begin + pages * page, pages
@@ -68,7 +69,7 @@ class PageFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
+class WrittenPages:
     """The pages that a forward writes to; the same for all layers of a pool."""
 
     page_N: Tensor
@@ -83,12 +84,12 @@ class Written:
     """Whether a place holds an older token."""
 
     @staticmethod
-    def of(page_N: Tensor, slot_N: Tensor, page_tokens: int, device: torch.device) -> "Written":
+    def of(page_N: Tensor, slot_N: Tensor, page_tokens: int, device: torch.device) -> "WrittenPages":
         """Of the page and the place of each new token, on the host; for use on `device`."""
         page_U, row_N = torch.unique(page_N, return_inverse=True)
         first_U = torch.full_like(page_U, page_tokens).scatter_reduce(0, row_N, slot_N, "amin")
         is_old_UL = torch.arange(page_tokens) < first_U[:, None]
-        return Written(
+        return WrittenPages(
             page_N=send(page_N, device),
             page_U=send(page_U, device),
             row_N=send(row_N, device),
@@ -102,7 +103,7 @@ def store_int8(
     values_PKLC: Tensor,
     key_scale_PKC: Tensor,
     value_scale_PKL: Tensor,
-    written: Written,
+    written: WrittenPages,
     k_NKC: Tensor,
     v_NKC: Tensor,
 ) -> None:

@@ -15,7 +15,7 @@ FEWEST_ROWS = 8
 """Rows of an exact product: the library multiplies fewer by other kernels, which add in another order."""
 
 
-def steadily(product: Callable[[Tensor], Tensor], x_ND: Tensor, *, fewest: int = FEWEST_ROWS) -> Tensor:
+def batch_invariant(product: Callable[[Tensor], Tensor], x_ND: Tensor, *, fewest: int = FEWEST_ROWS) -> Tensor:
     """`product(x)`, of rows with a matrix. Without gradient, in fp32 on a CPU, a row's sums do not depend on how many
     rows there are: a request's logits are the same to the bit alone, among others, and however its prompt was cut.
     `fewest`: where the library changes its kernel at another number of rows."""
@@ -34,7 +34,7 @@ class Linear(nn.Linear):
     def forward(self, x_ND: Tensor) -> Tensor:
         if native.why_not(x_ND, native.TRAINING) is None:
             return native.linear(x_ND, self.weight)
-        return steadily(super().forward, x_ND)
+        return batch_invariant(super().forward, x_ND)
 
 
 class LowBit(nn.Module):
@@ -56,7 +56,7 @@ def grouped_product(rows_RD: Tensor, weight_EDF: Tensor | LowBit, ends_E: Tensor
     parts, begin = [], 0
     for expert, end in enumerate(ends_E.tolist()):
         if end > begin:
-            parts.append(steadily(partial(torch.mm, mat2=weight_EDF[expert]), rows_RD[begin:end]))
+            parts.append(batch_invariant(partial(torch.mm, mat2=weight_EDF[expert]), rows_RD[begin:end]))
         begin = end
     # Without rows the weights have a gradient of zeros all the same: ranks that sum theirs agree on which there are.
     return torch.cat(parts) if parts else rows_RD @ weight_EDF[0]

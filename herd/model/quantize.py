@@ -117,28 +117,28 @@ def quantize(weight: Float[Tensor, "... k"], scheme: Scheme, name: str = "weight
     check_weight(weight, scheme, name)
     groups = weight.float().unflatten(-1, (-1, scheme.group or weight.shape[-1]))
     if scheme.name == "fp8":
-        scale = stored_scale(groups, FP8_MAX)
+        scale = amax_scale(groups, FP8_MAX)
         # PyTorch's cast rounds to nearest, ties to even; past 448 it would give NaN.
         codes = (groups / scale.float()).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
         return codes.flatten(-2), scale.squeeze(-1)
     if scheme.name == "int8":
-        scale = stored_scale(groups, 127.0)
+        scale = amax_scale(groups, 127.0)
         return (groups / scale.float()).round().clamp(-127, 127).to(torch.int8).flatten(-2), scale.squeeze(-1)
-    scale = stored_scale(groups, 8.0)
+    scale = amax_scale(groups, 8.0)
     if scheme.fit == "search":
-        scale = searched_scale(groups, scale)
+        scale = search_scale(groups, scale)
     codes = (groups / scale.float()).round().clamp(-8, 7).to(torch.int8).flatten(-2)
     return pack(codes), scale.squeeze(-1)
 
 
-def stored_scale(groups: Tensor, bound: float) -> Tensor:
+def amax_scale(groups: Tensor, bound: float) -> Tensor:
     """amax / bound in bf16, 1 for a group of zeros; [..., 1]. Never so small that a code would overflow."""
     amax = groups.abs().amax(-1, keepdim=True)
     smallest = torch.finfo(torch.bfloat16).tiny
     return torch.where(amax > 0, (amax / bound).clamp_min(smallest), 1.0).bfloat16()
 
 
-def searched_scale(groups: Tensor, scale: Tensor) -> Tensor:
+def search_scale(groups: Tensor, scale: Tensor) -> Tensor:
     """Of scales around amax / 8, of both signs as -8 reaches further than 7, that of least squared error."""
     best, least = scale, torch.full_like(scale, torch.inf, dtype=torch.float32)
     for ratio in (1.0, 8 / 7, 0.95, 0.9, 0.85, 0.8):
@@ -228,7 +228,7 @@ def product(x_RK: Tensor, weight: Tensor, scale: Tensor, ends_E: Tensor, scheme:
     return torch.cat(parts).to(x_RK.dtype) if parts else x_RK.new_zeros(0, weight.shape[1])
 
 
-def replaceable(model: nn.Module, scheme: Scheme, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def quantizable(model: nn.Module, scheme: Scheme, config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The parameters that the scheme takes → their shape as products see it: [N, K] or [E, N, K]."""
     found = {}
     for name, parameter in model.named_parameters():
@@ -254,7 +254,7 @@ def replace(model: nn.Module, name: str, packed: Packed) -> None:
 def quantize_model(model: nn.Module, scheme: Scheme, config: ModelConfig) -> None:
     """Quantise a transformer in place."""
     parameters = dict(model.named_parameters())
-    for name, shape in replaceable(model, scheme, config).items():
+    for name, shape in quantizable(model, scheme, config).items():
         weight = parameters.pop(name).detach()
         packed = Packed(scheme, shape)
         codes, scale = quantize(weight.mT if weight.ndim == 3 else weight, scheme, name)

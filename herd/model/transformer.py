@@ -22,11 +22,11 @@ from torch.utils.checkpoint import checkpoint
 from herd import native
 from herd.config import ModelConfig
 from herd.core.batch import Images
-from herd.model.attention import Attention, AttentionPlan, plan
+from herd.model.attention import Attention, AttentionPlan, plan_attention
 from herd.model.cache import CacheView
 from herd.model.moe import OBSERVED, FeedForward, MoE
 from herd.model.pack import Pack
-from herd.model.precision import steadily
+from herd.model.precision import batch_invariant
 from herd.model.vision import VisionEncoder
 
 
@@ -61,11 +61,11 @@ class Layer(nn.Module):
         return x_ND + self.ffn(self.ffn_norm(x_ND))
 
 
-def recomputed(layer: nn.Module, x_ND: Tensor, shared: AttentionPlan) -> Tensor:
-    """A layer's output of which only the input is kept; its gradients have the same bits."""
+def recompute_layer(layer: nn.Module, x_ND: Tensor, shared: AttentionPlan) -> Tensor:
+    """A layer's output, which keeps only its input for the backward; gradients have the same bits."""
 
     @contextmanager
-    def again() -> Iterator[None]:
+    def keep_observed() -> Iterator[None]:
         # What training reads of a mixture is that of the first time: nothing is counted twice.
         ffn = layer.ffn
         kept = {name: getattr(ffn, name) for name in OBSERVED} if isinstance(ffn, MoE) else {}
@@ -82,7 +82,7 @@ def recomputed(layer: nn.Module, x_ND: Tensor, shared: AttentionPlan) -> Tensor:
         None,
         use_reentrant=False,
         preserve_rng_state=False,
-        context_fn=lambda: (nullcontext(), again()),
+        context_fn=lambda: (nullcontext(), keep_observed()),
     )
     return out
 
@@ -116,10 +116,10 @@ class Transformer(nn.Module):
         pack, the last entry N; both are on the host. With a `cache`, each run continues the request in its slot.
         """
         x_ND = self.embed(tokens_N, images)
-        shared = plan(positions_N, starts_S, self.config, cached=cache is not None, device=x_ND.device)
+        shared = plan_attention(positions_N, starts_S, self.config, cached=cache is not None, device=x_ND.device)
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
-                x_ND = recomputed(layer, x_ND, shared)
+                x_ND = recompute_layer(layer, x_ND, shared)
             else:
                 x_ND = layer(x_ND, shared, cache)
         return self.norm(x_ND)
@@ -131,18 +131,18 @@ class Transformer(nn.Module):
         )
         return hidden_ND
 
-    def read(self, pack: Pack, *, cache: CacheView) -> None:
+    def fill_cache(self, pack: Pack, *, cache: CacheView) -> None:
         """Store the keys and values of tokens as `forward` does, with no output: the last layer attends to nothing.
 
         Where no other layer is global, the cost of a token does not grow with what was read before it.
         """
         x_ND = self.embed(pack.tokens_N, None)
-        shared = plan(pack.positions_N, pack.starts_S, self.config, cached=True, device=x_ND.device)
+        shared = plan_attention(pack.positions_N, pack.starts_S, self.config, cached=True, device=x_ND.device)
         for layer in self.layers[:-1]:
             x_ND = layer(x_ND, shared, cache)
         last = self.layers[-1]
         assert isinstance(last, Layer)
-        last.attention.read(last.attention_norm(x_ND), shared, cache)
+        last.attention.fill_cache(last.attention_norm(x_ND), shared, cache)
 
     def embed(self, tokens_N: Tensor, images: Images | None) -> Tensor:
         """The first layer's input [N, D]: tokens looked up, with the features of pictures in their places."""
@@ -156,4 +156,4 @@ class Transformer(nn.Module):
 
     def unembed(self, hidden_ND: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
         """Logits of the next token."""
-        return steadily(self.unembedding, hidden_ND)
+        return batch_invariant(self.unembedding, hidden_ND)

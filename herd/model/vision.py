@@ -15,14 +15,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from herd.config import VisionConfig
-from herd.model.precision import steadily
+from herd.model.precision import batch_invariant
 
 FEWEST_ADAPTER_ROWS = 32
-"""Rows of the adapter's products, for `steadily`: a small tile gives four, and the library was seen to change its
+"""Rows of the adapter's products, for `batch_invariant`: a small tile has four, and the library was seen to change its
 kernel between 12 and 16."""
 
 
-def turns_2d(config: VisionConfig) -> Tensor:
+def rotations_2d(config: VisionConfig) -> Tensor:
     """Rotations by column and row (counted from 1), [P, C / 2] complex; zero for the class token."""
     width = config.dim // config.num_heads // 2
     frequency = 1.0 / config.rope_theta ** (torch.arange(0, width, 2).float() / width)
@@ -35,10 +35,10 @@ def turns_2d(config: VisionConfig) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def turns_on(config: VisionConfig, device: torch.device) -> Tensor:
-    """`turns_2d` on a device, sent there once."""
+def rotations_on(config: VisionConfig, device: torch.device) -> Tensor:
+    """`rotations_2d` on a device, sent there once."""
     with torch.inference_mode(False):
-        return turns_2d(config).to(device)
+        return rotations_2d(config).to(device)
 
 
 class VisionLayer(nn.Module):
@@ -92,7 +92,7 @@ class VisionEncoder(nn.Module):
         x_TPD = self.patches(cut_patches(tiles, config.patch_size))
         x_TPD = torch.cat([x_TPD, self.class_token.expand(len(tiles), 1, -1)], dim=1)
         x_TPD = self.norm_before(x_TPD + self.positions)
-        turn_PC = turns_on(config, tiles.device)
+        turn_PC = rotations_on(config, tiles.device)
         for layer in self.layers:
             x_TPD = layer(x_TPD, turn_PC)
         return self.norm_after(x_TPD)[:, :-1]
@@ -100,7 +100,7 @@ class VisionEncoder(nn.Module):
     def forward(self, tiles: Float[Tensor, "t 3 side side"]) -> Float[Tensor, "t q d"]:
         x_TQD = pixel_shuffle(self.encode(tiles), self.config.grid)
         # A tile's features are the same to the bit whatever number of tiles is encoded with it.
-        x_RD = steadily(self.adapt, x_TQD.flatten(0, 1), fewest=FEWEST_ADAPTER_ROWS)
+        x_RD = batch_invariant(self.adapt, x_TQD.flatten(0, 1), fewest=FEWEST_ADAPTER_ROWS)
         return x_RD.unflatten(0, x_TQD.shape[:2])
 
     def adapt(self, x_RD: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from herd.native.library import BF16, FLOATS, find, processor_flags, why_not
 from herd.native.lowbit import lowbit_product
 from herd.native.optimizer import adamw, adamw_8bit, apply_update, momentum_update, square_sum
 from herd.native.paged import PAGES, attend_pages
-from herd.native.sparse import SPARSE, arrange, attend_some, page_bounds
+from herd.native.sparse import SPARSE, arrange, attend_selected, page_bounds
 
 __all__ = [
     "ATTENTION",
@@ -35,7 +35,7 @@ __all__ = [
     "apply_update",
     "arrange",
     "attend_pages",
-    "attend_some",
+    "attend_selected",
     "attention",
     "combine",
     "dispatch",

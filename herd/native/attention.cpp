@@ -289,7 +289,7 @@ void attention_backward(const bf16* dout, const bf16* qkv, const bf16* out, cons
               else
                 keep_rows<rows>(acc, kept, PANEL);
             }
-            // A tile of keys reads up to its own end, which may lie past what these queries see.
+            // A tile of keys reads up to its own end, which may be past what these queries see.
             const i64 columns = std::min(up(count, PANEL), up(seen, PANEL));
             interleave(weight, BLOCK, rows, columns, weights + r0 / 2 * stride, stride);
             interleave(slope, BLOCK, rows, columns, slopes + r0 / 2 * stride, stride);

@@ -141,7 +141,7 @@ inline void transpose(__m512i (&x)[16]) {
   }
 }
 
-// From rows [column][summed], the words as they lie in memory.
+// From rows [column][summed], the words in the order of memory.
 inline void panel_of_columns(const bf16* from, i64 stride, i64 pairs, i64 columns, uint32_t* to) {
   for (i64 j = 0; j < PANEL; j += 16)
     for (i64 p = 0; p < pairs; p += 16) {

@@ -1,4 +1,4 @@
-"""The kernels as differentiable functions of tensors: bf16, CPU, contiguous where not said otherwise."""
+"""The kernels as differentiable functions of tensors: bf16, CPU, contiguous unless noted otherwise."""
 
 # N tokens, D in, F out or hidden width, E groups (experts), R rows sorted by group, H query heads, C head width
 
@@ -104,14 +104,14 @@ def swiglu(gate_up: Float[Tensor, "n f2"]) -> Float[Tensor, "n f"]:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, qkv_NHC, begins_S, num_kv, turn_NC, temperature_N, norm_eps):  # type: ignore[no-untyped-def]
+    def forward(ctx, qkv_NHC, begins_S, num_kv, rotation_NC, temperature_N, norm_eps):  # type: ignore[no-untyped-def]
         qkv = qkv_NHC.contiguous()
         num_tokens, num_all, width = qkv.shape
         heads = num_all - 2 * num_kv
         shape = (num_tokens, heads, num_kv, width)
         ready, scale_NH = torch.empty_like(qkv), torch.empty(num_tokens, heads + num_kv)
         out, lse_NH = qkv.new_empty(num_tokens, heads, width), torch.empty(num_tokens, heads)
-        turn = None if turn_NC is None else torch.view_as_real(turn_NC)
+        turn = None if rotation_NC is None else torch.view_as_real(rotation_NC)
         normed = norm_eps is not None
         call("prepare_forward", qkv, ready, turn, temperature_N, scale_NH, *shape, float(norm_eps or 0), int(normed))
         call("attention_forward", ready, out, lse_NH, begins_S, len(begins_S) - 1, *shape[1:])
@@ -134,16 +134,16 @@ def attention(
     begins_S: Int[Tensor, "s1"],
     *,
     num_kv_heads: int,
-    turn_NC: Tensor | None,
+    rotation_NC: Tensor | None,
     temperature_N: Float[Tensor, "n"] | None,
     norm_eps: float | None,
 ) -> Float[Tensor, "n q c"]:
     """Causal attention within each run, from projected to attended heads. Run i is tokens begins[i] .. begins[i + 1].
 
-    With `turn_NC` (complex rotations), queries and keys are rotated, then normed if there is a `norm_eps`; without it,
-    queries are scaled by `temperature_N`, if that is given. C is a multiple of 16.
+    With `rotation_NC` (complex numbers), queries and keys are rotated, then normed if there is a `norm_eps`; without
+    it, queries are scaled by `temperature_N`, if that is given. C is a multiple of 16.
     """
-    return _Attention.apply(qkv_NHC, begins_S, num_kv_heads, turn_NC, temperature_N, norm_eps)
+    return _Attention.apply(qkv_NHC, begins_S, num_kv_heads, rotation_NC, temperature_N, norm_eps)
 
 
 class _Dispatch(torch.autograd.Function):
@@ -190,7 +190,7 @@ class _Combine(torch.autograd.Function):
 def combine(
     base_ND: Float[Tensor, "n d"], rows_RD: Float[Tensor, "r d"], order_R: Int[Tensor, "r"], back_R: Int[Tensor, "r"]
 ) -> Float[Tensor, "n d"]:
-    """`base` plus the sum of each token's rows, which lie in the order of the experts."""
+    """`base` plus the sum of each token's rows, which are in the order of the experts."""
     return _Combine.apply(base_ND, rows_RD, order_R, back_R)
 
 

@@ -1,6 +1,6 @@
 """Builds the kernels with the machine's own C++ compiler at first use, and calls them.
 
-The library is kept in the cache (`herd.core.files.cache_folder`) under a name that tells source, compiler and
+The library is kept in the cache (`herd.core.files.cache_folder`) under a name made of source, compiler and
 processor: whatever changes, another one is built, in a few seconds. Where there is no compiler, or the processor lacks
 AVX-512 with VNNI, `why_not()` is the reason, and PyTorch's own operators serve.
 """

@@ -1,4 +1,4 @@
-// Products with weights of 8 and 4 bits, rows [out, in] as they lie in the file: nothing is packed again at load.
+// Products with weights of 8 and 4 bits, rows [out, in] as they are in the file: nothing is packed again at load.
 // Activations are quantised here, token by token. Every output is summed by one thread in one order.
 
 #include <vector>

@@ -1,4 +1,4 @@
-// Products of rows with matrices in whatever form their weights lie, for a team of threads that draws tasks one by one.
+// Products of rows with matrices in whatever form their weights are stored, for a team of threads that draws tasks one by one.
 // Which thread computes an output, and beside which rows, does not change its sum; bf16 matrices alone are read in two
 // ways, by few rows and by many, whose sums differ in order.
 #pragma once

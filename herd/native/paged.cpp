@@ -24,7 +24,7 @@ void attend_all(const typename T::Value* q, const pages::Pages& p, const i64* la
 extern "C" {
 
 // out[n, heads, c] = softmax(q . keys^T / sqrt(c)) values: token n of sequence s sees places 0 .. seen[s] + n - starts[s] of
-// its span, which lies in pages table[s, 0 ..]. Keys and values are [pages, kv, tokens, c]. All bf16 if `narrow`, else fp32.
+// its span, which is in pages table[s, 0 ..]. Keys and values are [pages, kv, tokens, c]. All bf16 if `narrow`, else fp32.
 void attend_pages(const void* q, void* keys, void* values, const int32_t* table, const i64* seen, const int32_t* starts,
                   void* out, i64 sequences, i64 blocks, i64 tokens, i64 heads, i64 kv, i64 c, i64 narrow) {
   const pages::Pages p{keys, values, table, blocks, tokens, kv, c};

@@ -1,5 +1,5 @@
-// Attention over keys and values that lie in pages: tiles of query rows against blocks of 64 keys, with a running maximum
-// that is only moved when a score outgrows it. Blocks and the pieces whose sums are joined lie at fixed places of a
+// Attention over keys and values in pages: tiles of query rows against blocks of 64 keys, with a running maximum
+// that is only moved when a score outgrows it. Blocks and the pieces whose sums are merged are at fixed places of a
 // sequence's span, so that a row's result depends on what it sees alone: not on its neighbours, threads, or how a prompt
 // was cut.
 #pragma once
@@ -105,7 +105,7 @@ inline void zip(__m512i a, __m512i b, uint32_t* to) {
   _mm512_store_si512(to + 16, _mm512_permutex2var_epi16(a, high, b));
 }
 
-// A panel [row][PANEL] of values, from rows that lie apart; those past `rows` are zero.
+// A panel [row][PANEL] of values, from rows that are apart; those past `rows` are zero.
 template <class F>
 inline void panel_of(const bf16*, const char* const* from, i64 at, i64 rows, i64 columns, uint32_t* to, F beside) {
   if (rows >= KEYS && columns >= PANEL) {
@@ -134,7 +134,7 @@ inline void panel_of(const float*, const char* const* from, i64 at, i64 rows, i6
                                             : _mm512_setzero_ps());
 }
 
-// One layer's pages: [pages, kv, tokens, c] each, and where a sequence's span lies, `blocks` page ids a sequence.
+// One layer's pages: [pages, kv, tokens, c] each, and where a sequence's span is, `blocks` page ids a sequence.
 struct Pages {
   void *keys, *values;
   const int32_t* table;
@@ -285,7 +285,7 @@ void attend(const Pages& p, i64 sequence, i64 head, const Queries<T>& q, i64 blo
 }
 
 // Part of the work of one forward: query tokens [begin, end) of a sequence with all of their span and one key head, or
-// with `piece` of the span and all key heads, which lie side by side in memory. Then the sums of head h go to slot
+// with `piece` of the span and all key heads, which are adjacent in memory. Then the sums of head h go to slot
 // `slot` + h `stride`.
 struct Task {
   i64 sequence, head, begin, end, piece, slot, stride;

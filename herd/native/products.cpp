@@ -58,7 +58,7 @@ void product(const bf16* a, const bf16* w, bf16* c, const i64* ends, i64 groups,
         if (transposed) {
           for (i64 p = first_panel + part; p < end; p += PARTS)
             panel_of_columns(matrix + p * PANEL * k, k, pairs, n - p * PANEL, at + p * panel_size);
-        } else {  // along the rows, as they lie in memory
+        } else {  // along the rows, in the order of memory
           for (i64 pair = pairs * part / PARTS; pair < pairs * (part + 1) / PARTS; ++pair)
             for (i64 p = first_panel; p < end; ++p)
               panel_of_rows(matrix + 2 * pair * n + p * PANEL, n, 2, n - p * PANEL, at + p * panel_size + pair * PANEL);

@@ -1,4 +1,4 @@
-// How rows of a matrix [out, in] are multiplied, by how its weights are stored: as they lie in the file, nothing is packed
+// How rows of a matrix [out, in] are multiplied, by how its weights are stored: as they are in the file, nothing is packed
 // again at load. A scheme first prepares the rows of activations (rounded as the weights are), then dots a tile of them
 // with a tile of outputs. A sum's order depends on nothing but the width.
 #pragma once
@@ -34,7 +34,7 @@ inline __m128 four(const bf16* p, __mmask8 held = 15) {
   return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(_mm_maskz_loadu_epi16(held, p)), 16));
 }
 
-// Fetches weights that come soon, in the order of memory: the rows of a tile and those of the next ones lie end to end, and
+// Fetches weights that come soon, in the order of memory: the rows of a tile and those of the next ones follow each other, and
 // only what is asked for in order shows the hardware a stream. `i` is how far a tile's rows are read, in bytes.
 constexpr i64 FAR = 8192;
 inline void ahead(const uint8_t* const (&w)[COLUMNS], i64 i) {
@@ -187,7 +187,7 @@ struct Int8 {
 };
 
 // int4: weights have a scale for each 32, 64 or 128 columns, activations (int8) one for each 128. A byte holds two
-// neighbouring columns, the low half the even one; so activations lie as 64 even, then 64 odd ones.
+// neighbouring columns, the low half the even one; so activations are stored as 64 even, then 64 odd ones.
 struct Int4 {
   static constexpr i64 TILE = TOKENS;
   struct Part {

@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr i64 SEEN = 256;         // keys by which it is told in which channel the keys of a part differ most
+constexpr i64 SEEN = 256;         // keys from which the channel is estimated in which the keys of a part differ most
 constexpr i64 TOGETHER = 65'536;  // keys of a part that is not worth a task of its own
 
 float value(bf16 x) {
@@ -83,7 +83,7 @@ void page_bounds(const float* q, const bf16* low, const bf16* high, float* out, 
 
 // out[h, c] = softmax(q . keys^T) values and mass[h] = log sum exp(q . keys^T) over the pages `table`, all full but the
 // last, which has `last` keys. q fp32, already scaled; keys and values [., kv, tokens, c] bf16, c a multiple of 16.
-void attend_some(const float* q, const bf16* keys, const bf16* values, const i64* table, i64 count, i64 last, i64 tokens,
+void attend_selected(const float* q, const bf16* keys, const bf16* values, const i64* table, i64 count, i64 last, i64 tokens,
                  i64 heads, i64 kv, i64 c, float* out, float* mass) {
   const i64 ratio = heads / kv;
   const int threads = omp_get_max_threads();

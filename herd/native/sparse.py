@@ -29,7 +29,7 @@ def page_bounds(
     return out_HP
 
 
-def attend_some(
+def attend_selected(
     q_HC: Float[Tensor, "h c"],
     keys_PKLC: Float[Tensor, "p k l c"],
     values_PKLC: Float[Tensor, "p k l c"],
@@ -40,5 +40,5 @@ def attend_some(
     heads, (kv, tokens, width) = len(q_HC), keys_PKLC.shape[1:]
     out_HC, mass_H = torch.empty(heads, width), torch.empty(heads)
     sizes = (len(pages_B), last, tokens, heads, kv, width)
-    call("attend_some", q_HC.contiguous(), keys_PKLC, values_PKLC, pages_B.contiguous(), *sizes, out_HC, mass_H)
+    call("attend_selected", q_HC.contiguous(), keys_PKLC, values_PKLC, pages_B.contiguous(), *sizes, out_HC, mass_H)
     return out_HC, mass_H

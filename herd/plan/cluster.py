@@ -5,7 +5,7 @@ A micro-batch of m tokens on one rank takes the sum of
   attention     FLOPs / (bf16 peak x the share that fused kernels reach); their backward makes 2.5 forwards
   passes        bytes of norms, residuals, rotation, SwiGLU, rows to experts and back / memory bandwidth
   tensor        gathers and scatters of activations inside a machine, of which half is hidden behind products
-  expert        rows to their experts and back, over the network where experts lie on several machines; half is hidden
+  expert        rows to their experts and back, over the network where experts are on several machines; half is hidden
   context       keys and values round the ring in layers that see past a chunk; half is hidden
 A step takes the micro-batches, the pipeline's fill and drain, what gathering weights and scattering gradients adds
 beyond the work that hides it, and the optimizer's pass over its state. Each constant below is a property of hardware or
@@ -192,7 +192,7 @@ def expert_seconds(run: Run) -> float:
     rows = run.tokens / layout.tensor * work.num_moe_layers / layout.pipeline
     a_copy = 4 * 2 * work.dim  # there and back, forward and backward
     machines = max(1.0, layout.expert / gpu.a_machine)
-    met = machines * (1 - (1 - 1 / machines) ** work.top_k)  # machines that a token's experts lie on
+    met = machines * (1 - (1 - 1 / machines) ** work.top_k)  # machines that a token's experts are on
     if work.max_nodes is not None:
         met = min(met, work.max_nodes)
     far = met * (1 - 1 / machines)
@@ -274,7 +274,7 @@ def layouts(run: Run, gpus: int, *, pipelined: bool) -> Iterator[Layout]:
 
 
 def best(run: Run, gpus: int, *, pipelined: bool = False) -> Outcome:
-    """The fastest layout that fits, whatever `run.layout` says."""
+    """The fastest layout that fits, whatever `run.layout` is."""
     found: list[Outcome] = []
     least = float("inf")
     for layout in layouts(run, gpus, pipelined=pipelined):

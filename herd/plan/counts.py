@@ -23,7 +23,7 @@ CARD_BYTES = 80_000_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Parameters by where they stand."""
+    """Parameters by component."""
 
     embedding: int
     """Embedding and unembedding, which are not tied."""

@@ -49,7 +49,7 @@ KEPT = {"state": 0.99, "tokens": 1.52, "logits": 2.07}
 """Bytes held at the peak, of those estimated: not all is there at one time, and some of it twice."""
 
 
-def floors(
+def lower_bounds(
     config: ModelConfig, optimizer: OptimizerConfig, batch_tokens: int, length: int, machine: Machine
 ) -> dict[str, float]:
     """Seconds of each part at the machine's measured rates."""
@@ -83,7 +83,7 @@ def muon_flops(config: ModelConfig) -> float:
     return total
 
 
-def holdings(config: ModelConfig, optimizer: OptimizerConfig, batch_tokens: int, length: int) -> dict[str, float]:
+def memory_by_part(config: ModelConfig, optimizer: OptimizerConfig, batch_tokens: int, length: int) -> dict[str, float]:
     """Bytes by part, at the peak of a step."""
     work = work_of(config, length)
     return {
@@ -103,9 +103,9 @@ def step_here(
 ) -> Step:
     """The prediction."""
     work = work_of(config, length)
-    parts = floors(config, optimizer, batch_tokens, length, machine)
+    parts = lower_bounds(config, optimizer, batch_tokens, length, machine)
     seconds = sum(LONGER[name] * floor for name, floor in parts.items())
-    kept = holdings(config, optimizer, batch_tokens, length)
+    kept = memory_by_part(config, optimizer, batch_tokens, length)
     peak = machine.base_bytes + sum(KEPT[name] * size for name, size in kept.items())
     speed = batch_tokens / seconds
     return Step(

@@ -118,7 +118,7 @@ CARD = "Llama 4 model card: GPU hours and tokens, all losses of time in them"
 def published() -> list[Published]:
     """All of them."""
 
-    def laid(**degrees: int | bool) -> Layout:
+    def layout_of(**degrees: int | bool) -> Layout:
         return Layout(**({"data": 1, "sharded": False} | degrees))  # type: ignore[arg-type]
 
     return [
@@ -127,14 +127,14 @@ def published() -> list[Published]:
             source=LLAMA_3,
             gpus=8192,
             tflops_gpu=430,
-            run=run_of(LLAMA_405B, "h100", laid(data=64, tensor=8, pipeline=16, virtual=8), batch=M16),
+            run=run_of(LLAMA_405B, "h100", layout_of(data=64, tensor=8, pipeline=16, virtual=8), batch=M16),
         ),
         Published(
             name="Llama 3 405B, 8K tokens",
             source=LLAMA_3,
             gpus=16384,
             tflops_gpu=400,
-            run=run_of(LLAMA_405B, "h100", laid(data=128, tensor=8, pipeline=16, virtual=8), batch=M16),
+            run=run_of(LLAMA_405B, "h100", layout_of(data=128, tensor=8, pipeline=16, virtual=8), batch=M16),
         ),
         Published(
             name="Llama 3 405B, 128K tokens",
@@ -144,7 +144,7 @@ def published() -> list[Published]:
             run=run_of(
                 LLAMA_405B,
                 "h100",
-                laid(data=8, tensor=8, context=16, pipeline=16, virtual=8),
+                layout_of(data=8, tensor=8, context=16, pipeline=16, virtual=8),
                 length=131_072,
                 batch=M16,
             ),
@@ -157,7 +157,7 @@ def published() -> list[Published]:
             run=run_of(
                 DEEPSEEK_V3,
                 "h800",
-                laid(data=128, expert=64, pipeline=16, virtual=2),
+                layout_of(data=128, expert=64, pipeline=16, virtual=2),
                 length=4096,
                 batch=15360 * 4096,
                 fp8=True,
@@ -199,7 +199,9 @@ def published() -> list[Published]:
             source=BRIDGE,
             gpus=64,
             tokens_per_s_gpu=1602,
-            run=run_of(LLAMA_70B, "h100", laid(data=2, tensor=4, pipeline=8, virtual=5), batch=128 * 8192, fp8=True),
+            run=run_of(
+                LLAMA_70B, "h100", layout_of(data=2, tensor=4, pipeline=8, virtual=5), batch=128 * 8192, fp8=True
+            ),
         ),
         Published(
             name="Llama 3.1 405B, fp8",
@@ -209,7 +211,7 @@ def published() -> list[Published]:
             run=run_of(
                 LLAMA_405B,
                 "h100",
-                laid(data=8, tensor=8, pipeline=8, context=2, virtual=8),
+                layout_of(data=8, tensor=8, pipeline=8, context=2, virtual=8),
                 batch=512 * 8192,
                 fp8=True,
             ),
@@ -222,7 +224,7 @@ def published() -> list[Published]:
             run=run_of(
                 mixture(94, 4096, 64, 4, 128, 8, 1536, 151_936),
                 "h100",
-                laid(data=16, tensor=2, pipeline=8, virtual=4, expert=32),
+                layout_of(data=16, tensor=2, pipeline=8, virtual=4, expert=32),
                 length=4096,
                 batch=4096 * 4096,
                 fp8=True,
@@ -272,7 +274,7 @@ def published() -> list[Published]:
 
 
 def table() -> list[str]:
-    """Lines of markdown: every run, predicted and published, the worst error said."""
+    """Lines of markdown: every run, predicted and published, and the worst error."""
     lines = ["| run | GPUs | published | predicted | predicted / published | source |", "|---|---|---|---|---|---|"]
     ratios = []
     for one in published():

@@ -37,12 +37,12 @@ def show(
     print(f"  {', '.join(parts)}")
     print("weights, and the longest request beside them in 80 GB:")
     for precision, size in weights.items():
-        room = fits[precision]
-        told_room = "does not fit" if room is None else f"{room:,} tokens"
+        longest = fits[precision]
+        request = "does not fit" if longest is None else f"{longest:,} tokens"
         if size is None:
             print(f"  {precision:<5} {'-':>10}  widths are no multiples of {INT4_GROUP}")
         else:
-            print(f"  {precision:<5} {amount(size):>9}B  {told_room}")
+            print(f"  {precision:<5} {amount(size):>9}B  {request}")
     cache, packed = (amount(facts[name]) for name in ("cache_bytes", "cache_bytes_int8"))
     print(f"KV cache of {facts['context']:,} tokens in bf16: {cache}B, with the global layers' in int8: {packed}B")
     print(f"together in {facts['precision']}: {amount(facts['serving_bytes'])}B")

@@ -73,15 +73,17 @@ def training_lines(config: ModelConfig, wanted: TrainingPlan) -> list[str]:
         f"{amount(int(work.flops))}FLOP a token"
     ]
     for precision, found in outcomes(config, wanted).items():
-        laid, mesh = found.layout, ("data", "tensor", "context", "pipeline")
-        axes = " x ".join(f"{axis} {getattr(laid, axis)}" for axis in mesh if axis == "data" or getattr(laid, axis) > 1)
-        kept = "forward again in the backward" if laid.recompute else "all activations kept"
-        whole = "weights sharded" if laid.sharded else "weights gathered once a step"
+        layout, mesh = found.layout, ("data", "tensor", "context", "pipeline")
+        axes = " x ".join(
+            f"{axis} {getattr(layout, axis)}" for axis in mesh if axis == "data" or getattr(layout, axis) > 1
+        )
+        kept = "forward again in the backward" if layout.recompute else "all activations kept"
+        whole = "weights sharded" if layout.sharded else "weights gathered once a step"
         shares = {name: value / found.step_s for name, value in found.seconds.items() if value / found.step_s >= 0.005}
         parts = ", ".join(f"{name} {amount(int(size))}B" for name, size in found.memory.items() if size)
         lines += [
-            f"{precision} on {wanted.gpus:,} {wanted.gpu}: {axes}; experts over {laid.expert}, {whole}, {kept}, "
-            f"micro-batches of {laid.sequences} x {wanted.length:,}",
+            f"{precision} on {wanted.gpus:,} {wanted.gpu}: {axes}; experts over {layout.expert}, {whole}, {kept}, "
+            f"micro-batches of {layout.sequences} x {wanted.length:,}",
             f"  {found.step_s:.2f} s a step, {found.tokens_per_s_gpu:,.0f} tokens/s and {found.tflops_gpu:.0f} useful "
             f"TFLOP/s a GPU, {days(found, wanted):,.1f} days",
             "  time:   " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()),

@@ -16,7 +16,7 @@ from herd.plan.counts import count
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A model as the planner sees it; numbers a token where nothing else is said, sums over all layers."""
+    """A model as the planner sees it; per token unless noted otherwise, sums over all layers."""
 
     dim: int
     num_layers: int
@@ -40,7 +40,7 @@ class Work:
     global_layers: int
     """Layers that see past a chunk."""
     max_nodes: int | None = None
-    """Machines that a token's experts may lie on, where the router bounds it."""
+    """Machines that a token's experts may be on, where the router bounds it."""
 
     @property
     def routed_active(self) -> int:

@@ -105,7 +105,7 @@ def default_cache_bytes(model: LoadedModel, config: EngineConfig) -> int:
 
 
 class Server(uvicorn.Server):
-    """Told to stop, it ends the running answers with an error instead of waiting for them. Closes the engine."""
+    """On shutdown it ends the running answers with an error instead of waiting for them. Closes the engine."""
 
     def __init__(self, app: FastAPI, engine: Engine) -> None:
         super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
@@ -147,7 +147,7 @@ def create_app(
     loopback_host: str | None = None,
     max_open: int = 1024,
 ) -> FastAPI:
-    """The application over one loaded model; `params` are what a request that does not say otherwise gets.
+    """The application over one loaded model; `params` are the defaults of a request.
 
     At most `max_open` completions run or wait; `loopback_host` as HostCheck has it.
     """
@@ -161,11 +161,11 @@ def create_app(
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(QueueLimit, path=COMPLETIONS, most=max_open)
     app.add_middleware(HostCheck, loopback_host=loopback_host)
-    app.add_exception_handler(ApiError, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(HerdError, _mistake)
-    app.add_exception_handler(Exception, _failed)
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(HerdError, _on_herd_error)
+    app.add_exception_handler(Exception, _on_failure)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def index() -> HTMLResponse:
@@ -181,13 +181,13 @@ def create_app(
 
     @app.get("/v1/models/{model_id:path}")
     async def one_model(model_id: str) -> dict[str, Any]:
-        _must_be(name, model_id)
+        _check_model(name, model_id)
         return card
 
     @app.post(COMPLETIONS)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        _must_be(name, body.model)
-        completion = await unless_gone(request, prepare_completion(pipeline, body, params, name=name))
+        _check_model(name, body.model)
+        completion = await cancel_on_disconnect(request, prepare_completion(pipeline, body, params, name=name))
         streams = completion.streams(pipeline, caller=caller_of(request), salt=salt_of(request, body.cache_salt))
         if body.stream:
             return EventStream(
@@ -199,12 +199,12 @@ def create_app(
                     tokenizer=completion.tokenizer,
                 )
             )
-        return JSONResponse(completion.body(await unless_gone(request, collect(streams))))
+        return JSONResponse(completion.body(await cancel_on_disconnect(request, collect(streams))))
 
     return app
 
 
-def _must_be(name: str, asked: str) -> None:
+def _check_model(name: str, asked: str) -> None:
     if asked != name:
         raise ApiError(
             f"the model {asked!r} is not served here: use {name!r}", status=404, param="model", code="model_not_found"
@@ -223,10 +223,10 @@ class EventStream(StreamingResponse):
             await super().stream_response(send)
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled when the client goes away."""
     task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(request))
+    gone = asyncio.create_task(_wait_for_disconnect(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -239,31 +239,31 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _disconnected(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return refusal(error)
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
+async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return await _refused(request, validation_error(list(error.errors()), FIELDS))
+    return await _on_api_error(request, validation_error(list(error.errors()), FIELDS))
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
+async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.scope['path']}: {error.detail}"
-    return await _refused(request, ApiError(message, status=error.status_code))
+    return await _on_api_error(request, ApiError(message, status=error.status_code))
 
 
-async def _mistake(request: Request, error: Exception) -> Response:
-    return await _refused(request, ApiError(str(error)))
+async def _on_herd_error(request: Request, error: Exception) -> Response:
+    return await _on_api_error(request, ApiError(str(error)))
 
 
-async def _failed(request: Request, error: Exception) -> Response:
+async def _on_failure(request: Request, error: Exception) -> Response:
     # Starlette raises the error again when this has been sent, and uvicorn logs it.
-    return await _refused(request, INTERNAL)
+    return await _on_api_error(request, INTERNAL)

@@ -62,7 +62,7 @@ def run(
 ) -> None:
     """Open the model, answer, and print what was written. Raises HerdError at the end when prompts failed."""
     if schema is not None:
-        params = dataclasses.replace(params, structure=Structure.schema(read_json(schema)))
+        params = dataclasses.replace(params, structure=Structure.from_schema(read_json(schema)))
     model = load(folder)
     engine = Engine(model, config, draft_model=load(draft_model) if draft_model else None)
     try:

@@ -17,7 +17,7 @@ from herd.errors import HerdError
 from herd.serve.forms import form_of
 from herd.serve.messages import read_conversation
 from herd.serve.refusal import ApiError
-from herd.serve.responses import best, choice, usage
+from herd.serve.responses import choice, likeliest_replies, usage
 from herd.serve.schema import ChatRequest, check_fields
 
 
@@ -46,7 +46,9 @@ class Completion:
     def body(self, replies: Sequence[Reply]) -> dict[str, Any]:
         """OpenAI's answer, of the replies that were generated."""
         request = self.request
-        chosen = best(replies, request.num_choices) if request.num_drawn > request.num_choices else replies
+        chosen = (
+            likeliest_replies(replies, request.num_choices) if request.num_generated > request.num_choices else replies
+        )
         return {
             **self.head,
             "object": "chat.completion",
@@ -92,7 +94,7 @@ async def prepare_completion(
         asked = dataclasses.replace(asked, params=dataclasses.replace(asked.params, structure=structure))
     return Completion(
         request=request,
-        choices=_choices(asked, request.num_drawn),
+        choices=_choices(asked, request.num_generated),
         tokenizer=pipeline.model.tokenizer if request.logprobs else None,
         head={"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name},
     )

@@ -20,7 +20,7 @@ from herd.serve.schema import ChatRequest, Function, JsonSchemaFormat
 
 def form_of(request: ChatRequest) -> tuple[Structure, str] | None:
     """The form of the answer and the field that asks for it; None where the answer is free."""
-    given = _of_the_answer(request)
+    given = _answer_form(request)
     offered = [tool.function for tool in request.tools or ()] if request.tool_choice != "none" else []
     bound = request.must_call or request.parallel_tool_calls is False or any(tool.strict for tool in offered)
     if not offered or not (bound or given):
@@ -29,7 +29,7 @@ def form_of(request: ChatRequest) -> tuple[Structure, str] | None:
         raise ApiError(
             "grammar: a grammar of your own leaves no room for tools: send tool_choice='none'", param="grammar"
         )
-    if name := request.called_name:
+    if name := request.required_tool:
         offered = [tool for tool in offered if tool.name == name]
     words = None if request.must_call else given[0] if given else WORDS
     try:
@@ -39,7 +39,7 @@ def form_of(request: ChatRequest) -> tuple[Structure, str] | None:
     return Structure(kind="grammar", source=source), "tools"
 
 
-def _of_the_answer(request: ChatRequest) -> tuple[Structure, str] | None:
+def _answer_form(request: ChatRequest) -> tuple[Structure, str] | None:
     if request.regex is not None:
         return Structure(kind="regex", source=request.regex), "regex"
     if request.grammar is not None:
@@ -47,7 +47,7 @@ def _of_the_answer(request: ChatRequest) -> tuple[Structure, str] | None:
     match request.response_format:
         case JsonSchemaFormat(json_schema=asked):
             try:
-                structure = Structure.schema(asked.schema_ or {}, strict=bool(asked.strict))
+                structure = Structure.from_schema(asked.schema_ or {}, strict=bool(asked.strict))
             except HerdError as error:
                 raise ApiError(f"response_format: {error}", param="response_format") from None
             return structure, "response_format"
@@ -88,7 +88,7 @@ def _call(rule: str, tool: Function) -> list[str]:
     needed = parameters.get("required") or []
     beyond = sorted(parameters.keys() & {"anyOf", "oneOf", "allOf", "not", "if", "$ref", "minProperties"})
     if beyond:
-        raise HerdError(f"{tool.name}: {beyond[0]!r} over all arguments is not supported: say it of each property")
+        raise HerdError(f"{tool.name}: {beyond[0]!r} over all arguments is not supported: set it for each property")
     if missing := [name for name in needed if name not in fields]:
         raise HerdError(f"{tool.name}: {missing[0]!r} is required and is no property")
     try:

@@ -8,7 +8,7 @@ from herd.model.formats.source import find_source
 
 
 def default_params(folder: Path) -> SamplingParams:
-    """As the folder's generation_config.json has it; greedy where it says nothing, as transformers."""
+    """The defaults in the folder's generation_config.json; greedy where it has none, as in transformers."""
     path = folder / "generation_config.json"
     path = path if path.exists() else find_source(folder).beside(path.name)  # that of an adapter's base
     config = read_json(path) if path.exists() else {}

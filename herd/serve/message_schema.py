@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from herd.serve.refusal import Object, incomplete
+from herd.serve.refusal import Object, missing_field
 
 CACHING = frozenset({"cache_control", "prompt_cache_breakpoint"})
 """Hints of hosted services on what to keep; here the engine decides."""
@@ -74,7 +74,7 @@ def _part_kind(value: Any) -> str | None:
     return f"<{value.get('type')}>" if isinstance(value, dict) else None
 
 
-# Tags stand in the location of an error; the brackets let `_param` tell them from fields.
+# Tags are part of an error's location; by the brackets `_param` distinguishes them from fields.
 Part = Annotated[
     Annotated[TextPart, Tag("<text>")]
     | Annotated[RefusalPart, Tag("<refusal>")]
@@ -119,10 +119,10 @@ class Message(Object):
     @model_validator(mode="after")
     def _complete(self) -> "Message":
         if not self.content and self.content != "" and self.role not in {"assistant", "tool"}:
-            raise incomplete("content", "is missing")
+            raise missing_field("content", "is missing")
         for name in ("tool_calls", "refusal"):
             if getattr(self, name) and self.role != "assistant":
-                raise incomplete(name, "is only for the role 'assistant'")
+                raise missing_field(name, "is only for the role 'assistant'")
         if (self.role == "tool") != (self.tool_call_id is not None):
-            raise incomplete("tool_call_id", "is missing" if self.role == "tool" else "is only for the role 'tool'")
+            raise missing_field("tool_call_id", "is missing" if self.role == "tool" else "is only for the role 'tool'")
         return self

@@ -24,7 +24,7 @@ def read_conversation(request: ChatRequest, cancelled: Callable[[], bool] = lamb
 
     Once `cancelled()`, decoding ends with the next picture or frame, and HerdError is raised.
     """
-    conversation = Conversation(tools=request.offered)
+    conversation = Conversation(tools=request.offered_tools)
     for i, message in enumerate(request.messages):
         here = f"messages[{i}]"
         made = _message(message, here, cancelled)
@@ -67,7 +67,7 @@ def _part(
     part: TextPart | RefusalPart | ImagePart | VideoPart, role: str, here: str, cancelled: Callable[[], bool]
 ) -> dict[str, Any]:
     if cancelled():
-        raise HerdError("nobody waits for this request any more")
+        raise HerdError("the client is no longer waiting for this request")
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
     if isinstance(part, RefusalPart):

@@ -84,7 +84,7 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         num_bytes = 0
 
-        async def counted() -> Message:
+        async def receive_counted() -> Message:
             nonlocal num_bytes
             message = await receive()
             num_bytes += len(message.get("body", b""))
@@ -92,7 +92,7 @@ class BodyLimit:
                 raise HTTPException(413, f"the request has more than {self.max_bytes // 2**20} MiB: send less")
             return message
 
-        await self.app(scope, counted, send)
+        await self.app(scope, receive_counted, send)
 
 
 def is_loopback(address: str) -> bool:
@@ -115,6 +115,7 @@ def caller_of(request: Request) -> str:
 
 
 def salt_of(request: Request, cache_salt: str | None) -> str:
-    """Only requests of one salt share what the engine has computed: how fast an answer begins tells others nothing."""
+    """Only requests of one salt share cached prefixes, so that the time to the first token reveals nothing to
+    others."""
     parts = repr((caller_of(request), request.headers.get("Authorization"), cache_salt))
     return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()

@@ -62,9 +62,9 @@ def _without(fields: Any, unsupported: Mapping[str, tuple[Any, ...]], ignored: f
     return {name: value for name, value in fields.items() if name not in unsupported and name not in ignored}
 
 
-def incomplete(name: str, message: str) -> PydanticCustomError:
+def missing_field(name: str, message: str) -> PydanticCustomError:
     """That the field `name` is missing or misplaced."""
-    return PydanticCustomError("incomplete", "{message}", {"name": name, "message": message})
+    return PydanticCustomError("missing_field", "{message}", {"name": name, "message": message})
 
 
 def validation_error(errors: list[Any], known: frozenset[str]) -> ApiError:
@@ -75,7 +75,7 @@ def validation_error(errors: list[Any], known: frozenset[str]) -> ApiError:
         where = f"{error['ctx']['error']} (character {location[0]})"
         return ApiError(f"the body is not valid JSON: {where}", code="bad_json")
     param = _param(location)
-    if kind in {"unsupported", "incomplete"}:
+    if kind in {"unsupported", "missing_field"}:
         # A validator of the whole object does not know which field it stumbled over.
         param = f"{param}.{error['ctx']['name']}" if param else error["ctx"]["name"]
         code = "unsupported_parameter" if kind == "unsupported" else "missing_required_parameter"

@@ -18,10 +18,10 @@ LEAST = -9999.0
 """OpenAI's number for what cannot be: JSON has no infinity."""
 ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 """Made once: json.dumps makes one for each event."""
-INTERNAL = ApiError("the server failed at this request; its log says why", status=500, code="internal_error")
+INTERNAL = ApiError("the server failed at this request; the reason is in its log", status=500, code="internal_error")
 
 
-def best(replies: Sequence[Reply], count: int) -> list[Reply]:
+def likeliest_replies(replies: Sequence[Reply], count: int) -> list[Reply]:
     """Those that the model finds likeliest, token for token."""
     return sorted(replies, key=lambda one: -one.mean_logprob)[:count]
 
@@ -131,7 +131,7 @@ def _logprobs(tokens: Sequence[TokenLogprob], tokenizer: Tokenizer | None) -> di
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """Tokens of a request; a picture counts the tokens that stand for it."""
+    """Tokens of a request; a picture counts as its tokens."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,

@@ -150,20 +150,20 @@ class ChatRequest(Object):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     @property
-    def offered(self) -> list[dict[str, Any]]:
+    def offered_tools(self) -> list[dict[str, Any]]:
         """The tools that the prompt lists."""
         if self.tool_choice == "none":
             return []
         return [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in self.tools or ()]
 
     @property
-    def called_name(self) -> str | None:
+    def required_tool(self) -> str | None:
         """The one tool that must be called."""
         return self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
 
     @property
     def must_call(self) -> bool:
-        return self.tool_choice == "required" or self.called_name is not None
+        return self.tool_choice == "required" or self.required_tool is not None
 
     @property
     def may_call_several(self) -> bool:
@@ -175,7 +175,7 @@ class ChatRequest(Object):
         return self.n or 1
 
     @property
-    def num_drawn(self) -> int:
+    def num_generated(self) -> int:
         """Answers that are made."""
         return self.best_of or self.num_choices
 
@@ -195,7 +195,7 @@ class ChatRequest(Object):
             logit_bias={int(token): bias for token, bias in (self.logit_bias or {}).items()},
             stop=tuple(self.stops) or defaults.stop,
             # The best are chosen by their log-probabilities.
-            logprobs=self.top_logprobs or 0 if self.logprobs or self.num_drawn > self.num_choices else None,
+            logprobs=self.top_logprobs or 0 if self.logprobs or self.num_generated > self.num_choices else None,
         )
 
     @property
@@ -209,7 +209,7 @@ class ChatRequest(Object):
 
 
 def check_fields(request: ChatRequest) -> ChatRequest:
-    """`request`, once what its fields say together makes sense; ApiError otherwise."""
+    """`request`, if its fields are consistent; ApiError otherwise."""
     if request.stream_options and not request.stream:
         raise ApiError("stream_options is only for stream=true", param="stream_options")
     if request.max_tokens and request.max_completion_tokens not in {None, request.max_tokens}:
@@ -220,20 +220,20 @@ def check_fields(request: ChatRequest) -> ChatRequest:
         )
     if request.top_logprobs and not request.logprobs:
         raise ApiError("top_logprobs is only for logprobs=true", param="top_logprobs")
-    if request.num_drawn < request.num_choices:
+    if request.num_generated < request.num_choices:
         raise ApiError(f"best_of={request.best_of} is less than n={request.n}", param="best_of")
-    if request.stream and request.num_drawn > request.num_choices:
+    if request.stream and request.num_generated > request.num_choices:
         raise ApiError("best_of: the best are known at the end only, so that they cannot be streamed", param="best_of")
     forms = [name for name in ("regex", "grammar", "response_format") if getattr(request, name) is not None]
     if len(forms) > 1:
         raise ApiError(f"{forms[0]} and {forms[1]} both give the answer a form: send one", param=forms[0])
-    names = [tool["function"]["name"] for tool in request.offered]
+    names = [tool["function"]["name"] for tool in request.offered_tools]
     if len(set(names)) < len(names):
         raise ApiError("tools: two tools have one name", param="tools")
     if request.must_call and not names:
         raise ApiError("tool_choice: there are no tools to call", param="tool_choice")
-    if request.called_name and request.called_name not in names:
-        raise ApiError(f"tool_choice: {unknown('tool', request.called_name, names)}", param="tool_choice")
+    if request.required_tool and request.required_tool not in names:
+        raise ApiError(f"tool_choice: {unknown('tool', request.required_tool, names)}", param="tool_choice")
     return request
 
 

@@ -43,10 +43,10 @@ def chat(
     """Talk to the model in `folder`. Raises HerdError at the end when lines of a piped input failed."""
     model = load(folder)
     engine = Engine(model, config, draft_model=load(draft_model) if draft_model else None)
-    converse(ChatSession(AnswerPipeline(model, engine), params, system=system), name=str(folder))
+    run_session(ChatSession(AnswerPipeline(model, engine), params, system=system), name=str(folder))
 
 
-def converse(session: ChatSession, *, name: str) -> None:
+def run_session(session: ChatSession, *, name: str) -> None:
     """Hold the conversation on the terminal if there is one, else over the pipe; closes the engine."""
     # A stray byte, or a letter that the terminal cannot show, is no reason to end a conversation.
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
@@ -55,18 +55,18 @@ def converse(session: ChatSession, *, name: str) -> None:
     with asyncio.Runner() as runner:
         try:
             if sys.stdin.isatty() and sys.stdout.isatty():
-                on_terminal(session, runner, name=name)
+                chat_on_terminal(session, runner, name=name)
             else:
-                over_pipe(session, runner, sys.stdin)
+                chat_over_pipe(session, runner, sys.stdin)
         finally:
             # While the loop is still open: the engine's thread may be telling it about a stopped answer.
             session.pipeline.engine.close()
 
 
-def on_terminal(session: ChatSession, runner: asyncio.Runner, *, name: str) -> None:
+def chat_on_terminal(session: ChatSession, runner: asyncio.Runner, *, name: str) -> None:
     """Read, answer, repeat, until Ctrl-D, /quit, or Ctrl-C at an empty prompt that follows another Ctrl-C."""
     commands, colour = Commands(session), "NO_COLOR" not in os.environ
-    # \001 and \002 tell readline which characters take no room.
+    # \001 and \002 mark characters of no width for readline.
     prompt = "\001\033[1;32m\002> \001\033[0m\002" if colour else "> "
 
     def note(text: str) -> None:
@@ -119,7 +119,7 @@ def on_terminal(session: ChatSession, runner: asyncio.Runner, *, name: str) -> N
                 note("(stopped; Ctrl-C again or Ctrl-D leaves)")
 
 
-def over_pipe(session: ChatSession, runner: asyncio.Runner, lines: Iterable[str]) -> None:
+def chat_over_pipe(session: ChatSession, runner: asyncio.Runner, lines: Iterable[str]) -> None:
     """Answer every line; answers alone go to standard output."""
 
     async def say(text: str) -> None:
@@ -150,7 +150,7 @@ def over_pipe(session: ChatSession, runner: asyncio.Runner, lines: Iterable[str]
 
 @contextmanager
 def line_editing(path: Path) -> Iterator[Callable[[], str]]:
-    """Arrow keys, and the lines of earlier sessions from `path`; gives what stood in a line that Ctrl-C ended."""
+    """Arrow keys, and the lines of earlier sessions from `path`; returns what was in the line that Ctrl-C ended."""
     try:
         import readline
     except ImportError:  # a Python built without it: lines are read as they come

@@ -1,6 +1,6 @@
 """`herd adopt`: a dense Llama checkpoint becomes a Llama 4 folder with the same function, see docs/adopt.md.
 
-Its licence travels with it: LICENSE, NOTICE and the like are copied, and the model card says what was changed.
+Its licence travels with it: LICENSE, NOTICE and the like are copied, and the model card lists what was changed.
 """
 
 import shutil
@@ -14,7 +14,7 @@ from herd.config import MoEConfig, preset
 from herd.core.files import folder_hash, sha256, write_atomic
 from herd.core.lineage import Stage, remove_leftovers
 from herd.core.streams import seed_of
-from herd.data.tokens import formats as kin
+from herd.data.tokens import formats as tokenizer_formats
 from herd.data.tokens.template import limits
 from herd.errors import HerdError, unknown
 from herd.model.adopt import convert_dense
@@ -61,18 +61,18 @@ def adopt(config: AdoptConfig, source: Path, out: Path) -> Path:
     """Bring `source`, a Hugging Face folder or a GGUF file, home as the model folder `out`."""
     source = _weights(source)
     if source.is_dir():
-        tokenizer, special = kin.from_folder(source)
+        tokenizer, special = tokenizer_formats.from_folder(source)
         dense, title, licence = read_folder(source, special), source.resolve().name, None
         origin = {"folder": source.name, "hash": folder_hash(source)}
     else:
         metadata, tensors = read_gguf(source)
-        tokenizer, special = kin.from_gguf(metadata, where=str(source))
+        tokenizer, special = tokenizer_formats.from_gguf(metadata, where=str(source))
         dense = read_gguf_llama(metadata, dict(tensors), special, where=str(source))
         title, licence = source.stem, metadata.get("general.license")
         origin = {"file": source.name, "sha256": sha256(source)}
     shape = dense.config
     if config.vision is not None:
-        tokenizer, special = kin.with_picture_tokens(tokenizer, special)
+        tokenizer, special = tokenizer_formats.with_picture_tokens(tokenizer, special)
         eyes = preset(config.vision, vocab_size=shape.vocab_size, special=special).vision
         shape = replace(shape, vision=eyes, special=special, vocab_size=max(shape.vocab_size, tokenizer.vocab_size))
     if tokenizer.vocab_size > shape.vocab_size:

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from herd.config.ranges import Checked, Count
-from herd.core.files import partial
+from herd.core.files import work_folder
 from herd.core.lineage import Stage, commit_id, hash_of, remove_leftovers
 from herd.core.progress import progress_bar
 from herd.errors import HerdError
@@ -103,7 +103,7 @@ def to_gguf(config: ConvertConfig, source: Source, out: Path) -> Path:
         )
     facts = {"stage": "convert", "commit": commit_id(), "parents": {"model": parent_of(source.path)}}
     out.parent.mkdir(parents=True, exist_ok=True)
-    work, dtype = partial(out), dtype_of(config.dtype) or weights.dtype
+    work, dtype = work_folder(out), dtype_of(config.dtype) or weights.dtype
     tokenizer = source.tokenizer(weights.config.special)
     with shown(weights) as reading:
         form = llama_cpp.write_text(

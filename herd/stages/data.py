@@ -19,7 +19,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 
 from herd.config import LANGUAGES, DataConfig
-from herd.core.files import partial, write_json
+from herd.core.files import work_folder, write_json
 from herd.core.lineage import Stage, hash_of
 from herd.core.progress import progress_bar
 from herd.data.loading import tables
@@ -74,7 +74,7 @@ def build_data(cfg: DataConfig, out: Path) -> Path:
     fetched = fetch() if cfg.reads_packages else None
     parents = cfg.inputs()
     stage = Stage("data", out, config=cfg, parents=parents)
-    build = Build(cfg=cfg, work=partial(out), fetched=fetched, own=own)
+    build = Build(cfg=cfg, work=work_folder(out), fetched=fetched, own=own)
     steps = Steps(build, {role: hash_of(path) for role, path in parents.items()})
     write_json(build.work / "sources.json", own.settings())
     facts: Facts = {}
@@ -82,7 +82,7 @@ def build_data(cfg: DataConfig, out: Path) -> Path:
         for name, step in STEPS.items():
             bar.describe(f"data: {name}")
             facts |= steps.run(name, step)
-            stage.keep_time()
+            stage.save_time()
             bar.advance()
     steps.forget()
     sources = own.facts()

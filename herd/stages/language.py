@@ -93,17 +93,17 @@ def train_language(
     """Train a model, applied to the ranks already, to predict the next token."""
     shared = parallel.share(batches, model.config.chunk_size)
     loss_fn = language_loss(config.balance_coefficient, parallel)
-    rate = 0.0 if config.lora.rank is not None else config.balance_rate
+    rate = 0.0 if config.lora.rank is not None else config.bias_update_rate
     routers = [parameter for name, parameter in model.named_parameters() if "router" in name]
     if rate and any(not parameter.requires_grad for parameter in routers):
         raise HerdError(
-            f"balance_rate={config.balance_rate} changes the routers, which trainable={config.trainable} leaves out: "
-            "set balance_rate=0, or add layers.*.router.*"
+            f"bias_update_rate={config.bias_update_rate} changes the routers, which trainable={config.trainable} "
+            "leaves out: set bias_update_rate=0, or add layers.*.router.*"
         )
     balancer = Balancer(model, rate, shared, loss_fn, reduce=parallel.sum_counts)
     model.recompute, parts = config.recompute, config.micro_batches
     if parts > 1 and config.balance_coefficient:
-        raise HerdError(f"balance_coefficient looks at a whole batch, micro_batches={parts}: set balance_rate instead")
+        raise HerdError(f"balance_coefficient needs a whole batch, micro_batches={parts}: set bias_update_rate instead")
     if parts > 1 and parallel.mesh.sizes["context"] > 1:
         raise HerdError(f"context ranks cut every batch themselves: set micro_batches={parts} to 1")
     split = partial(split_batch, count=parts)

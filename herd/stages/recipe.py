@@ -7,7 +7,7 @@ A run is a graph. A stage begins with the model that its `from` names, else with
 data folder likewise (`data`). Either may name a table above, or a folder of the user's. So several stages may begin
 with one model, and a run with a model that is there already. The stages run in the order of the file.
 
-Mistakes are reported in one line, before anything is written. Imports no torch and no stage: the caller says which
+Mistakes are reported in one line, before anything is written. Imports no torch and no stage: the caller gives
 kinds of stages there are.
 """
 
@@ -26,7 +26,7 @@ NAMED = "stage"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """What a stage may be called: it is the name of its folder too. Names with dots are those of folders moved aside."""
 KEYS = {"model": "from", "data": "data"}
-"""What a stage reads → the key that says which one."""
+"""What a stage reads → the key that names it."""
 SIGNS = {"model": ("config.json", "adapter_config.json"), "data": ("tokenizer",)}
 """What every such folder has one of."""
 
@@ -121,7 +121,7 @@ def load_recipe(name: str, kinds: Mapping[str, StageKind]) -> dict[str, Node]:
 
 
 def stages_to_report(nodes: Mapping[str, Node]) -> dict[str, str | Path]:
-    """The parents of a stage that reads the whole run; reports aside, which tell nothing that it does not."""
+    """The parents of a stage that reads the whole run; other reports are left out."""
     return {name: name for name, node in nodes.items() if not node.kind.reads_run}
 
 
@@ -139,7 +139,7 @@ def read_tables(path: Path, kinds: Mapping[str, StageKind]) -> tuple[dict[str, T
             folders[name] = user_folder(name, value, f"{path}: {name}")
         elif name != NAMED:
             if isinstance(value, dict) and "kind" in value:
-                raise HerdError(f"{path} [{name}]: a stage that says its kind is written [{NAMED}.{name}]")
+                raise HerdError(f"{path} [{name}]: a stage with a kind is written [{NAMED}.{name}]")
             if name not in kinds:
                 raise unknown(f"table in {path}:", name, kinds)
             if not isinstance(value, dict):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from herd.core.files import alone_in, partial
+from herd.core.files import lock_folder, work_folder
 from herd.core.lineage import code_version, made_by, read_lineage
 from herd.core.ranks import rank
 from herd.errors import HerdError
@@ -30,7 +30,7 @@ from herd.stages.unfinished import (
 def run_stage(
     kind: StageKind, config: Any, parents: Mapping[str, Path], out: Path, unfinished: Unfinished = "resume"
 ) -> Path:
-    """Run one stage. Its unfinished work is gone on with if it was begun for the same; else see `unfinished`."""
+    """Run one stage. It resumes its unfinished work if the settings are the same; else see `unfinished`."""
     if rank() > 0:  # what is done once is done by the first rank, before it joins the others
         return kind.function(config, *parents.values(), out)
     if out.exists() and not (out / "herd.json").exists():
@@ -40,8 +40,8 @@ def run_stage(
     )  # a missing parent is reported before anything is written
     if unfinished == "restart":
         move_aside(out)
-    work = partial(out)
-    with alone_in(work), report_what_is_kept(work):
+    work = work_folder(out)
+    with lock_folder(work), report_what_is_kept(work):
         prepare_work(out, config, wanted, unfinished)
         kind.function(config, *parents.values(), out)
     return out

@@ -67,7 +67,7 @@ def _item(value: Any, hint: Any, field: "dataclasses.Field[Any]", where: str) ->
 def _convert(value: Any, hint: Any, field: "dataclasses.Field[Any]", where: str) -> Any:
     """What TOML read, as the type that the field asks for."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in {types.UnionType, typing.Union}:  # only `X | None`, and TOML cannot say None
+    if origin in {types.UnionType, typing.Union}:  # only `X | None`, and TOML has no None
         [hint] = [option for option in inner if option is not type(None)]
         return _convert(value, hint, field, where)
     if hint is LoraConfig and not isinstance(value, dict):

@@ -59,14 +59,14 @@ def starter(*, yes: bool) -> Path:
 def bring(folder: Path) -> None:
     """Fetch the starter model and adopt it as `folder`. Progress goes to standard error: answers may be piped."""
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    fetched = fetch((SMOLLM2,), report=tell)
+    fetched = fetch((SMOLLM2,), report=report)
     if SMOLLM2.name not in fetched.packs:
         raise HerdError(f"{OFFER} could not be fetched: {fetched.missing[SMOLLM2.name]}")
     pack = fetched.packs[SMOLLM2.name]
-    tell(f"adopting it into {folder}")
+    report(f"adopting it into {folder}")
     from herd.stages.adopt import AdoptConfig, adopt
 
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
-"""Unfinished work under other settings: it is gone on with, refused or moved aside, and never deleted.
+"""Unfinished work under other settings: it is resumed, refused or moved aside, and never deleted.
 
 The request for a stage is in `OUT.partial/.request.json`: its config but for the fields that change nothing of
 what is learnt, and the hashes of its parents. A config that an earlier Herd wrote is compared as one of today: fields
-that were added since have their defaults, fields that are gone are left out. Imports no torch.
+that were renamed are found by their old names, fields that were added since have their defaults, and fields that are
+gone are left out. Imports no torch.
 """
 
 import dataclasses
@@ -14,8 +15,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from herd.config import HOW_IT_RUNS
-from herd.core.files import alone_in, free_name, partial, read_json, write_json
-from herd.core.lineage import CHANGED, CHANGES, REQUEST, SECONDS, STATE, hash_of, read_lineage, saved_step, settle
+from herd.config.renamed import old_names
+from herd.core.files import free_name, lock_folder, read_json, work_folder, write_json
+from herd.core.lineage import (
+    CHANGED,
+    CHANGES,
+    REQUEST,
+    SECONDS,
+    STATE,
+    commit_finished,
+    hash_of,
+    read_lineage,
+    saved_step,
+)
 from herd.errors import HerdError
 
 Unfinished = Literal["resume", "resume with changes", "restart"]
@@ -36,18 +48,20 @@ def how_it_runs(config: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(config) if field.metadata == HOW_IT_RUNS}
 
 
-def with_defaults(stored: Mapping[str, Any], today: Any) -> dict[str, Any]:
-    """A stored config with the fields of the config `today`, which gives those that were not stored."""
+def with_defaults(stored: Mapping[str, Any], today: Any, table: str = "") -> dict[str, Any]:
+    """A stored config with the fields of the config `today`, which gives those that were not stored. `table`: where in
+    the stage's config it is, as `optimizer.`."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(today):
-        value = getattr(today, field.name)
+        value, place = getattr(today, field.name), f"{table}{field.name}"
+        key = next((name for name in (field.name, *old_names(place)) if name in stored), field.name)
         if dataclasses.is_dataclass(value):
-            inner = stored.get(field.name)
-            values[field.name] = with_defaults(inner if isinstance(inner, Mapping) else {}, value)
+            inner = stored.get(key)
+            values[field.name] = with_defaults(inner if isinstance(inner, Mapping) else {}, value, f"{place}.")
         elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
-            values[field.name] = stored.get(field.name, [dataclasses.asdict(item) for item in value])
+            values[field.name] = stored.get(key, [dataclasses.asdict(item) for item in value])
         else:
-            values[field.name] = stored.get(field.name, value)
+            values[field.name] = stored.get(key, value)
     plain: dict[str, Any] = json.loads(json.dumps(values))  # tuples as the lists that a file gives back
     return plain
 
@@ -86,8 +100,8 @@ def describe(differ: Changes) -> str:
 
 def prepare_work(out: Path, config: Any, wanted: Mapping[str, Any], how: Unfinished) -> None:
     """Prepare the unfinished work of `out` to resume with what is `wanted`, the request for `config`. Raises
-    HerdError where it was begun for something else."""
-    work = partial(out)
+    HerdError where it was started with other settings."""
+    work = work_folder(out)
     mark = work / REQUEST
     (work / CHANGED).unlink(missing_ok=True)
     if not has_work(work):
@@ -121,21 +135,21 @@ def has_work(work: Path) -> bool:
 
 
 def move_aside(out: Path) -> None:
-    """Give the unfinished work of `out` a name of its own, under which it can be gone on with."""
-    work = partial(out)
+    """Give the unfinished work of `out` a name of its own, under which it can be resumed."""
+    work = work_folder(out)
     if has_work(work):
-        with alone_in(work):
+        with lock_folder(work):
             aside = free_name(out)
-            work.rename(partial(aside))
-        print(f"{work} is now {partial(aside)}: the old settings with --out {aside} resume it")
+            work.rename(work_folder(aside))
+        print(f"{work} is now {work_folder(aside)}: the old settings with --out {aside} resume it")
 
 
 def put_in_place(out: Path) -> bool:
     """Finish what a kill left finished but for its name; whether there was such work."""
-    if not (partial(out) / "herd.json").exists():
+    if not (work_folder(out) / "herd.json").exists():
         return False
-    with alone_in(partial(out)):
-        return settle(out)
+    with lock_folder(work_folder(out)):
+        return commit_finished(out)
 
 
 @contextmanager

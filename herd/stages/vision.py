@@ -3,10 +3,10 @@
 Two losses, for a shelf of pictures that is small enough to hold every name at once. As in SuperClass (arXiv 2411.03313)
 a tile's features predict the tokens of its names, as a bag, through the language model's own norm and unembedding. And
 in the manner of MetaCLIP (arXiv 2309.16671) they are drawn to the thing's own names and pushed from all others, by the
-same logits: a name's score is the mean of its tokens'. So the encoder learns to speak as the language model does.
+same logits: a name's score is the mean of its tokens'. So the encoder learns the output space of the language model.
 
-Each of a tile's tokens speaks for some of the languages: one vector of a small model's width cannot hold the names in
-all of them apart. Encoder and unembedding are trained; everything else stays as it was.
+Each of a tile's tokens predicts names in some of the languages: one vector of a small model's width cannot hold the
+names in all of them apart. Encoder and unembedding are trained; everything else stays as it was.
 """
 
 # B pictures of a batch, P things with names, Q tokens of a tile, V vocabulary, D width
@@ -78,7 +78,7 @@ class VisionBatches:
 
 
 def name_weights(names: list[dict[str, list[int]]], vocab_size: int, num_tokens: int) -> Tensor:
-    """[Q * P, V] sparse: what token q of a tile speaks for, the names in languages q, q + Q, q + 2 Q … of LANGUAGES.
+    """[Q * P, V] sparse: what token q of a tile predicts, the names in languages q, q + Q, q + 2 Q … of LANGUAGES.
 
     A thing's languages weigh the same, and the tokens of a name in one language too. A thing without a name in any
     of a token's languages is called there what it is called in the others.

@@ -134,11 +134,11 @@ class Balancer:
 
     @torch.no_grad()
     def _fold(self, done: int, optimizer: Optimizer) -> dict[str, list[float]]:
-        def read_again() -> None:
+        def rerun_batches() -> None:
             for step in range(max(0, done - BATCHES), done):
                 self._forward(step)
 
-        facts = fold(self.model, self.bias_LE, optimizer, read_again, self.reduce)
+        facts = fold(self.model, self.bias_LE, optimizer, rerun_batches, self.reduce)
         self.bias_LE = torch.zeros_like(self.bias_LE)
         self._set_biases()
         self._pop_counts()

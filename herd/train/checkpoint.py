@@ -6,7 +6,7 @@ the training goes on while a thread writes the copy to `step-N.writing`, each fi
 `commit.json` with sizes and checksums of all files is written there, and the folder renamed: under its final name it is
 whole. What a kill tore is never read.
 
-The newest checkpoint whose files are what its `commit.json` says is resumed from, by any number of ranks. The library
+Training resumes from the newest checkpoint whose files match its `commit.json`, by any number of ranks. The library
 keeps its index as a pickle, `.metadata`: it is read by an unpickler that knows only the index's own classes, and the
 tensors with `weights_only`, so that a checkpoint from elsewhere cannot run code.
 """
@@ -73,9 +73,9 @@ class Checkpoints:
         self.stage, self.config, self.parts = stage, config, parts
         self.root = stage.work / "state"
         self.step = 0
-        """Steps behind the newest checkpoint that was begun."""
+        """Steps done at the newest checkpoint that was started."""
         self.number = 0
-        """How many checkpoints were begun, over all attempts."""
+        """How many checkpoints were started, over all attempts."""
         self._copy: State | None = None
         self._writing: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=_lower_priority)
@@ -154,9 +154,9 @@ class Checkpoints:
 
     def _write(self, state: State, mark: dict[str, Any]) -> None:
         def before() -> None:
-            self.stage.keep_time()
+            self.stage.save_time()
             if (metrics := self.stage.work / "metrics.jsonl").exists():
-                sync(metrics)  # before a commit says that its steps were made
+                sync(metrics)  # before a commit declares its steps done
 
         on_first(self._writers, before)
         write(self.root / f"step-{mark['step']}", state, mark, group=self._writers)
@@ -166,7 +166,7 @@ class Checkpoints:
 def host_like(tensor: torch.Tensor) -> torch.Tensor:
     """Memory of the host for a copy of one tensor of a state: pinned where it comes from a card."""
     if isinstance(tensor, Shard):
-        return Shard(pinned_like(tensor.local), tensor.lies)
+        return Shard(pinned_like(tensor.local), tensor.placement)
     return torch.empty_like(tensor) if isinstance(tensor, DTensor) else pinned_like(tensor)
 
 
@@ -177,7 +177,8 @@ def wait_for_copies(state: State) -> None:
 
 
 def write(done: Path, state: State, mark: dict[str, Any], *, group: dist.ProcessGroup | None = None) -> None:
-    """Write the checkpoint folder `done` in two phases; `mark` says what it is, `group` who writes it together.
+    """Write the checkpoint folder `done` in two phases; `mark` is the content of commit.json, `group` the ranks that
+    write it.
 
     Raises on every rank if any of them cannot do its part; nothing is left under `done` then.
     """
@@ -203,7 +204,7 @@ def write(done: Path, state: State, mark: dict[str, Any], *, group: dist.Process
         with naming_full_disk(done):
             on_first(group, begin)
             # The library passes an error of one rank on to all, as `on_all` does.
-            _plainly(dcp.save, state, checkpoint_id=writing, process_group=group, no_dist=group is None)
+            _call_quietly(dcp.save, state, checkpoint_id=writing, process_group=group, no_dist=group is None)
             files = {name: file for own in on_all(group, checksums) for name, file in own.items()}
             on_first(group, commit)
     except Exception:
@@ -241,12 +242,12 @@ def on_first(group: dist.ProcessGroup | None, work: Callable[[], None]) -> None:
     on_all(group, work if _rank() == 0 else lambda: None)
 
 
-def _plainly(function: Callable[..., object], state: State, **options: Any) -> None:
-    """Call the library without what it tells; a CheckpointException is the error that it holds."""
+def _call_quietly(function: Callable[..., object], state: State, **options: Any) -> None:
+    """Call the library without its log lines; a CheckpointException is replaced by the error that it holds."""
     cause = None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it says that there is one process, which is so
+            warnings.simplefilter("ignore")  # it warns that there is one process, as intended
             function(state, **options)
     except CheckpointException as error:  # no Exception
         cause = next(iter(error.failures.values()))[0]
@@ -261,7 +262,7 @@ def candidates(root: Path) -> list[Path]:
 
 
 def newest(root: Path) -> Path | None:
-    """The newest checkpoint that is whole. What is not is said and set aside, as `step-N.damaged`."""
+    """The newest checkpoint that is whole. A damaged one is reported and renamed to `step-N.damaged`."""
     found = candidates(root)
     for path in found:
         trouble = fault(path)
@@ -381,7 +382,7 @@ def load(path: Path, state: State) -> None:
         held = _SafeReader(path).read_metadata().state_dict_metadata
         if trouble := misfit(held, flatten_state_dict(state)[0]):
             raise HerdError(trouble)
-        _plainly(dcp.load, state, storage_reader=_SafeReader(path), no_dist=not dist.is_initialized())
+        _call_quietly(dcp.load, state, storage_reader=_SafeReader(path), no_dist=not dist.is_initialized())
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise HerdError(

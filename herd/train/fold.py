@@ -49,7 +49,7 @@ class _Inputs:
         self.count = bias_E.new_zeros(())
         self.sum_D, self.gram_DD = bias_E.new_zeros(dim), bias_E.new_zeros(dim, dim)
 
-    def see(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
+    def add(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
         """A hook before the mixture."""
         x_ND = inputs[0].float()
         self.count += len(x_ND)
@@ -71,7 +71,7 @@ def fold(
     """
     named = {name: module for name, module in model.named_modules() if isinstance(module, MoE)}
     found = [_Inputs(model.config.dim, bias_E) for bias_E in bias_LE]
-    hooks = [moe.register_forward_pre_hook(one.see) for moe, one in zip(named.values(), found, strict=True)]
+    hooks = [moe.register_forward_pre_hook(one.add) for moe, one in zip(named.values(), found, strict=True)]
     try:
         forwards()
     finally:

@@ -15,7 +15,7 @@ from herd.core.device import naming_out_of_memory, sum_dtype
 from herd.core.lineage import Stage
 from herd.core.metrics import Mean, Number
 from herd.core.progress import ProgressBar, progress_bar
-from herd.core.signals import Request, asked_to_stop
+from herd.core.signals import StopRequest, stop_on_signals
 from herd.core.streams import seed_of
 from herd.core.tracker import Tracker
 from herd.data.loading.batches import B, Batches, prefetch
@@ -82,7 +82,7 @@ def train(
     with (
         Checkpoints(stage, config.checkpoint, parts) as checkpoints,
         Tracker(record, start_step=(start := checkpoints.resume())) as tracker,
-        asked_to_stop() as request,
+        stop_on_signals() as request,
         progress_bar(stage.name, batches.num_steps, done=start, quiet=not parallel.first) as bar,
         closing(prefetch(batches, start, request.__bool__)) as steps,
         naming_out_of_memory("raise micro_batches, set recompute, or lower batch_tokens"),
@@ -90,7 +90,7 @@ def train(
         if start > batches.num_steps:
             raise HerdError(f"{start} steps are saved, more than the {batches.num_steps} asked for: set more tokens")
         if parallel.first:
-            stage.resumed(start)
+            stage.record_resume(start)
         meter = Meter(bar, batches.unit)
         for step, coming in steps:
             failed = coming.exception() if coming.done() else None
@@ -135,7 +135,7 @@ def accumulate(
 
 
 def why_left(
-    step: int, num_steps: int, request: Request, spikes: LossSpikes, missing: BaseException | None
+    step: int, num_steps: int, request: StopRequest, spikes: LossSpikes, missing: BaseException | None
 ) -> BaseException:
     """The error that ends a run before its end, all `step` steps before being saved."""
     saved = f"the {step} steps of {num_steps} before are saved"

@@ -1,12 +1,12 @@
 """Which steps are outliers: their update is skipped, so that a poisoned batch does no harm.
 
-Three kinds (`LossSpikesConfig.skip` says which count): a loss or gradient norm that is not finite; a loss more than
+Three kinds (`LossSpikesConfig.skip` selects them): a loss or gradient norm that is not finite; a loss more than
 `sigmas` above where the trend of the last `window` updates leads; a gradient norm so far above its trend, by its
 logarithm, as it varies by factors. The window holds only updates that were made, so a spike does not make the next one
 usual.
 
 The trend is a line: its slope the median of the slopes over half a window, its height the median. A loss that fell fast
-and now levels off lies above its line, so nothing below the median of the last few updates is expected. Sigma is taken
+and now levels off is above its line, so nothing below the median of the last few updates is expected. Sigma is taken
 from the 90th percentile of the differences of neighbours, which a bend of the trend does not widen, nor do outliers
 that came in before the window knew better; tails heavier than a normal distribution's do. With several ranks, judge
 what is summed over all of them.

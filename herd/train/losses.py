@@ -36,7 +36,7 @@ def cross_entropy(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "n"]]:
     """sum_i w_i * -log softmax(U h_i)[t_i], in nats, and the unweighted terms (without gradient; 0 where w_i = 0).
 
-    Give weights that sum to 1 for a mean. They may have any sign. On the host they tell which rows weigh something
+    Give weights that sum to 1 for a mean. They may have any sign. On the host they show which rows have a weight
     without waiting for the device.
     """
     return _CrossEntropy.apply(hidden_ND, unembedding_VD, targets_N, None, weights_N)

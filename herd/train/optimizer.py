@@ -19,7 +19,7 @@ class Optimizer:
 
     def __init__(self, model: Transformer, config: OptimizerConfig, num_steps: int, parallel: Parallel = ALONE) -> None:
         self.config, self.num_steps, self.parallel = config, num_steps, parallel
-        if config.moments == "8bit" and parallel.spread:
+        if config.moments == "8bit" and parallel.is_distributed:
             raise HerdError("moments=8bit works on one rank: its scales are not sharded; set moments=fp32")
         self.parameters: dict[str, nn.Parameter] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.rules = rules_of(config, parallel)
@@ -33,9 +33,9 @@ class Optimizer:
 
     def schedule(self, step: int) -> float:
         """Factor on all step sizes: a rise, a plateau at `lr_scale`, a linear fall to zero at the last step."""
-        warmup = max(1, round(self.config.warmup * self.num_steps))
+        warmup_steps = max(1, round(self.config.warmup_ratio * self.num_steps))
         decay = max(1, round(self.config.decay * self.num_steps))
-        return self.config.lr_scale * min(1.0, (step + 1) / warmup, (self.num_steps - step) / decay)
+        return self.config.lr_scale * min(1.0, (step + 1) / warmup_steps, (self.num_steps - step) / decay)
 
     def grad_norm(self) -> Tensor:
         """The norm of all gradients together, on all ranks."""
@@ -71,7 +71,7 @@ class Optimizer:
         for name, one in self.trained.items():
             low_bits = {} if one.low_bits is None else {"low_bits": one.low_bits}
             for part, tensor in ({"weight": one.weight} | low_bits | one.moments).items():
-                state.setdefault(part, {})[name] = self.parallel.described(name, tensor)
+                state.setdefault(part, {})[name] = self.parallel.checkpoint_view(name, tensor)
         return state
 
     @torch.no_grad()

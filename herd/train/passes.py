@@ -75,7 +75,7 @@ def square_sum(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def momentum_update(grad: Tensor, first: Tensor, clip: float, momentum: float) -> Tensor:
-    """Nesterov: `first` moves to `clip * grad` by 1 - momentum; the update, in grad's precision, lies between them."""
+    """Nesterov: `first` moves to `clip * grad` by 1 - momentum; the update, in grad's precision, is between them."""
     if native.why_not(grad) is None:
         return native.momentum_update(grad, first, clip, momentum)
     grad32 = grad.float() * clip

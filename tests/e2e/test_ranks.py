@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import herd
-from herd.core.files import partial, write_json
+from herd.core.files import work_folder, write_json
 from herd.core.lineage import read_lineage
 from herd.core.tracker import read_metrics
 
@@ -39,20 +39,20 @@ def test_a_run_stopped_on_two_ranks_is_finished_on_one(tiny_folder: Path, tiny_d
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     words = ["pretrain", model, "--data", tiny_data, *SETTINGS]
 
-    # What torchrun, Slurm and Ray tell their processes; torchrun itself would end them 30 s after a SIGTERM.
+    # The variables of torchrun, Slurm and Ray; torchrun itself would end them 30 s after a SIGTERM.
     world = env | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = herd_command(*words, "--out", out, "--parallel.expert", "2")
     ranks = [
         subprocess.Popen(command, env=world | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    lines = partial(out) / "metrics.jsonl"
+    lines = work_folder(out) / "metrics.jsonl"
     while all(rank.poll() is None for rank in ranks) and not (lines.exists() and len(read_metrics(lines)) >= 3):
         time.sleep(0.1)
     ranks[1].send_signal(signal.SIGTERM)  # one is asked, and all stop after the same step
-    told = [rank.communicate(timeout=500)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [75, 75], told
-    assert all("stopped as asked" in words for words in told) and not out.exists()
+    reported = [rank.communicate(timeout=500)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [75, 75], reported
+    assert all("stopped as asked" in words for words in reported) and not out.exists()
     made = len(read_metrics(lines))
     subprocess.run(herd_command(*words, "--out", out), env=env, check=True, timeout=600)
     subprocess.run(herd_command(*words, "--out", alone), env=env, check=True, timeout=600)

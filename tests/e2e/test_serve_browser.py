@@ -21,7 +21,7 @@ expect.set_options(timeout=20_000)  # the machine may be busy
 
 FAKE = Path(__file__).parents[1] / "fake_herd.py"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-# Chromium reaches for its maker's hosts in the background unless told not to.
+# Chromium reaches for its maker's hosts in the background unless reported not to.
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -218,14 +218,14 @@ def test_a_refused_message_comes_back_into_the_form_with_the_reason(page, tmp_pa
 
 def test_a_failed_answer_is_reported_and_can_be_tried_again(page):
     ask(page, "so fail")
-    expect(page.get_by_role("alert")).to_contain_text("its log says why")
+    expect(page.get_by_role("alert")).to_contain_text("the reason is in its log")
     expect(page.locator(".assistant")).to_have_count(0)
     page.route("**/completions", lambda route: route.abort())
     page.get_by_role("button", name="Try again").click()
     expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
     page.unroute("**/completions")
     page.get_by_role("button", name="Try again").click()
-    expect(page.get_by_role("alert")).to_contain_text("its log says why")
+    expect(page.get_by_role("alert")).to_contain_text("the reason is in its log")
 
 
 def test_everything_has_a_name_and_can_be_reached_by_keyboard(page):

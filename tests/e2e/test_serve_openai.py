@@ -113,8 +113,8 @@ def test_tools_and_their_results_are_given_to_the_model(client):
     call = {"id": "1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
     dialogue = [*QUESTION, {"role": "assistant", "tool_calls": [call]}]
     dialogue.append({"role": "tool", "content": "noon", "tool_call_id": "1"})
-    bare, told, answered = ask(client), ask(client, tools=tools), ask(client, dialogue, tools=tools)
-    assert bare.usage.prompt_tokens < told.usage.prompt_tokens < answered.usage.prompt_tokens
+    bare, reported, answered = ask(client), ask(client, tools=tools), ask(client, dialogue, tools=tools)
+    assert bare.usage.prompt_tokens < reported.usage.prompt_tokens < answered.usage.prompt_tokens
     assert answered.choices[0].finish_reason in {"stop", "length"}
 
 
@@ -140,9 +140,9 @@ def test_several_answers_of_a_seed_differ_and_come_again(client):
 
 def test_log_probabilities_of_a_greedy_answer_are_the_highest_and_spell_it(client):
     answer = ask(client, logprobs=True, top_logprobs=3).choices[0]
-    told = answer.logprobs.content
-    assert b"".join(bytes(one.bytes) for one in told).decode(errors="replace") == answer.message.content
-    assert all(one.logprob == one.top_logprobs[0].logprob <= 0 and len(one.top_logprobs) == 3 for one in told)
+    reported = answer.logprobs.content
+    assert b"".join(bytes(one.bytes) for one in reported).decode(errors="replace") == answer.message.content
+    assert all(one.logprob == one.top_logprobs[0].logprob <= 0 and len(one.top_logprobs) == 3 for one in reported)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -263,7 +263,7 @@ def test_the_source_s_sampling_is_what_the_adopted_model_answers_by(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         ({"model_type": "gpt2"}, "architecture 'gpt2' is not adopted"),
         ({"model_type": "qwen2"}, "architecture 'qwen2' is not adopted"),
@@ -283,12 +283,12 @@ def test_the_source_s_sampling_is_what_the_adopted_model_answers_by(tmp_path: Pa
         ({"eos_token_id": None}, "eos_token_id=None must name"),
     ],
 )
-def test_what_cannot_come_along_is_refused_by_name(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+def test_what_cannot_come_along_is_refused_by_name(tmp_path: Path, change: dict[str, Any], reported: str) -> None:
     dense_folder(tmp_path / "dense")
     (tmp_path / "dense" / "generation_config.json").unlink()
     path = tmp_path / "dense" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(HerdError, match=told) as caught:
+    with pytest.raises(HerdError, match=reported) as caught:
         adopt(AdoptConfig(), tmp_path / "dense", tmp_path / "home")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "home").exists()

@@ -1,4 +1,4 @@
-"""`herd bench parity` keeps its contract, and the peers' bugs that docs/model.md tells of are still there."""
+"""`herd bench parity` keeps its contract, and the peers' bugs that docs/model.md describes are still there."""
 
 import json
 
@@ -19,10 +19,10 @@ def test_the_bench_prints_its_contract_and_fails_past_the_bound(
     case = "top 2 of 4"
     monkeypatch.setattr(parity, "CASES", {case: parity.CASES[case]})
     assert main(["bench", "parity", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["machine"]["cores"] and [row["case"] for row in told["rows"][:2]] == [case, case]
-    assert all(row.keys() == {"case", "unit", "ours", "peer", "peer_name", "ratio"} for row in told["rows"])
-    alone = {(row["case"], row["peer_name"]): row for row in told["rows"][2:]}
+    reported = json.loads(capsys.readouterr().out)
+    assert reported["machine"]["cores"] and [row["case"] for row in reported["rows"][:2]] == [case, case]
+    assert all(row.keys() == {"case", "unit", "ours", "peer", "peer_name", "ratio"} for row in reported["rows"])
+    alone = {(row["case"], row["peer_name"]): row for row in reported["rows"][2:]}
     assert all(row["ours"] <= parity.BOUND for row in alone.values())
     # The bugs of the peers that docs/model.md lists; when one is fixed, update the page.
     assert alone["alone: decoded over three chunk edges", "llama-models"]["peer"] > 0.1

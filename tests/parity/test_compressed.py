@@ -44,11 +44,11 @@ def test_words_are_those_of_compressed_tensors(made: Path) -> None:
 def test_transformers_opens_it_and_differs_by_the_rounding_of_activations(made: Path) -> None:
     ids = [9, 50, 60, 70, 80] * 8
     ours = herd.load(made, dtype=torch.float32).logits(ids)
-    model, told = transformers.Llama4ForConditionalGeneration.from_pretrained(
+    model, reported = transformers.Llama4ForConditionalGeneration.from_pretrained(
         made, output_loading_info=True, dtype=torch.float32
     )
-    assert not told["missing_keys"]
-    assert not told["unexpected_keys"]
+    assert not reported["missing_keys"]
+    assert not reported["unexpected_keys"]
     with torch.inference_mode():
         theirs = model(torch.tensor([ids])).logits[0]
     assert float((ours - theirs).norm() / theirs.norm()) < 0.2

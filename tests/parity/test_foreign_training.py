@@ -101,9 +101,9 @@ def test_it_is_fine_tuned_by_its_own_template_and_evaluated(
 ) -> None:
     out = sft(SFT, model, tiny_data, tmp_path / "out")
     same_words(model, out)
-    told = capsys.readouterr().out
-    assert "chats with pictures, as the model reads text alone" in told
-    assert "chats of more than context=128 tokens" in told
+    reported = capsys.readouterr().out
+    assert "chats with pictures, as the model reads text alone" in reported
+    assert "chats of more than context=128 tokens" in reported
     left_out = read_lineage(out)["left_out"]
     assert left_out["chats with pictures, as the model reads text alone"] > 10
     few = replace(EvaluateConfig(), heldout_bytes=200, chats=1, answer_tokens=2, sample_tokens=2)

@@ -107,13 +107,13 @@ def test_llama_cpp_has_our_top_token_at_every_position_across_a_chunk_edge(
     theirs = server(write(model, tokenizer, tmp_path))
     generator = torch.Generator().manual_seed(1)
     prompt = torch.randint(0, tokenizer.vocab_size - 30, (FIRST,), generator=generator).tolist()
-    told = continued(theirs, tokenizer, prompt, COUNT, samplers=["temperature"], temperature=1.0, seed=1)
-    ids = prompt + [token for token, _, _ in told]
+    reported = continued(theirs, tokenizer, prompt, COUNT, samplers=["temperature"], temperature=1.0, seed=1)
+    ids = prompt + [token for token, _, _ in reported]
     ours = log_probabilities(model, ids)
-    assert ours.argmax(-1).tolist() == [top for _, top, _ in told]
-    assert max(abs(float(row[top]) - value) for row, (_, top, value) in zip(ours, told, strict=True)) <= 2e-3
+    assert ours.argmax(-1).tolist() == [top for _, top, _ in reported]
+    assert max(abs(float(row[top]) - value) for row, (_, top, value) in zip(ours, reported, strict=True)) <= 2e-3
     # What the edge and the temperature are worth: without them the tops are others, past 8192 and not before.
-    model.config = replace(model.config, chunk_size=16_384, temperature=False)
+    model.config = replace(model.config, chunk_size=16_384, temperature_tuning=False)
     blind = log_probabilities(model, ids).argmax(-1) != ours.argmax(-1)
     assert not blind[: 8190 - FIRST].any() and blind[8192 - FIRST :].sum() > 50
 
@@ -152,7 +152,7 @@ def continued(
 ) -> list[tuple[int, int, float]]:
     """What llama.cpp adds to `prompt`: each token, the likeliest one there, and the log-probability of that."""
     pieces = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
-    # It tells of no token that ends inside a character: these are never drawn, but their probabilities count.
+    # It reports no token that ends inside a character: these are never drawn, but their probabilities count.
     never = [
         [i, False] for i, piece in enumerate(pieces) if not piece or not piece.isascii() or not piece.isprintable()
     ]
@@ -167,10 +167,10 @@ def continued(
             **sampling,
         }
     )
-    told = answer["choices"][0]["logprobs"]["content"]
-    assert len(told) == count
-    tops = [token["top_logprobs"][0] for token in told]
-    return [(token["id"], top["id"], top["logprob"]) for token, top in zip(told, tops, strict=True)]
+    reported = answer["choices"][0]["logprobs"]["content"]
+    assert len(reported) == count
+    tops = [token["top_logprobs"][0] for token in reported]
+    return [(token["id"], top["id"], top["logprob"]) for token, top in zip(reported, tops, strict=True)]
 
 
 def logits_of(model: Transformer, ids: list[int]) -> torch.Tensor:
@@ -181,10 +181,10 @@ def logits_of(model: Transformer, ids: list[int]) -> torch.Tensor:
 
 def same_answer(model: Transformer, theirs: Any, tokenizer: Tokenizer, prompt: list[int], count: int) -> None:
     """The likeliest tokens after `prompt` are llama.cpp's, and log-probabilities nearly."""
-    told = continued(theirs, tokenizer, prompt, count, temperature=0.0)
-    rows = logits_of(model, prompt + [token for token, _, _ in told[:-1]])[-count:].log_softmax(-1)
-    assert rows.argmax(-1).tolist() == [top for _, top, _ in told]
-    assert max(abs(float(row[top]) - value) for row, (_, top, value) in zip(rows, told, strict=True)) < 2e-3
+    reported = continued(theirs, tokenizer, prompt, count, temperature=0.0)
+    rows = logits_of(model, prompt + [token for token, _, _ in reported[:-1]])[-count:].log_softmax(-1)
+    assert rows.argmax(-1).tolist() == [top for _, top, _ in reported]
+    assert max(abs(float(row[top]) - value) for row, (_, top, value) in zip(rows, reported, strict=True)) < 2e-3
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,8 @@ def same_answer(model: Transformer, theirs: Any, tokenizer: Tokenizer, prompt: l
         pytest.param({"chunk_size": 64, "temperature_floor": 64}, 63, id="tiny-like"),
         pytest.param({"chunk_size": 48}, 48, id="chunk"),
         pytest.param({"temperature_floor": 80}, 79, id="temperature"),
-        pytest.param({"temperature": False}, 8191, id="no temperature"),
-        pytest.param({"temperature": False, "max_positions": 4096}, 4096, id="short claim"),
+        pytest.param({"temperature_tuning": False}, 8191, id="no temperature"),
+        pytest.param({"temperature_tuning": False, "max_positions": 4096}, 4096, id="short claim"),
     ],
 )
 def test_a_model_of_other_chunks_is_written_with_the_context_in_which_it_is_the_same(
@@ -216,7 +216,7 @@ def test_an_adopted_dense_model_is_the_same_as_a_dense_llama(tmp_path: Path) -> 
         tokenizer,
         nope_every=9,
         qk_norm=False,
-        temperature=False,
+        temperature_tuning=False,
         moe=MoEConfig(num_experts=1, ffn_dim=96),
         chunk_size=2048,
         max_positions=2048,
@@ -362,7 +362,7 @@ def split(whole: Path, stem: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "reported"),
     [
         ("llama4.rope.scaling.type", "yarn", "RoPE scaling of type 'yarn'"),
         ("llama4.attention.sliding_window", 0, r"sliding_window=0 \(no chunks\) is not supported"),
@@ -372,11 +372,11 @@ def split(whole: Path, stem: Path) -> list[Path]:
         ("general.architecture", "gemma3", "architecture 'gemma3' is not read"),
     ],
 )
-def test_keys_that_ask_for_another_model_are_refused(key: str, value: object, told: str, tmp_path: Path) -> None:
+def test_keys_that_ask_for_another_model_are_refused(key: str, value: object, reported: str, tmp_path: Path) -> None:
     tokenizer = random_tokenizer()
     write(random_model(small(tokenizer), seed=0, scale=0.15), tokenizer, tmp_path)
     file = LlamaCppFile(tmp_path / "m.gguf")
-    with pytest.raises(HerdError, match=told):
+    with pytest.raises(HerdError, match=reported):
         asked(file, key, value).weights()
 
 

@@ -42,7 +42,7 @@ CONFIGS = {
     "scout-like": small(rope_scaling=SCALING),
     "maverick-like": small(moe=MoEConfig(num_experts=8, ffn_dim=96, every=2), qk_norm=False, num_heads=8),
     "top-2, grouped heads, no temperature": small(
-        moe=MoEConfig(num_experts=4, ffn_dim=64, top_k=2), num_heads=16, head_dim=4, temperature=False
+        moe=MoEConfig(num_experts=4, ffn_dim=64, top_k=2), num_heads=16, head_dim=4, temperature_tuning=False
     ),
 }
 
@@ -85,8 +85,8 @@ def test_the_reference_loads_our_folder_and_gives_our_logits(case: str, ranks: i
                 moe_num_experts=args.moe_args.num_experts,
             )
         torch.set_default_dtype(torch.float32)
-        told = theirs.load_state_dict(state, strict=True)
-        assert not told.missing_keys and not told.unexpected_keys
+        reported = theirs.load_state_dict(state, strict=True)
+        assert not reported.missing_keys and not reported.unexpected_keys
         mask = (ids == SPECIAL.patch)[None, :, None]
         empty = torch.zeros(1, count, config.dim)
         images = theirs.vision_embeddings([[pixels]], mask, empty)
@@ -130,7 +130,7 @@ def test_released_shapes_give_released_params() -> None:
     assert (params["ffn_dim_multiplier"], params["ffn_exp"], params["multiple_of"]) == (1.2, 4.0, 2048)
     released = {key: value for key, value in params.items() if key not in {"herd", "rope_scaling_factor"}}
     for key in ("attn_temperature_tuning", "floor_scale", "attn_scale", "rope_high_freq_factor"):
-        released.pop(key)  # what the released file does not tell
+        released.pop(key)  # what the released file does not have
     read = config_from_params(released, Path("params.json"))
     assert replace(read, max_positions=scout.max_positions, vision=vision) == replace(scout, vision=vision)
     assert hidden_widths(5120, params | {"auto_scale_F": True}) == (16_384, 8192)

@@ -29,7 +29,7 @@ from transformers import AutoProcessor, Llama4ForConditionalGeneration
 folder, out, *paths = sys.argv[1:]
 processor = AutoProcessor.from_pretrained(folder)
 model = Llama4ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-told = []
+reported = []
 for path in paths:
     content = [{"type": "image"}, {"type": "text", "text": "the cat"}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
@@ -37,8 +37,8 @@ for path in paths:
     inputs["pixel_values"] = inputs["pixel_values"].float()
     made = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1]:]
     torch.save(inputs["pixel_values"], path + ".pt")
-    told.append({"ids": inputs["input_ids"][0].tolist(), "made": made.tolist()})
-json.dump(told, open(out, "w"))
+    reported.append({"ids": inputs["input_ids"][0].tolist(), "made": made.tolist()})
+json.dump(reported, open(out, "w"))
 """
 
 
@@ -51,20 +51,20 @@ def test_auto_processor_gives_our_ids_pixels_and_greedy_tokens(tiny_folder: Path
         noise = rng.integers(0, 255, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
         paths.append(tmp_path / f"{number}.png")
         Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(paths[-1])
-    out = tmp_path / "told.json"
+    out = tmp_path / "reported.json"
     command = [str(ORACLE), "-c", SCRIPT, str(tiny_folder), str(out), *map(str, paths)]
     subprocess.run(command, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     model = load(tiny_folder, dtype=torch.float32)
     engine = model.engine()
-    for path, told in zip(paths, json.loads(out.read_text()), strict=True):
+    for path, reported in zip(paths, json.loads(out.read_text()), strict=True):
         content = [{"type": "image", "image": Image.open(path)}, {"type": "text", "text": "the cat"}]
         prompt = model.render([{"role": "user", "content": content}])
-        assert prompt.token_ids == told["ids"], path
+        assert prompt.token_ids == reported["ids"], path
         theirs = torch.load(f"{path}.pt", weights_only=True)
         ours = normalise(torch.cat([tiles.pixels for tiles in prompt.tiles])).float()
         assert ours.shape == theirs.shape
         # Pillow and torchvision round a resized byte differently now and then: one step of 1/127.5.
         assert (ours - theirs).abs().max() <= 2.5 / 127.5
         [answer] = engine.generate_batch([prompt], SamplingParams(max_tokens=12))
-        assert answer == model.tokenizer.decode(told["made"]), path
+        assert answer == model.tokenizer.decode(reported["made"]), path
     engine.close()

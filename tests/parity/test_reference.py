@@ -65,7 +65,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         nope_every=draw(st.integers(2, 4)),
         chunk_size=draw(st.integers(3, 12)),
         qk_norm=draw(st.booleans()),
-        temperature=draw(st.booleans()),
+        temperature_tuning=draw(st.booleans()),
         temperature_floor=draw(st.integers(1, 6)),
         temperature_scale=draw(st.sampled_from([0.1, 0.5])),
         rope_theta=draw(st.sampled_from([1e4, 5e5])),

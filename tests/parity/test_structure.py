@@ -8,7 +8,7 @@ import torch
 
 from herd.data.tokens.text_stream import TextStream
 from herd.data.tokens.tokenizer import Tokenizer
-from herd.engine.answer import Answer, advance, joined
+from herd.engine.answer import Answer, advance, join_pieces
 from herd.engine.sampler import SamplingParams
 from herd.engine.structure import Structure, Structures
 
@@ -29,7 +29,7 @@ def test_a_form_holds_over_the_released_vocabulary(released: Tokenizer) -> None:
         "required": ["city", "days"],
         "additionalProperties": False,
     }
-    form = Structure.schema(schema)
+    form = Structure.from_schema(schema)
     for seed in range(3):
         answer = Answer(
             SamplingParams(temperature=1.0, seed=seed, max_tokens=200, structure=form),
@@ -38,10 +38,13 @@ def test_a_form_holds_over_the_released_vocabulary(released: Tokenizer) -> None:
             end_tokens=ids.stop,
             room=1000,
             seed=0,
-            progress=structures.start(form),
+            grammar=structures.start(form),
         )
         generator, pieces = torch.Generator().manual_seed(seed), []
         while answer.finish_reason is None:
             pieces += advance([answer], torch.randn(1, size, generator=generator) * 3)
         assert not released.special_ids & set(answer.tokens)
-        assert answer.finish_reason == "length" or jsonschema.validate(json.loads(joined(pieces).text), schema) is None
+        assert (
+            answer.finish_reason == "length"
+            or jsonschema.validate(json.loads(join_pieces(pieces).text), schema) is None
+        )

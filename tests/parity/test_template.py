@@ -273,9 +273,9 @@ def test_adoption_says_what_the_template_cannot_do(tmp_path: Path, capsys: pytes
     dense_folder(tmp_path / "dense")
     (tmp_path / "dense" / "chat_template.jinja").write_text(GEMMA)
     adopt(AdoptConfig(), tmp_path / "dense", tmp_path / "home")
-    told = capsys.readouterr().out
-    assert "its chat template cannot do: a system message (the model's chat template refuses" in told
-    assert "tools (it does not show them)" in told and "fine-tuning" not in told
+    reported = capsys.readouterr().out
+    assert "its chat template cannot do: a system message (the model's chat template refuses" in reported
+    assert "tools (it does not show them)" in reported and "fine-tuning" not in reported
     assert "System role not supported" in (tmp_path / "home" / "README.md").read_text()
     (tmp_path / "dense" / "chat_template.jinja").write_text(QWEN)
     adopt(AdoptConfig(), tmp_path / "dense", tmp_path / "other")

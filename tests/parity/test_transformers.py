@@ -54,7 +54,7 @@ def in_transformers(model: Transformer, folder: Path) -> torch.nn.Module:
         small(),
         small(num_layers=8, moe=MoEConfig(num_experts=8, ffn_dim=512, every=2)),
         small(moe=MoEConfig(num_experts=4, ffn_dim=64, top_k=2), qk_norm=False),
-        small(rope_scaling=SCOUT_SCALING, temperature=False),
+        small(rope_scaling=SCOUT_SCALING, temperature_tuning=False),
     ],
     ids=["scout-like", "maverick-like", "top-2 without QK norm", "scaled RoPE without temperature"],
 )

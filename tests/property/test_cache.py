@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from herd.bench.oracles import Request, ours, random_model, random_request
+from herd.bench.oracles import OracleRequest, ours, random_model, random_request
 from herd.config import ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig, preset
 from herd.core.batch import Images
 from herd.model.cache import Slots, chunk_pieces
@@ -34,7 +34,9 @@ SCALING = RopeScaling(factor=16.0, low_freq_factor=1.0, high_freq_factor=1.0, or
 SHAPES = {
     "Scout-like": replace(PLAIN, rope_scaling=SCALING),
     "Maverick-like": replace(PLAIN, moe=MoEConfig(num_experts=8, ffn_dim=32, every=2), qk_norm=False),
-    "top 2, no temperature": replace(PLAIN, moe=MoEConfig(num_experts=4, ffn_dim=32, top_k=2), temperature=False),
+    "top 2, no temperature": replace(
+        PLAIN, moe=MoEConfig(num_experts=4, ffn_dim=32, top_k=2), temperature_tuning=False
+    ),
 }
 MODELS = {name: random_model(config, seed=0, scale=0.1) for name, config in SHAPES.items()}
 
@@ -46,7 +48,7 @@ REQUESTS = st.lists(
 )
 
 
-def requests_of(config: ModelConfig, drawn: Drawn, seed: int) -> list[Request]:
+def requests_of(config: ModelConfig, drawn: Drawn, seed: int) -> list[OracleRequest]:
     """Text, then pictures with text between them."""
     return [
         random_request(config, [text, *[3] * len(pictures)], pictures, seed=seed + i)
@@ -55,7 +57,7 @@ def requests_of(config: ModelConfig, drawn: Drawn, seed: int) -> list[Request]:
 
 
 @torch.inference_mode()
-def in_pieces(model: Transformer, requests: list[Request], pieces: list[list[tuple[int, int]]]) -> list[Tensor]:
+def in_pieces(model: Transformer, requests: list[OracleRequest], pieces: list[list[tuple[int, int]]]) -> list[Tensor]:
     """Logits of requests whose pieces go through one cache, the first of each together, then the second of each, …"""
     config = model.config
     cache = Slots(config, num_slots=4, capacity=CAPACITY, dtype=torch.float32, device=torch.device("cpu"))
@@ -77,7 +79,7 @@ def in_pieces(model: Transformer, requests: list[Request], pieces: list[list[tup
                 seen.append(of_one[before:after])
         rows = torch.nonzero(pack.tokens_N == config.special.patch)[:, 0]
         images = Images(tiles=torch.cat(seen), rows=rows, encoded=True) if seen else None
-        where = cache.at(pack, [3 - i for i in running])
+        where = cache.view(pack, [3 - i for i in running])
         hidden_ND = model.forward_packed(pack, images=images, cache=where)
         for i, part in zip(running, model.unembed(hidden_ND).split(pack.lengths), strict=True):
             parts[i].append(part)

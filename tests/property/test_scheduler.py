@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from herd.engine.pages import BlockTable, Copy, PageManager
+from herd.engine.pages import BlockTable, PageCopy, PageManager
 from herd.engine.scheduler import HEAD_START, Request, Scheduler, Step
 
 Cell = tuple[str, int, int]  # salt, weights, token
@@ -46,9 +46,9 @@ class World:
         )
         admit = self.scheduler._admit
 
-        def admit_and_note(request: Request) -> list[Copy]:
+        def admit_and_note(request: Request) -> list[PageCopy]:
             copies = admit(request)
-            self.weights_of[request] = [self.weights] * request.reused  # its past is the tree's, of these weights
+            self.weights_of[request] = [self.weights] * request.num_cached  # its past is the tree's, of these weights
             return copies
 
         self.scheduler._admit = admit_and_note  # type: ignore[method-assign]
@@ -119,7 +119,7 @@ class World:
 
     def _answer(self, request: Request, num_logits: int) -> None:
         if not num_logits:
-            self.scheduler.enter(request)
+            self.scheduler.cache_pages(request)
             return
         right = self.rng.randint(0, num_logits - 1)  # of the draft
         accepted = request.draft[:right] + [self.rng.randint(0, 2)]
@@ -129,7 +129,7 @@ class World:
         if len(request.content) >= request.limit:
             self.scheduler.finish(request)
             return
-        self.scheduler.enter(request)
+        self.scheduler.cache_pages(request)
         room = request.limit - len(request.content) - 1
         request.draft = [self.rng.randint(0, 2) for _ in range(min(room, self.rng.choice([0, 0, 3])))]
 
@@ -193,7 +193,7 @@ def live_through(seed: int) -> World:
             rng.choice(world.requests).cancelled = True
         if rng.random() < 0.02:
             world.weights += 1
-            world.scheduler.forget_prefixes()
+            world.scheduler.reset_prefix_cache()
         world.step()
     for _ in range(3000):
         if world.scheduler.idle:
@@ -279,9 +279,9 @@ def test_nobody_starves(seed: int, ahead: int, monkeypatch: pytest.MonkeyPatch) 
         world.step()
         for request in newcomers:
             waited = world.scheduler.clock - before
-            if request.rank is None:
+            if request.admission is None:
                 assert waited <= bounds[request]
-            if request.charged >= request.limit - 1 and request not in ended:
+            if request.num_charged >= request.limit - 1 and request not in ended:
                 ended[request] = waited
                 assert waited <= 3 * bounds[request]
 
@@ -342,7 +342,7 @@ def test_among_one_caller_s_requests_priority_outweighs_so_many_tokens_of_waitin
 def test_tokens_are_removed_over_a_chunk_s_edge_and_into_a_shared_page() -> None:
     pages = PageManager(page_tokens=4, chunk_size=16, num_global=12, num_local=8)
     table, content = BlockTable(), list(range(100, 140))
-    assert pages.begin(table, "", content, 39) == []
+    assert pages.match_prefix(table, "", content, 39) == []
     for end in (16, 19):
         pages.extend(table, end)
     # The local pages of the first chunk are gone: what stands before position 14 in it is computed again.
@@ -356,7 +356,7 @@ def test_tokens_are_removed_over_a_chunk_s_edge_and_into_a_shared_page() -> None
     assert (table.length, table.chunk, len(table.global_pages), len(table.local_pages)) == (16, 1, 4, 0)
     # Page 5 is shared from 24 tokens on; others read it, so it is not written again.
     pages.extend(table, 26)
-    pages.enter(table, content, 26)
+    pages.cache_pages(table, content, 26)
     pages.truncate(table, 22)
-    assert (table.length, table.entered, len(table.global_pages), len(table.local_pages)) == (20, 5, 5, 1)
+    assert (table.length, table.num_cached, len(table.global_pages), len(table.local_pages)) == (20, 5, 5, 1)
     assert pages.global_pages.num_evictable == 1

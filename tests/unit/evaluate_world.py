@@ -34,7 +34,7 @@ def png(index: int) -> bytes:
 
 
 def name(index: int, language: str) -> str:
-    """`thing 3 en`: every word but the first tells the language."""
+    """`thing 3 en`: every word but the first shows the language."""
     return f"{language}{index}thing {language}"
 
 

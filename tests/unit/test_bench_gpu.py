@@ -6,7 +6,7 @@ import pytest
 import torch
 from pretended_device import pretended_device
 
-from herd.bench.gpu import Size, checks, failed, parity, rates, resumed
+from herd.bench.gpu import Size, check_resume, checks, failed_checks, parity, rates
 from herd.bench.parity import SCOUT_LIKE
 from herd.bench.table import Row
 from herd.cli import main
@@ -35,12 +35,12 @@ def test_its_checks_hold_on_the_cpu() -> None:
     rows = checks(CPU, MINUTE)
     assert [row.ours for row in rows[:2]] == [0, 0]  # the same machine: no rounding apart
     assert [(row.ours, row.peer) for row in rows[2:]] == [(2, 2), (16, 16)]
-    assert not failed(rows)
+    assert not failed_checks(rows)
 
 
 def test_its_checks_hold_on_a_pretended_card() -> None:
     with pretended_device() as device:
-        rows = [*parity(device.device), resumed(device.device, MINUTE)]
+        rows = [*parity(device.device), check_resume(device.device, MINUTE)]
         assert device.uploads
     assert all(0 <= row.ours <= 1e-5 for row in rows[:2])
     assert (rows[2].ours, rows[2].peer) == (2, 2)
@@ -49,7 +49,7 @@ def test_its_checks_hold_on_a_pretended_card() -> None:
 def test_a_check_that_is_worse_than_its_bar_fails_and_a_slow_rate_does_not() -> None:
     row = Row(case="logits", unit="largest relative difference", ours=2e-5, peer=1e-5, peer_name="bar")
     slow = Row(case="decoding", unit="tokens/s", ours=1, peer=2, peer_name="the CPU", more_is_better=True)
-    assert failed([row, slow, replace(row, ours=1e-6)]) == [row]
+    assert failed_checks([row, slow, replace(row, ours=1e-6)]) == [row]
 
 
 def test_its_rates_are_of_training_prefill_and_decoding() -> None:

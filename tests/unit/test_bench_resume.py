@@ -17,7 +17,7 @@ def test_the_bench_prints_its_contract(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(resume, "ROUNDS", 1)
     monkeypatch.setattr(resume, "STEPS", 1)
     assert main(["bench", "resume", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [row["unit"] for row in told["rows"]] == ["ms", "%"]
-    assert all(row.keys() == {"case", "unit", "ours", "peer", "peer_name", "ratio"} for row in told["rows"])
-    assert all(row["ours"] > 0 and row["peer"] > 0 for row in told["rows"] if row["unit"] == "ms")
+    reported = json.loads(capsys.readouterr().out)
+    assert [row["unit"] for row in reported["rows"]] == ["ms", "%"]
+    assert all(row.keys() == {"case", "unit", "ours", "peer", "peer_name", "ratio"} for row in reported["rows"])
+    assert all(row["ours"] > 0 and row["peer"] > 0 for row in reported["rows"] if row["unit"] == "ms")

@@ -74,9 +74,9 @@ def test_time_and_memory_are_those_of_all_stages(run: Path, capsys: pytest.Captu
 def test_the_table_ends_with_the_targets_met_and_missed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     met = sum(row["ratio"] >= 1 for row in rows_of(run, capsys))
     assert main(["bench", "tiny", str(run)]) == 0
-    told = capsys.readouterr().out
-    assert 0 < met < 11 and f"targets met: {met} of 11" in told
-    assert told.count("missed: ") == 11 - met and "missed: answers in the language asked" in told
+    reported = capsys.readouterr().out
+    assert 0 < met < 11 and f"targets met: {met} of 11" in reported
+    assert reported.count("missed: ") == 11 - met and "missed: answers in the language asked" in reported
 
 
 def test_a_run_without_an_evaluation_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

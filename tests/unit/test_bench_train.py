@@ -44,18 +44,18 @@ def test_the_bench_prints_its_contract(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(bench, "take_turns", inline)
     monkeypatch.setattr(bench, "MATRIX", 64)
     assert main(["bench", "train", "--cases", "S", "dense", "--rounds", "1", "--steps", "1", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["machine"]["cores"]
-    units = [row["unit"].split(" of ")[0] for row in told["rows"]]
+    reported = json.loads(capsys.readouterr().out)
+    assert reported["machine"]["cores"]
+    units = [row["unit"].split(" of ")[0] for row in reported["rows"]]
     shape = ["tokens/s", "tokens/s", "%", "MiB at the peak"]
     assert units == [*shape, *shape, "tokens/s", "tokens/s"]
-    assert [row["case"] for row in told["rows"][::4]] == [
+    assert [row["case"] for row in reported["rows"][::4]] == [
         "S",
         "S as recipes train (Muon, fp32 moments)",
         "S, dense twin",
     ]
-    assert all(row.keys() == {"case", "unit", "ours", "peer", "peer_name", "ratio"} for row in told["rows"])
-    rate, memory = told["rows"][0], told["rows"][3]
+    assert all(row.keys() == {"case", "unit", "ours", "peer", "peer_name", "ratio"} for row in reported["rows"])
+    rate, memory = reported["rows"][0], reported["rows"][3]
     assert rate["ratio"] == pytest.approx(rate["ours"] / rate["peer"])
     assert memory["ratio"] == pytest.approx(memory["peer"] / memory["ours"])
 

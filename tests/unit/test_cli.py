@@ -1,29 +1,23 @@
-"""herd.cli: what a user sees of every command, and of everything that goes wrong."""
+"""herd.cli: the commands, their help and their options."""
 
 import dataclasses
-import errno
 import inspect
 import json
 import os
 import re
 import resource
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from herd.cli import main
-from herd.commands import COMMANDS, Command, single
+from herd.commands import COMMANDS, single
 from herd.commands.command import named
-from herd.commands.stages import STAGES, stage
+from herd.commands.stages import STAGES
 from herd.config import PRESETS
-from herd.core.console import in_one_line, traceback_log
 from herd.core.device import VARIABLE
-from herd.core.lineage import Stage
-from herd.errors import HerdError
 from herd.stages.recipe import KEYS, StageKind
 
 
@@ -122,7 +116,7 @@ def test_each_stage_is_where_the_table_says_and_takes_what_it_is_given(kind: Sta
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "reported"),
     [
         (["pretrian"], "unknown command 'pretrian', did you mean 'pretrain'?"),
         (["data", "bild"], "unknown command 'data bild', did you mean 'data build'?"),
@@ -130,9 +124,11 @@ def test_each_stage_is_where_the_table_says_and_takes_what_it_is_given(kind: Sta
         (["--recipe"], "unknown command '--recipe'"),
     ],
 )
-def test_a_misspelt_command_is_refused_with_the_nearest(args: list[str], told: str, capsys: pytest.CaptureFixture[str]):
+def test_a_misspelt_command_is_refused_with_the_nearest(
+    args: list[str], reported: str, capsys: pytest.CaptureFixture[str]
+):
     assert main(args) == 2
-    assert capsys.readouterr().err.startswith(f"herd: {told}")
+    assert capsys.readouterr().err.startswith(f"herd: {reported}")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +148,7 @@ def test_a_misspelt_option_is_refused_with_the_nearest(line: str, nearest: str, 
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "reported"),
     [
         ("pretrain m --out o", "--data"),
         ("serve runs/tiny/sft --port eighty", "--port"),
@@ -160,9 +156,9 @@ def test_a_misspelt_option_is_refused_with_the_nearest(line: str, nearest: str, 
         ("doctor twice", "twice"),
     ],
 )
-def test_what_lacks_or_has_a_wrong_value_is_refused(line: str, told: str, capsys: pytest.CaptureFixture[str]):
+def test_what_lacks_or_has_a_wrong_value_is_refused(line: str, reported: str, capsys: pytest.CaptureFixture[str]):
     assert main(line.split()) == 2
-    assert told.lower() in capsys.readouterr().err.lower()
+    assert reported.lower() in capsys.readouterr().err.lower()
 
 
 def test_the_recipe_gives_the_defaults_and_options_stand_above_it(monkeypatch: pytest.MonkeyPatch):
@@ -194,13 +190,13 @@ def test_a_table_of_several_is_named(monkeypatch: pytest.MonkeyPatch, capsys: py
     for options in ("--table a", "--table=b", "--table b --seed 3"):
         assert main(f"{line} {options}".split()) == 0
     assert seen == [1, 2, 3]
-    for said, told in (
+    for said, reported in (
         (line, "own.toml has several tables of kind sft: give --table, one of a, b"),
         (f"{line} --table c", "unknown table of kind sft in own.toml: 'c', known: a, b"),
         ("sft m --data d --out o --table a", "--table a is a table of a recipe: give --recipe too"),
     ):
         assert main(said.split()) == 1
-        assert capsys.readouterr().err == f"herd: {told}\n"
+        assert capsys.readouterr().err == f"herd: {reported}\n"
 
 
 def test_the_settings_of_a_recipes_tables_are_options_of_herd_run(monkeypatch: pytest.MonkeyPatch):
@@ -223,13 +219,17 @@ def test_the_settings_of_a_recipes_tables_are_options_of_herd_run(monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "reported"),
     [
         ("vision m --data d --out o --preset tiny", "--preset is now --preset of herd model"),
         ("vision m --data d --out o --likeness=0.5", "--likeness is now --qk-init-correlation of herd model"),
         ("run tiny --vision.preset tiny", "--vision.preset is now --model.preset"),
         ("run tiny --vision.sharpness 3", "--vision.sharpness is now --vision.logit-scale"),
         ("sft m --data d --out o --guard.sigmas 8", "--guard.sigmas is now --loss-spikes.sigmas"),
+        ("sft m --data d --out o --balance-rate 0", "--balance-rate is now --bias-update-rate"),
+        ("vision m --data d --out o --optimizer.warmup=0.1", "--optimizer.warmup is now --optimizer.warmup-ratio"),
+        ("run tiny --sft.optimizer.warmup 0.1", "--sft.optimizer.warmup is now --sft.optimizer.warmup-ratio"),
+        ("model --data d --out o --temperature False", "--temperature is now --temperature-tuning"),
         ("chat m --guess 4", "--guess is now --num-speculative-tokens"),
         ("serve m --slots=8", "--slots is now --max-num-seqs"),
         ("generate m p --out o --draft d", "--draft is now --draft-model"),
@@ -240,10 +240,10 @@ def test_the_settings_of_a_recipes_tables_are_options_of_herd_run(monkeypatch: p
     ],
 )
 def test_an_option_of_an_earlier_version_is_refused_with_its_new_name(
-    line: str, told: str, capsys: pytest.CaptureFixture[str]
+    line: str, reported: str, capsys: pytest.CaptureFixture[str]
 ):
     assert main(line.split()) == 2
-    assert capsys.readouterr().err == f"herd: {told}\n"
+    assert capsys.readouterr().err == f"herd: {reported}\n"
 
 
 def test_every_preset_is_listed_where_a_model_begins(capsys: pytest.CaptureFixture[str]):
@@ -294,194 +294,6 @@ def test_a_stage_command_never_overwrites_a_folder(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == "herd: o is there already: give another --out, or remove it first\n"
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def fail() -> None:
-        raise error
-
-    monkeypatch.setitem(COMMANDS, "fail", Command(summary="Fail", example="herd fail", does=fail))
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "told"),
-    [
-        (HerdError("top_k=9 is more than 8"), 1, "top_k=9 is more than 8"),
-        (OSError(errno.ENOSPC, "No space left on device", "a/b"), 1, "the disk is full (a/b): free some space"),
-        (RuntimeError("write failed: No space left on device (os error 28)"), 1, "the disk is full: free some"),
-        (
-            PermissionError(errno.EACCES, "Permission denied", "/x"),
-            1,
-            "permission denied (/x): choose a folder of yours",
-        ),
-        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), 1, "no such file or directory (x)"),
-        (MemoryError(), 1, "out of memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), 1, "out of memory"),
-        (KeyboardInterrupt(), 130, "stopped"),
-        (KeyError("lost\nagain"), 1, "KeyError: 'lost\\nagain' (a bug of Herd; the traceback is in "),
-    ],
-)
-def test_every_failure_is_one_line_and_its_traceback_is_in_the_cache(
-    error: BaseException, code: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    failing(monkeypatch, error)
-    assert main(["fail"]) == code
-    out, err = capsys.readouterr()
-    assert err.startswith(f"herd: {told}")
-    assert (out, err.count("\n")) == ("", 1)
-    log = Path("cache/logs/herd.log").read_text()
-    assert "Traceback" in log
-    assert type(error).__name__ in log
-
-
-def test_only_a_bug_leaves_a_log_beside_the_users_files(monkeypatch: pytest.MonkeyPatch):
-    for error, left in (HerdError("top_k=9 is more than 8"), False), (MemoryError(), False), (KeyError("x"), True):
-
-        def fail(error: BaseException = error) -> None:
-            traceback_log.set(Path("out.log"))
-            raise error
-
-        monkeypatch.setitem(COMMANDS, "fail", Command(summary="Fail", example="herd fail", does=fail))
-        assert main(["fail"]) == 1
-        assert Path("out.log").exists() == left
-
-
-def test_where_no_log_can_be_written_the_line_reports_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    Path("cache").write_text("a file where the folder should be")
-    failing(monkeypatch, KeyError("lost"))
-    assert main(["fail"]) == 1
-    assert "the traceback cannot be written to" in capsys.readouterr().err
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    lines: int = 2
-
-
-def a_stage(config: Settings, out: Path) -> Path:
-    stage = Stage("data", out, config=config, parents={})
-    for line in range(config.lines):
-        print(f"line {line}")
-    if config.lines == 0:
-        raise ZeroDivisionError("lines / 0")
-    (stage.work / "begun").touch()
-    if config.lines < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if config.lines > 9:
-        time.sleep(60)
-    return stage.finish()
-
-
-@pytest.fixture
-def one_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = stage("data", config="test_cli:Settings", function="test_cli:a_stage", writes="data")
-    monkeypatch.setitem(STAGES, "data", kind)
-    monkeypatch.setitem(COMMANDS, "data build", single.stage_command(kind))
-    Path("own.toml").write_text("[data]\n")
-
-
-@pytest.mark.usefixtures("one_stage")
-def test_a_run_prints_of_each_stage_whether_it_was_reused_and_keeps_a_log(capfd: pytest.CaptureFixture[str]):
-    assert main(["run", "own.toml"]) == 0
-    first = capfd.readouterr().out
-    assert re.search(r"^data      done \(\d+ s\)$", first, re.M)
-    assert re.search(r"^report    done \(\d+ s\)$", first, re.M)
-    assert "line 1" in first
-    assert re.search(r"wrote runs/own in \d+ s\n$", first)
-    assert main(["run", "own.toml"]) == 0
-    second = capfd.readouterr().out
-    assert re.search(r"^data      reused \(\d+ s\)$", second, re.M)
-    assert re.search(r"^report    reused \(\d+ s\)$", second, re.M)
-    log = Path("runs/own/run.log").read_text()
-    assert log.count("run own.toml") == 2
-    assert "line 1" in log
-    Path("own.toml").write_text("[data]\nlines = 3\n")
-    assert main(["run", "own.toml", "--out", "other"]) == 0
-    assert Path("other/data/herd.json").exists()
-
-
-@pytest.mark.usefixtures("one_stage")
-def test_a_stage_that_fails_is_one_line_and_the_runs_log_has_the_rest(capfd: pytest.CaptureFixture[str]):
-    Path("own.toml").write_text("[data]\nlines = 0\n")
-    assert main(["run", "own.toml"]) == 1
-    told = "herd: ZeroDivisionError: lines / 0 (a bug of Herd; the traceback is in runs/own/run.log)\n"
-    assert capfd.readouterr().err == told
-    log = Path("runs/own/run.log").read_text()
-    assert "in a_stage" in log
-    assert log.count("Traceback") == 1
-    assert not Path("runs/own/data").exists()
-    assert main(["data", "build", "--recipe", "own.toml", "--out", "x/data"]) == 1
-    assert "in a_stage" in Path("x/data.log").read_text()
-
-
-@pytest.mark.usefixtures("one_stage")
-def test_a_run_has_its_stages_in_processes_of_their_own(capfd: pytest.CaptureFixture[str]):
-    Path("own.toml").write_text("[data]\nlines = -1\n")
-    assert main(["run", "own.toml"]) == 1
-    told = "most likely out of memory: close other programs, then re-run the same command to resume"
-    assert capfd.readouterr().err == f"herd: data was ended by SIGKILL, {told}\n"
-    assert not Path("runs/own/data").exists()
-    assert Path("runs/own/data.partial/begun").exists()
-
-
-LONG_RUN = """
-import sys
-from herd import cli
-from herd.commands.stages import STAGES, stage
-STAGES["data"] = stage("data", config="test_cli:Settings", function="test_cli:a_stage", writes="data")
-sys.exit(cli.main(["run", "own.toml"]))
-"""
-
-
-def test_ctrl_c_stops_the_stage_in_work_and_is_one_line():
-    Path("own.toml").write_text("[data]\nlines = 10\n")
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    run = subprocess.Popen(
-        [sys.executable, "-c", LONG_RUN],
-        env=os.environ | {"PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while not Path("runs/own/data.partial/begun").exists():
-        assert run.poll() is None
-        time.sleep(0.02)
-    os.killpg(run.pid, signal.SIGINT)  # as the terminal does
-    out, err = run.communicate(timeout=20)
-    kept = "what was finished is in runs/own/data.partial: re-run the same command to resume"
-    assert (run.returncode, err) == (130, f"herd: stopped; {kept}\n")
-    assert out.endswith("line 9\n")
-    log = Path("runs/own/run.log").read_text()
-    assert "Traceback" not in log
-    assert f"herd: stopped; {kept}" in log
-    assert Path("runs/own/data.partial/begun").exists()
-
-
-@pytest.mark.usefixtures("one_stage")
-def test_a_stage_command_ends_by_naming_what_it_wrote(capsys: pytest.CaptureFixture[str]):
-    assert main(["data", "build", "--out", "x/data", "--lines", "1"]) == 0
-    assert capsys.readouterr().out == "line 0\nwrote x/data\n"
-    assert Path("x/data/herd.json").exists()
-
-
-@pytest.mark.usefixtures("one_stage")
-def test_a_mistake_in_the_recipe_is_reported_before_anything_is_written(capsys: pytest.CaptureFixture[str]):
-    Path("own.toml").write_text("[data]\nline = 0\n")
-    assert main(["run", "own.toml"]) == 1
-    assert "'line', did you mean 'lines'" in capsys.readouterr().err
-    assert not Path("runs").exists()
-
-
-def test_a_reader_that_goes_away_is_no_error(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
-    read, write = os.pipe()
-    os.close(read)
-    run = subprocess.run([sys.executable, "-m", "herd", "--help"], stdout=write, stderr=subprocess.PIPE, text=True)
-    os.close(write)
-    assert (run.returncode, run.stderr) == (1, "")
-
-
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]):
     import herd
 
@@ -501,10 +313,6 @@ def test_the_allocator_is_set_once_and_a_users_choice_is_kept(monkeypatch: pytes
     run = python(code)
     assert "'MALLOC_TOP_PAD_': '5'" in run.stdout
     assert "MALLOC_MMAP_MAX_" not in run.stdout
-
-
-def test_an_unforeseen_error_has_no_line_of_its_own():
-    assert in_one_line(ValueError("x")) is None
 
 
 @pytest.mark.parametrize("words", [["serve", "FOLDER"], ["vision", "FOLDER", "--data", "FOLDER", "--out", "OUT"]])

@@ -86,9 +86,9 @@ def test_a_config_is_made_only_of_numbers_in_range(number: tuple[Any, str, Any],
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "reported"),
     [
-        (lambda: OptimizerConfig(warmup=0.6, decay=0.6), "warmup=0.6 and decay=0.6 are more than all steps"),
+        (lambda: OptimizerConfig(warmup_ratio=0.6, decay=0.6), "warmup_ratio=0.6 and decay=0.6 are more than all"),
         (lambda: MidtrainConfig(plain_share=0.6, quote_share=0.6), "plain_share=0.6 and quote_share=0.6 are more"),
         (lambda: MidtrainConfig(lengths=()), "lengths is empty"),
         (lambda: MidtrainConfig(lengths=(1024, 100)), r"lengths=\(1024, 100\) must be at least 128"),
@@ -100,8 +100,8 @@ def test_a_config_is_made_only_of_numbers_in_range(number: tuple[Any, str, Any],
         (lambda: PretrainConfig(picture_share=math.nan), "picture_share=nan must be at least 0 and at most 1$"),
     ],
 )
-def test_what_cannot_go_together_is_refused_with_the_values(make: Any, told: str):
-    with pytest.raises(HerdError, match=told):
+def test_what_cannot_go_together_is_refused_with_the_values(make: Any, reported: str):
+    with pytest.raises(HerdError, match=reported):
         make()
 
 

@@ -30,9 +30,9 @@ def source(tiny_folder: Path, tmp_path: Path) -> Path:
 
 def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
     assert main(["convert", *map(str, args)]) == 1
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1, told
-    return told[0]
+    reported = capsys.readouterr().err.splitlines()
+    assert len(reported) == 1, reported
+    return reported[0]
 
 
 def test_to_meta_and_back_every_file_is_the_same(
@@ -48,9 +48,9 @@ def test_to_meta_and_back_every_file_is_the_same(
     assert {path.name for path in (tmp_path / "again").iterdir()} == names
     for name in names - {"herd.json"}:
         assert (source / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
-    told = read_json(tmp_path / "again" / "herd.json")
-    assert told["stage"] == "convert" and told["config"]["direction"] == "meta to huggingface"
-    assert told["parents"]["model"]["hash"] == read_json(tmp_path / "meta" / "herd.json")["hash"]
+    reported = read_json(tmp_path / "again" / "herd.json")
+    assert reported["stage"] == "convert" and reported["config"]["direction"] == "meta to huggingface"
+    assert reported["parents"]["model"]["hash"] == read_json(tmp_path / "meta" / "herd.json")["hash"]
     assert herd.load(tmp_path / "again").tokenizer.encode("the cat") == herd.load(source).tokenizer.encode("the cat")
     assert not list(tmp_path.glob("*.partial"))
 
@@ -83,9 +83,9 @@ def test_to_gguf_and_back(source: Path, tmp_path: Path, capsys: pytest.CaptureFi
     out = tmp_path / "model.gguf"
     assert "give --text-only" in refused(capsys, source, out)
     assert main(["convert", str(source), str(out), "--text-only", "--dtype", "bfloat16"]) == 0
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     # Chunks of 256 would go on as one of 8192 there, and the temperature begins with the position 255.
-    assert "model.gguf is limited to 255 tokens: beyond that llama.cpp computes otherwise" in told
+    assert "model.gguf is limited to 255 tokens: beyond that llama.cpp computes otherwise" in reported
     metadata, tensors = read_gguf(out)
     assert metadata["general.file_type"] == 32 and "token_embd.weight" in dict(tensors)
     assert metadata["llama4.context_length"] == 255

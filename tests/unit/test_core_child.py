@@ -59,14 +59,14 @@ def test_what_one_child_took_is_not_the_nexts_nor_what_the_parent_has(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "reported"),
     [
         (signal.SIGKILL, "sft was ended by SIGKILL, most likely out of memory: close other programs, then re-run"),
         (signal.SIGABRT, "sft was ended by SIGABRT: see the messages above, then re-run the same command to resume"),
     ],
 )
-def test_a_child_that_a_signal_ended_is_reported_with_its_name(number: int, told: str):
-    with pytest.raises(HerdError, match=told):
+def test_a_child_that_a_signal_ended_is_reported_with_its_name(number: int, reported: str):
+    with pytest.raises(HerdError, match=reported):
         run_in_child("sft", end_by, number)
 
 

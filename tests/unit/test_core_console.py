@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from herd.core.console import Tee, logged_to
+from herd.core.console import Tee, log_to
 from herd.core.progress import progress_bar
 
 
@@ -47,14 +47,14 @@ def test_a_program_sees_the_terminal_through_it():
 def test_a_log_is_added_to_and_the_streams_come_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     streams = sys.stdout, sys.stderr
     for word in "first", "second":
-        with logged_to(tmp_path / "run.log", f"title {word}"):
+        with log_to(tmp_path / "run.log", f"title {word}"):
             print(word)
             print(f"{word} aloud", file=sys.stderr)
     assert (sys.stdout, sys.stderr) == streams
     assert capsys.readouterr() == ("first\nsecond\n", "first aloud\nsecond aloud\n")
-    told = [line.split(" ", 1)[1] for line in (tmp_path / "run.log").read_text().splitlines()]
-    assert told[1:3] == ["first", "first aloud"]
-    assert told[4:] == ["second", "second aloud"]
+    reported = [line.split(" ", 1)[1] for line in (tmp_path / "run.log").read_text().splitlines()]
+    assert reported[1:3] == ["first", "first aloud"]
+    assert reported[4:] == ["second", "second aloud"]
 
 
 def test_a_bar_shows_what_is_done_at_which_rate_and_is_quiet_on_other_ranks(capsys: pytest.CaptureFixture[str]):

@@ -15,7 +15,7 @@ CARDS = 4
 
 @pytest.fixture
 def cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with CUDA cards, as far as PyTorch tells."""
+    """A machine with CUDA cards, as far as PyTorch can see."""
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: CARDS)
@@ -75,7 +75,7 @@ CUDA = (
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "reported"),
     [
         (torch.OutOfMemoryError(CUDA), "out of memory on cuda:1 (20.00 GiB were asked for, 3.25 GiB are free)"),
         (
@@ -91,15 +91,15 @@ CUDA = (
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
     ],
 )
-def test_memory_that_runs_out_is_told_with_the_device_and_the_bytes(error: RuntimeError, told: str | None) -> None:
-    assert out_of_memory(error) == told
-    if told is None:
+def test_memory_that_runs_out_is_told_with_the_device_and_the_bytes(error: RuntimeError, reported: str | None) -> None:
+    assert out_of_memory(error) == reported
+    if reported is None:
         with pytest.raises(RuntimeError, match="cannot be multiplied"), naming_out_of_memory("lower it"):
             raise error
     else:
         with pytest.raises(HerdError) as raised, naming_out_of_memory("lower batch_tokens"):
             raise error
-        assert str(raised.value) == f"{told}: lower batch_tokens"
+        assert str(raised.value) == f"{reported}: lower batch_tokens"
 
 
 def test_a_batch_on_a_cpu_is_not_copied() -> None:

@@ -1,4 +1,4 @@
-"""herd.core.files: a write is whole or absent, and a folder's hash tells its contents."""
+"""herd.core.files: a write is whole or absent, and a folder's hash identifies its contents."""
 
 import os
 import signal
@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.core.files import alone_in, commit_folder, folder_hash, partial, read_json, sha256, write_atomic, write_json
+from herd.core.files import (
+    commit_folder,
+    folder_hash,
+    lock_folder,
+    read_json,
+    sha256,
+    work_folder,
+    write_atomic,
+    write_json,
+)
 from herd.errors import HerdError, unknown
 
 KILLED_AFTER = """
@@ -86,14 +95,14 @@ def test_missing_json_is_named_with_its_folder(tmp_path: Path):
 
 
 def finished(folder: Path, **files: str) -> None:
-    partial(folder).mkdir()
+    work_folder(folder).mkdir()
     for name, content in files.items():
-        (partial(folder) / name).write_text(content)
-    (partial(folder) / "herd.json").write_text("{}")
+        (work_folder(folder) / name).write_text(content)
+    (work_folder(folder) / "herd.json").write_text("{}")
 
 
 def test_a_committed_folder_leaves_the_older_one_under_a_free_name(tmp_path: Path):
-    partial(tmp_path / "model.2").mkdir()
+    work_folder(tmp_path / "model.2").mkdir()
     kept = []
     for content in "first", "second", "third":
         finished(tmp_path / "model", weights=content)
@@ -104,7 +113,7 @@ def test_a_committed_folder_leaves_the_older_one_under_a_free_name(tmp_path: Pat
 
 
 def test_a_folder_without_lineage_is_never_committed(tmp_path: Path):
-    partial(tmp_path / "model").mkdir()
+    work_folder(tmp_path / "model").mkdir()
     with pytest.raises(AssertionError):
         commit_folder(tmp_path / "model")
 
@@ -120,8 +129,8 @@ def test_a_commit_killed_in_the_middle_leaves_no_torn_folder(tmp_path: Path, cal
         assert names == {"weights", "tokenizer", "herd.json"}
         assert (tmp_path / "model" / "weights").read_text() == (tmp_path / "model" / "tokenizer").read_text()
     else:
-        assert (partial(tmp_path / "model") / "herd.json").exists()
-    if partial(tmp_path / "model").exists():
+        assert (work_folder(tmp_path / "model") / "herd.json").exists()
+    if work_folder(tmp_path / "model").exists():
         commit_folder(tmp_path / "model")
     assert (tmp_path / "model" / "weights").read_text() == "second"
 
@@ -151,8 +160,8 @@ def test_the_hash_of_a_folder_covers_names_and_contents_and_not_order_or_lineage
 
 def test_sha256_equals_the_tool_of_the_system(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"herd" * 10_000)
-    told = subprocess.run(["sha256sum", "file"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert sha256(tmp_path / "file") == told.split()[0]
+    reported = subprocess.run(["sha256sum", "file"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert sha256(tmp_path / "file") == reported.split()[0]
 
 
 def test_a_misspelt_name_is_reported_with_the_nearest_one():
@@ -163,13 +172,12 @@ def test_a_misspelt_name_is_reported_with_the_nearest_one():
 
 def test_two_never_work_in_one_folder(tmp_path: Path):
     work = tmp_path / "out.partial"
-    with alone_in(work):
-        other = (
-            f"from pathlib import Path; from herd.core.files import alone_in\nwith alone_in(Path({str(work)!r})): pass"
-        )
+    with lock_folder(work):
+        imports = "from pathlib import Path; from herd.core.files import lock_folder"
+        other = f"{imports}\nwith lock_folder(Path({str(work)!r})): pass"
         second = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True)
         assert second.returncode != 0
         assert f"another herd works in {work}" in second.stderr
         work.rename(tmp_path / "out")
-    with alone_in(tmp_path / "out"):
+    with lock_folder(tmp_path / "out"):
         pass

@@ -1,4 +1,4 @@
-"""herd.core.lineage: a stage's folder, its clock over several attempts, and what herd.json tells."""
+"""herd.core.lineage: a stage's folder, its clock over several attempts, and what herd.json records."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from herd.core import lineage as module
-from herd.core.files import folder_hash, partial
+from herd.core.files import folder_hash, work_folder
 from herd.core.lineage import Stage, commit_id, hash_of, read_lineage, remove_leftovers
 from herd.errors import HerdError
 
@@ -74,7 +74,7 @@ from herd.core.lineage import Stage
 stage = Stage("pretrain", Path("model"), config={}, parents={})
 (stage.work / "checkpoint").write_text("half")
 time.sleep(0.3)
-stage.keep_time()
+stage.save_time()
 os.kill(os.getpid(), signal.SIGKILL)
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path)
@@ -90,7 +90,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_clock_torn_by_a_kill_does_not_stop_the_stage(tmp_path: Path):
     stage = Stage("pretrain", tmp_path / "model", config={}, parents={})
-    stage.keep_time()
+    stage.save_time()
     for path in stage.work.glob(".*"):
         path.write_text("")  # as a full disk or a kill between truncating and writing leaves it
     assert Stage("pretrain", tmp_path / "model", config={}, parents={}).seconds < 1
@@ -99,7 +99,7 @@ def test_a_clock_torn_by_a_kill_does_not_stop_the_stage(tmp_path: Path):
 @pytest.mark.parametrize("left", [".request.json", "state/step-3/commit.json"])
 def test_work_done_in_one_go_never_begins_in_place_of_a_training(tmp_path: Path, left: str):
     """`herd convert`, `adopt` and `convert --quantize` begin so."""
-    path = partial(tmp_path / "model") / left
+    path = work_folder(tmp_path / "model") / left
     path.parent.mkdir(parents=True)
     path.write_text("{}")
     with pytest.raises(HerdError, match="is the unfinished work of another command"):
@@ -108,8 +108,8 @@ def test_work_done_in_one_go_never_begins_in_place_of_a_training(tmp_path: Path,
 
 
 def test_a_half_written_conversion_is_begun_anew(tmp_path: Path):
-    partial(tmp_path / "model").mkdir()
-    (partial(tmp_path / "model") / "model-00001.safetensors").write_text("half")
+    work_folder(tmp_path / "model").mkdir()
+    (work_folder(tmp_path / "model") / "model-00001.safetensors").write_text("half")
     remove_leftovers(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 

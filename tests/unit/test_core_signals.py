@@ -5,12 +5,12 @@ import subprocess
 import sys
 import threading
 
-from herd.core.signals import asked_to_stop
+from herd.core.signals import stop_on_signals
 
 SCRIPT = """
 import os, signal, time
-from herd.core.signals import ECHO_S, asked_to_stop
-with asked_to_stop() as request:
+from herd.core.signals import ECHO_S, stop_on_signals
+with stop_on_signals() as request:
     assert not request
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -29,8 +29,8 @@ def test_the_first_is_a_request_its_echo_nothing_and_a_second_one_the_end() -> N
 
 CTRL_C = """
 import os, signal, time
-from herd.core.signals import ECHO_S, asked_to_stop
-with asked_to_stop() as request:
+from herd.core.signals import ECHO_S, stop_on_signals
+with stop_on_signals() as request:
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGINT)
     assert request and request.by_ctrl_c
@@ -63,7 +63,7 @@ def test_outside_the_main_thread_nothing_is_heard_and_nothing_breaks() -> None:
     heard = []
 
     def work() -> None:
-        with asked_to_stop() as request:
+        with stop_on_signals() as request:
             heard.append(bool(request))
 
     thread = threading.Thread(target=work)

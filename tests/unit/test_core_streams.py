@@ -27,8 +27,8 @@ def test_what_was_drawn_before_changes_nothing():
 
 def test_another_process_draws_the_same():
     code = "from herd.core.streams import seed_of; print(seed_of(1, 'pretrain', 2))"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert int(told) == seed_of(1, "pretrain", 2)
+    reported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(reported) == seed_of(1, "pretrain", 2)
 
 
 def test_the_numbers_are_spread_evenly():

@@ -73,17 +73,17 @@ tracker.Tracker(Path("metrics.jsonl"), start_step=8)
 
 
 class Shown:
-    """A board that keeps what it is told."""
+    """A board that keeps what it is given."""
 
     def __init__(self, run: Path, stage: str, start_step: int):
-        self.told: list[object] = [run.name, stage, start_step]
+        self.reported: list[object] = [run.name, stage, start_step]
         made.append(self)
 
     def log(self, step: int, numbers: dict[str, float]):
-        self.told.append((step, numbers))
+        self.reported.append((step, numbers))
 
     def close(self):
-        self.told.append("closed")
+        self.reported.append("closed")
 
 
 made: list[Shown] = []
@@ -96,7 +96,7 @@ def test_boards_are_given_the_numbers_of_each_step_and_nothing_else(tmp_path: Pa
     work.mkdir(parents=True)
     with Tracker(work / "metrics.jsonl", start_step=3) as tracker:
         tracker.log(3, loss=1.5, max_vio=float("nan"), expert_load=[[1, 2]], skipped="loss")
-    assert made[-1].told == ["run", "sft", 3, (3, {"loss": 1.5}), "closed"]
+    assert made[-1].reported == ["run", "sft", 3, (3, {"loss": 1.5}), "closed"]
 
 
 def test_an_unknown_board_and_one_that_is_not_installed_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -141,6 +141,6 @@ with Tracker(Path(sys.argv[1])) as tracker:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
     subprocess.run([sys.executable, "-c", code, str(work / "metrics.jsonl")], capture_output=True, check=True)
     rows = sqlite3.connect(tmp_path / "store" / "run.db").execute("select run_name, step, metrics from metrics")
-    assert [(run, step, json.loads(told)) for run, step, told in rows] == [
+    assert [(run, step, json.loads(reported)) for run, step, reported in rows] == [
         ("pretrain", step, {"loss": float(step)}) for step in range(3)
     ]

@@ -16,7 +16,7 @@ from PIL import Image
 
 import herd.stages.data as stage
 from herd.config import LANGUAGES
-from herd.core.files import folder_hash, partial, read_json
+from herd.core.files import folder_hash, read_json, work_folder
 from herd.data.packages import pictures
 from herd.data.packages.pictures import all_pictures, clips, things
 from herd.data.text.spelling import spellings
@@ -100,7 +100,7 @@ def test_a_killed_build_resumes_after_its_last_step(
 
 def test_steps_of_another_config_are_not_reused(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched = data_world.fetched(world)
-    work = partial(tmp_path / "data")
+    work = work_folder(tmp_path / "data")
     work.mkdir()
 
     def steps(cfg: DataConfig) -> stage.Steps:

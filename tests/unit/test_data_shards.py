@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
-from herd.core.files import partial, sha256
+from herd.core.files import sha256, work_folder
 from herd.data.tokens import shard_writer
 from herd.data.tokens.shard_writer import write_shards
 from herd.data.tokens.shards import TokenShards, open_shards
@@ -148,7 +148,7 @@ def test_a_run_that_was_killed_resumes_after_its_whole_shards(
     monkeypatch.setattr(shard_writer, "encode_block", fails_late)
     with pytest.raises(KeyboardInterrupt):
         write_shards(folder, tokenizer, **SMALL)
-    kept = sorted(path.name for path in partial(folder / "tokens").glob("[0-9]*.json"))
+    kept = sorted(path.name for path in work_folder(folder / "tokens").glob("[0-9]*.json"))
     assert kept and not (folder / "tokens").exists()
     again: list[str] = []
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Markup to paragraphs, languages, filters, names: each on passages that tell right from wrong."""
+"""Markup to paragraphs, languages, filters, names: each on passages that separate right from wrong."""
 
 from pathlib import Path
 
@@ -27,8 +27,8 @@ def documents(pages: list[list[str]]) -> list[Document]:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_each_language_is_distinguished_from_the_other_twelve(language: str) -> None:
-    told = [other for other in LANGUAGES if is_language(data_world.ARTICLE[language], other)]
-    assert told == [language]
+    reported = [other for other in LANGUAGES if is_language(data_world.ARTICLE[language], other)]
+    assert reported == [language]
 
 
 def test_a_short_line_counts_for_any_latin_language_but_not_for_another_script() -> None:

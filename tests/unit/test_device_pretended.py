@@ -100,7 +100,7 @@ def losses(
     model.recompute = config.recompute
     loss_fn = language_loss(config.balance_coefficient)
     stage = Stage("test", folder, config=config, parents={})
-    hooks, parts = [Balancer(model, config.balance_rate, batches, loss_fn), reads], config.micro_batches
+    hooks, parts = [Balancer(model, config.bias_update_rate, batches, loss_fn), reads], config.micro_batches
     with pytest.raises(Enough):
         train(model, batches, loss_fn, config, stage, hooks=hooks, split=lambda batch: split_batch(batch, parts))
     return [line["loss"] for line in read_metrics(stage.work / "metrics.jsonl")]
@@ -119,7 +119,7 @@ MIXTURES, PRODUCTS = 2, 2
         (True, torch.bfloat16, True, {}),
         (True, torch.float32, False, {}),
         (False, torch.bfloat16, True, {"micro_batches": 2, "recompute": True}),
-        (False, torch.bfloat16, True, {"balance_coefficient": 0.01, "balance_rate": 0.0, "optimizer": ADAMW}),
+        (False, torch.bfloat16, True, {"balance_coefficient": 0.01, "bias_update_rate": 0.0, "optimizer": ADAMW}),
     ],
     ids=["pictures", "fp32, without fp64", "micro-batches", "AdamW in 8 bits"],
 )
@@ -206,7 +206,7 @@ def answers(engine: Engine, prompts: list[Prompt], params: SamplingParams) -> li
     return [engine.submit(prompt, params) for prompt in prompts]
 
 
-OBJECT = Structure.schema({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
+OBJECT = Structure.from_schema({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
 DRAWN = {"temperature": 1.0, "seed": 3}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "greedy": ({}, {}, 1),

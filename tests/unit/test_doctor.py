@@ -65,14 +65,14 @@ def test_it_passes_on_a_machine_that_can_run_the_demo_in_a_few_seconds(cache: Pa
 
 def test_json_has_the_same_in_numbers(capsys: pytest.CaptureFixture[str]):
     assert main(["doctor", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["ok"] is True
-    facts = {check["name"]: check["facts"] for check in told["checks"]}
+    reported = json.loads(capsys.readouterr().out)
+    assert reported["ok"] is True
+    facts = {check["name"]: check["facts"] for check in reported["checks"]}
     assert facts["threads"]["cores"] == len(os.sched_getaffinity(0))
     assert facts["bf16"]["float32_gflops"] > 1
     assert facts["memory"]["available_bytes"] > 1 << 30
     assert facts["cache"]["of"] == len(SOURCES)
-    assert all(check["fix"] for check in told["checks"] if check["state"] == "bad")
+    assert all(check["fix"] for check in reported["checks"] if check["state"] == "bad")
 
 
 def test_one_bad_finding_is_exit_code_one_and_comes_with_its_fix(

@@ -133,7 +133,7 @@ def test_without_a_seed_no_two_answers_and_no_two_engines_draw_alike(model: Mode
     assert len(set(answers)) == 6
 
 
-def told(engine: Engine, asked: list[Prompt], params: SamplingParams) -> list[list[Piece]]:
+def pieces_of(engine: Engine, asked: list[Prompt], params: SamplingParams) -> list[list[Piece]]:
     """All pieces of requests that run together."""
 
     async def one(prompt: Prompt) -> list[Piece]:
@@ -158,11 +158,11 @@ def test_answers_are_the_same_to_the_bit_alone_in_pieces_preempted_and_from_know
     asked = [model.render([{"role": "user", "content": content}]) for content in contents]
     params = SamplingParams(max_tokens=24, temperature=0.7, seed=3, logprobs=0)
     with closing(model.engine(max_num_seqs=1, max_model_len=320)) as engine:
-        alone = [told(engine, [prompt], replace(params, prompt_logprobs=True))[0] for prompt in asked]
+        alone = [pieces_of(engine, [prompt], replace(params, prompt_logprobs=True))[0] for prompt in asked]
     alone = [[replace(piece, prompt_logprobs=()) for piece in pieces] for pieces in alone]
     with closing(tight(model, max_prefill_tokens=37, max_mixed_prefill_tokens=11)) as engine:
         for _ in range(2):  # the second time the beginnings are known
-            assert told(engine, asked, params) == alone
+            assert pieces_of(engine, asked, params) == alone
         stats = engine.stats()
         assert stats["preempted"] > 0 and stats["shared_bytes"] > 0
         assert stats["running"] == stats["waiting"] == stats["used_bytes"] == 0
@@ -171,7 +171,7 @@ def test_answers_are_the_same_to_the_bit_alone_in_pieces_preempted_and_from_know
 def test_log_probabilities_of_prompt_and_answer_equal_the_training_forward_s(model: Model, engine: Engine) -> None:
     asked = prompts(model)
     for prompt, pieces in zip(
-        asked, told(engine, asked, SamplingParams(max_tokens=9, logprobs=2, prompt_logprobs=True)), strict=True
+        asked, pieces_of(engine, asked, SamplingParams(max_tokens=9, logprobs=2, prompt_logprobs=True)), strict=True
     ):
         answer = [one.token_id for piece in pieces for one in piece.logprobs]
         ids = prompt.token_ids + answer
@@ -260,7 +260,7 @@ def test_pages_in_a_file_give_the_same_answers_and_a_full_disk_ends_the_one_requ
         assert filed.generate_batch(asked, params) == engine.generate_batch(asked, params)
         monkeypatch.setattr(os, "posix_fallocate", real)
         assert filed.generate_batch([Prompt(token_ids=[9] * 3000)], SamplingParams(max_tokens=1))
-    with pytest.raises(HerdError, match=r"cache_folder .*: No such file"):
+    with pytest.raises(HerdError, match=r"kv_cache_folder .*: No such file"):
         model.engine(kv_cache_folder=tmp_path / "absent")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from herd.data.tokens.text_stream import TextStream
 from herd.engine import sampler
-from herd.engine.answer import Answer, Piece, advance, joined
+from herd.engine.answer import Answer, Piece, advance, join_pieces
 from herd.engine.sampler import SamplingParams
 from herd.engine.structure import Structure, Structures
 from herd.errors import HerdError
@@ -37,7 +37,7 @@ def logits_behind(tokens: Sequence[int]) -> Tensor:
 def begin(params: SamplingParams, *, room: int = 1000) -> Answer:
     progress = STRUCTURES.start(params.structure) if params.structure else None
     return Answer(
-        params, prompt=PROMPT, tokenizer=TOKENIZER, end_tokens=END, room=room, seed=params.seed or 0, progress=progress
+        params, prompt=PROMPT, tokenizer=TOKENIZER, end_tokens=END, room=room, seed=params.seed or 0, grammar=progress
     )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def run(answer: Answer, guess: Any = lambda tokens: []) -> Piece:
         draft = guess(answer.tokens)
         rows = [logits_behind([*answer.tokens, *draft[:k]]) for k in range(len(draft) + 1)]
         pieces += advance([answer], torch.stack(rows), [draft])
-    return joined(pieces)
+    return join_pieces(pieces)
 
 
 many_params = st.builds(
@@ -125,7 +125,7 @@ def says(
 def test_a_stop_string_is_left_out_wherever_tokens_divide_it(stop: str, letter_by_letter: bool) -> None:
     text = "the cat sat on the mat"
     answer, pieces = says(text, SamplingParams(stop=("xyz", stop)), letter_by_letter=letter_by_letter)
-    assert joined(pieces).text == text[: text.index(stop)]
+    assert join_pieces(pieces).text == text[: text.index(stop)]
     assert answer.finish_reason == pieces[-1].finish_reason == "stop"
     assert text.startswith("".join(piece.text for piece in pieces))
 
@@ -145,22 +145,22 @@ def test_a_row_to_spare_is_no_text() -> None:
 
 def test_a_character_of_two_tokens_comes_whole() -> None:
     _, pieces = says("ねこ", SamplingParams())
-    assert joined(pieces).text == "ねこ"
+    assert join_pieces(pieces).text == "ねこ"
     assert all("\ufffd" not in piece.text for piece in pieces)
 
 
 def test_an_answer_ends_at_the_room_of_the_context_and_at_its_own_limit() -> None:
     for room, limit in [(3, 100), (100, 3)]:
         answer, pieces = says("abcdef", SamplingParams(max_tokens=limit), room=room)
-        assert (joined(pieces).text, answer.finish_reason) == ("abc", "length")
+        assert (join_pieces(pieces).text, answer.finish_reason) == ("abc", "length")
 
 
 def test_log_probabilities_are_given_for_each_token_and_the_end() -> None:
     answer, pieces = says("ab", SamplingParams(logprobs=1, temperature=1.0, logit_bias={5: 3.0}))
-    told = joined(pieces).logprobs
-    assert [one.token_id for one in told] == [*answer.tokens, END[-1]]
-    assert all(one.logprob == pytest.approx(0.0, abs=1e-3) and one.top[0][0] == one.token_id for one in told)
-    assert joined(says("ab", SamplingParams())[1]).logprobs == ()
+    reported = join_pieces(pieces).logprobs
+    assert [one.token_id for one in reported] == [*answer.tokens, END[-1]]
+    assert all(one.logprob == pytest.approx(0.0, abs=1e-3) and one.top[0][0] == one.token_id for one in reported)
+    assert join_pieces(says("ab", SamplingParams())[1]).logprobs == ()
 
 
 def test_a_structure_that_cannot_go_on_ends_its_answer_and_no_other() -> None:
@@ -174,14 +174,14 @@ def test_a_structure_that_cannot_go_on_ends_its_answer_and_no_other() -> None:
 
 
 def test_a_draw_that_fails_for_one_answer_fails_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = sampler.adjusted
+    sound = sampler.adjust_logits
 
     def broken(logits_BV: Tensor, rows: Sequence[sampler.Row]) -> Tensor:
         if any(row.params.min_p == 0.5 for row in rows):
             raise IndexError("a hook failed")
         return sound(logits_BV, rows)
 
-    monkeypatch.setattr(sampler, "adjusted", broken)
+    monkeypatch.setattr(sampler, "adjust_logits", broken)
     bad, good = begin(SamplingParams(min_p=0.5)), begin(SamplingParams())
     pieces = advance([bad, good], torch.stack([logits_behind(())] * 2))
     assert pieces[0].finish_reason == bad.finish_reason == "fault" and "IndexError: a hook failed" in pieces[0].text

@@ -67,9 +67,9 @@ def test_following_an_answer_finds_whether_it_is_the_greedy_one() -> None:
     reader = Reader(model, context=7 * CHUNK)
     reader.read(text)
     answer = reader.answer(question, at=len(text), max_tokens=9)
-    assert reader.follow(question, answer, at=len(text)) == answer
+    assert reader.likeliest_tokens(question, answer, at=len(text)) == answer
     other = [*answer[:4], (answer[4] + 1) % 64, *answer[5:]]
-    assert reader.follow(question, other, at=len(text))[:5] == answer[:5]
+    assert reader.likeliest_tokens(question, other, at=len(text))[:5] == answer[:5]
 
 
 def test_a_question_in_the_midst_sees_nothing_of_what_follows() -> None:
@@ -78,11 +78,11 @@ def test_a_question_in_the_midst_sees_nothing_of_what_follows() -> None:
     reader = Reader(model, context=len(text))
     reader.read(text)
     for at in (5, 2):
-        with reader.kept([at]):
+        with reader.preserve_pages([at]):
             answer = reader.answer(question, at=at * CHUNK, max_tokens=6)
         assert answer == by_whole_forwards(model, text[: at * CHUNK].tolist() + question, 6)
     question = tokens(3, seed=2).tolist()
-    with reader.kept([8]):
+    with reader.preserve_pages([8]):
         answer = reader.answer(question, at=8 * CHUNK, max_tokens=6)
     assert answer == by_whole_forwards(model, text[: 8 * CHUNK].tolist() + question, 6)
 
@@ -96,7 +96,7 @@ def test_text_replaced_in_place_is_as_if_it_had_been_there_from_the_start() -> N
     plain = [reader.answer(question, at=len(text), max_tokens=4) for question in questions]
     other = text.clone()
     other[2 * CHUNK : 5 * CHUNK] = tokens(3 * CHUNK, seed=9)
-    with reader.kept([2, 3, 4]):
+    with reader.preserve_pages([2, 3, 4]):
         reader.read(other[2 * CHUNK : 5 * CHUNK], begin=2 * CHUNK)
         replaced = [reader.answer(question, at=len(text), max_tokens=4) for question in questions]
     assert replaced == [by_whole_forwards(model, other.tolist() + question, 4) for question in questions]
@@ -118,11 +118,11 @@ def test_reading_stops_when_it_is_asked_to() -> None:
     reader = Reader(model_of(shape()), context=100 * CHUNK)
     heard: list[int] = []
 
-    def told(count: int) -> bool:
+    def reported(count: int) -> bool:
         heard.append(count)
         return len(heard) < 3
 
-    reader.read(tokens(100 * CHUNK), on_progress=told)
+    reader.read(tokens(100 * CHUNK), on_progress=reported)
     assert len(heard) == 3
     assert reader.length == sum(heard) < 100 * CHUNK
 
@@ -146,7 +146,7 @@ def test_what_was_arranged_is_not_used_for_a_text_that_has_changed() -> None:
     with pytest.raises(HerdError, match="call `arrange` before an epsilon"):
         reader.answer([1, 2], at=40 * CHUNK, max_tokens=1, epsilon=1e-3)
     reader.arrange()
-    with reader.kept([40]):
+    with reader.preserve_pages([40]):
         reader.answer([1, 2], at=40 * CHUNK, max_tokens=1, epsilon=1e-3)
     reader.answer([1, 2], at=40 * CHUNK, max_tokens=1, epsilon=1e-3)
     reader.read(tokens(CHUNK, seed=1), begin=3 * CHUNK)

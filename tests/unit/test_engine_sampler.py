@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from herd.engine import sampler
-from herd.engine.sampler import Row, SamplingParams, adjusted, choice_seeds, log_probabilities, sample, truncated
+from herd.engine.sampler import (
+    Row,
+    SamplingParams,
+    adjust_logits,
+    choice_seeds,
+    filter_logits,
+    log_probabilities,
+    sample,
+)
 from herd.errors import HerdError
 
 # Few distinct values, so that equal ones are met.
@@ -62,7 +70,7 @@ def test_what_the_filters_leave_is_what_their_words_say(logits: list[float], giv
     params = SamplingParams(**given_filters)
     values = torch.tensor(logits)
     fewest, most = kept_by_hand(values.tolist(), params)
-    assert fewest <= kept(truncated(values[None].clone(), [params])[0]) <= most
+    assert fewest <= kept(filter_logits(values[None].clone(), [params])[0]) <= most
 
 
 @pytest.mark.parametrize("size", [50, 3000])
@@ -77,7 +85,7 @@ def test_the_filters_are_those_of_transformers(size: int, spread: float) -> None
         theirs = logits
         for step in [*steps, TopPLogitsWarper(top_p), MinPLogitsWarper(min_p)]:
             theirs = step(None, theirs)
-        ours = truncated(logits / 0.7, [params] * 4)
+        ours = filter_logits(logits / 0.7, [params] * 4)
         # A share that fills the nucleus to the last bit may fall on either side.
         assert all(len(kept(a) ^ kept(b)) <= 1 for a, b in zip(ours, theirs, strict=True)), params
         assert sum(len(kept(a) ^ kept(b)) for a, b in zip(ours, theirs, strict=True)) <= 1
@@ -86,9 +94,9 @@ def test_the_filters_are_those_of_transformers(size: int, spread: float) -> None
 def test_a_nucleus_wider_than_what_is_sorted_at_first_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(3, 200, generator=torch.Generator().manual_seed(0)) * 0.1
     params = [SamplingParams(temperature=1.0, top_p=p) for p in (0.01, 0.5, 0.97)]
-    wanted = truncated(logits.clone(), params)
+    wanted = filter_logits(logits.clone(), params)
     monkeypatch.setattr(sampler, "LIKELIEST", 10)
-    assert torch.equal(truncated(logits.clone(), params), wanted)
+    assert torch.equal(filter_logits(logits.clone(), params), wanted)
     assert [len(kept(row)) for row in wanted] == sorted(len(kept(row)) for row in wanted)
 
 
@@ -116,7 +124,7 @@ def test_biases_and_penalties_change_each_logit_as_defined(
         repetition_penalty=repetition, frequency_penalty=frequency, presence_penalty=presence, logit_bias=bias
     )
     before = torch.tensor([logits])
-    ours = adjusted(before, [row(params, prompt=tuple(prompt), said=tuple(said))])[0]
+    ours = adjust_logits(before, [row(params, prompt=tuple(prompt), said=tuple(said))])[0]
     biased = [value + bias.get(i, 0.0) for i, value in enumerate(before[0].tolist())]
     process = RepetitionPenaltyLogitsProcessor(repetition)
     repeated = process(torch.tensor([prompt + said]).long(), torch.tensor([biased]))[0]
@@ -134,7 +142,7 @@ def test_what_is_drawn_follows_the_probabilities_that_the_filters_leave() -> Non
     ]:
         rows = [row(params, seed=seed, said=(1,)) for seed in range(3_000)]
         seen = torch.bincount(torch.tensor(sample(logits.expand(len(rows), -1), rows).tokens), minlength=6)
-        scores = truncated(adjusted(logits[None], rows[:1]) / params.temperature, [params])[0]
+        scores = filter_logits(adjust_logits(logits[None], rows[:1]) / params.temperature, [params])[0]
         expected = torch.softmax(scores.double(), -1) * len(rows)
         possible = expected > 0
         assert not seen[~possible].any()

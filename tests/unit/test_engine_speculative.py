@@ -129,7 +129,7 @@ def test_drafts_across_a_chunk_edge_change_nothing(tiny_folder: Path) -> None:
 
 def test_a_form_without_choice_is_guessed(model: Model) -> None:
     engine = model.engine(max_num_seqs=1, max_model_len=300, num_speculative_tokens=6)
-    form = Structure.schema({"const": {"the cat sat on the mat": "der Hund"}})
+    form = Structure.from_schema({"const": {"the cat sat on the mat": "der Hund"}})
     prompt = model.render([{"role": "user", "content": "?"}])
     [text] = engine.generate_batch([prompt], SamplingParams(max_tokens=80, structure=form))
     stats = engine.stats()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from model_folder import random_tokenizer
 
 from herd.engine import structure
-from herd.engine.answer import Answer, advance, joined
+from herd.engine.answer import Answer, advance, join_pieces
 from herd.engine.json_schema import FORMATS
 from herd.engine.sampler import SamplingParams
 from herd.engine.structure import ANY_OBJECT, Structure, Structures
@@ -63,20 +63,20 @@ def said(form: Structure, *, seed: int, max_tokens: int = 100, wish: float = 0.0
     """What a model without any sense says in `form`; `wish` is how much it would like to end."""
     params = SamplingParams(temperature=1.0, seed=seed, max_tokens=max_tokens, structure=form)
     answer = Answer(
-        params, prompt=[], tokenizer=TOKENIZER, end_tokens=END, room=10_000, seed=0, progress=STRUCTURES.start(form)
+        params, prompt=[], tokenizer=TOKENIZER, end_tokens=END, room=10_000, seed=0, grammar=STRUCTURES.start(form)
     )
     generator, pieces = torch.Generator().manual_seed(seed), []
     while answer.finish_reason is None:
         logits = torch.randn(1, SIZE, generator=generator) * 3
         logits[0, list(END)] += wish
         pieces += advance([answer], logits)
-    return answer, joined(pieces).text, answer.finish_reason
+    return answer, join_pieces(pieces).text, answer.finish_reason
 
 
 @settings(max_examples=25, deadline=None)
 @given(schema=schemas, seed=st.integers(0, 2**31))
 def test_what_a_random_model_says_by_a_schema_is_valid(schema: dict[str, Any], seed: int) -> None:
-    answer, text, reason = said(Structure.schema(schema), seed=seed, wish=5)
+    answer, text, reason = said(Structure.from_schema(schema), seed=seed, wish=5)
     assert not TOKENIZER.special_ids & set(answer.tokens)
     if reason == "stop":
         jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.FormatChecker())
@@ -109,18 +109,18 @@ def test_any_object_is_an_object() -> None:
 def test_an_answer_may_end_exactly_where_the_form_is_complete() -> None:
     progress = STRUCTURES.start(Structure(kind="regex", source="(cat )+"))
     for token in TOKENIZER.encode("cat cat "):
-        allowed = progress.allowed()
+        allowed = progress.allowed_tokens()
         complete = bool(allowed[list(END)].any())
-        assert complete == progress.accepting == all(allowed[list(END)])
+        assert complete == progress.is_accepting == all(allowed[list(END)])
         progress.push(token)
-    assert progress.allowed()[list(END)].all()
+    assert progress.allowed_tokens()[list(END)].all()
 
 
 @pytest.mark.parametrize(
     ("kind", "source"), [("regex", "(.|\n)*"), ("grammar", "start: <[*]>*"), ("grammar", "start: <[^1]>*")]
 )
 def test_no_special_token_and_no_spare_row_is_allowed_inside(kind: Literal["regex", "grammar"], source: str) -> None:
-    allowed = set(torch.nonzero(STRUCTURES.start(Structure(kind=kind, source=source)).allowed())[:, 0].tolist())
+    allowed = set(torch.nonzero(STRUCTURES.start(Structure(kind=kind, source=source)).allowed_tokens())[:, 0].tolist())
     assert allowed - set(END) and not (allowed - set(END)) & TOKENIZER.special_ids
     assert max(allowed) < TOKENIZER.vocab_size
 
@@ -177,7 +177,7 @@ def test_a_grammar_that_asks_for_a_special_token_cannot_have_it() -> None:
 )
 def test_a_faulty_or_unsupported_form_is_refused_with_the_word_at_fault(form: Any, named: str) -> None:
     with pytest.raises(HerdError, match=re.escape(named)) as refusal:
-        STRUCTURES.start(form if isinstance(form, Structure) else Structure.schema(form))
+        STRUCTURES.start(form if isinstance(form, Structure) else Structure.from_schema(form))
     assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 400 and "<state>" not in str(refusal.value)
 
 
@@ -186,17 +186,17 @@ def test_a_schema_that_is_nested_without_measure_is_refused() -> None:
     for _ in range(3000):
         schema = {"items": schema}
     with pytest.raises(HerdError, match="nested too deeply"):
-        Structure.schema(schema)
+        Structure.from_schema(schema)
 
 
 def passes(schema: Any, text: str, *, strict: bool = False) -> bool:
     """Whether `text`, said letter by letter, has the form of the schema."""
-    progress = STRUCTURES.start(Structure.schema(schema, strict=strict))
+    progress = STRUCTURES.start(Structure.from_schema(schema, strict=strict))
     for token in (token for letter in text for token in TOKENIZER.encode(letter)):
-        if not progress.allowed()[token]:
+        if not progress.allowed_tokens()[token]:
             return False
         progress.push(token)
-    return progress.accepting
+    return progress.is_accepting
 
 
 BASE = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
@@ -243,7 +243,7 @@ def test_under_strict_every_object_is_closed_and_cannot_ask_for_more() -> None:
     assert passes({"type": "object"}, "{}", strict=True) and not passes({"type": "object"}, '{"a": 1}', strict=True)
     for more in (True, {"type": "null"}):
         with pytest.raises(HerdError, match='schema/items: "additionalProperties" must be false'):
-            Structure.schema({"items": {**BASE, "additionalProperties": more}}, strict=True)
+            Structure.from_schema({"items": {**BASE, "additionalProperties": more}}, strict=True)
 
 
 @pytest.mark.parametrize("name", sorted(FORMATS))
@@ -259,7 +259,7 @@ def test_every_format_that_pydantic_writes_is_held_to_or_an_annotation() -> None
     for kind in kinds:
         schema = pydantic.TypeAdapter(kind).json_schema()
         formats.add(schema.get("format", schema.get("contentMediaType")))
-        STRUCTURES.start(Structure.schema(schema))
+        STRUCTURES.start(Structure.from_schema(schema))
     assert {"path", "password", "binary", "ipvanyaddress", "uuid4", "date-time"} <= formats
     for unknown in ("klingon", "int64", "regex", 3, None):
         assert passes({"type": "string", "format": unknown}, '"?"')
@@ -309,8 +309,8 @@ def test_a_compiled_form_serves_many_answers_at_once() -> None:
     first, second = STRUCTURES.start(form), STRUCTURES.start(form)
     first.push(TOKENIZER.encode("a")[0])
     fresh = STRUCTURES.start(form)
-    assert torch.equal(second.allowed(), fresh.allowed())
-    assert not torch.equal(first.allowed(), fresh.allowed())
+    assert torch.equal(second.allowed_tokens(), fresh.allowed_tokens())
+    assert not torch.equal(first.allowed_tokens(), fresh.allowed_tokens())
 
 
 @settings(max_examples=25, deadline=None)
@@ -318,7 +318,7 @@ def test_a_compiled_form_serves_many_answers_at_once() -> None:
 def test_json_is_written_as_python_writes_it_without_a_token_of_white_space_more(
     schema: dict[str, Any], seed: int
 ) -> None:
-    _, text, reason = said(Structure.schema(schema), seed=seed, wish=5)
+    _, text, reason = said(Structure.from_schema(schema), seed=seed, wish=5)
     if reason == "stop":
         outside = re.sub(r'"(?:[^"\\]|\\.)*"', "", text)
         assert outside == re.sub(r"(?<=[,:])\s+", " ", outside) and not re.search(r"(?<![,:])\s", outside)

@@ -17,7 +17,7 @@ from herd.engine.load import Model, load
 from herd.engine.model import Prompt
 from herd.engine.request import CompletionOutput, EngineFault, EngineRequest
 from herd.engine.sampler import SamplingParams
-from herd.engine.structure import Progress, Structure
+from herd.engine.structure import GrammarState, Structure
 from herd.engine.weights import weights_digest
 from herd.errors import HerdError
 
@@ -161,9 +161,9 @@ def faults(good: EngineRequest, bad: EngineRequest) -> tuple[list[Piece], str]:
 def test_a_fault_of_one_request_ends_it_alone(model: Model, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, params = prompt_of(model, text("the cat")), SamplingParams(max_tokens=30)
     [wanted] = engine.submit(plain, params).result()
-    allowed, calls = Progress.allowed, []
+    allowed, calls = GrammarState.allowed_tokens, []
 
-    def broken(progress: Progress) -> Tensor:
+    def broken(progress: GrammarState) -> Tensor:
         calls.append(progress)
         if len(calls) > 4:
             raise RuntimeError("the grammar broke")
@@ -171,7 +171,7 @@ def test_a_fault_of_one_request_ends_it_alone(model: Model, engine: Engine, monk
 
     structured = SamplingParams(max_tokens=30, structure=Structure(kind="regex", source="[a-f]{20,30}"))
     engine.submit(plain, structured).result()  # compiled
-    monkeypatch.setattr(Progress, "allowed", broken)
+    monkeypatch.setattr(GrammarState, "allowed_tokens", broken)
     pieces, error = faults(engine.submit(plain, params), engine.submit(plain, structured))
     assert (
         "".join(piece.text for piece in pieces) == wanted.text and "EngineFault" in error and "grammar broke" in error

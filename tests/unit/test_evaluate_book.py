@@ -9,7 +9,7 @@ from test_engine_reader import CHUNK, model_of, shape, tokens
 
 from herd.data.packages.planted import Planter, Quiz
 from herd.engine.reader import Reader
-from herd.evaluate.book import ASKED_WORDS, QUESTIONS, Chapter, fitting, quizzes
+from herd.evaluate.book import ASKED_WORDS, QUESTIONS, Chapter, quizzes, read_chapters
 from herd.evaluate.grammar import Language, translation
 from herd.evaluate.needle import Haystack
 
@@ -40,7 +40,7 @@ def test_sentences_go_on_as_in_the_novel_and_titles_are_those_of_their_chapters(
 def test_only_chapters_that_are_whole_within_the_length_are_asked_about() -> None:
     tokenizer = random_tokenizer()
     first = len(tokenizer.encode(TEXTS[0]))
-    ids, read = fitting(NOVEL, tokenizer, first + 5)
+    ids, read = read_chapters(NOVEL, tokenizer, first + 5)
     assert len(ids) == first + 5 and [one.number for one in read] == [1]
 
 

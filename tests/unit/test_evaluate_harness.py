@@ -45,6 +45,7 @@ def test_a_model_that_takes_one_bit_a_byte_scores_one(folders: dict[str, Any]) -
     bits = run(folders)["bits_per_byte"]
     assert [row["language"] for row in bits["rows"]] == ["de", "en"]
     assert bits["all"]["model"] == pytest.approx(1)
+    assert (bits["all"]["model_low"], bits["all"]["model_high"]) == (pytest.approx(1), pytest.approx(1))
     assert all(row["bytes"] == 300 for row in bits["rows"])
     # The held-out texts repeat the training texts but for the number: what has seen them is far better.
     assert bits["all"]["xz_primed"] < bits["all"]["xz"]
@@ -175,8 +176,8 @@ def test_sections_are_chosen_by_what_the_data_folder_has(
     assert results.keys() & SECTIONS == SECTIONS - left_out.keys()
     assert results["left_out"].keys() == left_out.keys()
     assert all(why in results["left_out"][name] for name, why in left_out.items())
-    told = capsys.readouterr().out
-    assert all(f"{name}: left out, {why}" in told for name, why in results["left_out"].items())
+    reported = capsys.readouterr().out
+    assert all(f"{name}: left out, {why}" in reported for name, why in results["left_out"].items())
     assert read_json(folders["out"] / "herd.json")["metrics"].keys() == results.keys() & SECTIONS - {"samples"}
     assert (results["samples"]["continuations"] == []) == ("text" in absent)
     assert (results["samples"]["chats"] == []) == ("chats" in absent)
@@ -245,7 +246,7 @@ def test_without_training_text_the_baselines_that_need_it_are_left_out(folders: 
     rows = [row for row in parquet.read_table(path).to_pylist() if row["split"] == "heldout"]
     parquet.write_table(pa.Table.from_pylist(rows), path)
     results = run(folders)
-    assert results["bits_per_byte"]["all"].keys() == {"documents", "bytes", "model", "xz"}
+    assert results["bits_per_byte"]["all"].keys() == {"documents", "bytes", "model", "model_low", "model_high", "xz"}
     assert set(results["left_out"].values()) == {"the data folder has no training text"}
     assert "the byte 5-gram" in results["left_out"]
 

@@ -23,7 +23,7 @@ from herd.evaluate import book, grammar, long, long_questions
 from herd.evaluate.book import Chapter
 from herd.evaluate.harness import evaluate
 from herd.evaluate.long_losses import loss_by_position
-from herd.evaluate.long_questions import heldout_keys, without_temperature
+from herd.evaluate.long_questions import disable_temperature, heldout_keys
 from herd.evaluate.report import report
 from herd.evaluate.training_length import training_length
 from herd.model.formats import huggingface
@@ -84,9 +84,9 @@ def test_the_suite_writes_shares_for_each_length_and_a_map(
     assert all(
         0 <= row[name] <= 1 for row in results["rows"] for name in ("single", "votes", "single, temperature off")
     )
-    assert all(row["single, needle taken out"] == 0 for row in results["rows"])
+    assert all(row["single, needle removed"] == 0 for row in results["rows"])
     assert results["loss_by_position"][-1]["to"] == 512
-    assert all(0 <= row["translation, grammar taken out"] <= 1 for row in results["rows"])
+    assert all(0 <= row["translation, grammar removed"] <= 1 for row in results["rows"])
     assert [row["after"] for row in results["loss_after"]] == [0, 1024, 2048]
     assert {row["kind"] for row in results["book"]["rows"]} >= {"title by number", "how a sentence goes on"}
     page = (report(out) / "report.html").read_text()
@@ -133,7 +133,7 @@ def test_a_killed_suite_goes_on_with_the_next_kind_and_a_finished_one_is_reused(
 
 def test_without_temperature_keys_and_values_stay_and_queries_do_not() -> None:
     model = model_of(shape(temperature_scale=3.0))
-    other = without_temperature(model)
+    other = disable_temperature(model)
     ids = tokens(3 * CHUNK)
     place = {"positions_N": torch.arange(len(ids)), "starts_S": torch.tensor([0, len(ids)], dtype=torch.int32)}
     with torch.inference_mode():
@@ -160,11 +160,11 @@ def test_a_model_without_a_temperature_has_no_control_with_it_off(
     folder: Path, tiny_data: Path, tmp_path: Path, short: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(long, "TASKS", {})
-    monkeypatch.setattr(long, "load", lambda path: without_temperature(load(path)))
+    monkeypatch.setattr(long, "load", lambda path: disable_temperature(load(path)))
     one = replace(short, long=replace(short.long, lengths=(1024,), trained=None))
     results = json.loads((evaluate(one, folder, tiny_data, tmp_path / "out") / "results.json").read_text())
     [row] = results["rows"]
-    assert "single, needle taken out" in row and "single, temperature off" not in row
+    assert "single, needle removed" in row and "single, temperature off" not in row
     assert results["left_out"] == {"single, temperature off": "the model scales no queries"}
     assert results["trained"] == {"tokens": 128, "from": "the chunk of the local layers"} and row["times"] == 8
 
@@ -189,9 +189,9 @@ def test_the_training_length_is_the_longest_document_of_all_stages(tmp_path: Pat
     base = stage_folder(tmp_path / "pretrain", "pretrain", new, context=512)
     middle = stage_folder(tmp_path / "midtrain", "midtrain", base, context=512, lengths=[256, 8192, 1024])
     tuned = stage_folder(tmp_path / "sft", "sft", middle, context=640)
-    told = stage_folder(tmp_path / "int8", "quantize", tuned)
+    reported = stage_folder(tmp_path / "int8", "quantize", tuned)
     assert training_length(base, config) == (512, "the settings of pretrain")
-    assert training_length(tuned, config) == training_length(told, config) == (8192, "the settings of midtrain")
+    assert training_length(tuned, config) == training_length(reported, config) == (8192, "the settings of midtrain")
     # A run that was moved has its stages side by side; of a folder with the same name and another hash nothing is read.
     moved = tmp_path / "elsewhere" / "run"
     shutil.copytree(tmp_path, moved, ignore=shutil.ignore_patterns("elsewhere"))

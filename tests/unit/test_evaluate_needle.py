@@ -10,7 +10,7 @@ from herd.data.packages import planted
 from herd.data.packages.planted import Keys, Planter, Quiz, Values
 from herd.data.packages.statements import EVALUATION, HELD_OUT, KINDS
 from herd.engine.reader import Reader
-from herd.evaluate.needle import DEPTHS, Asked, Haystack, is_right
+from herd.evaluate.needle import DEPTHS, AnswerToQuiz, Haystack, is_right
 from herd.evaluate.statements import ask_statements
 
 TOKENIZER = random_tokenizer()
@@ -28,13 +28,13 @@ def test_a_planted_fact_is_answered_as_in_a_text_read_from_the_start() -> None:
     quiz = planted.needle(np.random.default_rng(0), KEYS, "en", decoys=1)
     before = [pool.clone() for pool in (*reader.cache.keys, *reader.cache.values)]
     seen = []
-    follow = reader.follow
+    follow = reader.likeliest_tokens
 
     def followed(question: list[int], answer: list[int], *, at: int) -> list[int]:
         seen.append((answer, follow(question, answer, at=at)))
         return seen[-1][1]
 
-    reader.follow = followed  # type: ignore[method-assign]
+    reader.likeliest_tokens = followed  # type: ignore[method-assign]
     hay.ask(quiz, length=length, depth=0.4, rng=np.random.default_rng(1))
     facts = [planter.encode(f" {fact}") for fact in quiz.facts]
     text = ids[:length].copy()
@@ -78,9 +78,11 @@ def test_statements_are_asked_evenly_by_kind_wording_and_depth() -> None:
         def __init__(self) -> None:
             self.asked: list[tuple[Quiz, float]] = []
 
-        def ask(self, quiz: Quiz, *, length: int, depth: float, rng: np.random.Generator, planted: bool) -> Asked:
+        def ask(
+            self, quiz: Quiz, *, length: int, depth: float, rng: np.random.Generator, planted: bool
+        ) -> AnswerToQuiz:
             self.asked.append((quiz, depth))
-            return Asked(right=planted, given="", wanted=quiz.answer, cut=False)
+            return AnswerToQuiz(right=planted, given="", wanted=quiz.answer, cut=False)
 
     hay, values = Told(), Values(["river", "town", "music", "winter"] * 9, ["Anna", "Rome"] * 9, evaluation=True)
     values.words, values.names = ["river", "town"], ["Anna", "Rome"]

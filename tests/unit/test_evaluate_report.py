@@ -18,7 +18,7 @@ from herd.errors import HerdError
 from herd.evaluate.charts import heat_map, line_chart, load_map, ticks
 from herd.evaluate.curves import curve
 from herd.evaluate.harness import evaluate
-from herd.evaluate.load import load_facts, over_windows, single_steps
+from herd.evaluate.load import load_facts, violation_by_step, violation_over_windows
 from herd.evaluate.report import report
 from herd.evaluate.run_folder import read_stages, unfinished
 
@@ -100,8 +100,10 @@ def test_every_figure_stands_beside_its_baseline_and_interval_and_none_is_judged
     everything = results["naming"]["splits"]["styles"]["open"]["all"]
     for value in (everything["share"], everything["low"], everything["high"]):
         assert f"{100 * value:.1f} %" in page
-    for name, value in results["bits_per_byte"]["all"].items():
-        assert name in {"documents", "bytes"} or f"{value:.3f}</td>" in page
+    bits = results["bits_per_byte"]["all"]
+    for name, value in bits.items():
+        assert name in {"documents", "bytes", "model_low", "model_high"} or f"{value:.3f}</td>" in page
+    assert f"{bits['model_low']:.3f} – {bits['model_high']:.3f}</td>" in page
     assert not re.search("verdict|target|fell short", page, re.I)
 
 
@@ -274,25 +276,26 @@ def test_a_run_is_told_of_with_the_stage_in_work(run: Path) -> None:
 
 def test_two_runs_are_set_side_by_side(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "earlier"
-    settings = {"seed": 1, "optimizer": {"decay": 0.5, "warmup": 0.1}}
+    settings = {"seed": 1, "optimizer": {"decay": 0.5, "warmup_ratio": 0.1}}
     train_stage(other, "pretrain", steps=20, config=settings, time_s=9.0)
     write_json(
-        run / "pretrain" / "herd.json", world.lineage("pretrain", config={"optimizer": {"decay": 0.9, "warmup": 0.1}})
+        run / "pretrain" / "herd.json",
+        world.lineage("pretrain", config={"optimizer": {"decay": 0.9, "warmup_ratio": 0.1}}),
     )
     page = (report(run, run / "report", against=[other]) / "report.html").read_text(encoding="utf-8")
     checked(page)
-    told = page[page.index("Beside ") : page.index("<h2>Held-out text")]
-    assert re.findall(r"<td><code>(.*?)</code></td><td>(.*?)</td><td>(.*?)</td>", told) == [
+    reported = page[page.index("Beside ") : page.index("<h2>Held-out text")]
+    assert re.findall(r"<td><code>(.*?)</code></td><td>(.*?)</td><td>(.*?)</td>", reported) == [
         ("optimizer.decay", "0.9", "0.5"),
         ("seed", "–", "1"),
     ]
     cell = r'<td class="n">([\d.]+)</td>'
     figures = {
-        name: (float(ours), float(theirs)) for name, ours, theirs in re.findall(f"<td>(.*?)</td>{cell}{cell}", told)
+        name: (float(ours), float(theirs)) for name, ours, theirs in re.findall(f"<td>(.*?)</td>{cell}{cell}", reported)
     }
     assert figures["steps"] == (40, 20) and figures["seconds"] == (12.5, 9)
     assert figures["loss, at the end"] == pytest.approx(((9 / 39 + 9 / 40) / 2, 9 / 20), rel=1e-3)
-    assert told.count("<figure>") == 6 and "sft" not in told  # loss, loss on text, rate, norm, speed, MaxVio
+    assert reported.count("<figure>") == 6 and "sft" not in reported  # loss, loss on text, rate, norm, speed, MaxVio
 
 
 def test_models_that_differ_are_told_apart(run: Path, tmp_path: Path) -> None:
@@ -329,8 +332,8 @@ def test_maxvio_over_all_steps_forgives_what_single_steps_may_not() -> None:
     facts = load_facts(count_TLE)
     assert facts["vio"] == 0 and facts["step"] == 1 and facts["dead"] == 0
     assert facts["vio_lottery"] < 0.05 < facts["step_lottery"] < 0.2
-    assert over_windows(count_TLE)[0] == 1 and over_windows(count_TLE)[-1] == 0
-    assert (single_steps(count_TLE) == 1).all()
+    assert violation_over_windows(count_TLE)[0] == 1 and violation_over_windows(count_TLE)[-1] == 0
+    assert (violation_by_step(count_TLE) == 1).all()
     count_TLE[:, 0, 1] = 0
     assert load_facts(count_TLE)["dead"] == 1
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.evaluate.statistics import Z_95, Group, ratio_to_control, wilson
+from herd.evaluate.statistics import Z_95, Group, mean_interval, ratio_to_control, wilson
 
 
 @given(st.integers(1, 500).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
@@ -22,6 +22,23 @@ def test_wilson_ends_are_the_shares_at_which_the_score_test_just_rejects(case: t
 
 def test_nothing_asked_says_nothing() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_the_interval_of_bits_per_byte_covers_the_truth_in_about_95_of_100_draws() -> None:
+    # Documents of many lengths, each with a rate of its own: more bytes of one document are no more evidence.
+    rng, truth, covered = np.random.default_rng(0), 1.5, 0
+    for seed in range(400):
+        sizes = rng.integers(50, 2000, size=60).astype(float)
+        rates = truth + rng.normal(0, 0.3, size=60)
+        interval = mean_interval((sizes * rates).tolist(), sizes.tolist(), seed=seed)
+        assert interval is not None
+        covered += interval[0] <= truth <= interval[1]
+    assert 0.91 < covered / 400 < 0.98
+
+
+def test_one_document_has_no_interval_and_equal_ones_have_a_point() -> None:
+    assert mean_interval([8.0], [4.0], seed=0) is None
+    assert mean_interval([8.0, 2.0], [4.0, 1.0], seed=0) == (2.0, 2.0)
 
 
 def group_of(hits: np.ndarray) -> Group:

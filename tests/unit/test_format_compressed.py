@@ -55,9 +55,9 @@ def int4(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scheme_of(folder: Path) -> Scheme:
-    told = read_json(folder / "herd.json")["config"]
-    told.pop("max_bytes")
-    return Scheme(**told)
+    reported = read_json(folder / "herd.json")["config"]
+    reported.pop("max_bytes")
+    return Scheme(**reported)
 
 
 def test_a_folder_opens_bit_for_bit_as_the_model_quantised_in_memory(made: Path, tiny_folder: Path) -> None:
@@ -123,19 +123,19 @@ def test_the_engine_answers(made: Path) -> None:
 
 
 def test_the_folder_says_what_it_is(made: Path, tiny_folder: Path) -> None:
-    told, scheme = read_json(made / "config.json")["quantization_config"], scheme_of(made)
-    weights = told["config_groups"]["group_0"]["weights"]
-    assert (told["quant_method"], weights["num_bits"], weights.get("group_size")) == (
+    reported, scheme = read_json(made / "config.json")["quantization_config"], scheme_of(made)
+    weights = reported["config_groups"]["group_0"]["weights"]
+    assert (reported["quant_method"], weights["num_bits"], weights.get("group_size")) == (
         "compressed-tensors",
         scheme.bits,
         scheme.group,
     )
-    assert "vision_model.patch_embedding.linear" in told["ignore"]
-    assert ("language_model.lm_head" in told["ignore"]) == (
+    assert "vision_model.patch_embedding.linear" in reported["ignore"]
+    assert ("language_model.lm_head" in reported["ignore"]) == (
         scheme.keep_head or (scheme.name == "fp8" and not scheme.everywhere)
     )
     stored = read_json(made / "model.safetensors.index.json")["weight_map"]
-    assert not any(name.removesuffix(".weight") in told["ignore"] and f"{name}_scale" in stored for name in stored)
+    assert not any(name.removesuffix(".weight") in reported["ignore"] and f"{name}_scale" in stored for name in stored)
     assert (made / "tokenizer.json").read_bytes() == (tiny_folder / "tokenizer.json").read_bytes()
     assert "Nothing was measured" in (made / "README.md").read_text()
     assert not made.with_name("model.partial").exists()

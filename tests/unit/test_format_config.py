@@ -78,7 +78,7 @@ def test_a_rotation_that_is_given_twice_alike_counts(change: dict[str, Any], tmp
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         ({"rope_parameters": LLAMA_3 | {"factor": 8.0}}, "rope_parameters and rope_scaling differ"),
         ({"rope_parameters": {"rope_type": "default"}}, "rope_parameters and rope_scaling differ"),
@@ -92,8 +92,10 @@ def test_a_rotation_that_is_given_twice_alike_counts(change: dict[str, Any], tmp
         ({"rope_theta": "10000"}, "rope_theta='10000' is not a number"),
     ],
 )
-def test_rotations_that_differ_or_are_not_known_are_refused(change: dict[str, Any], told: str, tmp_path: Path) -> None:
-    with pytest.raises(HerdError, match=told):
+def test_rotations_that_differ_or_are_not_known_are_refused(
+    change: dict[str, Any], reported: str, tmp_path: Path
+) -> None:
+    with pytest.raises(HerdError, match=reported):
         read(tmp_path, TEXT_ALONE | change)
 
 
@@ -105,7 +107,7 @@ def test_lists_of_layers_count_before_intervals_and_may_be_longer_than_the_model
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         ({"no_rope_layers": [1, 0, 1, 1] * 12}, "no_rope_layers=.* is not supported"),
         ({"no_rope_layers": [1, 1, 1, 0]}, "no_rope_layers=.* is not supported"),
@@ -119,8 +121,8 @@ def test_lists_of_layers_count_before_intervals_and_may_be_longer_than_the_model
         ({"use_qk_norm": "yes"}, "use_qk_norm='yes' is not true or false"),
     ],
 )
-def test_layouts_that_the_model_has_not_are_refused(change: dict[str, Any], told: str, tmp_path: Path) -> None:
-    with pytest.raises(HerdError, match=told):
+def test_layouts_that_the_model_has_not_are_refused(change: dict[str, Any], reported: str, tmp_path: Path) -> None:
+    with pytest.raises(HerdError, match=reported):
         read(tmp_path, TEXT_ALONE | change)
 
 
@@ -166,12 +168,12 @@ def test_a_config_alone_is_planned(
     path = tmp_path / "released.json"
     write_json(path, FORMS[form])
     write_json(tmp_path / "config.json", FORMS[form])
-    told = []
+    reported = []
     for source in (path, tmp_path):
         assert main(["plan", str(source), "--json"]) == 0
-        told.append(json.loads(capsys.readouterr().out) | {"model": ""})
-    assert told[0] == told[1]
-    assert told[0]["total_parameters"] / 1e9 == pytest.approx(billions, abs=0.01)
+        reported.append(json.loads(capsys.readouterr().out) | {"model": ""})
+    assert reported[0] == reported[1]
+    assert reported[0]["total_parameters"] / 1e9 == pytest.approx(billions, abs=0.01)
 
 
 def test_chunks_of_no_size_are_the_whole_context(tiny_folder: Path, tmp_path: Path) -> None:
@@ -195,5 +197,9 @@ def test_where_only_a_folder_will_do_another_format_is_named_with_the_way_to_one
         path = tmp_path / name
         for words in (["plan", str(path)], ["sft", str(path), "--data", str(tmp_path), "--out", str(tmp_path / "out")]):
             assert main(words) == 1
-            told = capsys.readouterr().err
-            assert f"{path} is {kind}" in told and f"herd convert {path} FOLDER" in told and told.count("\n") == 1
+            reported = capsys.readouterr().err
+            assert (
+                f"{path} is {kind}" in reported
+                and f"herd convert {path} FOLDER" in reported
+                and reported.count("\n") == 1
+            )

@@ -180,9 +180,9 @@ def test_folders_of_llm_compressor_open_packed(
     arguments: dict[str, Any], form: str, scale_type: torch.dtype, plain: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("compressed_tensors", reason="pip install 'herd-lm[oracle]'")
-    told = method(arguments, form, None if form == "pack-quantized" else DYNAMIC)
+    reported = method(arguments, form, None if form == "pack-quantized" else DYNAMIC)
     folder = tmp_path / "model"
-    meant = published(plain, folder, told, one_by_one(arguments, form, scale_type))
+    meant = published(plain, folder, reported, one_by_one(arguments, form, scale_type))
     if form == "float-quantized" and scale_type == torch.float32:  # static scales of activations stand beside
         held = load_file(folder / "model.safetensors")
         extra = {name.replace("weight_scale", "input_scale"): torch.ones(1) for name in held if "weight_scale" in name}
@@ -239,7 +239,7 @@ def blockwise(name: str, tensor: Tensor) -> Made | None:
 
 
 @pytest.mark.parametrize(
-    ("told", "change", "kept"),
+    ("reported", "change", "kept"),
     [
         pytest.param(
             {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": ["lm_head"]},
@@ -262,14 +262,14 @@ def blockwise(name: str, tensor: Tensor) -> Made | None:
     ],
 )
 def test_fused_and_blockwise_fp8_opens(
-    told: dict[str, Any], change: Change, kept: set[str], plain: Path, tmp_path: Path
+    reported: dict[str, Any], change: Change, kept: set[str], plain: Path, tmp_path: Path
 ) -> None:
-    model = opens_as(tmp_path / "model", published(plain, tmp_path / "model", told, change))
+    model = opens_as(tmp_path / "model", published(plain, tmp_path / "model", reported, change))
     assert packed_names(model) >= kept and bool(packed_names(model)) == bool(kept)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "quantization 'bitsandbytes' is not supported"),
         ({"quant_method": "awq", "bits": 4}, "quantization 'awq' is not supported, .*zero points"),
@@ -278,9 +278,9 @@ def test_fused_and_blockwise_fp8_opens(
         ({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}, "'compressed-tensors nvfp4-pack"),
     ],
 )
-def test_other_quantisations_are_named(change: dict[str, Any], told: str, plain: Path, tmp_path: Path) -> None:
+def test_other_quantisations_are_named(change: dict[str, Any], reported: str, plain: Path, tmp_path: Path) -> None:
     published(plain, tmp_path / "model", change, lambda name, tensor: None)
-    with pytest.raises(HerdError, match=told) as caught:
+    with pytest.raises(HerdError, match=reported) as caught:
         herd.load(tmp_path / "model")
     assert "\n" not in str(caught.value)
 
@@ -294,8 +294,8 @@ def test_mlx_is_named(plain: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_missing_or_does_not_fit_is_named(plain: Path, tmp_path: Path) -> None:
-    told = {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}
-    published(plain, tmp_path / "model", told, fbgemm)
+    reported = {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}
+    published(plain, tmp_path / "model", reported, fbgemm)
     path = tmp_path / "model" / "model.safetensors"
     whole = load_file(path)
     scale = next(name for name in whole if name.endswith("experts.down_proj_scale"))
@@ -316,7 +316,7 @@ def test_what_is_missing_or_does_not_fit_is_named(plain: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "reported"),
     [
         (["config.json", "pytorch_model-00001-of-00002.bin"], "PyTorch pickles, which could run code: open it in"),
         (["config.json", "flax_model.msgpack"], "Flax weights"),
@@ -329,16 +329,18 @@ def test_what_is_missing_or_does_not_fit_is_named(plain: Path, tmp_path: Path) -
         ([], "neither config.json nor params.json"),
     ],
 )
-def test_a_folder_that_cannot_be_opened_is_named_by_what_it_is(files: list[str], told: str, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_opened_is_named_by_what_it_is(files: list[str], reported: str, tmp_path: Path) -> None:
     for name in files:
         (tmp_path / name).write_text("{}")
-    with pytest.raises(HerdError, match=told) as caught:
+    with pytest.raises(HerdError, match=reported) as caught:
         herd.load(tmp_path)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "told"), [("model.safetensors", "safetens"), ("x.bin", "pickles"), ("x", "unknown")])
-def test_a_file_that_is_no_model_is_named(name: str, told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "reported"), [("model.safetensors", "safetens"), ("x.bin", "pickles"), ("x", "unknown")]
+)
+def test_a_file_that_is_no_model_is_named(name: str, reported: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("{}")
-    with pytest.raises(HerdError, match=f"{told}.*a model is a folder, or a .gguf file"):
+    with pytest.raises(HerdError, match=f"{reported}.*a model is a folder, or a .gguf file"):
         herd.load(tmp_path / name)

@@ -39,7 +39,7 @@ def test_a_folder_keeps_every_bit(tiny_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "reported"),
     [
         ("config.json", "has neither config.json nor params.json"),
         ("tokenizer.json", "tokenizer.json is missing"),
@@ -47,9 +47,9 @@ def test_a_folder_keeps_every_bit(tiny_folder: Path, tmp_path: Path) -> None:
         ("model.safetensors.index.json", "model.safetensors.index.json is missing"),
     ],
 )
-def test_a_missing_file_is_named(copy: Path, name: str, told: str) -> None:
+def test_a_missing_file_is_named(copy: Path, name: str, reported: str) -> None:
     (copy / name).unlink()
-    with pytest.raises(HerdError, match=told):
+    with pytest.raises(HerdError, match=reported):
         herd.load(copy)
 
 
@@ -80,7 +80,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(copy: Path) -> None:
     with pytest.raises(HerdError, match=r"norm\.weight is missing; surplus is not a tensor of this model"):
         herd.load(copy)
     index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "../elsewhere.safetensors")}))
-    with pytest.raises(HerdError, match="does not tell the file of each tensor"):
+    with pytest.raises(HerdError, match="does not name the file of each tensor"):
         herd.load(copy)
 
 
@@ -93,8 +93,8 @@ def test_names_that_begin_otherwise_are_shown_beside_those_that_are_missing(copy
     }
     path.unlink()
     save_file(renamed, copy / "model.safetensors")
-    told = r"model\.language_model\.(\S+) seems to be language_model\.model\.\1: rename the tensors, with load_file"
-    with pytest.raises(HerdError, match=told):
+    reported = r"model\.language_model\.(\S+) seems to be language_model\.model\.\1: rename the tensors, with load_file"
+    with pytest.raises(HerdError, match=reported):
         herd.load(copy)
 
 
@@ -127,11 +127,11 @@ def test_a_model_without_mixtures_or_chunks_answers(copy: Path) -> None:
     ids = model.tokenizer.encode("the cat sat " * 100)
     assert len(ids) > config.chunk_size
     engine = model.engine()
-    [told] = engine.generate_batch([Prompt(token_ids=ids)], SamplingParams(max_tokens=4))
+    [reported] = engine.generate_batch([Prompt(token_ids=ids)], SamplingParams(max_tokens=4))
     engine.close()
     for _ in range(4):
         ids.append(int(model.logits(ids)[-1].argmax()))
-    assert told == model.tokenizer.decode(ids[-4:])
+    assert reported == model.tokenizer.decode(ids[-4:])
 
 
 def test_what_cannot_be_honoured_is_refused(copy: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from herd import native
 from herd.model import certified
-from herd.model.certified import LEAF, Arranged, attend, needed
+from herd.model.certified import LEAF, ArrangedKeys, attend, select_pages
 
 KV, SIZE, WIDTH, HEADS = 2, 64, 32, 4
 
@@ -50,7 +50,7 @@ def test_the_error_is_never_more_than_the_certificate_says(
 ) -> None:
     q, keys, values = pages_of(kind, num_pages + 3, seed)
     length = num_pages * SIZE + late
-    out, certificate = attend(q, Arranged(keys, values, num_pages * SIZE), length, epsilon)
+    out, certificate = attend(q, ArrangedKeys(keys, values, num_pages * SIZE), length, epsilon)
     exact, _ = dense(q, keys, values, length)
     assert certificate.unread <= epsilon
     assert float((out - exact).norm(dim=-1).max()) <= certificate.error + 1e-4  # rounding of sums in fp32
@@ -59,13 +59,13 @@ def test_the_error_is_never_more_than_the_certificate_says(
 def test_keys_that_are_all_the_same_are_all_read() -> None:
     q, keys, values = pages_of("noise", 100, seed=0)
     keys = keys[:1, :, :1].expand_as(keys).contiguous()
-    _, certificate = attend(q, Arranged(keys, values, 100 * SIZE), 100 * SIZE, 1e-3)
+    _, certificate = attend(q, ArrangedKeys(keys, values, 100 * SIZE), 100 * SIZE, 1e-3)
     assert certificate.share > 0.99  # a thousandth of the mass is a thousandth of the keys
 
 
 def test_where_one_key_has_the_weight_few_pages_are_read() -> None:
     q, keys, values = pages_of("needles", 2000, seed=0)
-    out, certificate = attend(q, Arranged(keys, values, 2000 * SIZE), 2000 * SIZE, 1e-3)
+    out, certificate = attend(q, ArrangedKeys(keys, values, 2000 * SIZE), 2000 * SIZE, 1e-3)
     assert certificate.share < 0.1
     assert float((out - dense(q, keys, values, 2000 * SIZE)[0]).norm(dim=-1).max()) <= certificate.error + 1e-4
 
@@ -81,7 +81,7 @@ def test_arranged_pages_hold_each_key_once_with_its_value_and_are_narrow(
     draw = torch.Generator().manual_seed(0)
     keys = torch.randn(301, KV, SIZE, 16, generator=draw) * torch.tensor([8.0, 4, 2] + [0.01] * 13)
     keys, values = keys.bfloat16(), torch.arange(301 * KV * SIZE).view(301, KV, SIZE, 1).expand(-1, -1, -1, 16).float()
-    arranged = Arranged(keys, values, 301 * SIZE)
+    arranged = ArrangedKeys(keys, values, 301 * SIZE)
     for index, head in enumerate(arranged.heads):
         own, place = keys[:, index].flatten(0, 1), values[:, index, :, 0].flatten()
         order = torch.searchsorted(place, head.values_PKLC[..., 0].flatten().contiguous())
@@ -97,7 +97,7 @@ def test_arranged_pages_hold_each_key_once_with_its_value_and_are_narrow(
 @given(seed=st.integers(0, 999), spread=st.sampled_from([0.0, 1.0, 20.0]), allowed=st.floats(-30, 30))
 def test_the_pages_left_are_as_many_as_may_be(seed: int, spread: float, allowed: float) -> None:
     bound = spread * torch.randn(200, generator=torch.Generator().manual_seed(seed))
-    chosen = needed(bound, allowed)
+    chosen = select_pages(bound, allowed)
     mass = LEAF * bound.double().exp()
     assert float(mass[~chosen].sum().log()) <= allowed + 1e-9
     if chosen.any():  # one more would be too many
@@ -111,7 +111,7 @@ def test_the_kernels_give_what_their_twins_give(monkeypatch: pytest.MonkeyPatch)
     pages = torch.tensor([3, 4, 17, 39])
 
     def both() -> list[Tensor]:
-        return [certified.page_bounds(q, low, high), *certified.attend_some(q, keys, values, pages, 11)]
+        return [certified.page_bounds(q, low, high), *certified.attend_selected(q, keys, values, pages, 11)]
 
     assert native.why_not(keys, native.SPARSE) is None
     by_kernel = both()

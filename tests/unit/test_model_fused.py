@@ -36,7 +36,7 @@ SHAPES = {
     "Scout-like": SCOUT,
     "Maverick-like": MAVERICK,
     "top 2, dense layers": replace(MAVERICK, moe=replace(TOP_2, every=2)),
-    "no temperature, pages that straddle": replace(SCOUT, temperature=False, chunk_size=24),
+    "no temperature, pages that straddle": replace(SCOUT, temperature_tuning=False, chunk_size=24),
 }
 WIDE = replace(SCOUT, num_layers=2, moe=replace(SCOUT.moe, ffn_dim=1072))
 """Rows of an expert's weights that are longer than a page of memory: read several panels at a time."""
@@ -76,7 +76,7 @@ def logits(model: Transformer, plan: list[list[tuple[int, int, int]]], *, fused:
     out = [torch.full((length, config.vocab_size), torch.nan) for length in LENGTHS]
     for step in plan:
         pack = pack_sequences([ids[s][begin:end] for s, begin, end in step], num_cached=[begin for _, begin, _ in step])
-        view = slots.at(pack, [s for s, _, _ in step])
+        view = slots.view(pack, [s for s, _, _ in step])
         rows_R = torch.arange(len(pack.tokens_N))[::every]
         if call is not None:
             found = call.unembed(call(pack, cache=view, rows_R=rows_R))
@@ -101,7 +101,7 @@ def test_one_call_gives_the_transformers_logits(shape: str) -> None:
 @needs_kernels
 def test_a_model_whose_global_layer_has_rope_is_refused() -> None:
     model = random_model(SCOUT, seed=1)
-    model.layers[3].attention.turns = True
+    model.layers[3].attention.rotates = True
     assert why_not(model) == "positions turn a global layer"
 
 
@@ -317,9 +317,9 @@ def test_only_the_wanted_rows_are_computed() -> None:
     model = random_model(SCOUT, seed=2)
     plan = steps(model.config, [9])
     some = torch.cat(logits(model, plan, fused=True, every=3))
-    told = ~some[:, 0].isnan()
-    assert 0 < told.sum() < len(some)
-    assert torch.equal(some[told], torch.cat(logits(model, plan, fused=True))[told])
+    reported = ~some[:, 0].isnan()
+    assert 0 < reported.sum() < len(some)
+    assert torch.equal(some[reported], torch.cat(logits(model, plan, fused=True))[reported])
 
 
 @needs_kernels
@@ -331,7 +331,7 @@ def test_embedded_rows_stand_for_tokens() -> None:
     def run(embedded_ND: Tensor | None) -> Tensor:
         slots = Slots(model.config, num_slots=1, capacity=16, dtype=torch.bfloat16, device=torch.device("cpu"))
         pack = pack_sequences([tokens_N if embedded_ND is None else torch.zeros_like(tokens_N)])
-        view = slots.at(pack, [0])
+        view = slots.view(pack, [0])
         return FusedForward(model)(pack, cache=view, rows_R=torch.tensor([11]), embedded_ND=embedded_ND)
 
     assert torch.equal(run(None), run(model.embedding(tokens_N)))

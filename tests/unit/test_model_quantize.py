@@ -194,7 +194,7 @@ def test_the_head_can_be_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given_", "told"),
+    ("given_", "reported"),
     [
         ({"name": "int5"}, "did you mean 'int"),
         ({"name": "int4", "group": 48}, "group=48 is not one of 32, 64, 128"),
@@ -204,8 +204,8 @@ def test_the_head_can_be_kept() -> None:
         ({"name": "int4", "everywhere": True}, "is for fp8"),
     ],
 )
-def test_senseless_schemes_are_refused(given_: dict[str, object], told: str) -> None:
-    with pytest.raises(HerdError, match=told):
+def test_senseless_schemes_are_refused(given_: dict[str, object], reported: str) -> None:
+    with pytest.raises(HerdError, match=reported):
         Scheme(**given_)  # type: ignore[arg-type]
 
 

@@ -21,7 +21,7 @@ from herd.model.transformer import Transformer
 name, folder = sys.argv[1], Path(sys.argv[2])
 special = SpecialIds(bos=1, end_of_text=2, eom=3, eot=4, pad=5, image_start=6, image_end=7, patch=8)
 shape = preset(name, vocab_size=1024, special=special)
-# Layer 0 is a mixture in Scout and dense in Maverick. The vocabulary is cut, as 4 GB of it would tell nothing more.
+# Layer 0 is a mixture in Scout and dense in Maverick. The vocabulary is cut, as 4 GB of it would show nothing more.
 shape = replace(shape, num_layers=1, vision=replace(shape.vision, num_layers=1))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with torch.device("meta"):
@@ -72,14 +72,15 @@ def test_a_layer_of_full_width_survives_its_folder_in_little_more_than_its_memor
     with tempfile.TemporaryDirectory() as folder:  # gigabytes that pytest's tmp_path would keep
         command = [sys.executable, "-c", SCRIPT, name, folder]
         run = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    told = json.loads(run.stdout)
+    reported = json.loads(run.stdout)
     with capsys.disabled():
         print(
-            f"\n{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in told.items() if isinstance(value, float))
+            f"\n{name}: "
+            + ", ".join(f"{key} {value:.2f}" for key, value in reported.items() if isinstance(value, float))
         )
-    assert told["same"] and told["finite"] and told["spread"] > 0.1
-    assert told["kind"] == kind
-    assert told["weights_gb"] == pytest.approx(weights_gb, abs=0.15)
-    assert told["int4_gb"] < 0.45 * told["weights_gb"] and told["near"] > 0.9
+    assert reported["same"] and reported["finite"] and reported["spread"] > 0.1
+    assert reported["kind"] == kind
+    assert reported["weights_gb"] == pytest.approx(weights_gb, abs=0.15)
+    assert reported["int4_gb"] < 0.45 * reported["weights_gb"] and reported["near"] > 0.9
     # Neither saving nor loading holds the experts twice.
-    assert told["peak_gb"] < told["weights_gb"] + told["start_gb"] + 0.8
+    assert reported["peak_gb"] < reported["weights_gb"] + reported["start_gb"] + 0.8

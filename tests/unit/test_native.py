@@ -15,7 +15,7 @@ from torch import Tensor
 
 from herd import native
 from herd.config import ModelConfig, SpecialIds, tiny
-from herd.model.attention import Attention, plan
+from herd.model.attention import Attention, plan_attention
 from herd.model.moe import MoE, combine, dispatch, swiglu
 from herd.model.transformer import RMSNorm
 from herd.native import library
@@ -143,7 +143,7 @@ def test_attention_has_the_values_and_gradients_of_the_twin(
 
     def run(x: Tensor, qkv: Tensor) -> Tensor:
         # The projections are left to PyTorch: this test is about what lies between them.
-        shared = plan(positions, starts, shape, cached=False)
+        shared = plan_attention(positions, starts, shape, cached=False)
         own = Attention(shape, layer).to(x.dtype)
         own.out.weight = torch.nn.Parameter(block.out.weight.to(x.dtype), requires_grad=False)
         own.qkv.forward = lambda x: F.linear(x, qkv)  # type: ignore[method-assign]
@@ -158,7 +158,7 @@ def test_attention_across_blocks_of_queries_and_keys_has_the_gradients_of_fp32(l
     # Blocks are of 192, 384 and 768 tokens; edges fall on, before and behind theirs.
     lengths, shape = [1, 1537, 191, 384, 769, 193, 768], replace(SHAPE, chunk_size=1152)
     starts = torch.tensor([0, *lengths]).cumsum(0)
-    shared = plan(torch.cat([torch.arange(length) for length in lengths]), starts, shape, cached=False)
+    shared = plan_attention(torch.cat([torch.arange(length) for length in lengths]), starts, shape, cached=False)
     block = Attention(shape, layer)
     block.out = torch.nn.Identity()
 
@@ -180,7 +180,7 @@ def test_blocks_of_one_document_give_the_same_bits_on_any_number_of_threads() ->
     def run(threads: int) -> list[Tensor]:
         torch.set_num_threads(threads)
         leaf = qkv.view(-1, 8, 16).clone().requires_grad_()
-        out = native.attention(leaf, begins, num_kv_heads=2, turn_NC=None, temperature_N=None, norm_eps=None)
+        out = native.attention(leaf, begins, num_kv_heads=2, rotation_NC=None, temperature_N=None, norm_eps=None)
         out.backward(grad)
         assert leaf.grad is not None
         return [out.detach(), leaf.grad]

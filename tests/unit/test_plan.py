@@ -178,9 +178,9 @@ def test_the_command_counts_adapters(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_the_command_plans_presets_and_folders(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "scout", "--json", "--context", "131072", "--quantize", "int4"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["total_parameters"] == 108_641_793_536
-    assert told["serving_bytes"] == told["bytes"]["int4"] + told["cache_bytes"]
+    reported = json.loads(capsys.readouterr().out)
+    assert reported["total_parameters"] == 108_641_793_536
+    assert reported["serving_bytes"] == reported["bytes"]["int4"] + reported["cache_bytes"]
     assert main(["plan", str(tiny_folder)]) == 0
     assert "parameters" in capsys.readouterr().out
     assert main(["plan", "scuot"]) == 1

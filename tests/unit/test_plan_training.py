@@ -1,4 +1,4 @@
-"""What `herd plan` reckons of training, against torch's own count of FLOPs, and beside published runs."""
+"""What `herd plan` estimates of training, against torch's own count of FLOPs, and beside published runs."""
 
 import json
 from dataclasses import replace
@@ -102,7 +102,7 @@ def test_published_runs_are_met_and_the_page_shows_them_all() -> None:
     runs = published()
     off = sorted(max(run.ratio(), 1 / run.ratio()) for run in runs)
     assert off[len(off) // 2] < 1.25
-    # One constant is fitted to the first; these were told beforehand.
+    # One constant is fitted to the first; these were reported beforehand.
     for run in runs[1:4]:
         assert 0.9 < run.ratio() < 1.1, run.name
     page = (Path(__file__).parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
@@ -116,11 +116,11 @@ def test_the_command_prints_layout_time_and_memory(capsys: pytest.CaptureFixture
     text = capsys.readouterr().out
     assert "bf16 on 256 h100: data" in text and "fp8 on 256 h100" in text and " days" in text
     assert main(["plan", "scout", "--gpus", "256", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["training"]
-    fp8, bf16 = told["precisions"]["fp8"], told["precisions"]["bf16"]
+    reported = json.loads(capsys.readouterr().out)["training"]
+    fp8, bf16 = reported["precisions"]["fp8"], reported["precisions"]["bf16"]
     assert fp8["step_s"] <= bf16["step_s"]
     assert sum(bf16["seconds"].values()) == pytest.approx(bf16["step_s"])
-    assert bf16["tflops_gpu"] == pytest.approx(bf16["tokens_per_s_gpu"] * told["flops_per_token"] / 1e12)
+    assert bf16["tflops_gpu"] == pytest.approx(bf16["tokens_per_s_gpu"] * reported["flops_per_token"] / 1e12)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +136,8 @@ def test_what_cannot_be_planned_is_reported_in_one_line(
     options: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", "maverick", *options]) == 1
-    told = capsys.readouterr()
-    assert words in told.err and told.err.count("\n") == 1 and not told.out
+    reported = capsys.readouterr()
+    assert words in reported.err and reported.err.count("\n") == 1 and not reported.out
 
 
 def test_muons_flops_are_those_that_torch_counts() -> None:

@@ -1,15 +1,11 @@
-"""herd.stages.recipe: what a recipe may say, and which stages run again after what."""
+"""herd.stages.recipe: what a recipe may say."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import pytest
+from recipe_world import LIFE, Inner, Needy, Settings, kinds, recipe
 
 from herd.commands.stages import STAGES
 from herd.config import (
@@ -24,70 +20,9 @@ from herd.config import (
     renamed,
 )  # fmt: skip
 from herd.config.new_model import MOE
-from herd.core.files import partial
-from herd.core.lineage import Stage, read_lineage
 from herd.errors import HerdError
-from herd.stages.recipe import StageKind, load_recipe, recipe_path
-from herd.stages.runner import run_recipe
+from herd.stages.recipe import load_recipe, recipe_path
 from herd.stages.settings import make_config, refuse_renamed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inner:
-    rate: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    steps: int = 3
-    share: float = 0.5
-    fast: bool = True
-    languages: tuple[str, ...] = ("en",)
-    rule: Literal["muon", "adamw"] = "muon"
-    limit: int | None = None
-    inner: Inner = field(default_factory=lambda: Inner(rate=0.7))
-
-    def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise HerdError(f"steps={self.steps} is negative")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Needy:
-    path: str
-
-
-def write_stage(config: Settings, *folders: Path) -> Path:
-    """A stage whose file depends on its steps only, not on the share."""
-    *parents, out = folders
-    roles = {"data": "text"}
-    stage = Stage(out.name, out, config=config, parents={roles.get(one.name, "model"): one for one in parents})
-    (stage.work / "file").write_text(str(config.steps))
-    return stage.finish()
-
-
-def kinds() -> dict[str, StageKind]:
-    common = {"config": lambda: Settings, "function": write_stage}
-    every = [
-        StageKind(name="data", writes="text", **common),
-        StageKind(name="train", reads=("text",), writes="model", **common),
-        StageKind(name="talk", reads=("model",), writes="talker", **common),
-    ]
-    return {kind.name: kind for kind in every}
-
-
-def recipe(folder: Path, text: str) -> str:
-    path = folder / "own.toml"
-    path.write_text(text)
-    return str(path)
-
-
-def run(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    """Run a recipe; what was said of each stage."""
-    run_recipe(load_recipe(recipe(folder, text), kinds()), folder / "run")
-    told = [line.split() for line in capsys.readouterr().out.splitlines()]
-    return {words[0]: words[1] for words in told if words[1] in {"done", "reused"}}
 
 
 def test_values_take_the_types_of_their_fields(tmp_path: Path):
@@ -121,7 +56,7 @@ def test_a_count_may_be_written_short(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("[dta]", r"unknown table in .*own\.toml: 'dta', did you mean 'data'"),
         ("[data]\nstep = 3", r"unknown key in .*own\.toml \[data\]: 'step', did you mean 'steps'"),
@@ -145,8 +80,8 @@ def test_a_count_may_be_written_short(tmp_path: Path):
         ("[train]\n[data]", r"\[train\] reads a text folder and no table above it writes one"),
     ],
 )
-def test_a_mistake_is_reported_with_its_place_and_value(tmp_path: Path, text: str, told: str):
-    with pytest.raises(HerdError, match=told) as error:
+def test_a_mistake_is_reported_with_its_place_and_value(tmp_path: Path, text: str, reported: str):
+    with pytest.raises(HerdError, match=reported) as error:
         load_recipe(recipe(tmp_path, text), kinds())
     assert "\n" not in str(error.value)
 
@@ -163,59 +98,6 @@ def test_recipes_are_found_by_name_and_by_path(tmp_path: Path):
     with pytest.raises(HerdError, match=r"no recipe at .*nowhere\.toml"):
         recipe_path(str(tmp_path / "nowhere.toml"))
     assert recipe_path(recipe(tmp_path, "")) == tmp_path / "own.toml"
-
-
-ALL = "[data]\n[train]\n[talk]\n"
-
-
-def test_what_is_finished_is_reused_and_what_changed_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert run(tmp_path, ALL, capsys) == {"data": "done", "train": "done", "talk": "done"}
-    assert run(tmp_path, ALL, capsys) == {"data": "reused", "train": "reused", "talk": "reused"}
-    # Another config in the middle, another file from it: the stages from there on.
-    changed = "[data]\n[train]\nsteps = 4\n[talk]\n"
-    assert run(tmp_path, changed, capsys) == {"data": "reused", "train": "done", "talk": "done"}
-    # Another config, but the same file from it: nothing after it has to change.
-    same = "[data]\nshare = 0.25\n[train]\nsteps = 4\n[talk]\n"
-    assert run(tmp_path, same, capsys) == {"data": "done", "train": "reused", "talk": "reused"}
-    # A default that is said aloud is the same config.
-    said = same.replace("[talk]", "[talk]\nsteps = 3")
-    assert run(tmp_path, said, capsys) == {"data": "reused", "train": "reused", "talk": "reused"}
-
-
-def test_a_stage_that_runs_again_leaves_the_older_folder_under_a_name_of_its_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    run(tmp_path, ALL, capsys)
-    for steps in (4, 5):
-        run(tmp_path, f"[data]\n[train]\nsteps = {steps}\n[talk]\n", capsys)
-    folders = [tmp_path / "run" / name for name in ("train", "train.1", "train.2")]
-    assert [(folder / "file").read_text() for folder in folders] == ["5", "3", "4"]
-    assert not list((tmp_path / "run").glob("*.old"))
-
-
-def test_a_setting_that_a_later_herd_added_or_dropped_makes_nothing_run_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    run(tmp_path, ALL, capsys)
-    path = tmp_path / "run" / "train" / "herd.json"
-    lineage = json.loads(path.read_text())
-    del lineage["config"]["share"], lineage["config"]["inner"]["rate"]
-    lineage["config"] |= {"dropped": 3}
-    path.write_text(json.dumps(lineage))
-    assert run(tmp_path, ALL, capsys) == {"data": "reused", "train": "reused", "talk": "reused"}
-    # Where it is not the default that is asked for, it was made without.
-    assert run(tmp_path, f"{ALL}steps = 3\n[train.inner]\nrate = 0.5\n", capsys)["train"] == "done"
-
-
-def test_a_folder_that_is_not_herds_is_never_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "run" / "data").mkdir(parents=True)
-    (tmp_path / "run" / "data" / "thesis").write_text("a user's")
-    with pytest.raises(HerdError, match=r"run/data is there and no folder of Herd's"):
-        run(tmp_path, ALL, capsys)
-    assert (tmp_path / "run" / "data" / "thesis").exists()
-
-
-LIFE = "[data]\n[model]\n[vision]\n[pretrain]\n"
 
 
 def models_of(folder: Path, text: str) -> dict[str, object]:
@@ -260,7 +142,7 @@ def test_a_stage_begins_with_the_nearest_model_above_it_or_with_the_one_it_names
 
 
 @pytest.mark.parametrize(
-    ("table", "told"),
+    ("table", "reported"),
     [
         ('[sft]\nfrom = "midtrian"', r"unknown table in .* \[sft\] from = 'midtrian', did you mean 'midtrain'"),
         ("[sft]\nfrom = 3", r"\[sft\] from = 3 must be the name of a table above or a folder"),
@@ -280,8 +162,8 @@ def test_a_stage_begins_with_the_nearest_model_above_it_or_with_the_one_it_names
             '[stage.x]\nkind = "report"\nfrom = "sft"',
             r"unknown table in .* from = 'sft', known: midtrain, model",
         ),
-        ('[x]\nkind = "sft"', r"\[x\]: a stage that says its kind is written \[stage\.x\]"),
-        ('[sft]\nkind = "sft"', r"\[sft\]: a stage that says its kind is written \[stage\.sft\]"),
+        ('[x]\nkind = "sft"', r"\[x\]: a stage with a kind is written \[stage\.x\]"),
+        ('[sft]\nkind = "sft"', r"\[sft\]: a stage with a kind is written \[stage\.sft\]"),
         ('[stage.x]\nfrom = "sft"', r"\[stage\.x\] lacks kind, which is one of: data, model, vision"),
         ('[stage.x]\nkind = "stf"', r"unknown stage in .*\[stage\.x\] kind = 'stf', did you mean 'sft'"),
         ('[stage."a.1"]\nkind = "sft"', r"\[stage\.a\.1\]: the name is that of a folder too: use letters"),
@@ -290,54 +172,13 @@ def test_a_stage_begins_with_the_nearest_model_above_it_or_with_the_one_it_names
     ],
 )
 def test_a_graph_that_cannot_be_is_refused_in_one_line(
-    tmp_path: Path, table: str, told: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, table: str, reported: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
-    with pytest.raises(HerdError, match=told) as error:
+    with pytest.raises(HerdError, match=reported) as error:
         load_recipe(recipe(tmp_path, f"{LIFE}[midtrain]\n{table}\n"), STAGES)
     assert "\n" not in str(error.value)
-
-
-def test_a_run_may_begin_with_folders_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    for folder, sign in ("models/scout", "config.json"), ("mine", "config.json"), ("corpus", "tokenizer"):
-        Path(folder).mkdir(parents=True)
-        (Path(folder) / sign).touch()
-    text = 'data = "corpus"\n[pretrain]\nfrom = "models/scout"\n[sft]\n[stage.other]\nkind = "sft"\nfrom = "mine"\n'
-    assert models_of(tmp_path, text) == {"pretrain": Path("models/scout"), "sft": "pretrain", "other": Path("mine")}
-    nodes = load_recipe(recipe(tmp_path, text), STAGES)
-    assert {node.parents["data"] for node in nodes.values()} == {Path("corpus")}
-    assert models_of(tmp_path, 'data = "corpus"\nmodel = "mine"\n[sft]') == {"sft": Path("mine")}
-    # A table wins over a folder of its name.
-    Path("pretrain").mkdir()
-    assert models_of(tmp_path, LIFE + '[sft]\nfrom = "pretrain"')["sft"] == "pretrain"
-
-
-def test_a_folder_of_the_users_is_a_parent_and_what_is_in_it_decides_what_runs_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.chdir(tmp_path)
-    Path("mine").mkdir()
-    Path("mine/config.json").write_text("1")
-    text = '[talk]\nfrom = "mine"\n'
-    assert run(tmp_path, text, capsys) == {"talk": "done"}
-    assert run(tmp_path, text, capsys) == {"talk": "reused"}
-    Path("mine/config.json").write_text("2")
-    assert run(tmp_path, text, capsys) == {"talk": "done"}
-    assert read_lineage(Path("run/talk"))["parents"]["model"]["path"] == "mine"
-
-
-def test_branches_run_from_one_stage_and_a_change_in_one_leaves_the_other(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    text = '[data]\n[train]\n[talk]\n[stage.talk-b]\nkind = "talk"\nfrom = "train"\n'
-    assert run(tmp_path, text, capsys) == {"data": "done", "train": "done", "talk": "done", "talk-b": "done"}
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"data", "train", "talk", "talk-b"}
-    reused = {"data": "reused", "train": "reused", "talk": "reused", "talk-b": "done"}
-    assert run(tmp_path, text + "steps = 9\n", capsys) == reused
-    hashes = {name: read_lineage(tmp_path / "run" / name)["parents"]["model"]["hash"] for name in ("talk", "talk-b")}
-    assert set(hashes.values()) == {read_lineage(tmp_path / "run" / "train")["hash"]}
 
 
 def test_a_report_reads_all_stages_above_it_and_may_be_about_one(tmp_path: Path):
@@ -355,6 +196,19 @@ def test_a_setting_of_an_earlier_version_is_refused_with_its_new_place(tmp_path:
         load_recipe(recipe(tmp_path, f"[data]\n[vision]\n{key}\n"), STAGES)
 
 
+@pytest.mark.parametrize(
+    ("table", "old", "now"),
+    [
+        ("[model]\ntemperature = false", "temperature", "temperature_tuning"),
+        ("[pretrain]\nbalance_rate = 0.0", "balance_rate", "bias_update_rate"),
+        ("[pretrain.optimizer]\nwarmup = 0.1", "optimizer.warmup", "optimizer.warmup_ratio"),
+    ],
+)
+def test_a_renamed_setting_is_refused_with_its_new_name(tmp_path: Path, table: str, old: str, now: str):
+    with pytest.raises(HerdError, match=rf" {old}: this setting is now {now}$"):
+        load_recipe(recipe(tmp_path, f"[data]\n{table}\n"), STAGES)
+
+
 def test_a_setting_that_was_removed_is_refused_with_what_to_use(tmp_path: Path):
     text = LIFE + '[evaluate]\nreasons = ["language: it is small"]\n'
     with pytest.raises(HerdError, match=r"\[evaluate\] reasons: this setting was removed, .*`herd bench tiny RUN`"):
@@ -363,8 +217,8 @@ def test_a_setting_that_was_removed_is_refused_with_what_to_use(tmp_path: Path):
 
 def test_a_renamed_table_is_named_with_the_key_in_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(renamed.RENAMED, (renamed.ANY, "inner"), (renamed.ANY, "core"))
-    for values, told in ({"inner": {"rate": 1}}, "core"), ({"inner": 3}, "core"):
-        with pytest.raises(HerdError, match=f"this setting is now {told}$"):
+    for values, reported in ({"inner": {"rate": 1}}, "core"), ({"inner": 3}, "core"):
+        with pytest.raises(HerdError, match=f"this setting is now {reported}$"):
             refuse_renamed("train", values, where="[train]")
     assert renamed.new_name("train", "inner.rate") == ("train", "core.rate")
     assert renamed.new_name("train", "rate.inner") is None
@@ -396,7 +250,7 @@ def test_the_shape_of_a_new_model_is_a_preset_with_changes(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "reported"),
     [
         ('preset = "tinny"', r"\[model\] preset = 'tinny', did you mean 'tiny'"),
         ("num_expert = 4", "did you mean 'num_experts'"),
@@ -406,8 +260,8 @@ def test_the_shape_of_a_new_model_is_a_preset_with_changes(tmp_path: Path):
         ('preset = "tiny-long"\nvision.dim = 64', "vision.dim=64: preset=tiny-long has no vision encoder"),
     ],
 )
-def test_a_shape_that_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, keys: str, told: str):
-    with pytest.raises(HerdError, match=told):
+def test_a_shape_that_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, keys: str, reported: str):
+    with pytest.raises(HerdError, match=reported):
         load_recipe(recipe(tmp_path, f"[data]\n[model]\n{keys}\n"), STAGES)
 
 
@@ -421,79 +275,6 @@ def test_a_table_can_change_every_field_of_a_shape_but_what_the_tokenizer_says()
     left = {"rope_theta", "norm_eps"}
     assert {field.name for field in fields(EncoderConfig)} == {field.name for field in fields(VisionConfig)} - left
     assert set(get_args(PresetName)) == set(PRESETS)
-
-
-def test_a_stage_that_other_code_made_is_reused_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    run(tmp_path, ALL, capsys)
-    path = tmp_path / "run" / "train" / "herd.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"herd_version": "0.0.1", "commit": "abc"}))
-    run_recipe(load_recipe(recipe(tmp_path, ALL), kinds()), tmp_path / "run")
-    data, train, talk = capsys.readouterr().out.splitlines()
-    assert data == "data      reused (0 s)"
-    assert train.startswith("train     reused (0 s), made by herd 0.0.1 (abc), this is ")
-    assert train.endswith(f": remove {path.parent} to make it again")
-    assert talk == "talk      reused (0 s)"
-
-
-def test_a_stage_that_is_not_in_the_recipe_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert run(tmp_path, "[data]\n", capsys) == {"data": "done"}
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["data"]
-
-
-def test_a_finished_folder_holds_nothing_of_the_runner(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    run(tmp_path, "[data]\n", capsys)
-    assert sorted(path.name for path in (tmp_path / "run" / "data").iterdir()) == ["file", "herd.json"]
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from test_recipe import Settings
-from herd.core.lineage import Stage, read_lineage
-from herd.stages.recipe import Node, StageKind
-from herd.stages.runner import run_recipe
-
-def stopped(config, out):
-    stage = Stage("data", out, config=config, parents={})
-    (stage.work / "half").write_text("1")
-    stage.keep_time()
-    os.kill(os.getpid(), signal.SIGKILL)
-
-kind = StageKind(name="data", config=lambda: Settings, function=stopped, writes="text")
-run_recipe({"data": Node(kind=kind, config=Settings(), parents={})}, Path("run"))
-"""
-
-
-def test_a_killed_stage_resumes_and_under_another_config_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    killed = subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path})
-    assert killed.returncode == -signal.SIGKILL
-    work = partial(tmp_path / "run" / "data")
-    assert (work / "half").exists()
-
-    def go(text: str) -> set[str]:
-        seen: set[str] = set()
-
-        def look(config: Settings, out: Path) -> Path:
-            seen.update(path.name for path in partial(out).iterdir())
-            raise KeyboardInterrupt
-
-        kind = StageKind(name="data", config=lambda: Settings, function=look, writes="text")
-        with pytest.raises(KeyboardInterrupt):
-            run_recipe(load_recipe(recipe(tmp_path, text), {"data": kind}), tmp_path / "run")
-        return seen
-
-    assert "half" in go("[data]\n")
-    with pytest.raises(HerdError, match=r"begun with other settings: steps 3 → 9\. Give the old ones"):
-        go("[data]\nsteps = 9\n")
-    assert (work / "half").exists()
-
-
-def test_a_damaged_lineage_stops_the_run_with_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    run(tmp_path, ALL, capsys)
-    (tmp_path / "run" / "train" / "herd.json").write_text("{")
-    with pytest.raises(HerdError, match=r"train/herd\.json is not valid JSON"):
-        run(tmp_path, ALL, capsys)
 
 
 def test_the_recipes_of_the_house_fit_its_stages():

@@ -172,7 +172,7 @@ def test_a_prompt_at_fault_has_its_error_and_is_tried_again(model: Model, tmp_pa
     prompts.write_text("\n".join(faulty), encoding="utf-8")
     assert run(model, prompts, out).failed == 16
     errors = [answer.get("error", "") for answer in read(out)]
-    told = [
+    reported = [
         *("later.png does not exist", "not JSON", "one of prompt", "did you mean 'images'?", "robot"),
         *("messages[0] is 3", "prompt is null", 'text is ["a"]', "messages is []", "messages is null"),
         *(
@@ -183,7 +183,7 @@ def test_a_prompt_at_fault_has_its_error_and_is_tried_again(model: Model, tmp_pa
         ),
         *("not Unicode at character 1", "context", ""),
     ]
-    assert [error for says, error in zip(told, errors, strict=True) if says not in error] == []
+    assert [error for says, error in zip(reported, errors, strict=True) if says not in error] == []
     assert errors[-1] == ""
     Image.new("RGB", (60, 40)).save(tmp_path / "later.png")
     done = run(model, prompts, out)
@@ -284,8 +284,8 @@ def test_a_killed_command_resumes_without_repeating_or_losing_an_answer(tiny_fol
         [*command, "--num-speculative-tokens", "3", "--json"], capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 0, ended.stderr
-    told = json.loads(ended.stdout)
-    assert (told["prompts"], told["answered"], told["reused"]) == (60, 60, len(stood))
+    reported = json.loads(ended.stdout)
+    assert (reported["prompts"], reported["answered"], reported["reused"]) == (60, 60, len(stood))
     assert len(stood) < 60
     assert stood <= set(out.read_bytes().splitlines(keepends=True))
     assert [answer["number"] for answer in read(out)] == list(range(60))

@@ -8,7 +8,7 @@ from herd.engine.answer import TokenLogprob
 from herd.engine.reply import Reply
 from herd.engine.sampler import choice_seeds
 from herd.engine.structure import ANY_OBJECT, Structure
-from herd.serve.responses import best
+from herd.serve.responses import likeliest_replies
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -35,7 +35,7 @@ def test_several_answers_come_under_their_numbers_with_seeds_of_their_own(server
 def test_of_several_answers_one_that_fails_ends_all(server):
     engine = server.model.last_engine
     for stream in (False, True):
-        with pytest.raises(openai.APIError, match="its log says why"):
+        with pytest.raises(openai.APIError, match="the reason is in its log"):
             list(server.ask("a fail", n=2, stream=stream))
     assert eventually(lambda: engine.running == 0)
 
@@ -46,7 +46,7 @@ def test_the_best_of_several_answers_are_those_of_the_likeliest_tokens():
         return Reply(text=str(logprobs), num_tokens=len(logprobs), finish_reason="stop", logprobs=given)
 
     short, long, poor = reply(-1.0), reply(-0.5, -0.5, -0.5), reply(-2.0, -0.1)
-    assert best([poor, short, long], 2) == [long, short]  # by the mean: to be long is no fault
+    assert likeliest_replies([poor, short, long], 2) == [long, short]  # by the mean: to be long is no fault
 
 
 def test_best_of_counts_all_that_was_made(server):
@@ -59,10 +59,10 @@ def test_best_of_counts_all_that_was_made(server):
 def test_log_probabilities_come_in_openais_shape(server, stream):
     answer = server.ask("a b", logprobs=True, top_logprobs=2, stream=stream)
     choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
-    told = [one for choice in choices if choice.logprobs for one in choice.logprobs.content]
-    assert [one.logprob for one in told] == [-0.5, -1.0, -1.5]
-    assert bytes(told[0].bytes).decode(errors="replace") == told[0].token
-    assert [(top.logprob, top.token) for top in told[1].top_logprobs] == [(-1.0, told[1].token), (-9.0, "!")]
+    reported = [one for choice in choices if choice.logprobs for one in choice.logprobs.content]
+    assert [one.logprob for one in reported] == [-0.5, -1.0, -1.5]
+    assert bytes(reported[0].bytes).decode(errors="replace") == reported[0].token
+    assert [(top.logprob, top.token) for top in reported[1].top_logprobs] == [(-1.0, reported[1].token), (-9.0, "!")]
     assert server.model.last_engine.seen[-1][1].logprobs == 2
 
 
@@ -70,7 +70,7 @@ def test_a_form_reaches_the_engine_and_a_faulty_one_the_client(server):
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
     for options, form in [
-        ({"response_format": asked}, Structure.schema(schema)),
+        ({"response_format": asked}, Structure.from_schema(schema)),
         ({"response_format": {"type": "json_object"}}, ANY_OBJECT),
         ({"extra_body": {"regex": "a+"}}, Structure(kind="regex", source="a+")),
         ({"extra_body": {"grammar": "start: /a/"}}, Structure(kind="grammar", source="start: /a/")),

@@ -135,8 +135,8 @@ def test_every_value_that_openais_types_allow_is_accepted_or_refused_with_its_fi
         except ApiError as error:
             refused_fields.setdefault(name, set()).add(error.param or "")
         except ValidationError as error:
-            told = validation_error(RequestValidationError(error.errors()).errors(), FIELDS)
-            refused_fields.setdefault(name, set()).add(told.param or "")
+            reported = validation_error(RequestValidationError(error.errors()).errors(), FIELDS)
+            refused_fields.setdefault(name, set()).add(reported.param or "")
     assert refused_fields == {
         **{name: {name} for name in ChatRequest.unsupported},
         "tools": {"tools[0].type"},  # custom tools
@@ -156,8 +156,8 @@ def test_every_message_that_openais_types_allow_is_accepted_or_refused_with_its_
         try:
             parse(messages=said)
         except ValidationError as error:
-            told = validation_error(RequestValidationError(error.errors()).errors(), FIELDS)
-            refused_at.add(re.sub(r"\[\d\]", "", told.param or "").removeprefix("messages."))
+            reported = validation_error(RequestValidationError(error.errors()).errors(), FIELDS)
+            refused_at.add(re.sub(r"\[\d\]", "", reported.param or "").removeprefix("messages."))
     allowed = {
         "ChatCompletionUserMessageParam": {"content"},  # audio and files
         "ChatCompletionAssistantMessageParam": {"audio", "function_call", "tool_calls.type"},

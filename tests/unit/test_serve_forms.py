@@ -52,13 +52,16 @@ def form(**fields: Any) -> Structure | None:
 def passes(structure: Structure, text: str) -> bool:
     progress = STRUCTURES.start(structure)
     for token in TOKENIZER.encode(text):
-        if not progress.allowed()[token]:
+        if not progress.allowed_tokens()[token]:
             # Another cut into tokens may be asked for; letter by letter every text can be said.
             progress = STRUCTURES.start(structure)
             letters = [index for letter in text for index in TOKENIZER.encode(letter)]
-            return all(progress.allowed()[one] and progress.push(one) is None for one in letters) and progress.accepting
+            return (
+                all(progress.allowed_tokens()[one] and progress.push(one) is None for one in letters)
+                and progress.is_accepting
+            )
         progress.push(token)
-    return progress.accepting
+    return progress.is_accepting
 
 
 def test_without_a_need_nothing_is_held_to_a_form() -> None:

@@ -74,10 +74,10 @@ def test_results_stand_in_the_order_of_the_calls():
 
 
 def sent_back(*calls: Call) -> str:
-    """What the model is told of these calls of its own, after the way through a client."""
-    told = tool_call_objects(calls)
-    results = [{"role": "tool", "content": "x", "tool_call_id": call["id"]} for call in told]
-    [asked, *_] = read_conversation(parse(messages=[{"role": "assistant", "tool_calls": told}, *results])).messages
+    """What the model is shown of these calls of its own, after the way through a client."""
+    reported = tool_call_objects(calls)
+    results = [{"role": "tool", "content": "x", "tool_call_id": call["id"]} for call in reported]
+    [asked, *_] = read_conversation(parse(messages=[{"role": "assistant", "tool_calls": reported}, *results])).messages
     return write_calls([call_of(call) for call in asked["tool_calls"]])
 
 
@@ -97,7 +97,7 @@ def test_a_call_that_was_cut_off_can_be_sent_back_too(arguments, data):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         ("", "[f()]"),
         ("null", "[f()]"),
@@ -110,12 +110,12 @@ def test_a_call_that_was_cut_off_can_be_sent_back_too(arguments, data):
         ("[" * 100_000, f'[f(arguments="{"[" * 100_000}")]'),
     ],
 )
-def test_a_broken_call_of_the_past_is_rendered_as_well_as_it_can_be_read(arguments, told):
+def test_a_broken_call_of_the_past_is_rendered_as_well_as_it_can_be_read(arguments, reported):
     message = calling(arguments)["messages"][0]
     [asked, _] = read_conversation(
         parse(messages=[message, {"role": "tool", "content": "x", "tool_call_id": "1"}])
     ).messages
-    assert write_calls([call_of(call) for call in asked["tool_calls"]]) == told
+    assert write_calls([call_of(call) for call in asked["tool_calls"]]) == reported
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ CONFIG = PretrainConfig(num_tokens=3000, batch_tokens=1000, context=128, picture
 def test_only_the_parameters_that_the_config_names_are_trained(
     tiny_folder: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    config = replace(CONFIG, trainable=("layers.*.attention.*", "norm.weight"), balance_rate=0.0)
+    config = replace(CONFIG, trainable=("layers.*.attention.*", "norm.weight"), bias_update_rate=0.0)
     out = pretrain(config, tiny_folder, tiny_data, tmp_path / "out")
     before = dict(huggingface.load(tiny_folder, dtype=torch.bfloat16).named_parameters())
     after = dict(huggingface.load(out, dtype=torch.bfloat16).named_parameters())
@@ -51,7 +51,7 @@ def test_frozen_routers_are_not_changed_by_balancing_unasked(
     tiny_folder: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, trainable=("layers.*.attention.*",))
-    with pytest.raises(HerdError, match=r"balance_rate=0\.05 changes the routers.* set balance_rate=0, or add"):
+    with pytest.raises(HerdError, match=r"bias_update_rate=0\.05 changes the routers.* set bias_update_rate=0, or add"):
         pretrain(config, tiny_folder, tiny_data, tmp_path / "out")
 
 

@@ -107,7 +107,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("harm", "reported"),
     [
         (lambda path: flip_a_bit(path / "__0_0.distcp"), "__0_0.distcp is not what was written"),
         (lambda path: flip_a_bit(path / ".metadata"), ".metadata is not what was written"),
@@ -118,13 +118,13 @@ def flip_a_bit(path: Path) -> None:
     ],
 )
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: object, told: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], harm: object, reported: str
 ) -> None:
     root = save(tmp_path, 3, 10)
     harm(root / "step-10")
     assert resume(tmp_path) == (3, 3)
     assert capsys.readouterr().err == (
-        f"the checkpoint {root}/step-10 is damaged ({told}): going on from the one before\n"
+        f"the checkpoint {root}/step-10 is damaged ({reported}): going on from the one before\n"
     )
     assert resume(tmp_path) == (3, 3)
     assert capsys.readouterr().err == ""
@@ -177,7 +177,7 @@ def test_an_index_that_an_older_python_wrote_is_read_and_getattr_gives_nothing_e
 
 
 @pytest.mark.parametrize(
-    ("wanted", "told"),
+    ("wanted", "reported"),
     [
         ({"a": torch.zeros(4)}, r"part\.a is \(3,\) of torch\.float32 in the one and \(4,\) of torch\.float32"),
         ({"a": torch.zeros(3, dtype=torch.uint8)}, r"part\.a is .* and \(3,\) of torch\.uint8 in the other"),
@@ -185,11 +185,11 @@ def test_an_index_that_an_older_python_wrote_is_read_and_getattr_gives_nothing_e
         ({"b": {}}, r"part\.b\.c is in one of them only"),
     ],
 )
-def test_a_checkpoint_of_other_tensors_is_refused_by_name(tmp_path: Path, wanted: State, told: str) -> None:
+def test_a_checkpoint_of_other_tensors_is_refused_by_name(tmp_path: Path, wanted: State, reported: str) -> None:
     with begin(tmp_path, Part(1.0)) as checkpoints:
         checkpoints.save(3)
     folder = checkpoints.root / "step-3"
-    with pytest.raises(HerdError, match=rf"step-3 does not fit what is trained now \({told}"):
+    with pytest.raises(HerdError, match=rf"step-3 does not fit what is trained now \({reported}"):
         checkpoint.load(folder, {"part": Part(0.0).value | wanted})
 
 
@@ -198,7 +198,7 @@ def test_a_checkpoint_that_the_disk_has_no_room_for_is_named_and_removed(
 ) -> None:
     def full(state: State, *, checkpoint_id: Path, **_: object) -> None:
         (checkpoint_id / "__0_0.distcp").write_bytes(b"a part")
-        cause = RuntimeError("unexpected pos 704")  # as torch tells it
+        cause = RuntimeError("unexpected pos 704")  # as torch words it
         cause.__context__ = OSError(errno.ENOSPC, "No space left on device")
         raise CheckpointException("", {0: (cause, None)})
 
@@ -243,11 +243,11 @@ def failing_save(folder: str, what: str) -> tuple[str, str]:
 def test_one_ranks_error_while_a_checkpoint_is_written_ends_the_save_on_all() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cases = [(2, failing_save, (f"{folder}/{what}", what)) for what in ("begin", "checksums", "commit")]
-        for (_, _, (_, what)), told in zip(cases, on_ranks(*cases), strict=True):
+        for (_, _, (_, what)), reported in zip(cases, on_ranks(*cases), strict=True):
             failed = 1 if what == "checksums" else 0
-            assert told[failed] == ("OSError", "[Errno 5] Input/output error: 'disk'"), (what, told)
+            assert reported[failed] == ("OSError", "[Errno 5] Input/output error: 'disk'"), (what, reported)
             other = f"rank {failed} failed: OSError: [Errno 5] Input/output error: 'disk'"
-            assert told[1 - failed] == ("HerdError", other), (what, told)
+            assert reported[1 - failed] == ("HerdError", other), (what, reported)
             assert names(Path(folder) / what / "out.partial" / "state") == {"step-2"}
 
 
@@ -260,5 +260,5 @@ def failing_resume(folder: str) -> tuple[str, str]:
 
 def test_a_damaged_state_is_refused_on_all_ranks(tmp_path: Path) -> None:
     flip_a_bit(save(tmp_path, 3) / "step-3" / "__0_0.distcp")
-    [told] = on_ranks((2, failing_resume, (str(tmp_path),)))
-    assert all("is whole: give --restart" in text for _, text in told)
+    [reported] = on_ranks((2, failing_resume, (str(tmp_path),)))
+    assert all("is whole: give --restart" in text for _, text in reported)

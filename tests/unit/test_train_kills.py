@@ -87,7 +87,7 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def tell(folder: Path, num_steps: int, num_kills: int, seed: int) -> Story:
+def make_story(folder: Path, num_steps: int, num_kills: int, seed: int) -> Story:
     """Run to the end, with `num_kills` kills on the way."""
     folder.mkdir()
     context = multiprocessing.get_context("forkserver")
@@ -122,7 +122,10 @@ def tell(folder: Path, num_steps: int, num_kills: int, seed: int) -> Story:
 
 
 def check(folder: Path, num_steps: int, num_kills: int, seed: int) -> Story:
-    calm, killed = tell(folder / "calm", num_steps, 0, seed), tell(folder / "killed", num_steps, num_kills, seed)
+    calm, killed = (
+        make_story(folder / "calm", num_steps, 0, seed),
+        make_story(folder / "killed", num_steps, num_kills, seed),
+    )
     print(f"{killed.kills} kills, {killed.torn} of them in a save, at {killed.commits}")
     assert killed.kills == num_kills, "the run was over before: give it more steps"
     for commit, first in zip(killed.commits, killed.first_steps, strict=True):

@@ -261,11 +261,11 @@ def test_orthogonalised_updates_have_singular_values_near_one() -> None:
 
 
 def test_the_schedule_rises_stays_and_falls_to_nothing() -> None:
-    optimizer = Optimizer(fresh_model(), OptimizerConfig(warmup=0.1, decay=0.5), 100)
+    optimizer = Optimizer(fresh_model(), OptimizerConfig(warmup_ratio=0.1, decay=0.5), 100)
     factors = [optimizer.schedule(step) for step in range(100)]
     assert factors[0] == pytest.approx(0.1) and factors[9:51] == [1.0] * 42
     assert factors[99] == pytest.approx(0.02) and factors[50:] == sorted(factors[50:], reverse=True)
-    halved = Optimizer(fresh_model(), OptimizerConfig(warmup=0.1, decay=0.5, lr_scale=0.5), 100)
+    halved = Optimizer(fresh_model(), OptimizerConfig(warmup_ratio=0.1, decay=0.5, lr_scale=0.5), 100)
     assert [2 * halved.schedule(step) for step in range(100)] == factors
 
 

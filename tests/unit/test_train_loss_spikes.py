@@ -139,8 +139,8 @@ def test_a_picture_with_a_pixel_that_is_not_a_number_changes_no_weight(
 ) -> None:
     monkeypatch.setattr(Optimizer, "schedule", lambda *_: 1.0)  # it goes by the steps, of which one more is seen
     seen = run(tmp_path / "seen", Pictures((2,), 4))
-    told = "step 2 skipped: its loss is nan"
-    assert told in capsys.readouterr().err
+    reported = "step 2 skipped: its loss is nan"
+    assert reported in capsys.readouterr().err
 
     class Without(Pictures):
         def batch(self, step: int) -> Batch:
@@ -156,8 +156,8 @@ def test_a_picture_with_a_pixel_that_is_not_a_number_changes_no_weight(
 
 def test_outliers_in_a_row_stop_the_run_and_the_same_command_resumes_after_them(tmp_path: Path) -> None:
     batches = Pictures((2, 3, 4), 7)
-    told = r"3 steps in a row were outliers, the last as its loss is nan: look .* the 5 steps of 7 before are saved"
-    with pytest.raises(HerdError, match=told):
+    reported = r"3 steps in a row were outliers, the last as its loss is nan: look .* the 5 steps of 7 before are saved"
+    with pytest.raises(HerdError, match=reported):
         run(tmp_path / "out", batches, patience=3)
     run(tmp_path / "out", batches, patience=3)
     lines = read_metrics(tmp_path / "out.partial" / "metrics.jsonl")

@@ -42,11 +42,11 @@ def trained(
     model = Transformer(SHAPE).to(dtype).train()
     initialise(model, torch.Generator().manual_seed(0))
     model.recompute = recompute
-    loss, told = accumulate(model, split_batch(batch(), parts), language_loss(0.0))
+    loss, reported = accumulate(model, split_batch(batch(), parts), language_loss(0.0))
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     figures = {
         name: Mean(float(value.total), value.count) if isinstance(value, Mean) else float(value)
-        for name, value in told.items()
+        for name, value in reported.items()
     }
     return float(loss), figures, grads, [moe.count_E for moe in mixtures(model) if moe.count_E is not None]
 

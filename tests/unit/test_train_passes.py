@@ -28,12 +28,12 @@ def test_a_master_is_kept_to_the_bit_and_its_weight_is_the_nearest(value: float)
 def test_codes_of_8_bits_are_true_on_the_mean_and_near_each_time() -> None:
     x = torch.randn(3, 200, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 600).view(3, 200)
     for fraction, values in ((3, x), (4, x.abs())):
-        code, scale_b, told = torch.zeros(3, 200, dtype=torch.uint8), torch.zeros(5), []
+        code, scale_b, reported = torch.zeros(3, 200, dtype=torch.uint8), torch.zeros(5), []
         for seed in range(400):
             noise = passes.noise(600, seed, x.device)
             passes.encode(values, code, scale_b, fraction, noise & 0xFFFFF if fraction == 3 else noise >> 13)
-            told.append(passes.decode(code, scale_b, fraction))
-        seen = torch.stack(told)
+            reported.append(passes.decode(code, scale_b, fraction))
+        seen = torch.stack(reported)
         top = passes.blocks(values).abs().amax(-1, keepdim=True).expand(-1, 128).flatten()[:600].view(3, 200)
         assert ((seen - values).abs() <= values.abs() * 2.0**-fraction + top * 2.0**-14).all()
         assert ((seen.mean(0) - values).abs() <= values.abs() * 2.0**-fraction / 8 + top * 2.0**-14).all()
@@ -45,7 +45,7 @@ def test_adamw_for_all_follows_torchs_own(moments: str, dtype: torch.dtype) -> N
     model = Transformer(preset("tiny", vocab_size=64, special=SPECIAL)).to(dtype)
     initialise(model, torch.Generator().manual_seed(0))
     rates = dict.fromkeys(("adamw_lr", "embedding_lr", "unembedding_lr", "other_lr"), 0.002)
-    config = OptimizerConfig(matrix="adamw", moments=moments, warmup=0, decay=0, max_grad_norm=1e9, **rates)  # type: ignore[arg-type]
+    config = OptimizerConfig(matrix="adamw", moments=moments, warmup_ratio=0, decay=0, max_grad_norm=1e9, **rates)  # type: ignore[arg-type]
     ours = Optimizer(model, config, 100)
     before = {name: p.detach().float().clone() for name, p in model.named_parameters()}
     theirs = {name: p.clone().requires_grad_() for name, p in before.items()}

@@ -1,4 +1,4 @@
-"""herd.stages.unfinished: a training that was stopped is gone on with, refused or moved aside, and never deleted."""
+"""herd.stages.unfinished: a training that was stopped is resumed, refused or moved aside, and never deleted."""
 
 import dataclasses
 import json
@@ -17,13 +17,14 @@ from herd.cli import main
 from herd.commands import COMMANDS
 from herd.commands.single import stage_command
 from herd.commands.stages import stage
-from herd.config import MoEConfig, PretrainConfig, SpecialIds, preset
+from herd.config import MoEConfig, OptimizerConfig, PretrainConfig, SpecialIds, preset
 from herd.core.batch import Batch, split_batch
 from herd.core.lineage import Stage
 from herd.core.tracker import Tracker, read_metrics
 from herd.errors import HerdError
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
+from herd.stages.unfinished import changes, request
 from herd.train.checkpoint import candidates
 from herd.train.loop import train
 from herd.train.losses import language_loss
@@ -119,8 +120,8 @@ def saved(work: str = "out.partial") -> list[str]:
 
 
 def lineage(folder: str = "out") -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((Path(folder) / "herd.json").read_text())
-    return told
+    reported: dict[str, Any] = json.loads((Path(folder) / "herd.json").read_text())
+    return reported
 
 
 def steps(folder: str = "out") -> list[int]:
@@ -129,8 +130,8 @@ def steps(folder: str = "out") -> list[int]:
 
 def test_ctrl_c_saves_and_the_same_command_resumes(pretrain: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert pretrain(stop_at=2) == 130
-    told = "herd: stopped as asked, the 3 steps of 6 before are saved: re-run the same command to resume"
-    assert errors(capsys) == told
+    reported = "herd: stopped as asked, the 3 steps of 6 before are saved: re-run the same command to resume"
+    assert errors(capsys) == reported
     assert saved() == ["step-3"]
     assert not Path("out.log").exists()  # to stop is no error
     before = read_metrics(Path("out.partial/metrics.jsonl"))
@@ -145,7 +146,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_prints_what_is_kept(
     pretrain: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("herd.core.signals.ECHO_S", -1.0)
-    for kept, told in (
+    for kept, reported in (
         (0, "nothing was saved yet: the same command starts over"),
         (3, "the first 3 steps are saved in out.partial: re-run the same command to resume"),
     ):
@@ -153,7 +154,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_prints_what_is_kept(
             assert pretrain(stop_at=kept - 1) == 130
             capsys.readouterr()
         assert pretrain(stop_at=kept + 1, presses=2) == 130
-        assert errors(capsys) == f"herd: stopped; {told}"
+        assert errors(capsys) == f"herd: stopped; {reported}"
     assert saved() == ["step-3"]
 
 
@@ -223,8 +224,27 @@ def test_other_data_is_refused_and_another_model_always(pretrain: Command, capsy
     assert lineage()["changes"] == [{"step": 3, "fields": {"data": change}}]
 
 
+def test_a_stored_config_with_old_names_is_compared_by_the_names_of_today() -> None:
+    config = PretrainConfig(bias_update_rate=0.1, optimizer=OptimizerConfig(warmup_ratio=0.1))
+    wanted = request(config, {})
+    stored = json.loads(json.dumps(wanted))
+    for values, name, old in (
+        (stored["config"], "bias_update_rate", "balance_rate"),
+        (stored["config"], "loss_spikes", "guard"),
+        (stored["config"]["optimizer"], "warmup_ratio", "warmup"),
+    ):
+        values[old] = values.pop(name)
+    assert changes(stored, wanted, config) == {}
+    stored["config"]["optimizer"]["warmup"] = 0.2
+    stored["config"]["guard"]["sigmas"] = 9.0
+    assert changes(stored, wanted, config) == {
+        "optimizer.warmup_ratio": (0.2, 0.1),
+        "loss_spikes.sigmas": (9.0, config.loss_spikes.sigmas),
+    }
+
+
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         ("--num-tokens 200", "3 steps are saved, more than the 2 asked for"),
         ("--optimizer.matrix adamw", "does not fit what is trained now"),
@@ -232,12 +252,12 @@ def test_other_data_is_refused_and_another_model_always(pretrain: Command, capsy
     ],
 )
 def test_what_cannot_be_resumed_is_refused_and_the_old_settings_still_resume(
-    pretrain: Command, capsys: pytest.CaptureFixture[str], change: str, told: str
+    pretrain: Command, capsys: pytest.CaptureFixture[str], change: str, reported: str
 ) -> None:
     assert pretrain(stop_at=2) == 130
     errors(capsys)
     assert pretrain(f"{change} --resume-with-changes") == 1
-    assert told in errors(capsys)
+    assert reported in errors(capsys)
     assert saved() == ["step-3"]
     assert pretrain(stop_at=4) == 130
     assert saved()[0] == "step-5"

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as compute
 
-from herd.core.files import alone_in, naming_full_disk, partial, read_json, sha256, sync, write_json
+from herd.core.files import lock_folder, naming_full_disk, read_json, sha256, sync, work_folder, write_json
 from herd.core.progress import ProgressBar, progress_bar
 from herd.data.tokens.shards import COLUMNS, FOLDERS, FORMAT, MANIFEST, open_table, table_hash, tokenizer_hash
 from herd.data.tokens.tokenizer import Tokenizer
@@ -77,7 +77,7 @@ def write_shards(
         "block_bytes": BLOCK_BYTES,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    with alone_in(work := partial(out), wait=True):
+    with lock_folder(work := work_folder(out), wait=True):
         if (out / MANIFEST).exists() and read_json(out / MANIFEST).items() >= request.items():
             shutil.rmtree(work)  # another process has written it meanwhile
             return out

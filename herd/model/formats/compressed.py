@@ -1,9 +1,9 @@
 """Writing quantised folders: Hugging Face's Llama 4 folder with low-bit matrices as compressed-tensors stores them.
 
-int4 is its `pack-quantized` (`….weight_packed` int32, `….weight_scale`, `….weight_shape`), int8 its `int-quantized`
-and fp8 its `float-quantized` (`….weight`, `….weight_scale`); routed experts stand one by one, `experts.3.gate_proj`,
-as llm-compressor writes them. What a scheme leaves out is bf16. Written shard by shard, one matrix in memory at a
-time. herd/model/formats/lowbit.py reads them.
+int4 is its `pack-quantized` (`….weight_packed` int32, `….weight_scale`, `….weight_shape`), int8 its `int-quantized` and
+fp8 its `float-quantized` (`….weight`, `….weight_scale`); routed experts are stored one by one, `experts.3.gate_proj`,
+as llm-compressor writes them. What a scheme leaves out is bf16. Written shard by shard, one matrix in memory at a time.
+herd/model/formats/lowbit.py reads them.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from herd.model.formats import huggingface
 from herd.model.formats.config_json import config_from_json
 from herd.model.formats.lowbit import is_quantized
 from herd.model.formats.weights import refuse, wrong_names
-from herd.model.quantize import Scheme, quantize, replaceable
+from herd.model.quantize import Scheme, quantizable, quantize
 from herd.model.transformer import Transformer
 
 FORMATS = {"int4": "pack-quantized", "int8": "int-quantized", "fp8": "float-quantized"}
@@ -67,7 +67,7 @@ def write(source: Path, target: Path, scheme: Scheme) -> dict[str, Any]:
     config = config_from_json(source)
     with torch.device("meta"):
         model = Transformer(config)
-    taken = replaceable(model, scheme, config)
+    taken = quantizable(model, scheme, config)
     weight_map: dict[str, str] = read_json(source / "model.safetensors.index.json")["weight_map"]
     table = huggingface.rules(config)
     refuse(source, wrong_names(weight_map, (name for rule in table.values() for name in rule.names)))

@@ -107,7 +107,7 @@ def config_to_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
         "no_rope_layer_interval": config.nope_every,
         "attention_chunk_size": config.chunk_size,
         "use_qk_norm": config.qk_norm,
-        "attn_temperature_tuning": config.temperature,
+        "attn_temperature_tuning": config.temperature_tuning,
         "floor_scale": config.temperature_floor,
         "attn_scale": config.temperature_scale,
         "rope_parameters": rope,
@@ -194,7 +194,7 @@ def config_from_json(source: Path) -> ModelConfig:
         if _is_whole(given, layers, nope_every, where)
         else _unless_null(given, "attention_chunk_size", text, max_positions),
         qk_norm=text["use_qk_norm"],
-        temperature=text["attn_temperature_tuning"],
+        temperature_tuning=text["attn_temperature_tuning"],
         temperature_floor=text["floor_scale"],
         temperature_scale=text["attn_scale"],
         rope_theta=theta,
@@ -205,7 +205,7 @@ def config_from_json(source: Path) -> ModelConfig:
 
 
 def is_tied(folder: Path) -> bool:
-    """Whether config.json says that the unembedding is the embedding."""
+    """Whether config.json ties the unembedding to the embedding."""
     raw = read_json(folder / "config.json")
     return bool(raw.get("tie_word_embeddings") or raw.get("text_config", {}).get("tie_word_embeddings"))
 
@@ -270,7 +270,7 @@ def _filled(given: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -
 
 
 def _value(value: Any, default: Any, where: str) -> Any:
-    """`value` in the type of `default`, which also stands for null."""
+    """`value` in the type of `default`, which is also used for null."""
     if value is None:
         return default
     kind = type(default)
@@ -297,29 +297,29 @@ def _require(holds: bool, given: Mapping[str, Any], key: str, where: str) -> Non
         raise HerdError(f"{where}{key}={given[key]!r} is not supported")
 
 
-def _interval(marked: list[bool], said: int) -> int | None:
-    """Every how many layers one is marked: `said` if that is so, else what the marks say; None: no fixed number."""
+def _interval(marked: list[bool], stated: int) -> int | None:
+    """Every how many layers one is marked: `stated` if that holds, else what the marks show; None: no fixed number."""
     first = marked.index(True) + 1 if True in marked else len(marked) + 1
-    fitting = (n for n in (said, first) if n and marked == [layer % n == n - 1 for layer in range(len(marked))])
+    fitting = (n for n in (stated, first) if n and marked == [layer % n == n - 1 for layer in range(len(marked))])
     return next(fitting, None)
 
 
 def _nope_every(given: Mapping[str, Any], text: Mapping[str, Any], where: str) -> int:
     """From `no_rope_layers`, which counts where it is not empty and has a 0 for each layer without positions."""
-    layers, said = text["num_hidden_layers"], text["no_rope_layer_interval"]
-    turned = _value(given.get("no_rope_layers"), [], f"{where}no_rope_layers")[:layers]
-    every = _interval([not one for one in turned], said) if turned else said
-    _require(every is not None and len(turned) in {0, layers}, given, "no_rope_layers", where)
+    layers, stated = text["num_hidden_layers"], text["no_rope_layer_interval"]
+    rotated = _value(given.get("no_rope_layers"), [], f"{where}no_rope_layers")[:layers]
+    every = _interval([not one for one in rotated], stated) if rotated else stated
+    _require(every is not None and len(rotated) in {0, layers}, given, "no_rope_layers", where)
     return int(every or 0)
 
 
 def _moe_every(given: Mapping[str, Any], text: Mapping[str, Any], where: str) -> int:
     """From `moe_layers`, which counts where it is given."""
-    layers, said = text["num_hidden_layers"], text["interleave_moe_layer_step"]
+    layers, stated = text["num_hidden_layers"], text["interleave_moe_layer_step"]
     if given.get("moe_layers") is None:
-        return int(said or layers + 1)
+        return int(stated or layers + 1)
     mixtures = _value(given["moe_layers"], [], f"{where}moe_layers")
-    every = _interval([layer in mixtures for layer in range(layers)], said)
+    every = _interval([layer in mixtures for layer in range(layers)], stated)
     _require(every is not None, given, "moe_layers", where)
     return int(every or 0)
 
@@ -350,7 +350,7 @@ def _special_ids(path: Path, raw: Mapping[str, Any], given: Mapping[str, Any], v
     bos, pad = first("bos_token_id", 1), first("pad_token_id", None)
     pad = pad[0] if isinstance(pad, list) and pad else pad
     if (bos, ends, vocab_size) == (RELEASED_IDS.bos, [RELEASED_IDS.end_of_text], RELEASED_VOCAB):
-        # A released base model names the end of text alone; what it learns of chats ends as its kin's do.
+        # A released base model names the end of text alone; fine-tuned on chats it ends as the instruct models do.
         ends = list(RELEASED_IDS.stop)
     pictures = {
         field: raw.get(name, getattr(RELEASED_IDS, field))

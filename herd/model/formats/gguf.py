@@ -1,7 +1,7 @@
 """Reading GGUF, llama.cpp's file: its metadata and its tensors as fp32 arrays. Version 2 and 3, little-endian.
 
 The header is believed in nothing: every length, count and offset is held against the size of the file before memory is
-taken for it. Quantised types are turned into numbers by the package `gguf`, llama.cpp's own (the extra `gguf`); plain
+taken for it. Quantised types are dequantised by the package `gguf`, llama.cpp's own (the extra `gguf`); plain
 floats and the simplest blocks (Q4_0, Q4_1, Q8_0) need no package. Source: ggml's docs/gguf.md and ggml-quants.c.
 """
 
@@ -68,7 +68,7 @@ class Entry:
 def read_gguf(path: Path) -> tuple[dict[str, Any], Iterator[tuple[str, np.ndarray]]]:
     """Metadata, and name and fp32 array of each tensor in the file's order, rows first as in PyTorch.
 
-    One tensor is in memory at a time. Raises HerdError where the file is no GGUF, is cut off, says what cannot be, or
+    One tensor is in memory at a time. Raises HerdError where the file is no GGUF, is cut off, is inconsistent, or
     holds values that are not finite.
     """
     metadata, entries = read_header(path)
@@ -76,7 +76,8 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], Iterator[tuple[str, np.ndarra
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], list[Entry]]:
-    """Metadata and the tensors' entries, each of which lies inside its file; of a split model, those of all files."""
+    """Metadata and the tensors' entries, which are checked to be inside their file; of a split model, those of all
+    files."""
     if (found := PART.search(path.name)) is None:
         return read_one_header(path)
     stem, count = path.name[: found.start()], int(found[2])

@@ -25,14 +25,14 @@ MAX_SHARD_BYTES = 4_000_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How one of our parameters stands in the folder: the names there, and the way there and back."""
+    """How one of our parameters is stored in the folder: the names there, and the way there and back."""
 
     names: tuple[str, ...]
     split: Callable[[Tensor], list[Tensor]]
     join: Callable[[list[Tensor]], Tensor]
 
 
-# Every rule joins along the first axis: `Weights.stored` tells so.
+# Every rule joins along the first axis: see `Weights.stored`.
 
 
 def _plain(name: str) -> Rule:
@@ -44,7 +44,7 @@ def _rows(names: tuple[str, ...], sizes: list[int]) -> Rule:
 
 
 def rules(config: ModelConfig) -> dict[str, Rule]:
-    """For every parameter of `Transformer`, where it stands in a Hugging Face folder."""
+    """For every parameter of `Transformer`, where it is in a Hugging Face folder."""
     inside = "language_model." if config.vision else ""
     text = f"{inside}model"
     heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
@@ -112,7 +112,7 @@ def save(model: Transformer, folder: Path, *, dtype: torch.dtype = torch.bfloat1
 
 
 def write(weights: Weights, folder: Path, *, dtype: torch.dtype) -> None:
-    """`save` of weights wherever they lie, holding one shard at a time."""
+    """`save` of weights wherever they are, holding one shard at a time."""
     table = rules(weights.config)
     assert table.keys() == {name for name, _ in skeleton(weights.config).named_parameters()}
 
@@ -157,7 +157,7 @@ def write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> None:
 
 def load(folder: Path, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Transformer:
     """Open a folder's weights as a `Transformer`, tensor by tensor; `dtype` None keeps the stored one, of a mix
-    the one that `common_dtype` says."""
+    the one from `common_dtype`."""
     return assemble(open_folder(folder), dtype=dtype, device=device)
 
 
@@ -196,7 +196,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or any(Path(str(file)).name != file for file in weight_map.values()):
-        raise HerdError(f"{index} does not tell the file of each tensor: restore it or write the folder again")
+        raise HerdError(f"{index} does not name the file of each tensor: restore it or write the folder again")
     found: dict[str, Stored] = {}
     for file in sorted(set(weight_map.values())):
         held = open_safetensors(folder / file)

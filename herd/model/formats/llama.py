@@ -92,7 +92,7 @@ def dense_config(raw: Mapping[str, Any], special: SpecialIds, *, where: str) -> 
             nope_every=raw["num_hidden_layers"] + 1,
             chunk_size=max_positions,
             qk_norm=False,
-            temperature=False,
+            temperature_tuning=False,
             rope_theta=theta,
             rope_scaling=scaling,
             norm_eps=raw.get("rms_norm_eps", 1e-6),

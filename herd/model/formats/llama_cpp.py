@@ -5,11 +5,11 @@ temperature, QK norm unless there are 128 experts. Where a model has another chu
 same as long as neither begins: such a file claims only that much context. Other global layers or another QK norm are
 another function at once.
 
-Architecture `llama` (dense), where every layer turns by RoPE and no routed expert says anything, as `herd adopt` makes
-them: then the shared expert is the feed-forward.
+Architecture `llama` (dense), where every layer has RoPE and the output of every routed expert is zero, as `herd adopt`
+makes them: then the shared expert is the feed-forward.
 
-RoPE stands in the order of the released checkpoints, which is llama.cpp's too, so that no row moves; scaled frequencies
-go along as `rope_freqs`. Vectors and the router stay fp32, as its own converter has them.
+RoPE has the channel order of the released checkpoints, which is llama.cpp's too, so that no row moves; scaled
+frequencies go along as `rope_freqs`. Vectors and the router stay fp32, as its own converter has them.
 
 Source: llama.cpp, src/models/llama4.cpp and conversion/llama4.py; tests compare with it (xllamacpp 2026.10).
 """
@@ -32,7 +32,7 @@ from herd.errors import HerdError
 from herd.model.attention import rope_frequencies
 from herd.model.formats.floats import float_of
 from herd.model.formats.gguf import package
-from herd.model.formats.stored import finite
+from herd.model.formats.stored import is_finite
 from herd.model.formats.weights import Weights, skeleton
 
 GUARDED = r" | replace('<|', '<\ufdd0|')"
@@ -61,22 +61,22 @@ class Form:
 def form_of(weights: Weights) -> Form:
     """The form of a model. Raises HerdError where llama.cpp has no architecture that computes the same."""
     config = weights.config
-    turns = [not config.is_global(layer) for layer in range(config.num_layers)]
-    if all(turns) and not config.qk_norm and is_dense(weights):
+    rotates = [not config.is_global(layer) for layer in range(config.num_layers)]
+    if all(rotates) and not config.qk_norm and is_dense(weights):
         return limit_context("llama", config, {"attention_chunk_size": config.chunk_size})
     fixed = [(layer + 1) % NOPE_EVERY != 0 for layer in range(config.num_layers)]
     experts = config.moe.num_experts
-    if turns != fixed:
+    if rotates != fixed:
         refuse_form(
             f"nope_every={config.nope_every}", f"{NOPE_EVERY} (in its dense Llama none, without routed experts)"
         )
-    if any(turns) and config.qk_norm != (experts != 128):
+    if any(rotates) and config.qk_norm != (experts != 128):
         refuse_form(f"qk_norm (with {experts} experts)={config.qk_norm}", experts != 128)
     limits = {}
-    if any(turns) and config.chunk_size != CHUNK:
+    if any(rotates) and config.chunk_size != CHUNK:
         limits["attention_chunk_size"] = min(config.chunk_size, CHUNK)
-    own = (config.temperature_floor, config.temperature_scale) if config.temperature else None
-    if not all(turns) and own != (TEMPERATURE_FLOOR, TEMPERATURE_SCALE):
+    own = (config.temperature_floor, config.temperature_scale) if config.temperature_tuning else None
+    if not all(rotates) and own != (TEMPERATURE_FLOOR, TEMPERATURE_SCALE):
         # The first position that is scaled is the floor - 1.
         limits["temperature_floor"] = min(own[0] if own else TEMPERATURE_FLOOR, TEMPERATURE_FLOOR) - 1
     return limit_context("llama4", config, limits)
@@ -248,7 +248,7 @@ def write_tensors(
         for name, tensor in text_tensors(weights, mixture=mixture):
             rounding, stored = kind(name, tensor)
             rounded = tensor.to(rounding).contiguous()
-            if rounded.dtype == torch.float16 and not finite(rounded):
+            if rounded.dtype == torch.float16 and not is_finite(rounded):
                 raise HerdError(f"{name} has values beyond the range of float16: convert with --dtype bfloat16")
             if stored == quantized:
                 writer.write_tensor_data(quants.quantize(rounded.numpy(), types[stored]))

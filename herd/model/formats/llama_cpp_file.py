@@ -2,8 +2,8 @@
 
 llama.cpp has much of the architecture in its code and not in the file: chunks of 8192, every fourth layer global, the
 temperature, QK norm unless there are 128 experts. A file that asks for something else is refused by the key. Weights
-are turned into numbers a few rows, or one expert, at a time, straight into the parameter that they belong to. The
-vision encoder stands in a file of its own (mmproj), which is not read: the model is one of text.
+are dequantised a few rows, or one expert, at a time, straight into the parameter that they belong to. The
+vision encoder is in a file of its own (mmproj), which is not read: the model is one of text.
 
 Source: llama.cpp, src/models/llama4.cpp and conversion/llama4.py.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from herd.config import ModelConfig, MoEConfig, SpecialIds
-from herd.data.tokens import formats as kin
+from herd.data.tokens import formats as tokenizer_formats
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.errors import HerdError
 from herd.model.formats.floats import FLOATS
@@ -70,7 +70,7 @@ class LlamaCppFile:
     @cached_property
     def vocabulary(self) -> tuple[Tokenizer, SpecialIds]:
         """The tokenizer in the file and its special ids, those of pictures left out."""
-        tokenizer, special = kin.from_gguf(self.metadata, where=str(self.path))
+        tokenizer, special = tokenizer_formats.from_gguf(self.metadata, where=str(self.path))
         special = replace(special, image_start=None, image_end=None, patch=None)
         return tokenizer.with_ids(special), special
 
@@ -200,7 +200,7 @@ def as_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def stacked_shape(parts: list[Entry]) -> tuple[int, ...]:
-    """The shape of tensors whose rows lie one below the other; of experts, for each."""
+    """The shape of tensors whose rows are stacked; of experts, for each."""
     first = parts[0].shape
     axis = len(first) - 2 if len(first) > 1 else 0
     if any(len(part.shape) != len(first) for part in parts):

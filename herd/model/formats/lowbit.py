@@ -57,7 +57,7 @@ BITS = {torch.int8: "int8", torch.float8_e4m3fn: "fp8"}
 
 
 def is_quantized(folder: Path) -> bool:
-    """Whether the folder says that its weights have few bits."""
+    """Whether the folder's config declares weights of few bits."""
     raw = read_json(folder / "config.json")
     return bool(raw.get("quantization_config") or raw.get("quantization")) or (folder / "hf_quant_config.json").exists()
 
@@ -69,7 +69,7 @@ def check_method(folder: Path) -> None:
     given: dict[str, Any] = raw.get("quantization_config") or {}
     if "quant_method" not in given and raw.get("quantization"):
         given = {"quant_method": "mlx"}
-    elif not given:  # NVIDIA's first exports say it in a file of its own
+    elif not given:  # NVIDIA's first exports have it in a separate file
         quantization = read_json(folder / "hf_quant_config.json").get("quantization", {})
         given = {"quant_method": "modelopt", "quant_algo": quantization.get("quant_algo")}
     method = str(given.get("quant_method"))
@@ -89,11 +89,11 @@ class Matrix:
     scale: Stored | None
     """None: the codes are the values."""
     transposed: bool = False
-    """It lies [in, out], as fused experts do."""
+    """It is stored [in, out], as fused experts are."""
 
     @property
     def kind(self) -> str:
-        """int4, int8, fp8, float, or another name that says what it is."""
+        """int4, int8, fp8, float, or another descriptive name."""
         if self.scale is None:
             return "float"
         if self.codes.dtype == torch.int32:
@@ -228,7 +228,7 @@ class Folder:
             yield f"{names} and what belongs to it have {rows} rows, the configuration asks for {wanted}"
 
     def floats(self, name: str, dtype: torch.dtype) -> Tensor:
-        """A parameter as the numbers that its tensors stand for."""
+        """A parameter as the numbers that its tensors encode."""
         out = torch.empty(self.shapes[name], dtype=dtype)
         if out.dim() == 1:
             return out.copy_(torch.cat([one.codes.read() for one in self.matrices[name]]))

@@ -3,10 +3,10 @@
 Layouts are those that the reference's loaders take apart (llama-models 0.3.0, llama4/*.py `load_hook`, checkpoint.py
 `reshard_mp`): q, k, v in one `wqkv` that also names the norm before it; gate and up of a dense layer in one `fc1`;
 experts as matrices whose rows are those of all experts. A rank holds its heads, its part of the hidden width, of the
-vocabulary, of the vision encoder; norms, the router and biases after a sum stand whole in every file. Nothing is
+vocabulary, of the vision encoder; norms, the router and biases after a sum are whole in every file. Nothing is
 computed: weights come back to the bit.
 
-params.json has no place for ids of special tokens, the context claimed and the limit of tiles: they stand under its key
+params.json has no place for ids of special tokens, the context claimed and the limit of tiles: they are under its key
 `herd`, which the reference passes over, and are taken from what is published where it is missing. Left out on reading:
 what the reference drops too (DROPPED).
 """
@@ -34,7 +34,7 @@ DROPPED = re.compile(r"\._extra_state$|_gate_stats_3E$|expert_activation_DE$|rop
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How a tensor lies across the ranks: along `axis`, or whole in each (None).
+    """How a tensor is split across the ranks: along `axis`, or whole in each (None).
 
     `rows`, for axis 0: the tensor is several blocks of rows, each of which is cut by itself.
     """
@@ -67,7 +67,8 @@ WHOLE, COLUMNS, ROWS = Cut(axis=None), Cut(axis=1), Cut(axis=0)
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How one of our parameters stands in Meta's files: names, the way there and back, and the cut of each tensor."""
+    """How one of our parameters is stored in Meta's files: names, the way there and back, and the cut of each
+    tensor."""
 
     names: tuple[str, ...]
     cut: Cut = WHOLE
@@ -83,7 +84,7 @@ def _apart(names: tuple[str, ...], cut: Cut, dim: int = 0) -> Rule:
 
 
 def rules(config: ModelConfig) -> dict[str, Rule]:
-    """For every parameter of `Transformer`, where it stands in Meta's files."""
+    """For every parameter of `Transformer`, where it is in Meta's files."""
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     table = {
         "embedding.weight": Rule(names=("tok_embeddings.weight",), cut=ROWS),
@@ -166,7 +167,7 @@ def _vision(vision: VisionConfig) -> dict[str, Rule]:
 
 
 def write(weights: Weights, folder: Path, *, ranks: int, dtype: torch.dtype) -> None:
-    """Write params.json and `ranks` files, each of which is in memory while it is made."""
+    """Write params.json and `ranks` files, holding one of them in memory at a time."""
     config = weights.config
     check_export(config, ranks)
     table = rules(config)
@@ -186,7 +187,7 @@ def write(weights: Weights, folder: Path, *, ranks: int, dtype: torch.dtype) -> 
 
 
 def check_export(config: ModelConfig, ranks: int) -> None:
-    """Refuse what Meta's format cannot tell, or not in so many files."""
+    """Refuse what Meta's format cannot express, or not in so many files."""
     check_ranks(config, ranks)
     params_of(config)
 

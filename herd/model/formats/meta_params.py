@@ -16,7 +16,7 @@ RELEASED = {"ffn_dim_multiplier": 1.2, "ffn_exp": 4.0, "multiple_of": 2048, "aut
 ROPE_POSITIONS = 8192
 """`original_max_positions` that the reference has in its code; its low_freq_factor is 1."""
 TRAINED_POSITIONS = 262_144
-"""The context that the base models claim, where params.json does not tell."""
+"""The context that the base models claim, where params.json does not have it."""
 
 
 def hidden_widths(dim: int, factors: dict[str, Any]) -> tuple[int, int]:
@@ -77,7 +77,7 @@ def params_of(config: ModelConfig) -> dict[str, Any]:
         "attention_chunk_size": config.chunk_size,
         "nope_layer_interval": config.nope_every,
         "use_qk_norm": config.qk_norm,
-        "attn_temperature_tuning": config.temperature,
+        "attn_temperature_tuning": config.temperature_tuning,
         "floor_scale": config.temperature_floor,
         "attn_scale": config.temperature_scale,
         "moe_args": {
@@ -164,7 +164,7 @@ def _config(params: dict[str, Any], path: Path) -> ModelConfig:
         chunk_size=params.get("attention_chunk_size") or max_positions,
         qk_norm=params.get("use_qk_norm", False),
         # Off by default in the reference, on in the released config.json of the same weights.
-        temperature=params.get("attn_temperature_tuning", True),
+        temperature_tuning=params.get("attn_temperature_tuning", True),
         temperature_floor=int(params.get("floor_scale", 8192)),
         temperature_scale=params.get("attn_scale", 0.1),
         rope_theta=params["rope_theta"],

@@ -1,4 +1,4 @@
-"""A model in whatever format it comes: the one place that detects formats, and the one way to open any of them.
+"""A model in any format: the one place that detects formats, and the one way to open any of them.
 
     a folder with config.json      Hugging Face's layout, its weights as floats or in low bits
     a folder with params.json      Meta's
@@ -71,8 +71,8 @@ class Source:
         return self.base.beside(name) if self.base is not None and not there.exists() else there
 
     def weights(self, dtype: torch.dtype | None = None) -> Weights:
-        """One parameter at a time; low-bit ones as the numbers that they stand for, and those that an adapter changes,
-        in `dtype`, else bf16 or the base's."""
+        """One parameter at a time; low-bit ones dequantised, and those that an adapter changes merged, in `dtype`, else bf16
+        or the base's."""
         if self.base is not None:
             base = self.base.weights(dtype)
             return peft.merge(base, peft.read_pairs(self.path, base.config), dtype)
@@ -142,7 +142,7 @@ def find_base(adapter: Path, given: Path | None = None) -> Path:
 
 
 def other_kind(folder: Path) -> str | None:
-    """What a folder that cannot be opened holds, as far as its names tell."""
+    """What a folder that cannot be opened holds, as far as its file names show."""
     return next((f"it holds {kind}" for pattern, kind in OTHERS.items() if any(folder.glob(pattern))), None)
 
 

@@ -54,7 +54,7 @@ AT_ONCE_BYTES = 16 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A tensor that lies in a file, row by row from byte `start`."""
+    """A tensor in a file, row by row from byte `start`."""
 
     path: Path
     name: str
@@ -85,14 +85,14 @@ class Stored:
         return self.read_box(tuple((0, size) for size in self.shape), tensor)
 
     def read_box(self, box: Box, out: Tensor) -> Tensor:
-        """A part of the tensor in `out`, of its type and the part's shape. What lies between is not read, but for rows
+        """A part of the tensor in `out`, of its type and the part's shape. What is between is not read, but for rows
         of which little is left out."""
         with self.path.open("rb", buffering=0) as file:
             self._fill(file, out, self.start, self.shape, box)
         return self._checked(out)
 
     def _fill(self, file: FileIO, out: Tensor, start: int, shape: tuple[int, ...], box: Box) -> None:
-        """Read the part `box` of a tensor of `shape` that lies from byte `start` on."""
+        """Read the part `box` of a tensor of `shape` that begins at byte `start`."""
         if not out.numel():
             return
         if not shape or all(span == (0, size) for span, size in zip(box[1:], shape[1:], strict=True)):
@@ -127,7 +127,7 @@ class Stored:
             done += count
 
     def _checked(self, tensor: Tensor) -> Tensor:
-        if tensor.dtype in CHECKED and tensor.numel() and not finite(tensor):
+        if tensor.dtype in CHECKED and tensor.numel() and not is_finite(tensor):
             raise HerdError(
                 f"{self.path}: {self.name} holds values that are not finite (NaN or infinity): "
                 "the file is damaged, or its training went astray; take an earlier copy"
@@ -135,14 +135,14 @@ class Stored:
         return tensor
 
 
-def finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     """Whether no value is NaN or infinite; in one pass and without a copy."""
     low, high = torch.aminmax(tensor)
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
-def inside(stored: Stored, size: int) -> Stored:
-    """`stored`, if it lies inside its file of `size` bytes."""
+def check_inside(stored: Stored, size: int) -> Stored:
+    """`stored`, if it is inside its file of `size` bytes."""
     if any(n < 0 for n in stored.shape) or stored.start < 0 or stored.start + stored.num_bytes > size:
         raise HerdError(
             f"{stored.path} is damaged: {stored.name} {list(stored.shape)} would end at byte "
@@ -168,7 +168,9 @@ def open_safetensors(path: Path) -> dict[str, Stored]:
                 continue
             begin, end = map(int, entry["data_offsets"])
             dtype, shape = SAFETENSORS_TYPES[entry["dtype"]], tuple(map(int, entry["shape"]))
-            stored = inside(Stored(path=path, name=name, dtype=dtype, shape=shape, start=8 + length + begin), size)
+            stored = check_inside(
+                Stored(path=path, name=name, dtype=dtype, shape=shape, start=8 + length + begin), size
+            )
             if begin < 0 or end - begin != stored.num_bytes:
                 raise ValueError(f"{name} {list(shape)} does not fill bytes {begin} to {end}")
             found[name] = stored
@@ -214,17 +216,17 @@ def open_pth(path: Path) -> dict[str, Stored]:
     if not isinstance(state, dict):
         raise HerdError(f"{path} holds a {type(state).__name__}, not the named tensors of a model")
     return {
-        name: in_archive(path, str(name), fake, size) for name, fake in state.items() if isinstance(fake, FakeTensor)
+        name: archive_entry(path, str(name), fake, size) for name, fake in state.items() if isinstance(fake, FakeTensor)
     }
 
 
-def in_archive(path: Path, name: str, fake: Tensor, size: int) -> Stored:
-    """Where a tensor of an archive lies."""
+def archive_entry(path: Path, name: str, fake: Tensor, size: int) -> Stored:
+    """Where a tensor is in an archive."""
     if not fake.is_contiguous():
         raise HerdError(f"{path}: {name} is not contiguous (strides {fake.stride()}): save it again with .contiguous()")
     begin: Any = fake.untyped_storage()._checkpoint_offset
     start = int(begin + fake.storage_offset() * fake.dtype.itemsize)
-    return inside(Stored(path=path, name=name, dtype=fake.dtype, shape=tuple(fake.shape), start=start), size)
+    return check_inside(Stored(path=path, name=name, dtype=fake.dtype, shape=tuple(fake.shape), start=start), size)
 
 
 def file_size(path: Path) -> int:

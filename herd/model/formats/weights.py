@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from herd.config import ModelConfig
 from herd.errors import HerdError
-from herd.model.formats.stored import CHECKED, Box, Stored, finite
+from herd.model.formats.stored import CHECKED, Box, Stored, is_finite
 from herd.model.transformer import Transformer
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ BUFFERS = ("rotary_emb.inv_freq", "rotary_emb.original_inv_freq", "rotary_embedd
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What `config` needs, wherever it lies."""
+    """The weights that `config` needs, wherever they are."""
 
     config: ModelConfig
     dtype: torch.dtype
@@ -48,7 +48,7 @@ class Weights:
 
 def read_boxes(weights: Weights, name: str, boxes: Sequence[tuple[Box, Box]], shape: Sequence[int]) -> Tensor:
     """A tensor of `shape` that is a part of a parameter: `boxes` are pairs of a place in the whole and one in the part.
-    Where the weights tell how they are stored, nothing else is read."""
+    Where it is known how the weights are stored, nothing else is read."""
     pieces = None if weights.stored is None else weights.stored(name)
     if pieces is None:
         whole = weights.read(name)
@@ -118,7 +118,7 @@ def common_dtype(kinds: Iterable[torch.dtype], raw: Mapping[str, Any], embedding
 def cast(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
     """`tensor` in another type. Raises HerdError for values that it cannot hold."""
     small = tensor.to(device or "cpu", dtype)
-    if dtype == torch.float16 and tensor.dtype != dtype and tensor.numel() and not finite(small):
+    if dtype == torch.float16 and tensor.dtype != dtype and tensor.numel() and not is_finite(small):
         raise HerdError(f"{name} holds values beyond 65504, which float16 cannot hold: open the model in bfloat16")
     return small
 
@@ -149,11 +149,11 @@ def wrong_names(found: Iterable[str], wanted: Iterable[str]) -> list[str]:
 def rename_hints(missing: Sequence[str], extra: Sequence[str]) -> list[str]:
     """One line about the name that has no place and ends most like one that is missing; none where none is alike."""
 
-    def alike(one: str, other: str) -> int:
+    def similarity(one: str, other: str) -> int:
         parts = zip(reversed(one.split(".")), reversed(other.split(".")), strict=False)
         return len(list(takewhile(lambda pair: pair[0] == pair[1], parts)))
 
-    pairs = [(alike(one, other), one, other) for one in missing[:8] for other in extra]
+    pairs = [(similarity(one, other), one, other) for one in missing[:8] for other in extra]
     shared, one, other = max(pairs, default=(0, "", ""))
     if shared < 2:
         return []
@@ -163,7 +163,7 @@ def rename_hints(missing: Sequence[str], extra: Sequence[str]) -> list[str]:
 def plain_names(source: Path, found: Mapping[str, T], wanted: Iterable[str]) -> dict[str, T]:
     """`found` without buffers that hold no weights, and without a prefix that every name has (`_orig_mod.`, `module.`).
 
-    What is left off is said on standard error.
+    What is left out is printed on standard error.
     """
     held = {name: value for name, value in found.items() if not name.endswith(BUFFERS)}
     first = next(iter(held), "")

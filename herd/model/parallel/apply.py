@@ -39,7 +39,7 @@ def local(x: Tensor) -> Tensor:
 
 
 class Parallel:
-    """A mesh, and how the parameters of the model that it was applied to lie on it."""
+    """A mesh, and how the parameters of the model that it was applied to are laid out on it."""
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
@@ -49,7 +49,7 @@ class Parallel:
         """Cut the model in place, which every rank has whole, or as a skeleton without memory (`read` then fills its
         part)."""
         mesh, sizes = self.mesh, self.mesh.sizes
-        if not self.spread:
+        if not self.is_distributed:
             return
         if sizes["expert"] > model.config.moe.num_experts:
             raise HerdError(
@@ -84,12 +84,12 @@ class Parallel:
                 continue
             layout = self.layouts[name]
             own = cast(name, read_boxes(weights, name, layout.boxes(), local(parameter).shape), dtype, device)
-            state[name] = like(own, parameter)
+            state[name] = as_dtensor(own, parameter)
         model.load_state_dict(state, assign=True)
         model.eval()
 
     @property
-    def spread(self) -> bool:
+    def is_distributed(self) -> bool:
         """Whether there is more than one rank."""
         return self.mesh.count(tuple(self.mesh.sizes)) > 1
 
@@ -107,7 +107,7 @@ class Parallel:
 
     def share(self, batches: Batches[Batch], chunk_size: int) -> Batches[Batch]:
         """The same steps, of each this rank's part."""
-        return SharedBatches(batches, self.mesh, chunk_size) if self.spread else batches
+        return SharedBatches(batches, self.mesh, chunk_size) if self.is_distributed else batches
 
     def sum_gradients(self, parameters: Mapping[str, Tensor]) -> None:
         """After a backward: each gradient is that of the whole batch."""
@@ -116,7 +116,7 @@ class Parallel:
             if parameter.grad is not None and name in self.layouts and self.layouts[name].partial:
                 waiting.setdefault(self.layouts[name].partial, []).append(local(parameter.grad))
         for axes, grads in waiting.items():
-            for run in runs_of(grads):
+            for run in buckets_of(grads):
                 flat = self.mesh.sum(torch.cat([grad.flatten().float() for grad in run]), axes)
                 for grad, part in zip(run, flat.split([grad.numel() for grad in run]), strict=True):
                     grad.copy_(part.view_as(grad))
@@ -139,15 +139,15 @@ class Parallel:
         return self.layouts[name].join_matrices(shard) if name in self.layouts else shard
 
     def take(self, name: str, whole: Tensor) -> Tensor:
-        """This rank's part of a tensor that lies as a parameter does."""
+        """This rank's part of a tensor with the layout of a parameter."""
         return self.layouts[name].take(whole) if name in self.layouts else whole
 
     def take_matrices(self, name: str, matrices: Tensor) -> Tensor:
         """See Layout."""
         return self.layouts[name].take_matrices(matrices) if name in self.layouts else matrices
 
-    def described(self, name: str, shard: Tensor) -> Tensor:
-        """A tensor that lies as the parameter does, as a checkpoint is told of it."""
+    def checkpoint_view(self, name: str, shard: Tensor) -> Tensor:
+        """A tensor with the layout of the parameter, as the checkpoint library takes it."""
         layout = self.layouts.get(name)
         return Shard(shard, layout) if layout is not None and layout.splits else shard
 
@@ -173,9 +173,9 @@ class Parallel:
         numbers = torch.cat([summed, *(x.to(wide)[None] for x in known)]).tolist()
         read, rest = numbers[: len(summed)], numbers[len(summed) :]
         of_there, of_here, counts = iter(read[: len(there)]), iter(read[len(there) : len(sums)]), read[len(sums) :]
-        told = [next(of_there if isinstance(x, Tensor) else of_here) for x in sums]
-        pairs = zip(metrics, told[2:], counts[2:], strict=True)
-        return told[0], told[1], {name: a / b if b > 0 else a for name, a, b in pairs if b}, rest
+        reduced = [next(of_there if isinstance(x, Tensor) else of_here) for x in sums]
+        pairs = zip(metrics, reduced[2:], counts[2:], strict=True)
+        return reduced[0], reduced[1], {name: a / b if b > 0 else a for name, a, b in pairs if b}, rest
 
     @property
     def first(self) -> bool:
@@ -193,7 +193,7 @@ class Parallel:
         return Weights(config=model.config, dtype=parameters["embedding.weight"].dtype, read=read)
 
 
-def like(own: Tensor, parameter: Tensor) -> Tensor:
+def as_dtensor(own: Tensor, parameter: Tensor) -> Tensor:
     """What a rank has of a parameter as the parameter is: of FSDP's a DTensor."""
     if not isinstance(parameter, DTensor):
         return own
@@ -207,7 +207,7 @@ def like(own: Tensor, parameter: Tensor) -> Tensor:
     )
 
 
-def runs_of(grads: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+def buckets_of(grads: Iterable[Tensor]) -> Iterable[list[Tensor]]:
     """Tensors in lists of about BUCKET_BYTES."""
     run: list[Tensor] = []
     for grad in grads:

@@ -1,6 +1,7 @@
-"""Attention over documents that lie on several ranks: a ring that passes keys and values, merged by log-sum-exp.
+"""Attention over documents that are split over several ranks: a ring that passes keys and values, merged by
+log-sum-exp.
 
-The token axis is cut into pieces (see pieces). Only the first run of a piece can have begun in an earlier one, its
+The token axis is cut into pieces (see pieces). Only the first run of a piece can begin in an earlier one, its
 "head", and only the last run can go on in a later one, its "tail". So a head attends causally to itself and, without
 any mask, to the tails of its run before it; all other runs are whole on their rank and computed as ever. Tails go
 round the ring, forward and, with their gradients, backward (Ring Attention, arXiv 2310.01889). Where no local layer's
@@ -45,7 +46,7 @@ class Ring:
     rest: Spans
     """All other rows, and their runs."""
 
-    def met(self, owner: int) -> list[tuple[int, int]]:
+    def visible_tails(self, owner: int) -> list[tuple[int, int]]:
         """Which of this rank's heads see which of that rank's tails."""
         return [(head, which) for head, tails in enumerate(self.needs) for rank, which in tails if rank == owner]
 
@@ -112,7 +113,7 @@ class Context:
         self.whole: Ring | None = None
         self.local: Ring | None = None
 
-    def arrange(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def plan(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Before a forward: plan the rings from all context ranks' starts, and give the model this rank's own."""
         starts_S, device = kwargs["starts_S"], args[0].device
         starts, rank, ranks = starts_S.tolist(), self.mesh.place["context"], self.mesh.sizes["context"]
@@ -128,7 +129,7 @@ class Context:
 
 
 class RingAttention(Attention):
-    """Attention whose runs may lie on several ranks along `context`."""
+    """Attention whose runs may be split over the ranks along `context`."""
 
     context: Context
 
@@ -136,7 +137,7 @@ class RingAttention(Attention):
         ring = self.context.whole if self.is_global else self.context.local
         if ring is None:
             return super().forward(x_ND, shared, cache)
-        q_NHC, k_NKC, v_NKC = self.ready(self.qkv(x_ND).unflatten(-1, (-1, self.config.head_dim)), shared)
+        q_NHC, k_NKC, v_NKC = self.prepare_qkv(self.qkv(x_ND).unflatten(-1, (-1, self.config.head_dim)), shared)
         rest = [x.index_select(0, ring.rest_rows) for x in (q_NHC, k_NKC, v_NKC)]
         parts = [attend(rest[0], rest[1], rest[2], ring.rest.groups)]
         parts.append(_Heads.apply(q_NHC, k_NKC, v_NKC, ring, self.context.mesh))
@@ -148,7 +149,7 @@ class RingAttention(Attention):
 def make_ring(model: Transformer, mesh: Mesh) -> None:
     """Have the model's attention reach over the ranks along `context`."""
     context = Context(mesh, model.config.chunk_size)
-    model.register_forward_pre_hook(context.arrange, with_kwargs=True)
+    model.register_forward_pre_hook(context.plan, with_kwargs=True)
     for module in model.layers.modules():
         if isinstance(module, Attention):
             module.__class__ = RingAttention
@@ -170,7 +171,7 @@ class _Heads(torch.autograd.Function):
         for owner in owners(mesh):
             if owner != mesh.place["context"]:
                 [tail_T] = mesh.pass_on([tail_T], sum(ring.tails[owner]), "context")
-            for head, which in ring.met(owner):
+            for head, which in ring.visible_tails(owner):
                 k, v = tail_T.split(ring.tails[owner])[which].chunk(2, 1)
                 out, lse = attention(heads[head][0], k, v, causal=False)
                 joint = torch.logaddexp(sums[head], lse)
@@ -198,7 +199,7 @@ class _Heads(torch.autograd.Function):
         for owner in owners(mesh):
             if owner != mesh.place["context"]:
                 tail_T, grad_T = mesh.pass_on([tail_T, grad_T], sum(ring.tails[owner]), "context")
-            for head, which in ring.met(owner):
+            for head, which in ring.visible_tails(owner):
                 k, v = tail_T.split(ring.tails[owner])[which].chunk(2, 1)
                 dq, dk, dv = attention_backward(grads[head], heads[head][0], k, v, outs[head], sums[head], causal=False)
                 grad_q[head] += dq
@@ -226,20 +227,24 @@ def owners(mesh: Mesh) -> list[int]:
 
 def attention(q_QHC: Tensor, k_TKC: Tensor, v_TKC: Tensor, *, causal: bool) -> tuple[Tensor, Tensor]:
     """Attention of rows to rows, and its log-sum-exp [Q, H]."""
-    q, k, v = folded(q_QHC, k_TKC, causal), spread(k_TKC, q_QHC, causal), spread(v_TKC, q_QHC, causal)
+    q, k, v = to_sdpa(q_QHC, k_TKC, causal), expand_keys(k_TKC, q_QHC, causal), expand_keys(v_TKC, q_QHC, causal)
     if q.device.type == "cpu":
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
     else:
         out, lse = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)[:2]
-    return unfolded(out, q_QHC), unfolded(lse[..., None], q_QHC)[..., 0]
+    return from_sdpa(out, q_QHC), from_sdpa(lse[..., None], q_QHC)[..., 0]
 
 
 def attention_backward(
     grad_QHC: Tensor, q_QHC: Tensor, k_TKC: Tensor, v_TKC: Tensor, out_QHC: Tensor, lse_QH: Tensor, *, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of one part, given the output and the log-sum-exp over all parts."""
-    grad, q, out = (folded(x, k_TKC, causal) for x in (grad_QHC, q_QHC, out_QHC))
-    k, v, lse = spread(k_TKC, q_QHC, causal), spread(v_TKC, q_QHC, causal), folded(lse_QH[..., None], k_TKC, causal)
+    grad, q, out = (to_sdpa(x, k_TKC, causal) for x in (grad_QHC, q_QHC, out_QHC))
+    k, v, lse = (
+        expand_keys(k_TKC, q_QHC, causal),
+        expand_keys(v_TKC, q_QHC, causal),
+        to_sdpa(lse_QH[..., None], k_TKC, causal),
+    )
     inputs = grad, q, k, v, out, lse[..., 0]
     if q.device.type == "cpu":
         dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(*inputs, 0.0, causal)
@@ -249,21 +254,21 @@ def attention_backward(
             *inputs, None, None, q.shape[2], k.shape[2], 0.0, causal, state, state[:0]
         )
     shape = (len(k_TKC), k_TKC.shape[1], -1, k_TKC.shape[2])
-    return unfolded(dq, q_QHC), *(x[0].transpose(0, 1).reshape(shape).sum(2) for x in (dk, dv))
+    return from_sdpa(dq, q_QHC), *(x[0].transpose(0, 1).reshape(shape).sum(2) for x in (dk, dv))
 
 
-def folded(x_QHC: Tensor, k_TKC: Tensor, causal: bool) -> Tensor:
-    """[1, H, Q, C]; without a mask [1, K, Q * H / K, C]: heads that share a key head lie one after the other."""
+def to_sdpa(x_QHC: Tensor, k_TKC: Tensor, causal: bool) -> Tensor:
+    """[1, H, Q, C]; without a mask [1, K, Q * H / K, C]: heads that share a key head are adjacent."""
     x = x_QHC.transpose(0, 1)[None]
     return x.contiguous() if causal else x.reshape(1, k_TKC.shape[1], -1, x.shape[-1])
 
 
-def unfolded(x: Tensor, q_QHC: Tensor) -> Tensor:
+def from_sdpa(x: Tensor, q_QHC: Tensor) -> Tensor:
     """[Q, H, C] of either form."""
     return x.reshape(q_QHC.shape[1], len(q_QHC), -1).transpose(0, 1)
 
 
-def spread(x_TKC: Tensor, q_QHC: Tensor, causal: bool) -> Tensor:
+def expand_keys(x_TKC: Tensor, q_QHC: Tensor, causal: bool) -> Tensor:
     """[1, K, T, C], or with a mask [1, H, T, C]."""
     x = x_TKC.transpose(0, 1)[None]
     return x.repeat_interleave(q_QHC.shape[1] // x_TKC.shape[1], 1) if causal else x.contiguous()

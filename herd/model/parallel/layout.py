@@ -1,7 +1,7 @@
-"""Which part of a parameter a rank keeps, how ranks join theirs, and how a checkpoint is told of it.
+"""Which part of a parameter a rank keeps, how ranks join theirs, and how a checkpoint is given it.
 
 A parameter is split along axes of the mesh one after the other, the outermost first, each along one of its dimensions.
-What lies fused in one matrix (q, k, v; gate and up) is split part by part, so that each rank has its own heads' q, k
+What is fused in one matrix (q, k, v; gate and up) is split part by part, so that each rank has its own heads' q, k
 and v. A rank's shard is then several boxes of the whole tensor; torch.distributed.checkpoint is given these boxes under
 the parameter's own name, and so any number of ranks may read what another number wrote.
 """
@@ -65,7 +65,7 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How one parameter lies on a mesh."""
+    """How one parameter is laid out on a mesh."""
 
     mesh: Mesh
     shape: tuple[int, ...]
@@ -115,25 +115,25 @@ class Layout:
         return self.mesh.count(tuple(self.mesh.sizes)) // self.mesh.count([split.axis for split in self.splits])
 
     def boxes(self) -> list[tuple[Box, Box]]:
-        """Where this rank's shard stands in the whole, and the same boxes within the shard; none is empty."""
+        """Where this rank's shard is in the whole, and the same boxes within the shard; none is empty."""
         places = [[(0, size)] for size in self.shape]
         for split in self.splits:
             known = places[split.dim]
-            taken = split.pieces(self.mesh, self.mesh.place[split.axis])
-            places[split.dim] = [piece for begin, end in taken for piece in within(known, begin, end)]
-        pairs = [list(zip(wholes, laid_end_to_end(wholes), strict=True)) for wholes in places]
+            pieces = split.pieces(self.mesh, self.mesh.place[split.axis])
+            places[split.dim] = [piece for begin, end in pieces for piece in within(known, begin, end)]
+        pairs = [list(zip(wholes, ends_of(wholes), strict=True)) for wholes in places]
         return [(tuple(at for at, _ in box), tuple(here for _, here in box)) for box in product(*pairs)]
 
 
 def within(places: Sequence[tuple[int, int]], begin: int, end: int) -> Iterator[tuple[int, int]]:
     """Of places laid end to end, what lies between `begin` and `end`."""
-    for (first, _), (here, after) in zip(places, laid_end_to_end(places), strict=True):
+    for (first, _), (here, after) in zip(places, ends_of(places), strict=True):
         low, high = max(here, begin), min(after, end)
         if low < high:
             yield first + low - here, first + high - here
 
 
-def laid_end_to_end(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def ends_of(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return list(pairwise(accumulate((end - begin for begin, end in places), initial=0)))
 
 
@@ -180,25 +180,25 @@ def layouts(config: ModelConfig, shapes: dict[str, tuple[int, ...]], mesh: Mesh)
 
 
 class Shard(Tensor):
-    """A rank's part of a tensor, as torch.distributed.checkpoint wants to be told of it (its `_Checkpointable`).
+    """A rank's part of a tensor, in the form that torch.distributed.checkpoint takes (`_Checkpointable`).
 
     It can be copied, and copied into; nothing is computed with it.
     """
 
     local: Tensor
-    lies: Layout
+    placement: Layout
 
     @staticmethod
     def __new__(cls, local: Tensor, layout: Layout) -> "Shard":
         made: Shard = torch.Tensor._make_wrapper_subclass(cls, layout.shape, dtype=local.dtype, device=local.device)
-        made.local, made.lies = local, layout
+        made.local, made.placement = local, layout
         return made
 
     def __init__(self, local: Tensor, layout: Layout) -> None:
         pass
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"Shard({tuple(self.local.shape)} of {self.lies.shape})"
+        return f"Shard({tuple(self.local.shape)} of {self.placement.shape})"
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -208,7 +208,7 @@ class Shard(Tensor):
             args[0].local.copy_(args[1].local, *args[2:])
             return args[0]
         assert func in {torch.ops.aten.clone.default, torch.ops.aten.detach.default}, f"{func} on a Shard"
-        return cls(func(*tree_map_only(cls, lambda x: x.local, args), **(kwargs or {})), args[0].lies)
+        return cls(func(*tree_map_only(cls, lambda x: x.local, args), **(kwargs or {})), args[0].placement)
 
     def __create_write_items__(self, name: str, _: object) -> list[WriteItem]:
         properties = TensorProperties(dtype=self.dtype)
@@ -216,7 +216,7 @@ class Shard(Tensor):
             WriteItem(
                 index=MetadataIndex(name, chunk.offsets),
                 type=WriteItemType.SHARD,
-                tensor_data=TensorWriteData(chunk=chunk, properties=properties, size=torch.Size(self.lies.shape)),
+                tensor_data=TensorWriteData(chunk=chunk, properties=properties, size=torch.Size(self.placement.shape)),
             )
             for chunk in self.__create_chunk_list__()
         ]
@@ -226,9 +226,10 @@ class Shard(Tensor):
             ChunkStorageMetadata(
                 offsets=torch.Size([begin for begin, _ in box]), sizes=torch.Size([end - begin for begin, end in box])
             )
-            for box, _ in self.lies.boxes()
+            for box, _ in self.placement.boxes()
         ]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
-        [here] = [here for box, here in self.lies.boxes() if torch.Size([begin for begin, _ in box]) == index.offset]
+        boxes = self.placement.boxes()
+        [here] = [here for box, here in boxes if torch.Size([begin for begin, _ in box]) == index.offset]
         return self.local[tuple(slice(begin, end) for begin, end in here)]

@@ -166,7 +166,8 @@ def exchange(rows: Tensor, mesh: Mesh, send: Sequence[int], receive: Sequence[in
 
 
 def start(config: ParallelConfig) -> Mesh:
-    """Join the other processes that torchrun, Slurm or Ray started, if any, and lay them out as `config` says."""
+    """Join the other processes that torchrun, Slurm or Ray started, if any, and arrange them on the mesh of
+    `config`."""
     started = world()
     if config.world != started:
         product = " x ".join(f"{axis} {getattr(config, axis)}" for axis in AXES)

@@ -45,7 +45,8 @@ def own_pieces(rank: int, ranks: int) -> tuple[int, int]:
 def share(batch: B, mesh: Mesh, chunk_size: int) -> B:
     """This rank's part of a whole batch.
 
-    Where `context` has several ranks, `starts_S` is that of all of them together: it tells the model the pieces.
+    Where `context` has several ranks, `starts_S` is that of all of them together: the model computes the pieces from
+    it.
     """
     starts = batch.starts_S.tolist()
     rank = mesh.index(DATA)
@@ -66,7 +67,7 @@ def share(batch: B, mesh: Mesh, chunk_size: int) -> B:
 
 
 class SharedBatches:
-    """Batches of which each rank makes its part: batch s is a function of s, and so is every part."""
+    """Batches that every rank makes its own part of: batch s is a function of s, and so is every part."""
 
     def __init__(self, whole: Batches[Batch], mesh: Mesh, chunk_size: int) -> None:
         self.whole, self.mesh, self.chunk_size = whole, mesh, chunk_size
