@@ -30,7 +30,7 @@ from herd.errors import HerdError
 from herd.model.attention import Attention
 from herd.model.formats.weights import Weights
 from herd.model.moe import FeedForward, MoE, swiglu
-from herd.model.precision import Linear, grouped_product, steadily
+from herd.model.precision import Linear, batch_invariant, grouped_product
 from herd.model.transformer import Transformer
 
 PREFIX = "lora_"
@@ -61,7 +61,7 @@ class AdaptedLinear(Linear):
 def product(x_ND: Tensor, weight_FD: Tensor) -> Tensor:
     if native.why_not(x_ND, native.TRAINING) is None:
         return native.linear(x_ND, weight_FD)
-    return steadily(lambda x: F.linear(x, weight_FD), x_ND)
+    return batch_invariant(lambda x: F.linear(x, weight_FD), x_ND)
 
 
 class AdaptedMoE(MoE):

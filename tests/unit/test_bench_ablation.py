@@ -18,16 +18,16 @@ SHAPE = replace(
 )
 
 
-@pytest.mark.parametrize("turns", [False, True])
-def test_only_a_layer_that_turns_minds_the_order_of_the_past(turns: bool) -> None:
-    model = model_of(Variant(turns=turns), SHAPE, 0).float().eval()
+@pytest.mark.parametrize("rotates", [False, True])
+def test_only_a_layer_that_rotates_depends_on_the_order_of_the_past(rotates: bool) -> None:
+    model = model_of(Variant(rotates=rotates), SHAPE, 0).float().eval()
     torch.nn.init.normal_(model.layers[0].attention.out.weight, std=0.1)
     tokens_N, positions_N = torch.arange(10, 50), torch.arange(40)
     one_document = {"positions_N": positions_N, "starts_S": torch.tensor([0, 40], dtype=torch.int32)}
     order = torch.cat([torch.randperm(39, generator=torch.Generator().manual_seed(0)), torch.tensor([39])])
     with torch.inference_mode():
         ordered, shuffled = (model(x, **one_document)[-1] for x in (tokens_N, tokens_N[order]))
-    assert torch.allclose(ordered, shuffled, atol=1e-4) != turns
+    assert torch.allclose(ordered, shuffled, atol=1e-4) != rotates
 
 
 def test_an_unknown_variant_is_refused_and_finished_runs_are_read(

@@ -69,7 +69,7 @@ def test_each_row_trains_with_the_optimizer_that_it_names(monkeypatch: pytest.Mo
     assert made[1] == PretrainConfig().optimizer  # what a recipe has that says nothing of it
 
 
-def test_the_lean_trial_is_the_same_function_of_chunks_and_of_documents_that_stand_alone() -> None:
+def test_the_plain_model_is_the_same_function_of_chunks_and_of_single_documents() -> None:
     torch.manual_seed(0)
     local = Lean(replace(SMALL, nope_every=SMALL.num_layers + 1, qk_norm=False))
     tokens = torch.randint(10, 128, (2, 64))

@@ -161,7 +161,7 @@ def test_what_lacks_or_has_a_wrong_value_is_refused(line: str, reported: str, ca
     assert reported.lower() in capsys.readouterr().err.lower()
 
 
-def test_the_recipe_gives_the_defaults_and_options_stand_above_it(monkeypatch: pytest.MonkeyPatch):
+def test_the_recipe_gives_the_defaults_and_options_override_it(monkeypatch: pytest.MonkeyPatch):
     Path("own.toml").write_text(
         "[data]\n[model]\n[pretrain]\nseed = 7\ncontext = 99\n[pretrain.optimizer]\nmatrix_lr = 0.5\n"
     )

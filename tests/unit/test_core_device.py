@@ -91,7 +91,7 @@ CUDA = (
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
     ],
 )
-def test_memory_that_runs_out_is_told_with_the_device_and_the_bytes(error: RuntimeError, reported: str | None) -> None:
+def test_running_out_of_memory_names_the_device_and_the_bytes(error: RuntimeError, reported: str | None) -> None:
     assert out_of_memory(error) == reported
     if reported is None:
         with pytest.raises(RuntimeError, match="cannot be multiplied"), naming_out_of_memory("lower it"):

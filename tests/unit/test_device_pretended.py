@@ -194,7 +194,7 @@ def steps(engine: Engine, device: PretendedDevice) -> list[Counter[str]]:
     """Have the engine answer all that was asked; what each step waited for."""
     found = []
     with torch.inference_mode():
-        engine._receive()
+        engine._process_inbox()
         while not engine._scheduler.idle:
             before = device.reads.copy()
             engine._step()

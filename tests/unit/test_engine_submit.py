@@ -222,4 +222,4 @@ def test_a_context_of_ten_million_tokens_is_served(model: Model, tmp_path: Path)
         [output] = engine.submit(prompt, whole).result()
         assert output.finish_reason == "stop"
         # Two of them would not fit at the same time: the cache has room for one, and the other waits.
-        assert engine.cache_bytes < 2 * engine._bytes_of(10_485_760)
+        assert engine.cache_bytes < 2 * engine._bytes_of_length(10_485_760)

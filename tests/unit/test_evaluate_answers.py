@@ -66,7 +66,7 @@ def test_normalising_twice_changes_nothing(text: str, language: str) -> None:
         ("", "en", False),
     ],
 )
-def test_known_names_and_then_words_tell_the_language(answer: str, language: str, expected: bool) -> None:
+def test_known_names_and_then_words_decide_the_language(answer: str, language: str, expected: bool) -> None:
     assert LanguageOfAnswers(NAMES).is_in(answer, language) is expected
 
 

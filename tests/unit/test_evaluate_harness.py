@@ -77,7 +77,7 @@ def test_answers_in_english_to_other_languages_are_counted_as_wrong(folders: dic
     assert rows["en"]["overlap"] == 0
 
 
-def test_tasks_keep_the_sign_and_stand_beside_the_most_frequent_answer(folders: dict[str, Any]) -> None:
+def test_tasks_keep_the_sign_and_have_the_most_frequent_answer_beside_them(folders: dict[str, Any]) -> None:
     rows = {row["kind"]: row for row in run(folders)["tasks"]["rows"]}
     assert set(rows) == {"capital", "arithmetic"}
     assert rows["arithmetic"]["hits"] == 0  # "1" is not "-1"

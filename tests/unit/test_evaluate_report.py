@@ -93,7 +93,7 @@ def test_the_page_needs_nothing_else(run: Path) -> None:
     assert len(page) < 3_000_000
 
 
-def test_every_figure_stands_beside_its_baseline_and_interval_and_none_is_judged(run: Path) -> None:
+def test_every_figure_is_beside_its_baseline_and_interval_and_none_is_judged(run: Path) -> None:
     page = page_of(run)
     assert {path.name for path in (run / "report").iterdir()} == {"herd.json", "report.html"}
     results = json.loads((run / "evaluate" / "results.json").read_text())
@@ -159,7 +159,7 @@ def test_what_the_model_says_cannot_become_markup(run: Path) -> None:
     assert "<script>" not in page and "<img src=x>" not in page
 
 
-def test_a_parent_written_anew_since_is_told(run: Path) -> None:
+def test_a_parent_that_was_rewritten_since_is_reported(run: Path) -> None:
     assert "changed since" not in page_of(run)
     write_json(run / "data" / "herd.json", world.lineage("data", hash="another"))
     assert "changed since" in page_of(run)
@@ -256,7 +256,7 @@ def in_work(run: Path, name: str, **config: Any) -> Path:
     return folder
 
 
-def test_a_stage_in_work_is_told_of_by_either_of_its_names(tmp_path: Path) -> None:
+def test_an_unfinished_stage_is_reported_by_either_of_its_names(tmp_path: Path) -> None:
     folder = in_work(tmp_path, "pretrain", seed=7)
     for given in (folder, tmp_path / "pretrain"):
         written = report(given)
@@ -267,7 +267,7 @@ def test_a_stage_in_work_is_told_of_by_either_of_its_names(tmp_path: Path) -> No
         assert "has not been evaluated" not in page  # nor is a single stage expected to
 
 
-def test_a_run_is_told_of_with_the_stage_in_work(run: Path) -> None:
+def test_a_run_is_reported_with_its_unfinished_stage(run: Path) -> None:
     in_work(run, "dpo")
     page = page_of(run)
     checked(page)
@@ -298,7 +298,7 @@ def test_two_runs_are_set_side_by_side(run: Path, tmp_path: Path) -> None:
     assert reported.count("<figure>") == 6 and "sft" not in reported  # loss, loss on text, rate, norm, speed, MaxVio
 
 
-def test_models_that_differ_are_told_apart(run: Path, tmp_path: Path) -> None:
+def test_models_that_differ_are_distinguished(run: Path, tmp_path: Path) -> None:
     shape = {"num_hidden_layers": 4, "hidden_size": 192, "num_local_experts": 8}
     others = {"deeper": shape | {"num_hidden_layers": 6}, "alike": shape, "unknown": None}
     write_json(run / "sft" / "config.json", {"text_config": shape})

@@ -133,7 +133,7 @@ def test_encoders_that_the_model_has_not_are_refused(change: dict[str, Any], tmp
         read(tmp_path, raw | {"vision_config": raw["vision_config"] | change})
 
 
-def test_image_settings_stand_in_either_file(tmp_path: Path) -> None:
+def test_image_settings_are_in_either_file(tmp_path: Path) -> None:
     raw = FORMS["scout-instruct"]
     five = PROCESSOR_5 | {"image_processor": PROCESSOR_5["image_processor"] | {"max_patches": 4}}
     vision = read(tmp_path, raw, processor_config=five).vision

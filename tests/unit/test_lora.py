@@ -175,7 +175,7 @@ def test_adapters_alone_have_an_optimizer_state_and_it_is_adamws() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "reported"),
     [
         (lambda: LoraConfig(rank=0), "rank=0 must be at least 1"),
         (lambda: LoraConfig(rank=4, targets=("atention",)), "unknown LoRA target 'atention', did you mean 'attention'"),  # type: ignore[arg-type]
@@ -191,8 +191,8 @@ def test_adapters_alone_have_an_optimizer_state_and_it_is_adamws() -> None:
         (lambda: SftConfig(lora=LoraConfig(rank=4), trainable=("layers.*",)), "would have no effect"),
     ],
 )
-def test_what_cannot_be_is_refused(make: Callable[[], object], told: str) -> None:
-    with pytest.raises(HerdError, match=told):
+def test_what_cannot_be_is_refused(make: Callable[[], object], reported: str) -> None:
+    with pytest.raises(HerdError, match=reported):
         make()
 
 
@@ -272,7 +272,7 @@ def test_the_checkpoint_holds_adapters_alone_and_resuming_is_exact(
 def test_an_adapter_is_trained_on_and_merged_where_no_adapters_are_asked_for(
     adapter: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    still = replace(CONFIG, num_tokens=1000, balance_rate=0.0, optimizer=OptimizerConfig(lr_scale=0.0))
+    still = replace(CONFIG, num_tokens=1000, bias_update_rate=0.0, optimizer=OptimizerConfig(lr_scale=0.0))
     again = sft(still, adapter, tiny_data, tmp_path / "again")
     one, other = (load_file(folder / peft.FILE) for folder in (adapter, again))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
@@ -317,7 +317,7 @@ def test_an_adapter_without_a_lineage_takes_the_tokenizer_and_settings_of_its_ba
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         ({"use_dora": True}, r"use_dora=true \(DoRA\) is not read"),
         ({"bias": "all"}, r'bias="all" \(biases\) is not read'),
@@ -329,11 +329,11 @@ def test_an_adapter_without_a_lineage_takes_the_tokenizer_and_settings_of_its_ba
     ],
 )
 def test_what_herd_does_not_do_is_refused_by_name(
-    change: dict[str, Any], told: str, adapter: Path, tmp_path: Path
+    change: dict[str, Any], reported: str, adapter: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(adapter, tmp_path / "lora")
     write_json(folder / peft.CONFIG, {**read_json(folder / peft.CONFIG), **change})
-    with pytest.raises(HerdError, match=told):
+    with pytest.raises(HerdError, match=reported):
         herd.load(folder)
 
 
@@ -345,7 +345,7 @@ FIRST = "base_model.model.language_model.model.layers.0.self_attn.q_proj"
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         (lambda t: rename(t, "q_proj", "wq_proj"), "wq_proj.lora_A.weight has no place in the base"),
         (lambda t: {n: x for n, x in t.items() if n != f"{FIRST}.lora_B.weight"}, "q_proj.weight has lora_A only"),
@@ -356,11 +356,11 @@ FIRST = "base_model.model.language_model.model.layers.0.self_attn.q_proj"
     ],
 )
 def test_tensors_that_do_not_fit_are_named(
-    change: Callable[[dict[str, Tensor]], dict[str, Tensor]], told: str, adapter: Path, tmp_path: Path
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]], reported: str, adapter: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(adapter, tmp_path / "lora")
     save_file(change(load_file(folder / peft.FILE)), folder / peft.FILE)
-    with pytest.raises(HerdError, match=told):
+    with pytest.raises(HerdError, match=reported):
         herd.load(folder)
 
 

@@ -27,7 +27,7 @@ def frequencies(config: ModelConfig) -> list[float]:
     return rope_angles(torch.tensor([1]), config).angle()[0].tolist()
 
 
-def test_neighbours_turn_by_the_same_angle_wherever_they_stand() -> None:
+def test_neighbours_are_rotated_by_the_same_angle_at_every_position() -> None:
     step = rope_angles(torch.tensor([1]), SCOUT)
     for position in (100, 8192, 10_485_759, 2**31):
         here, next_ = rope_angles(torch.tensor([position, position + 1]), SCOUT)

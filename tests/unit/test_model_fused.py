@@ -102,7 +102,7 @@ def test_one_call_gives_the_transformers_logits(shape: str) -> None:
 def test_a_model_whose_global_layer_has_rope_is_refused() -> None:
     model = random_model(SCOUT, seed=1)
     model.layers[3].attention.rotates = True
-    assert why_not(model) == "positions turn a global layer"
+    assert why_not(model) == "a global layer rotates queries and keys"
 
 
 @needs_kernels
@@ -324,7 +324,7 @@ def test_only_the_wanted_rows_are_computed() -> None:
 
 @needs_kernels
 @torch.inference_mode()
-def test_embedded_rows_stand_for_tokens() -> None:
+def test_embedded_rows_replace_tokens() -> None:
     model = random_model(MAVERICK, seed=2).bfloat16()
     tokens_N = torch.arange(40, 52)
 

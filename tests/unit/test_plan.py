@@ -170,8 +170,8 @@ def test_the_command_counts_adapters(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["plan", "scout", "--lora", "16"]) == 0
     assert "LoRA of rank 16: " in capsys.readouterr().out
     assert main(["plan", "scout", "--lora", "16", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["lora"]["training_bytes"] == 2 * told["total_parameters"] + 14 * told["lora"]["parameters"]
+    reported = json.loads(capsys.readouterr().out)
+    assert reported["lora"]["training_bytes"] == 2 * reported["total_parameters"] + 14 * reported["lora"]["parameters"]
     assert main(["plan", "tiny", "--lora", "500"]) == 1
     assert "--lora 500 is larger than a side of a matrix" in capsys.readouterr().err
 

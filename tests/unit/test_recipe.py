@@ -181,6 +181,21 @@ def test_a_graph_that_cannot_be_is_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
+def test_a_run_may_begin_with_folders_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, sign in ("models/scout", "config.json"), ("mine", "config.json"), ("corpus", "tokenizer"):
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / sign).touch()
+    text = 'data = "corpus"\n[pretrain]\nfrom = "models/scout"\n[sft]\n[stage.other]\nkind = "sft"\nfrom = "mine"\n'
+    assert models_of(tmp_path, text) == {"pretrain": Path("models/scout"), "sft": "pretrain", "other": Path("mine")}
+    nodes = load_recipe(recipe(tmp_path, text), STAGES)
+    assert {node.parents["data"] for node in nodes.values()} == {Path("corpus")}
+    assert models_of(tmp_path, 'data = "corpus"\nmodel = "mine"\n[sft]') == {"sft": Path("mine")}
+    # A table wins over a folder of its name.
+    Path("pretrain").mkdir()
+    assert models_of(tmp_path, LIFE + '[sft]\nfrom = "pretrain"')["sft"] == "pretrain"
+
+
 def test_a_report_reads_all_stages_above_it_and_may_be_about_one(tmp_path: Path):
     text = LIFE + '[sft]\n[evaluate]\n[stage.report-base]\nkind = "report"\nfrom = "pretrain"\n[report]\n'
     nodes = load_recipe(recipe(tmp_path, text), STAGES)

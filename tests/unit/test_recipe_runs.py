@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from recipe_world import ALL, LIFE, Settings, kinds, recipe, run
+from recipe_world import ALL, Settings, kinds, recipe, run
 
-from herd.commands.stages import STAGES
 from herd.core.files import work_folder
 from herd.core.lineage import read_lineage
 from herd.errors import HerdError
@@ -63,21 +62,6 @@ def test_a_folder_that_is_not_herds_is_never_written_over(tmp_path: Path, capsys
     with pytest.raises(HerdError, match=r"run/data is there and no folder of Herd's"):
         run(tmp_path, ALL, capsys)
     assert (tmp_path / "run" / "data" / "thesis").exists()
-
-
-def test_a_run_may_begin_with_folders_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    for folder, sign in ("models/scout", "config.json"), ("mine", "config.json"), ("corpus", "tokenizer"):
-        Path(folder).mkdir(parents=True)
-        (Path(folder) / sign).touch()
-    text = 'data = "corpus"\n[pretrain]\nfrom = "models/scout"\n[sft]\n[stage.other]\nkind = "sft"\nfrom = "mine"\n'
-    assert models_of(tmp_path, text) == {"pretrain": Path("models/scout"), "sft": "pretrain", "other": Path("mine")}
-    nodes = load_recipe(recipe(tmp_path, text), STAGES)
-    assert {node.parents["data"] for node in nodes.values()} == {Path("corpus")}
-    assert models_of(tmp_path, 'data = "corpus"\nmodel = "mine"\n[sft]') == {"sft": Path("mine")}
-    # A table wins over a folder of its name.
-    Path("pretrain").mkdir()
-    assert models_of(tmp_path, LIFE + '[sft]\nfrom = "pretrain"')["sft"] == "pretrain"
 
 
 def test_a_folder_of_the_users_is_a_parent_and_what_is_in_it_decides_what_runs_again(

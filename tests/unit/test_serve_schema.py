@@ -64,7 +64,7 @@ def calling(arguments: str, name: str = "f") -> dict[str, object]:
     return {"messages": [{"role": "assistant", "tool_calls": [call]}]}
 
 
-def test_results_stand_in_the_order_of_the_calls():
+def test_results_are_in_the_order_of_the_calls():
     calls = [{**CALL, "id": name} for name in "ab"]
     results = [{"role": "tool", "content": name, "tool_call_id": name} for name in "ba"]
     asked = [*PLAIN["messages"], {"role": "assistant", "content": None, "tool_calls": calls}, *results]

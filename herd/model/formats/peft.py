@@ -34,7 +34,7 @@ CONFIG, FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 VERSION = "0.21.2"
 """Of PEFT, whose layout is written."""
-TURNED = (0, 19)
+TRANSPOSED_SINCE = (0, 19)
 """Since this version the A of experts is on the side of their outputs."""
 READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_parameters"}
 NOTES = {
@@ -105,19 +105,19 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_pairs(folder: Path, config: ModelConfig) -> dict[str, Pair]:
     """The updates of an adapter folder for a base of the shape `config`, by the names of a Hugging Face folder's
     tensors. Raises HerdError for what is missing, has no place or does not fit."""
-    told = read_config(folder)
+    adapter = read_config(folder)
     path = folder / FILE
     if not path.exists():
         held = ", its weights are a pickle: save it again as safetensors" if any(folder.glob("*.bin")) else ""
         raise HerdError(f"{path} is missing{held or ': copy the folder again, whole'}")
     shapes = matrix_shapes(config)
-    halves, problems = by_matrix(told, open_safetensors(path), shapes)
+    halves, problems = by_matrix(adapter, open_safetensors(path), shapes)
     pairs: dict[str, Pair] = {}
     for name, found in sorted(halves.items()):
         if len(found) < 2:
             problems.append(f"{name} has lora_{next(iter(found))} only")
             continue
-        pair = oriented(told, name, shapes[name], found["A"].read().float(), found["B"].read().float())
+        pair = orient(adapter, name, shapes[name], found["A"].read().float(), found["B"].read().float())
         if pair is None:
             told_shapes = " and ".join(str(found[half].shape) for half in "AB")
             problems.append(f"the adapter of {name}, {told_shapes}, does not fit {shapes[name]}: it is of another base")
@@ -141,11 +141,11 @@ def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def by_matrix(
-    told: Mapping[str, Any], stored: Mapping[str, Stored], known: Iterable[str]
+    adapter: Mapping[str, Any], stored: Mapping[str, Stored], known: Iterable[str]
 ) -> tuple[dict[str, dict[str, Stored]], list[str]]:
     """The A and B of each matrix, and what has no place."""
     known, problems = set(known), list[str]()
-    targets = {target.rpartition(".")[2] for target in told.get("target_parameters") or ()}
+    targets = {target.rpartition(".")[2] for target in adapter.get("target_parameters") or ()}
     nested = {key.split(".base_layer.")[0] for key in stored if ".experts.base_layer." in key}
     halves: dict[str, dict[str, Stored]] = {}
     for key, tensor in stored.items():
@@ -165,7 +165,7 @@ def by_matrix(
     return halves, problems
 
 
-def oriented(told: Mapping[str, Any], name: str, shape: tuple[int, ...], A: Tensor, B: Tensor) -> Pair | None:
+def orient(adapter: Mapping[str, Any], name: str, shape: tuple[int, ...], A: Tensor, B: Tensor) -> Pair | None:
     """The update of a matrix of this shape by PEFT's A and B; None where they do not fit."""
     if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or not A.shape[0]:
         return None
@@ -175,24 +175,24 @@ def oriented(told: Mapping[str, Any], name: str, shape: tuple[int, ...], A: Tens
         experts, *sides = shape
         if A.shape[0] % experts:
             return None
-        turned = A.shape[1] == sides[1] if sides[0] != sides[1] else version_of(told) >= TURNED
+        transposed = A.shape[1] == sides[1] if sides[0] != sides[1] else version_of(adapter) >= TRANSPOSED_SINCE
         (A, B) = (A.reshape(experts, -1, A.shape[1]), B.reshape(B.shape[0], -1, experts).permute(2, 0, 1))
-        left, right = (B, A) if turned else (A.mT, B.mT)
-    pair = Pair(left=left, right=right, scale=scale_of(told, name.removesuffix(".weight"), left.shape[-1]))
+        left, right = (B, A) if transposed else (A.mT, B.mT)
+    pair = Pair(left=left, right=right, scale=scale_of(adapter, name.removesuffix(".weight"), left.shape[-1]))
     return pair if pair.shape == shape else None
 
 
-def version_of(told: Mapping[str, Any]) -> tuple[int, ...]:
+def version_of(adapter: Mapping[str, Any]) -> tuple[int, ...]:
     """Of the PEFT that wrote an adapter, which records it since 0.18."""
-    return tuple(int(number) for number in re.findall(r"\d+", str(told.get("peft_version") or "0"))[:2])
+    return tuple(int(number) for number in re.findall(r"\d+", str(adapter.get("peft_version") or "0"))[:2])
 
 
-def scale_of(told: Mapping[str, Any], module: str, rank: int) -> float:
+def scale_of(adapter: Mapping[str, Any], module: str, rank: int) -> float:
     """Alpha over the rank or its root; the alpha is that of the first pattern that is the end of the module's name."""
-    patterns = (told.get("alpha_pattern") or {}).items()
+    patterns = (adapter.get("alpha_pattern") or {}).items()
     found = (alpha for pattern, alpha in patterns if re.match(rf"(.*\.)?({pattern})$", module))
-    alpha = float(next(found, told["lora_alpha"]))
-    return alpha / (rank**0.5 if told.get("use_rslora") else rank)
+    alpha = float(next(found, adapter["lora_alpha"]))
+    return alpha / (rank**0.5 if adapter.get("use_rslora") else rank)
 
 
 def merge(base: Weights, pairs: Mapping[str, Pair], dtype: torch.dtype | None = None) -> Weights:

@@ -71,8 +71,8 @@ class Source:
         return self.base.beside(name) if self.base is not None and not there.exists() else there
 
     def weights(self, dtype: torch.dtype | None = None) -> Weights:
-        """One parameter at a time; low-bit ones dequantised, and those that an adapter changes merged, in `dtype`, else bf16
-        or the base's."""
+        """One parameter at a time; low-bit ones dequantised, and those that an adapter changes merged, in `dtype`, else
+        bf16 or the base's."""
         if self.base is not None:
             base = self.base.weights(dtype)
             return peft.merge(base, peft.read_pairs(self.path, base.config), dtype)
