@@ -29,7 +29,15 @@ from herd.config.presets import (
     tiny_scout,
 )
 from herd.config.sampling import SamplingConfig
-from herd.config.sources import ChatSource, PreferenceSource, PromptSource, SourceConfig, TextSource
+from herd.config.sources import (
+    ChatSource,
+    ImageSource,
+    PreferenceSource,
+    PromptSource,
+    SourceConfig,
+    TextSource,
+    VideoSource,
+)
 from herd.config.stages import LANGUAGES, DataConfig, MidtrainConfig, PretrainConfig, SftConfig, VisionStageConfig
 from herd.config.training import (
     HOW_IT_RUNS,
@@ -61,6 +69,7 @@ __all__ = [
     "EncoderConfig",
     "EngineConfig",
     "EvaluateConfig",
+    "ImageSource",
     "LanguageTrainingConfig",
     "LongConfig",
     "LoraConfig",
@@ -82,6 +91,7 @@ __all__ = [
     "SourceConfig",
     "SpecialIds",
     "TextSource",
+    "VideoSource",
     "VisionConfig",
     "VisionStageConfig",
     "behemoth",

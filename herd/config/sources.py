@@ -1,4 +1,5 @@
-"""What a data folder is made of: `[[data.text]]`, `[[data.chats]]`, `[[data.preferences]]` and `[[data.prompts]]`.
+"""What a data folder is made of: `[[data.text]]`, `[[data.chats]]`, `[[data.preferences]]`, `[[data.prompts]]`,
+`[[data.images]]` and `[[data.videos]]`.
 
 Each entry names files of the user's; herd/data/sources/ reads them.
 """
@@ -55,3 +56,27 @@ class PreferenceSource(SourceConfig):
 @dataclass(frozen=True, kw_only=True)
 class PromptSource(SourceConfig):
     """Prompts with a right answer or rules to grade one by, one a row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSource(SourceConfig):
+    """Pictures with captions: files beside their captions, rows that name or hold pictures, WebDataset tars."""
+
+    column: str = ""
+    """Column with the picture, its bytes or its path; found by its name if not given."""
+    caption: str = ""
+    """Column or JSON field with the caption; found by its name if not given."""
+    language: str = "auto"
+    """ISO 639-1 of the captions, or `auto`: each caption's language is identified."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSource(SourceConfig):
+    """Videos with captions, in the same forms."""
+
+    column: str = ""
+    """Column with the video, its bytes or its path; found by its name if not given."""
+    caption: str = ""
+    """Column or JSON field with the caption; found by its name if not given."""
+    language: str = "auto"
+    """ISO 639-1 of the captions, or `auto`: each caption's language is identified."""

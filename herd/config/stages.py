@@ -20,7 +20,15 @@ from herd.config.ranges import (
     Weight,
     at_least,
 )
-from herd.config.sources import ChatSource, PreferenceSource, PromptSource, SourceConfig, TextSource
+from herd.config.sources import (
+    ChatSource,
+    ImageSource,
+    PreferenceSource,
+    PromptSource,
+    SourceConfig,
+    TextSource,
+    VideoSource,
+)
 from herd.config.training import (
     HOW_IT_RUNS,
     CheckpointConfig,
@@ -47,6 +55,10 @@ class DataConfig(Checked):
     """Comparisons of answers of yours."""
     prompts: tuple[PromptSource, ...] = ()
     """Prompts of yours, with what answers are graded by."""
+    images: tuple[ImageSource, ...] = ()
+    """Pictures with captions of yours."""
+    videos: tuple[VideoSource, ...] = ()
+    """Videos with captions of yours."""
     packages: bool | None = None
     """Whether the embedded packages go in too; only where there is nothing of yours if not given."""
     tokenizer: str = ""
@@ -92,7 +104,7 @@ class DataConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for kind in ("text", "chats", "preferences", "prompts"):
+        for kind in ("text", "chats", "preferences", "prompts", "images", "videos"):
             object.__setattr__(self, kind, tuple(with_name(source) for source in getattr(self, kind)))
         names = [source.name for source in self.sources]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -101,7 +113,7 @@ class DataConfig(Checked):
     @property
     def sources(self) -> tuple[SourceConfig, ...]:
         """All sources of the user's."""
-        return (*self.text, *self.chats, *self.preferences, *self.prompts)
+        return (*self.text, *self.chats, *self.preferences, *self.prompts, *self.images, *self.videos)
 
     @property
     def reads_packages(self) -> bool:

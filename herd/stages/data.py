@@ -34,16 +34,17 @@ from herd.data.tokens.shard_writer import write_shards
 from herd.data.tokens.shards import TokenShards
 from herd.data.tokens.tokenizer import Tokenizer, train_tokenizer
 from herd.errors import HerdError
+from herd.stages.data_media import shown
 from herd.stages.data_packages import (
     PACKAGES,
     Facts,
     package_chats,
+    package_clips,
     package_documents,
     package_facts,
     package_pictures,
     packages_left_out,
     write_books,
-    write_clips,
 )
 from herd.stages.data_sources import OwnSources
 
@@ -53,7 +54,7 @@ TOKENIZER_CHARS = 20_000_000
 """Characters of each language that a new tokenizer is trained on at most: of more it would learn nothing else."""
 MEASURED_CHARS = 1_000_000
 """Held-out characters of each language that bytes per token are measured on."""
-OWN_CHATS, OWN_PICTURES = "own_chats", "own_pictures"
+OWN_CHATS, OWN_PICTURES, OWN_CLIPS = "own_chats", "own_pictures", "own_clips"
 """What the user's chats and their pictures wait in, until the tables of all are written."""
 
 
@@ -143,7 +144,7 @@ class Steps:
         """Remove the notes of the steps, and what only they needed."""
         for name in STEPS:
             self._note(name).unlink(missing_ok=True)
-        for name in (OWN_CHATS, OWN_PICTURES):
+        for name in (OWN_CHATS, OWN_PICTURES, OWN_CLIPS):
             (self.build.work / f"{name}.parquet").unlink(missing_ok=True)
 
     def _note(self, name: str) -> Path:
@@ -230,11 +231,23 @@ def _books(build: Build) -> Facts:
 
 
 def _own_chats(build: Build) -> Facts:
-    """The user's chats and their pictures, in tables of their own until those of all are written."""
-    if build.cfg.chats:
-        with tables.Writer(build.work / f"{OWN_PICTURES}.parquet", tables.PICTURES) as pictures:
-            rows = build.own.chats(pictures)
-            tables.write(build.work / f"{OWN_CHATS}.parquet", rows, tables.CHATS)
+    """The user's chats, pictures and clips, in tables of their own until those of all are written."""
+    cfg, work = build.cfg, build.work
+    if not (cfg.chats or cfg.images or cfg.videos):
+        return {}
+    with (
+        tables.Writer(work / f"{OWN_PICTURES}.parquet", tables.PICTURES) as pictures,
+        tables.Writer(work / f"{OWN_CLIPS}.parquet", tables.CLIPS) as clips,
+        tables.Writer(work / f"{OWN_CHATS}.parquet", tables.CHATS) as chats,
+    ):
+        for row in build.own.chats(pictures):
+            chats.add(row)
+        for one in shown(cfg, build.own):
+            (pictures if "png" in one.row else clips).add(one.row)
+            chats.add(one.chat)
+    for source in (*cfg.images, *cfg.videos):
+        if not build.own.counts[source.name]:
+            _refuse_no_rows(build, "picture" if source in cfg.images else "video", [source.name])
     return {}
 
 
@@ -258,11 +271,21 @@ def _pictures(build: Build) -> Facts:
 
 
 def _clips(build: Build) -> Facts:
-    return write_clips(build.cfg, build.fetched, build.work) if build.fetched else {}
+    rows, facts = package_clips(build.cfg, build.fetched, build.work) if build.fetched else ([], {})
+    counts: Counter[str] = Counter()
+    with tables.Writer(build.work / "clips.parquet", tables.CLIPS) as table:
+        for row in rows:
+            table.add(row)
+        for row in _own(build, OWN_CLIPS):
+            counts[row["split"]] += 1
+            table.add(row)
+    if not table.num_rows:
+        (build.work / "clips.parquet").unlink()
+    return facts | ({"own_clips": dict(sorted(counts.items()))} if counts else {})
 
 
 def _chats(build: Build) -> Facts:
-    if not (build.cfg.chats or build.fetched):
+    if not (tables.has(build.work, OWN_CHATS) or build.fetched):
         return {}
     left_out: Counter[str] = Counter()
     counts: Counter[str] = Counter()

@@ -64,26 +64,27 @@ def package_pictures(cfg: DataConfig, fetched: Fetched) -> tuple[list[dict[str, 
     }
 
 
-def write_clips(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
-    """clips.parquet: animations that show nothing that is held out among the pictures."""
+def package_clips(cfg: DataConfig, fetched: Fetched, work: Path) -> tuple[list[dict[str, Any]], Facts]:
+    """Rows of clips.parquet: animations that show nothing that is held out among the pictures."""
     pictures = tables.read(work, "pictures", ["split", "names"])
     subjects = [spellings(json.loads(row["names"])) for row in pictures if row["split"] == "subjects"]
     found = clips(fetched.packs, num=cfg.clips, heldout=cfg.heldout_subjects, kept_back=set().union(*subjects))
-    tables.write(
-        work / "clips.parquet", [{**asdict(clip), "names": tables.to_json(clip.names)} for clip in found], tables.CLIPS
-    )
-    return {"clips": dict(sorted(Counter(clip.split for clip in found).items()))}
+    rows = [{**asdict(clip), "names": tables.to_json(clip.names)} for clip in found]
+    return rows, {"clips": dict(sorted(Counter(clip.split for clip in found).items()))}
 
 
 def package_chats(cfg: DataConfig, fetched: Fetched, work: Path, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
-    """Rows of chats.parquet."""
+    """Rows of chats.parquet, about the packages' pictures and clips."""
+    own = tuple(f"{source.name}/" for source in cfg.sources)
     pictures = [
         Picture(**{**row, "names": json.loads(row["names"]), "captions": json.loads(row["captions"])})
         for row in tables.read(work, "pictures", ["id", "split", "source", "subject", "names", "captions"])
+        if not row["id"].startswith(own)
     ]
     moving = [
         Clip(**{**row, "names": json.loads(row["names"])})
         for row in tables.read(work, "clips", ["id", "split", "subject", "names"])
+        if not row["id"].startswith(own)
     ]
     caps = Caps(
         names=cfg.names,

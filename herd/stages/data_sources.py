@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from herd.config import ChatSource, DataConfig, SourceConfig, TextSource
+from herd.config import ChatSource, DataConfig, ImageSource, SourceConfig, VideoSource
 from herd.core.inputs import InputFile
 from herd.data.loading import tables
 from herd.data.media.image import read_picture
+from herd.data.sources.captioned import media_files
 from herd.data.sources.chats import Chats, SourceChat
+from herd.data.sources.detect import KINDS
 from herd.data.sources.documents import Documents, part_chars
+from herd.data.sources.media_names import SUFFIXES
 from herd.data.sources.messages import Skip, text_of, with_pictures
 from herd.data.sources.preferences import Preferences
 from herd.data.sources.prompts import Prompts
@@ -45,7 +48,7 @@ class OwnSources:
     def __post_init__(self) -> None:
         for source in self.cfg.sources:
             self.notes[source.name] = Notes()
-            self.files[source.name] = files_of(source.path, self.notes[source.name])
+            self.files[source.name] = source_files(source, self.notes[source.name])
             self.counts[source.name] = Counter()
 
     def check_unchanged(self) -> None:
@@ -88,7 +91,7 @@ class OwnSources:
         said, tools = tables.to_json(messages), tables.to_json(chat.tools) if chat.tools else ""
         return {
             "id": digest(said + tools),
-            "split": self._split(asked),
+            "split": self.split(asked),
             "kind": CHAT,
             "language": language_of("\n".join(text_of(one) for one in messages)),
             "messages": said,
@@ -103,7 +106,7 @@ class OwnSources:
         for source in self.cfg.preferences:
             for one in Preferences(source, self.files[source.name], self.notes[source.name]):
                 said = {name: tables.to_json(getattr(one, name)) for name in ("prompt", "chosen", "rejected")}
-                split = self._split(said["prompt"])
+                split = self.split(said["prompt"])
                 self.counts[source.name][split] += 1
                 tools = tables.to_json(one.tools) if one.tools else ""
                 yield {
@@ -119,12 +122,13 @@ class OwnSources:
         for source in self.cfg.prompts:
             for one in Prompts(source, self.files[source.name], self.notes[source.name]):
                 prompt = tables.to_json(one.prompt)
-                split = self._split(prompt)
+                split = self.split(prompt)
                 self.counts[source.name][split] += 1
                 row = {"id": digest(prompt), "split": split, "source": source.name, "prompt": prompt}
                 yield {**row, "answer": one.answer, "verifier": one.rules}
 
-    def _split(self, place: str) -> str:
+    def split(self, place: str) -> str:
+        """`train` or `heldout`, by a hash of what tells a row from others."""
         return "heldout" if held_out("source", place, share=self.cfg.heldout_pairs) else "train"
 
     def state(self) -> Facts:
@@ -167,9 +171,14 @@ class OwnSources:
 
 def what_is(source: SourceConfig) -> str:
     """The kind of a source, in a word."""
-    if isinstance(source, TextSource):
-        return "text"
-    return {"ChatSource": "chats", "PreferenceSource": "preferences"}.get(type(source).__name__, "prompts")
+    return next(kind for kind, of in KINDS.items() if type(source) is of)
+
+
+def source_files(source: SourceConfig, notes: Notes) -> list[InputFile]:
+    """The files of a source. Raises HerdError where none can be read."""
+    if isinstance(source, (ImageSource, VideoSource)):
+        return media_files(source.path, SUFFIXES[what_is(source)])
+    return files_of(source.path, notes)
 
 
 def language_of(text: str) -> str:

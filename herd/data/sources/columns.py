@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from herd.data.sources.media_names import media_kind
 from herd.errors import HerdError
 
 TEXT = ("text", "content", "body", "document", "article", "page_content", "raw_content", "markdown", "passage", "story")
@@ -26,6 +27,27 @@ RULES = ("verifier", "rules", "verification_info", "reward_model")
 """Columns that say how an answer is graded."""
 LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue", "dialogs", "chat", "turns")
 """Columns that may hold the turns of a chat."""
+
+
+IMAGE_COLUMNS = ("image", "image_path", "file_name", "img", "picture", "path", "jpg", "png", "webp")
+VIDEO_COLUMNS = ("video", "video_path", "file_name", "clip", "path", "mp4", "webm")
+CAPTION_COLUMNS = ("caption", "text", "description", "alt", "title", "captions", "txt")
+"""Columns with a picture or a video, its bytes or its path, and with what it shows."""
+
+
+def media_rows(values: Mapping[str, Any]) -> str:
+    """`images` or `videos` where a row has one with a caption; empty if it has none."""
+    if not any(isinstance(values.get(name), (str, list)) and values[name] for name in CAPTION_COLUMNS):
+        return ""
+    for name in (*IMAGE_COLUMNS, *VIDEO_COLUMNS):
+        value = values.get(name)
+        if isinstance(value, Mapping) and value.keys() & {"bytes", "path"}:
+            return media_kind(str(value.get("path"))) or ("videos" if name in VIDEO_COLUMNS else "images")
+        if isinstance(value, str) and media_kind(value):
+            return media_kind(value)
+        if isinstance(value, bytes):
+            return "images" if name in IMAGE_COLUMNS else "videos"
+    return ""
 
 
 def text_column(values: Mapping[str, Any]) -> str | None:
@@ -63,6 +85,8 @@ def kind_of_rows(values: Mapping[str, Any]) -> tuple[str, str] | None:
         return "preferences", "chosen and rejected"
     if form := chat_format(values):
         return "chats", form
+    if media := media_rows(values):
+        return media, "rows with captions"
     answered = pair_columns(values, ANSWERED)
     if answered or ("prompt" in values and values.keys() & set(RULES)):
         return "prompts", " and ".join(answered or ("prompt", "rules"))

@@ -12,11 +12,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from herd.config.sources import ChatSource, PreferenceSource, PromptSource, SourceConfig, TextSource
-from herd.core.inputs import InputFile, is_module
+from herd.config.sources import (
+    ChatSource,
+    ImageSource,
+    PreferenceSource,
+    PromptSource,
+    SourceConfig,
+    TextSource,
+    VideoSource,
+)
+from herd.core.inputs import InputFile, find_files, is_module
+from herd.data.sources.captioned import Parts, kind_of_tar, media_files
 from herd.data.sources.columns import CHATS, TEXT, kind_of_rows, no_columns
+from herd.data.sources.media_names import SUFFIXES
 from herd.data.sources.module import read_module
-from herd.data.sources.readers import DOCUMENTS, files_of, kind_of, read_file
+from herd.data.sources.readers import DOCUMENTS, files_of, kind_of, read_file, readable
 from herd.data.sources.source import Notes, ReadOptions, Row
 from herd.errors import HerdError
 
@@ -25,6 +35,8 @@ KINDS: dict[str, type[SourceConfig]] = {
     "chats": ChatSource,
     "preferences": PreferenceSource,
     "prompts": PromptSource,
+    "images": ImageSource,
+    "videos": VideoSource,
 }
 """Kinds of sources: the fields of `DataConfig`."""
 LOOKED_AT = 20
@@ -86,11 +98,14 @@ def _named(found: list[Found], path: str) -> list[Found]:
     base = (fixed[-1] if fixed else path).lstrip(".").partition(".")[0] or "data"
     if is_module(path):
         base = path.partition(":")[2]
-    return [replace(one, name=base if one.path == path else _part_name(one, base)) for one in found]
+    whole = len(found) == 1 and found[0].path == path
+    return [replace(one, name=base if whole else _part_name(one, base)) for one in found]
 
 
 def _part_name(one: Found, base: str) -> str:
-    """A file's name, or that of the whole with the suffix of these files of it."""
+    """A file's name, or that of the whole with what these files of it are."""
+    if one.kind in SUFFIXES:
+        return f"{base}-{one.kind}"
     if len(one.files) == 1:
         return one.files[0].path.name.partition(".")[0]
     return f"{base}-{_suffix(one.files[0].path).strip('.').partition('.')[0]}"
@@ -103,7 +118,16 @@ def _detect(path: str, notes: Notes, kind: str) -> Iterator[Found]:
             raise HerdError(f"{path} gives no rows")
         yield Found(**_told(_look_at(first), kind, first), path=path, files=())
         return
-    files = files_of(path, notes)
+    media = list(_media(path, kind, notes))
+    yield from media
+    if kind in SUFFIXES:
+        return
+    used = {file.path for one in media for file in one.files}
+    if media and not (rest := [file for file in find_files(path) if file.path not in used]):
+        return
+    files = readable(rest, notes) if media else files_of(path, notes)
+    if not files:
+        return
     told: dict[Path, tuple[str, str]] = {}
     refused: HerdError | None = None
     for group in _by_place(files):
@@ -120,7 +144,24 @@ def _detect(path: str, notes: Notes, kind: str) -> Iterator[Found]:
             told[file.path] = next(iter(kinds)) if len(kinds) == 1 else _kind_of_file(file.path, kind, notes)
     if not any(what for what, _ in told.values()):
         raise refused or HerdError(f"{path}: there is no row in it to read ({'; '.join(notes.lines())})")
-    yield from _patterns(path, files, told)
+    yield from _patterns(path, files, told, alone=not media)
+
+
+def _media(path: str, kind: str, notes: Notes) -> Iterator[Found]:
+    """Pictures and videos with captions beside them or in a tar, where no other kind is asked for."""
+    if kind not in {"", *SUFFIXES}:
+        return
+    paths = [file.path for file in find_files(path)]
+    tars = {tar: kind_of_tar(tar, notes) for tar in paths if tar.suffix.lower() == ".tar"}
+    for name, suffixes in SUFFIXES.items():
+        if kind and kind != name:
+            continue
+        parts = Parts.of(paths, suffixes)
+        facts = [table for table in parts.tables if table.name.startswith("metadata.") and parts.media]
+        own = [tar for tar in tars if tars[tar] == name]
+        if kind or parts.captions or facts or own:
+            form = "WebDataset" if own else "with captions"
+            yield Found(kind=name, form=form, path=path, files=media_files(path, suffixes))
 
 
 def _by_place(files: Sequence[InputFile]) -> list[list[InputFile]]:
@@ -165,10 +206,14 @@ def _told(found: tuple[str, str] | None, kind: str, row: Row) -> dict[str, str]:
     return {"kind": found[0], "form": found[1]}
 
 
-def _patterns(path: str, files: Sequence[InputFile], told: dict[Path, tuple[str, str]]) -> Iterator[Found]:
-    """The sources that files of one kind make: the whole path, a pattern in it or in one of its folders, or a file."""
+def _patterns(
+    path: str, files: Sequence[InputFile], told: dict[Path, tuple[str, str]], *, alone: bool
+) -> Iterator[Found]:
+    """The sources that files of one kind make: the whole path where they are `alone` in it, a pattern in it or in one of
+    its folders, or a file."""
     known = [file for file in files if told[file.path][0]]
-    if len({told[file.path] for file in files}) == 1 and len({_suffix(file.path) for file in files}) == 1 and known:
+    one_kind = len({told[file.path] for file in files}) == 1 and len({_suffix(file.path) for file in files}) == 1
+    if alone and one_kind and known:
         yield _found(path, known, told)
         return
     by_suffix: dict[str, list[InputFile]] = {}

@@ -11,6 +11,7 @@ from herd.data.sources.arrow import read_arrow, read_parquet
 from herd.data.sources.csv_rows import read_csv
 from herd.data.sources.html import read_html
 from herd.data.sources.json_rows import read_json, read_jsonl
+from herd.data.sources.media_names import captions_among
 from herd.data.sources.module import read_module
 from herd.data.sources.pdf import read_pdf
 from herd.data.sources.plain import read_plain
@@ -45,7 +46,7 @@ ROWS: dict[str, Reader] = {
 """Files of rows, whose columns say what they are."""
 READERS = DOCUMENTS | ROWS
 ARCHIVES = {".zip", ".tar", ".tgz", ".7z", ".rar"}
-SIDECARS = {"dataset_info.json", "dataset_dict.json", "state.json", "herd.json"}
+FOLDER_FACTS = {"dataset_info.json", "dataset_dict.json", "state.json", "herd.json"}
 """Facts about a folder that are no data."""
 
 
@@ -60,8 +61,9 @@ def kind_of(path: Path) -> str:
 def readable(files: Sequence[InputFile], notes: Notes) -> list[InputFile]:
     """Those of the files that there is a reader for; counts the others."""
     found = []
+    captions = captions_among(file.path for file in files)
     for file in files:
-        if file.path.name in SIDECARS:
+        if file.path.name in FOLDER_FACTS or file.path in captions:
             continue
         if _is_other_split(file.path):
             notes.skip("files of a `datasets` folder that are of other splits than train", file.path)
