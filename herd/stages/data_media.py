@@ -40,7 +40,8 @@ class Shown:
 def shown(cfg: DataConfig, own: OwnSources) -> Iterator[Shown]:
     """Rows of all pictures, then of all videos."""
     seen: set[str] = set()
-    for source in (*cfg.images, *cfg.videos):
+    sources: list[ImageSource | VideoSource] = [*cfg.images, *cfg.videos]
+    for source in sources:
         notes = own.notes[source.name]
         for one in CaptionedFiles(source, own.files[source.name], notes):
             try:

@@ -25,6 +25,7 @@ from herd.data.sources.media_names import IMAGES, SIDECARS, VIDEOS, captions_amo
 from herd.data.sources.readers import ROWS, kind_of, read_file
 from herd.data.sources.source import Notes, ReadOptions, Unreadable
 from herd.data.sources.stream import mended, open_text
+from herd.errors import HerdError
 
 MAX_MEMBER = 256 * 2**20
 """A larger member of a tar, in bytes, is skipped unread."""
@@ -47,8 +48,9 @@ class CaptionedFiles:
     def __init__(self, config: ImageSource | VideoSource, files: Sequence[InputFile], notes: Notes) -> None:
         self.config, self.files, self.notes = config, files, notes
         videos = isinstance(config, VideoSource)
+        self.what = "videos" if videos else "pictures"
         self.suffixes = VIDEOS if videos else IMAGES
-        self.what, self._columns = ("videos", VIDEO_COLUMNS) if videos else ("pictures", IMAGE_COLUMNS)
+        self._columns: tuple[str, ...] = VIDEO_COLUMNS if videos else IMAGE_COLUMNS
 
     @property
     def name(self) -> str:

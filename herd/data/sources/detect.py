@@ -209,7 +209,7 @@ def _told(found: tuple[str, str] | None, kind: str, row: Row) -> dict[str, str]:
 def _patterns(
     path: str, files: Sequence[InputFile], told: dict[Path, tuple[str, str]], *, alone: bool
 ) -> Iterator[Found]:
-    """The sources that files of one kind make: the whole path where they are `alone` in it, a pattern in it or in one of
+    """The sources that files of one kind make: the whole path if they are `alone` in it, a pattern in it or in one of
     its folders, or a file."""
     known = [file for file in files if told[file.path][0]]
     one_kind = len({told[file.path] for file in files}) == 1 and len({_suffix(file.path) for file in files}) == 1
