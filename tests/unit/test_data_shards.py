@@ -15,8 +15,9 @@ import pytest
 
 from herd.core.files import sha256, work_folder
 from herd.data.tokens import shard_writer
+from herd.data.tokens.shard_folders import open_shards
 from herd.data.tokens.shard_writer import write_shards
-from herd.data.tokens.shards import TokenShards, open_shards
+from herd.data.tokens.shards import TokenShards
 from herd.data.tokens.tokenizer import Tokenizer, train_tokenizer
 from herd.errors import HerdError
 

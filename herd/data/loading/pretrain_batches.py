@@ -25,7 +25,7 @@ from herd.data.loading.text_plan import Pieces, TextPlan, join_pieces
 from herd.data.loading.windows import Window, cut_run, deal_out
 from herd.data.media.image import ImageProcessor, Tiles
 from herd.data.tokens.chat import header, render_messages
-from herd.data.tokens.shards import open_shards
+from herd.data.tokens.shard_folders import open_shards
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.errors import HerdError
 

@@ -23,7 +23,7 @@ from herd.data.media.image import ImageProcessor
 from herd.data.packages import planted
 from herd.data.packages.planted import Keys, Planter, Quiz, Values
 from herd.data.packages.wordings import NAME
-from herd.data.tokens.shards import open_shards
+from herd.data.tokens.shard_folders import open_shards
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.errors import HerdError
 

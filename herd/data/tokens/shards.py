@@ -8,14 +8,13 @@
     tokens/rows.npy            int64, its row in text.parquet
     tokens/manifest.json       tokenizer, what was read, sizes and sha256 of the files, counts, weights, licences
 
-Documents that are held out are not in it. `open_shards` gives those of a tokenizer: the data folder's own, or others
+Documents that are held out are not in it. `shard_folders.open_shards` gives those of a tokenizer: the data folder's own, or others
 that are written once beside it. Sizes are checked when shards are opened, hashes by `verify`. How they are written:
 herd.data.tokens.shard_writer.
 """
 
 import hashlib
 import json
-import os
 from bisect import bisect_right
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as parquet
 
-from herd.core.files import cache_folder, read_json, sha256
+from herd.core.files import read_json, sha256
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.errors import HerdError
 
@@ -138,29 +137,3 @@ def open_table(folder: Path, table: str, columns: list[str]) -> parquet.ParquetF
     if missing := [column for column in columns if column not in file.schema_arrow.names]:
         raise HerdError(f"{path} lacks the column {', '.join(missing)}: it needs {', '.join(columns)}")
     return file
-
-
-def shard_folders(folder: Path, table: str, tokenizer: Tokenizer) -> list[Path]:
-    """Where the tokens of a table may be: of the folder's own tokenizer, of this one beside them, in the cache."""
-    own, key = FOLDERS[table], tokenizer_hash(tokenizer)
-    text = table_hash(folder / f"{table}.parquet")
-    return [folder / own, folder / f"{own}-{key}", cache_folder() / "tokens" / f"{text}-{key}"]
-
-
-def open_shards(folder: Path, tokenizer: Tokenizer, *, table: str = "text", workers: int = 1) -> TokenShards:
-    """The tokens of a data folder's training documents, or of its books. What was not written with this tokenizer yet
-    is written now: one line says so, and later runs find it."""
-    open_table(folder, table, [])
-    key, text = tokenizer_hash(tokenizer), table_hash(folder / f"{table}.parquet")
-    places = shard_folders(folder, table, tokenizer)
-    for place in places:
-        if (place / MANIFEST).exists():
-            found = read_json(place / MANIFEST)
-            if (found.get("format"), found.get("tokenizer"), found.get("table_hash")) == (FORMAT, key, text):
-                return TokenShards(place)
-    from herd.data.tokens.shard_writer import write_shards  # which imports this module
-
-    out = places[1] if os.access(folder, os.W_OK) else places[2]
-    print(f"{folder} has no tokens of this tokenizer yet: they are written to {out} once")
-    write_shards(folder, tokenizer, table=table, out=out, workers=workers)
-    return TokenShards(out)
