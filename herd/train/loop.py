@@ -1,10 +1,10 @@
 """The training loop, on one screen, and what it measures."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from statistics import median
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from herd.train.loss_spikes import LossSpikes
 from herd.train.optimizer import Optimizer
 
 RESUME = "re-run the same command to resume"
+STARVED = 0.1
+"""Share of the time spent waiting for batches from which on the bar shows it."""
+S = TypeVar("S")
 LossFunction = Callable[[Transformer, B], tuple[Tensor, Mapping[str, Number | Mean]]]
 
 
@@ -92,7 +95,7 @@ def train(
         if parallel.first:
             stage.record_resume(start)
         meter = Meter(bar, batches.unit)
-        for step, coming in steps:
+        for step, coming in meter.waiting(steps):
             failed = coming.exception() if coming.done() else None
             if checkpoints.save_if_due(step, leave=bool(request or spikes.trouble or failed)):
                 raise why_left(step, batches.num_steps, request, spikes, failed) from failed
@@ -159,11 +162,24 @@ class Meter:
         self.bar, self.unit = bar, unit
         self._rates: list[int] = []
         self._heldout = ""
-        self._last = time.monotonic()
+        self._begin = self._last = time.monotonic()
+        self._wait_s = self._waited_s = 0.0
+
+    def waiting(self, steps: Iterable[S]) -> Iterator[S]:
+        """The steps, while the time until each has its batch is counted."""
+        coming = iter(steps)
+        while True:
+            begin = time.monotonic()
+            step = next(coming, None)
+            self._wait_s = time.monotonic() - begin
+            self._waited_s += self._wait_s
+            if step is None:
+                return
+            yield step
 
     def advance(self, size: float, metrics: Mapping[str, object]) -> dict[str, object]:
         """After a step over `size` of the unit; gives its rate, by the time since the last step's end: waiting for data
-        and for checkpoints is in it."""
+        and for checkpoints is in it. Waiting for data is given too, and shown where it takes a tenth of the time."""
         now = time.monotonic()
         self._rates.append(round(size / (now - self._last)))
         self._last = now
@@ -171,5 +187,7 @@ class Meter:
             self._heldout = f", held out {metrics[HELDOUT]:.3f} bits/byte"
         # The median, as single steps vary: the last one's rate is what the bar would be remembered by.
         rate = f"{median(self._rates):,.0f} {self.unit}/s"
-        self.bar.advance(rate=rate, note=f"loss {metrics['loss']:.3f}{self._heldout}")
-        return {f"{self.unit}_per_s": self._rates[-1]}
+        starved = self._waited_s / (now - self._begin)
+        waits = f", {starved:.0%} of the time waiting for data" if starved > STARVED else ""
+        self.bar.advance(rate=rate, note=f"loss {metrics['loss']:.3f}{self._heldout}{waits}")
+        return {f"{self.unit}_per_s": self._rates[-1], "data_wait_s": round(self._wait_s, 3)}

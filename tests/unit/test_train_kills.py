@@ -130,7 +130,7 @@ def check(folder: Path, num_steps: int, num_kills: int, seed: int) -> Story:
     assert killed.kills == num_kills, "the run was over before: give it more steps"
     for commit, first in zip(killed.commits, killed.first_steps, strict=True):
         assert first in (commit, -1)  # -1: killed before it read anything
-    clock = {"seconds", "tokens_per_s"}
+    clock = {"seconds", "tokens_per_s", "data_wait_s"}
     one, other = ([{k: v for k, v in line.items() if k not in clock} for line in s.lines] for s in (calm, killed))
     assert one == other
     assert [line["step"] for line in other] == list(range(num_steps))

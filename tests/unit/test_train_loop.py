@@ -75,7 +75,10 @@ def run(folder: Path, batches: RandomBatches, loss_fn: LossFunction[Batch] | Non
 def lines(folder: Path) -> list[dict[str, Any]]:
     """The metrics of a run, without what the clock says."""
     kept = read_metrics(folder.with_name(folder.name + ".partial") / "metrics.jsonl")
-    return [{key: value for key, value in line.items() if key not in {"seconds", "tokens_per_s"}} for line in kept]
+    return [
+        {key: value for key, value in line.items() if key not in {"seconds", "tokens_per_s", "data_wait_s"}}
+        for line in kept
+    ]
 
 
 def same_weights(one: Transformer, other: Transformer) -> bool:
@@ -111,7 +114,9 @@ def test_the_bar_ends_with_the_median_rate_of_the_run(
     assert f" {median(speeds):,.0f} tokens/s" in capsys.readouterr().err
 
 
-def test_the_rate_counts_the_time_that_a_batch_was_waited_for(tmp_path: Path) -> None:
+def test_the_rate_counts_the_time_that_a_batch_was_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     record = tmp_path / "slow.partial" / "metrics.jsonl"
 
     class Slow(RandomBatches):
@@ -122,8 +127,11 @@ def test_the_rate_counts_the_time_that_a_batch_was_waited_for(tmp_path: Path) ->
                 time.sleep(0.3)  # the loop has done step 2 and waits
             return super().batch(step)
 
+    monkeypatch.setenv("COLUMNS", "200")
     run(tmp_path / "slow", Slow(5))
+    assert "of the time waiting for data" in capsys.readouterr().err
     before, line = read_metrics(record)[2:4]
+    assert line["data_wait_s"] > 0.25 > before["data_wait_s"]
     whole_s = line["seconds"] - before["seconds"]
     assert whole_s > 0.25 and 64 / line["tokens_per_s"] == pytest.approx(whole_s, abs=0.1, rel=0.1)
 

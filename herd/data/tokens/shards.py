@@ -75,15 +75,21 @@ class TokenShards:
         """Whether any document is trained on more than once in an epoch."""
         return bool(self.manifest["most_repeats"] > 1)
 
-    @cached_property
+    @property
     def offsets(self) -> np.ndarray:
         """int64 [documents + 1], where each document begins."""
         return self.column("offsets")
 
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        return {}
+
     def column(self, name: str) -> np.ndarray:
         """An array of the index, memory-mapped."""
-        array: np.ndarray = np.load(self.path / f"{name}.npy", mmap_mode="r")
-        return array
+        if name not in self._columns:
+            # A plain array over the map: a slice of a memmap takes ten times as long.
+            self._columns[name] = np.asarray(np.load(self.path / f"{name}.npy", mmap_mode="r"))
+        return self._columns[name]
 
     def lengths(self, documents: np.ndarray) -> np.ndarray:
         """int64, tokens of each document."""
@@ -99,7 +105,7 @@ class TokenShards:
             self._maps, self._read_bytes = {}, 0
         maps = self._maps  # another thread may release them meanwhile
         if shard not in maps:
-            maps[shard] = np.memmap(self.path / self._names[shard], dtype=self.dtype, mode="r")
+            maps[shard] = np.asarray(np.memmap(self.path / self._names[shard], dtype=self.dtype, mode="r"))
         return maps[shard][begin - self._begins[shard] : end - self._begins[shard]]
 
     def verify(self) -> None:
