@@ -8,9 +8,8 @@
     tokens/rows.npy            int64, its row in text.parquet
     tokens/manifest.json       tokenizer, what was read, sizes and sha256 of the files, counts, weights, licences
 
-Documents that are held out are not in it. `shard_folders.open_shards` gives those of a tokenizer: the data folder's own, or others
-that are written once beside it. Sizes are checked when shards are opened, hashes by `verify`. How they are written:
-herd.data.tokens.shard_writer.
+Documents that are held out are not in it. Sizes are checked when shards are opened, hashes by `verify`. Where the shards
+of a tokenizer are: herd.data.tokens.shard_folders. How they are written: herd.data.tokens.shard_writer.
 """
 
 import hashlib
