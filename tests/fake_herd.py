@@ -136,4 +136,4 @@ if __name__ == "__main__":
         api.Server(api.create_app(AnswerPipeline(model, engine), name="fake"), engine).run(sockets=[listener])
     else:
         params = SamplingParams(max_tokens=CONTEXT)
-        terminal.converse(ChatSession(AnswerPipeline(model, model.engine()), params), name="fake")
+        terminal.run_session(ChatSession(AnswerPipeline(model, model.engine()), params), name="fake")

@@ -21,6 +21,7 @@ from herd.engine.score import LOGIT_ROWS
 from herd.errors import HerdError
 from herd.evaluate.bits import cap_documents
 from herd.evaluate.inputs import DataFolder
+from herd.evaluate.statistics import mean_interval
 from herd.model.formats import compressed
 from herd.model.formats.config_json import config_from_json
 from herd.model.moe import MoE
@@ -89,13 +90,15 @@ def kept_reasons(folder: Path, scheme: Scheme) -> dict[str, str]:
 def measure(reference: Model, quantized: Model, documents: list[str]) -> dict[str, Any]:
     """Both models over the same documents, cut into pieces of CONTEXT tokens; the reference counts experts."""
     bos = reference.config.special.bos
-    pieces = [
-        [bos, *ids[begin : begin + CONTEXT]]
-        for ids in reference.tokenizer.encode_batch(documents)
-        for begin in range(0, len(ids), CONTEXT)
-    ]
+    pieces: list[list[int]] = []
+    document_of: list[int] = []
+    for number, ids in enumerate(reference.tokenizer.encode_batch(documents)):
+        for begin in range(0, len(ids), CONTEXT):
+            pieces.append([bos, *ids[begin : begin + CONTEXT]])
+            document_of.append(number)
     coverage, hooks = watch_experts(reference)
-    sums = {"reference": 0.0, "quantized": 0.0, "kl": 0.0, "mean_error": 0.0, "agree": 0.0}
+    nats = {name: torch.zeros(len(documents), dtype=torch.float64) for name in ("reference", "quantized")}
+    sums = {"kl": 0.0, "mean_error": 0.0, "agree": 0.0}
     worst, count = 0.0, 0
     for begin in range(0, len(pieces), PACK):
         chosen = pieces[begin : begin + PACK]
@@ -104,6 +107,9 @@ def measure(reference: Model, quantized: Model, documents: list[str]) -> dict[st
         last_N = torch.zeros(len(tokens_N), dtype=torch.bool)
         last_N[pack.last_S] = True
         rows = torch.nonzero(~last_N)[:, 0]
+        documents_N = torch.repeat_interleave(
+            torch.tensor(document_of[begin : begin + PACK]), torch.tensor(pack.lengths)
+        )
         hidden = [model.transformer.forward_packed(pack) for model in (reference, quantized)]
         for row in rows.split(LOGIT_ROWS):
             ours, theirs = (
@@ -112,8 +118,8 @@ def measure(reference: Model, quantized: Model, documents: list[str]) -> dict[st
             )
             target = tokens_N[row + 1][:, None]
             log_ours, log_theirs = torch.log_softmax(ours, -1), torch.log_softmax(theirs, -1)
-            sums["reference"] -= float(log_theirs.gather(1, target).sum())
-            sums["quantized"] -= float(log_ours.gather(1, target).sum())
+            for name, log in (("reference", log_theirs), ("quantized", log_ours)):
+                nats[name].index_add_(0, documents_N[row], -log.gather(1, target)[:, 0].double())
             sums["kl"] += float((log_theirs.exp() * (log_theirs - log_ours)).sum())
             error = (ours - theirs).abs()
             sums["mean_error"] += float(error.mean(-1).sum())
@@ -122,12 +128,17 @@ def measure(reference: Model, quantized: Model, documents: list[str]) -> dict[st
             count += len(row)
     for hook in hooks:
         hook.remove()
-    num_bytes = sum(len(document.encode()) for document in documents)
+    sizes = [len(document.encode()) for document in documents]
+    num_bytes = sum(sizes)
+    bits = {name: values / math.log(2) for name, values in nats.items()}
+    more = bits["quantized"] - bits["reference"]
+    interval = mean_interval(more.tolist(), sizes, seed=0)
     return {
         "tokens": count,
         "bytes": num_bytes,
-        "bits_per_byte_reference": sums["reference"] / math.log(2) / num_bytes,
-        "bits_per_byte": sums["quantized"] / math.log(2) / num_bytes,
+        "bits_per_byte_reference": float(bits["reference"].sum()) / num_bytes,
+        "bits_per_byte": float(bits["quantized"].sum()) / num_bytes,
+        "bits_per_byte_more": {"mean": float(more.sum()) / num_bytes, "interval": interval},
         "kl_nats": sums["kl"] / count,
         "top1_agreement": sums["agree"] / count,
         "mean_logit_error": sums["mean_error"] / count,
@@ -176,10 +187,13 @@ def card(source: Path, scheme: Scheme, facts: dict[str, Any]) -> str:
     ]
     if found := facts.get("measured"):
         bits = (found["bits_per_byte_reference"], found["bits_per_byte"])
+        more = found["bits_per_byte_more"]
+        interval = "–" if more["interval"] is None else "{:.4f} – {:.4f}".format(*more["interval"])
         lines += [
             f"| on {found['tokens']:,} held-out tokens | bf16 | {scheme.name} |",
             "|---|---|---|",
             f"| bits per byte | {bits[0]:.4f} | {bits[1]:.4f} |",
+            f"| bits per byte more than bf16 (95 % interval over documents) | 0 | {more['mean']:.4f} ({interval}) |",
             f"| KL to bf16, nats a token | 0 | {found['kl_nats']:.5f} |",
             f"| same likeliest token | 100 % | {found['top1_agreement']:.2%} |",
             f"| logit error, mean / max | 0 | {found['mean_logit_error']:.4f} / {found['max_logit_error']:.3f} |",

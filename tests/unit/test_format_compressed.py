@@ -18,7 +18,7 @@ from herd.core.files import read_json, write_json
 from herd.engine.model import Prompt
 from herd.engine.sampler import SamplingParams
 from herd.errors import HerdError
-from herd.evaluate.quantized import quantize_folder
+from herd.evaluate.quantized import measure, quantize_folder
 from herd.model.formats import compressed, huggingface
 from herd.model.formats.config_json import config_from_json
 from herd.model.precision import LowBit
@@ -162,6 +162,18 @@ def test_what_is_lost_is_measured_and_unseen_experts_are_named(tiny_folder: Path
     assert 0 < found["mean_logit_error"] < found["max_logit_error"]
     assert found["top1_agreement"] > 0.9
     assert found["bits_per_byte"] == pytest.approx(found["bits_per_byte_reference"], rel=0.01)
+    more = found["bits_per_byte_more"]
+    assert more["mean"] == pytest.approx(found["bits_per_byte"] - found["bits_per_byte_reference"], abs=1e-9)
+    assert more["interval"] is None  # of one document
+
+
+def test_the_loss_beside_the_reference_has_an_interval_over_documents(int4: Path, tiny_folder: Path) -> None:
+    reference, quantized = herd.load(tiny_folder, dtype=torch.bfloat16), herd.load(int4)
+    texts = ["the cat sat on the mat", "der Hund " * 30, "an owl"]
+    low, high = measure(reference, quantized, texts)["bits_per_byte_more"]["interval"]
+    assert low < high
+    same = measure(reference, reference, texts)["bits_per_byte_more"]
+    assert same == {"mean": 0.0, "interval": (0.0, 0.0)}
 
 
 def test_a_quantised_folder_is_not_quantised_again_nor_trained(int4: Path, tmp_path: Path) -> None:

@@ -395,11 +395,11 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("version", "turned"), [(None, False), ("0.18.1", False), ("0.19.0", True), ("0.21.2", True)])
 def test_square_stacks_are_read_by_the_version_that_wrote_them(version: str | None, turned: bool) -> None:
-    told = {"r": 2, "lora_alpha": 2, "peft_version": version}
+    config = {"r": 2, "lora_alpha": 2, "peft_version": version}
     left, right = torch.randn(3, 4, 2), torch.randn(3, 2, 4)  # of experts' matrices [3, 4, 4]
     A, B = (right, left) if turned else (left.mT, right.mT)
     flat = A.flatten(0, 1), B.permute(1, 2, 0).flatten(1)
-    pair = peft.oriented(told, "layers.0.feed_forward.experts.down_proj", (3, 4, 4), *flat)
+    pair = peft.orient(config, "layers.0.feed_forward.experts.down_proj", (3, 4, 4), *flat)
     assert pair is not None and torch.equal(pair.left, left) and torch.equal(pair.right, right)
 
 
