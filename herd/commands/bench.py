@@ -198,6 +198,18 @@ def bench_gpu(*, json: bool = False) -> None:
     named("herd.bench.gpu:gpu")(as_json=json)
 
 
+def bench_data(*, cases: tuple[str, ...] = (), megabytes: float = 5.0, rounds: int = 3, json: bool = False) -> None:
+    """Compare the speed of making a data folder with libraries that do the same: cleaning with datatrove.
+
+    Args:
+        cases: Such as "cleaning"; all if none is given.
+        megabytes: Text of the packages that is used.
+        rounds: Rounds in which Herd and its peers alternate.
+        json: Print one JSON object, for scripts.
+    """
+    named("herd.bench.data:data")(cases=cases, megabytes=megabytes, rounds=rounds, as_json=json)
+
+
 BENCHES = {
     "bench needle": command(
         bench_needle,
@@ -227,5 +239,6 @@ BENCHES = {
     "bench train": command(bench_train, example="herd bench train --cases S M --json", computes=True),
     "bench tiny": command(bench_tiny, example="herd bench tiny runs/tiny --json"),
     "bench scaling": command(bench_scaling, example="herd bench scaling --json"),
+    "bench data": command(bench_data, example="herd bench data --cases cleaning --json"),
     "bench gpu": command(bench_gpu, example="herd bench gpu --json"),
 }

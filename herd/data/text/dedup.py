@@ -70,17 +70,17 @@ def deduplicate(
 ) -> Iterator[Document]:
     """One document of every cluster of duplicates, in the order of their hashes, as soon as all have been read."""
     with Spool(folder) as spool:
-        ids = array("Q")
+        ids, sizes = array("Q"), array("Q")
         for document in documents:
             ids.append(int(document.id, 16))
+            sizes.append(document.num_bytes)
             spool.append(document)
         numbers = np.argsort(np.frombuffer(ids, np.uint64), kind="stable")
         copies: Counter[int] = Counter()
         """Duplicates of a document that is kept, itself not included."""
         if config.exact_duplicates:
             numbers = _drop_exact(numbers, np.frombuffer(ids, np.uint64)[numbers], copies, report, spool)
-        for number in numbers.tolist():
-            report.count("exact duplicates", spool[number])
+        report.left["exact duplicates"] = Counter(documents=len(numbers), bytes=int(np.array(sizes)[numbers].sum()))
         if config.near_duplicates:
             numbers = _drop_near(numbers, copies, config.near_duplicates, report, spool, folder)
         for number in numbers.tolist():

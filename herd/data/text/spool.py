@@ -1,6 +1,7 @@
 """Documents in a temporary file: written once, read in order or by number, so that memory holds only their places."""
 
-import json
+import marshal
+import os
 import tempfile
 from array import array
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ class Spool:
         self._folder = folder or Path(tempfile.gettempdir())
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._ends = array("Q", [0])
+        self._is_flushed = True
 
     def __enter__(self) -> "Spool":
         return self
@@ -32,18 +34,20 @@ class Spool:
 
     def append(self, document: Document) -> int:
         """Write `document`; its number is what `spool[number]` takes."""
-        row = [document.language, document.source, document.page, document.text]
-        data = json.dumps(row, ensure_ascii=False).encode()
+        data = marshal.dumps((document.language, document.source, document.page, document.text))
         with naming_full_disk(self._folder):
-            self._file.seek(self._ends[-1])
             self._file.write(data)
+        self._is_flushed = False
         self._ends.append(self._ends[-1] + len(data))
         return len(self) - 1
 
     def __getitem__(self, number: int) -> Document:
+        if not self._is_flushed:
+            with naming_full_disk(self._folder):
+                self._file.flush()
+            self._is_flushed = True
         begin, end = self._ends[number], self._ends[number + 1]
-        self._file.seek(begin)
-        language, source, page, text = json.loads(self._file.read(end - begin))
+        language, source, page, text = marshal.loads(os.pread(self._file.fileno(), end - begin, begin))
         return Document(language=language, source=source, page=page, text=text)
 
     def __iter__(self) -> Iterator[Document]:

@@ -1,0 +1,127 @@
+"""Cleaning beside datatrove: documents a second of the whole pipeline, on one core, with the same filters.
+
+English text of the packages, a tenth of it planted near duplicates. Both identify the language by fastText's
+lid.176.ftz, ask C4's filters of lines, all of Gopher's and FineWeb's with FineWeb's thresholds, mask e-mail addresses
+and remove near duplicates by MinHash, from documents in memory to documents in memory. datatrove runs once as it is,
+with spaCy's words, and once given our words: then the filters keep exactly the same documents, or this stops. It has no
+exact duplicates, no normalisation and no sign of mojibake: what those cost is in our time.
+"""
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from statistics import median
+
+from herd.bench.table import Row
+from herd.config import CleaningConfig
+from herd.data.packages.text import readers
+from herd.data.sources.fetch import pack_of
+from herd.data.text.documents import Document
+from herd.data.text.languages import detect_line
+from herd.data.text.normalise import normalise_lines
+from herd.data.text.pipeline import clean, filter_documents
+from herd.data.text.report import Report
+from herd.errors import HerdError
+
+COPIES = 0.1
+"""Planted near duplicates, as a share of the documents."""
+CONFIG = replace(
+    CleaningConfig(), boilerplate_documents=0, min_bytes=0, max_bytes=0, max_symbol_share=1.0, mask=("email",)
+)
+"""What datatrove has too."""
+Clean = Callable[[list[Document]], set[str]]
+"""Returns the pages of the documents that are kept."""
+
+
+def cleaning_rows(megabytes: float, rounds: int) -> list[Row]:
+    """Documents a second, beside datatrove as it is and given our words. Raises HerdError where that is not installed
+    or the kept sets are not equal."""
+    try:
+        from herd.bench.cleaning_peer import Datatrove
+    except ModuleNotFoundError as error:
+        raise HerdError(f"{error.name} is missing: pip install 'herd-lm[oracle,data]'") from None
+    documents = english(megabytes)
+    size = sum(document.num_bytes for document in documents) / 1e6
+    peers = {"its words": Datatrove(own_words=True), "our words": Datatrove(own_words=False)}
+    ours = {document.page for document in filter_documents(documents, CONFIG, Report())}
+    theirs = {name: peer.filter(documents) for name, peer in peers.items()}
+    if theirs["our words"] != ours:
+        raise HerdError(f"datatrove given our words decides differently: {sorted(theirs['our words'] ^ ours)[:5]}")
+    runs: dict[str, Clean] = {"ours": ours_clean, **{name: peer.clean for name, peer in peers.items()}}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    kept: dict[str, set[str]] = {}
+    with one_core():
+        for _ in range(rounds):
+            for name, run in runs.items():
+                begin = time.perf_counter()
+                kept[name] = run(documents)
+                times[name].append(time.perf_counter() - begin)
+    rate = {name: len(documents) / median(seconds) for name, seconds in times.items()}
+    return [
+        Row(
+            case=f"cleaning {len(documents):,} documents, {size:.1f} MB, one core",
+            unit="documents/s",
+            ours=rate["ours"],
+            peer=rate[name],
+            peer_name=f"datatrove {version('datatrove')}, {name}: {_agreement(ours, theirs[name])} of the documents "
+            f"that one keeps by its filters, {_agreement(_originals(kept['ours']), _originals(kept[name]))} "
+            "after deduplication, are kept by both",
+            more_is_better=True,
+        )
+        for name in peers
+    ]
+
+
+def ours_clean(documents: list[Document]) -> set[str]:
+    """Our pipeline, which remembers nothing of the round before."""
+    detect_line.cache_clear()
+    return {document.page for document in clean([replace(document) for document in documents], CONFIG)[0]}
+
+
+def english(megabytes: float) -> list[Document]:
+    """Documents of the packages, in one form and without blank lines as datatrove's extraction gives them, and copies
+    of some with another last line; a page is named by its number, a copy by that of its original and `copy`."""
+    rng = random.Random(0)
+    texts: list[str] = []
+    for name, reader, _ in readers("en"):
+        for blocks in reader({name: pack_of(name)}, "en"):
+            text = "\n".join(line for line in normalise_lines("\n".join(blocks)).split("\n") if line)
+            if text:
+                texts.append(text)
+    rng.shuffle(texts)
+    documents: list[Document] = []
+    size = 0
+    for number, text in enumerate(dict.fromkeys(texts)):
+        documents.append(Document(language="en", source="packages", page=str(number), text=text))
+        if rng.random() < COPIES and len(text) > 500:
+            documents.append(replace(documents[-1], page=f"{number} copy", text=f"{text}\nRead on page {number}."))
+        size += documents[-1].num_bytes
+        if size >= megabytes * 1e6:
+            break
+    rng.shuffle(documents)
+    return documents
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Within, this thread and those that it starts run on one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _originals(pages: set[str]) -> set[str]:
+    """Which of a document and its copy is kept is left to chance."""
+    return {page.removesuffix(" copy") for page in pages}
+
+
+def _agreement(ours: set[str], theirs: set[str]) -> str:
+    share = len(ours & theirs) / max(len(ours | theirs), 1)
+    return "all" if share == 1 else f"{share:.1%}"
