@@ -71,7 +71,7 @@ def send(tensor: "Tensor", device: "torch.device") -> "Tensor":
     does not wait for the copy."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+    return tensor if tensor.device == device else tensor.to(device)
 
 
 def pinned_like(tensor: "Tensor") -> "Tensor":

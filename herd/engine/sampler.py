@@ -106,7 +106,6 @@ def sample(logits_BV: Float[Tensor, "b v"], rows: Sequence[Row]) -> Draws:
     tokens_B = scores_BV.argmax(-1)
     logprobs: list[float | None] = [None if row.params.logprobs is None else 0.0 for row in rows]
     asking: list[int] = []
-    logprob_A = tokens_B.new_zeros(0, dtype=torch.float32)
     if drawn:
         params = [rows[i].params for i in drawn]
         index_D = send(torch.tensor(drawn), device)
@@ -118,6 +117,8 @@ def sample(logits_BV: Float[Tensor, "b v"], rows: Sequence[Row]) -> Draws:
         if asking := [place for place, one in enumerate(params) if one.logprobs is not None]:
             index_A = send(torch.tensor(asking), device)
             logprob_A = torch.log_softmax(kept_DV[index_A], -1).gather(1, tokens_D[index_A][:, None])[:, 0]
+    if not asking:
+        return Draws(tokens_B.tolist(), logprobs)
     # Ids are exact in fp32 up to 2^24: tokens and log-probabilities are read together, as reading waits for the device.
     read = torch.cat([tokens_B.to(torch.float32), logprob_A]).tolist()
     for place, logprob in zip(asking, read[len(rows) :], strict=True):

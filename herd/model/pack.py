@@ -10,6 +10,7 @@ whose packs carry targets and weights (herd.data.loading.pack).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -46,18 +47,20 @@ def pack_sequences(
     device: torch.device = CPU,
 ) -> Pack:
     """Put sequences end to end, of each the ids behind its first `num_cached` tokens (0 if not given)."""
-    lengths = np.array([len(ids) for ids in sequences], dtype=np.int64)
-    starts = np.zeros(len(sequences) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=starts[1:])
-    cached = np.zeros_like(lengths) if num_cached is None else np.asarray(num_cached, dtype=np.int64)
+    lengths = tuple(map(len, sequences))
+    cached = [0] * len(lengths) if num_cached is None else num_cached
     if any(isinstance(ids, Tensor) for ids in sequences):
         tokens_N = torch.cat([torch.as_tensor(ids) for ids in sequences])
     else:
         tokens_N = torch.tensor([token for ids in sequences for token in ids], dtype=torch.int64)
-    positions_N = torch.from_numpy(np.arange(starts[-1]) + np.repeat(cached - starts[:-1], lengths))
+    if set(lengths) == {1}:  # a step of decoding, of which there are thousands a second
+        positions_N = torch.tensor(cached, dtype=torch.int64)
+    else:
+        spans = [np.arange(begin, begin + length) for begin, length in zip(cached, lengths, strict=True)]
+        positions_N = torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *spans]))
     return Pack(
         tokens_N=send(tokens_N, device),
         positions_N=positions_N,
-        starts_S=torch.from_numpy(starts).to(torch.int32),
-        lengths=tuple(lengths.tolist()),
+        starts_S=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
+        lengths=lengths,
     )
