@@ -8,7 +8,7 @@
     tokens/rows.npy            int64, its row in text.parquet
     tokens/manifest.json       tokenizer, what was read, sizes and sha256 of the files, counts, weights, licences
 
-Documents that are held out are not in it. Sizes are checked when shards are opened, hashes by `verify`. Where the shards
+Documents that are held out are not in it. Sizes are checked when shards are opened, hashes by `verify`. Where those
 of a tokenizer are: herd.data.tokens.shard_folders. How they are written: herd.data.tokens.shard_writer.
 """
 
