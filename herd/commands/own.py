@@ -10,11 +10,9 @@ from herd.commands.stages import STAGES
 from herd.config import DataConfig
 from herd.core.ranks import world
 from herd.errors import HerdError, Misunderstood
-from herd.stages.recipe import StageKind
+from herd.stages.recipe import STARTER, StageKind
 from herd.stages.runner import run_stage, run_unless_done
 
-STARTER = "starter"
-"""The name of the small model from PyPI, in place of a folder."""
 OWN_EPOCHS = 3
 """Passes over the user's chats where neither the option nor a recipe says how many."""
 

@@ -71,6 +71,8 @@ class Build:
 
 def build_data(cfg: DataConfig, out: Path) -> Path:
     """Write the data folder `out`. Raises HerdError when there is no text and no chat, or the packages lack theirs."""
+    if not (cfg.sources or cfg.reads_packages):
+        raise HerdError("there is nothing to make data of: give files of yours with --from, or sources in [data]")
     own = OwnSources(cfg=cfg)
     fetched = fetch() if cfg.reads_packages else None
     parents = cfg.inputs()

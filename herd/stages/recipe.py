@@ -21,6 +21,8 @@ from typing import Any
 from herd.errors import HerdError, unknown
 from herd.stages.settings import make_config, refuse_renamed
 
+STARTER = "starter"
+"""What a model is called in place of a folder that is a small one from PyPI."""
 NAMED = "stage"
 """The table of the stages that have names of their own."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -200,6 +202,8 @@ def named_parent(role: str, stage: str, tables: Mapping[str, Table], before: Map
             cycle = " → ".join([stage, *line[: line.index(stage) + 1]])
             raise HerdError(f"{where} {value!r} closes a cycle, {cycle}: {names}")
         raise HerdError(f"{where} {value!r}: [{value}] comes later in the file, move it above this table; or {names}")
+    if role == "model" and value == STARTER and not Path(value).is_dir():
+        return Path(STARTER)  # brought when the run begins
     if not table.kind.reads_run and ("/" in value or Path(value).is_dir()):
         return user_folder(role, value, where.removesuffix(" ="))
     raise unknown(f"table in {where}", value, writers)
