@@ -62,7 +62,7 @@ def own_data(kind: StageKind, usage: Any, model: Path, config: Any) -> tuple[Pat
     if kind.name == "sft" and not config.max_epochs:
         print(f"max_epochs is {OWN_EPOCHS}: give --max-epochs for another number of passes over the chats")
         config = dataclasses.replace(config, max_epochs=OWN_EPOCHS)
-    return out, config
+    return out, named("herd.stages.dense:keep_dense")(config, model)
 
 
 def starter_or(model: Path) -> Path:
