@@ -46,7 +46,8 @@ def batches(folder: Path, chats: list[list[dict[str, Any]]], *, tools: str = "",
         for number, messages in enumerate(chats)
     ]  # fmt: skip
     tables.write(folder / "chats.parquet", rows, tables.CHATS)
-    config = SftConfig(num_tokens=10_000, batch_tokens=CONTEXT, context=CONTEXT, max_epochs=1, **options)
+    sizes = {"num_tokens": 10_000, "batch_tokens": CONTEXT, "context": CONTEXT, "max_epochs": 1}
+    config = SftConfig(**{**sizes, **options})
     return SftBatches(folder, config, TOKENIZER, ImageProcessor(None))
 
 
@@ -102,7 +103,7 @@ def test_one_pass_and_no_replay_without_text(tmp_path: Path) -> None:
 
 def test_the_tools_of_a_chat_are_shown_as_in_a_conversation(tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
-    made = batches(tmp_path, [turn(1, 3)], tools=json.dumps([tool]))
+    made = batches(tmp_path, [turn(1, 3)], tools=json.dumps([tool]), context=2_000)
     [(ids, _)] = documents(made)
     shown = render_messages(TOKENIZER, ImageProcessor(None), turn(1, 3), tools=[tool], add_generation_prompt=False).ids
     assert shown[: len(ids)] == ids
