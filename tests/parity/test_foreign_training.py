@@ -145,9 +145,11 @@ def test_an_adopted_model_with_an_encoder_sees_pictures_in_its_own_format(tiny_d
 def with_rows(monkeypatch: pytest.MonkeyPatch, table: str, rows: list[dict[str, Any]]) -> None:
     """Have the data folder hold these rows in one of its tables."""
     kept = tables.read
-    monkeypatch.setattr(
-        tables, "read", lambda folder, name, columns=None: rows if name == table else kept(folder, name, columns)
-    )
+
+    def read(folder: Path, name: str, *columns: Any, **optional: Any) -> list[dict[str, Any]]:
+        return rows if name == table else kept(folder, name, *columns, **optional)
+
+    monkeypatch.setattr(tables, "read", read)
 
 
 def chat(*messages: dict[str, Any]) -> dict[str, Any]:
