@@ -36,7 +36,8 @@ checkpoint.every_s = 0.0
 
 def write_recipe(path: Path, data: Path, tables: str) -> Path:
     """A recipe that finds its data stage done where the folder `data` was copied to."""
-    settings = "".join(f"{key} = {json.dumps(value)}\n" for key, value in read_lineage(data)["config"].items())
+    config = {key: value for key, value in read_lineage(data)["config"].items() if isinstance(value, (int, float, str))}
+    settings = "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.items())
     path.write_text(f"[data]\n{settings}{tables}")
     return path
 

@@ -55,7 +55,7 @@ NUMBERS = [
 
 def make(config: Any, name: str, value: float) -> Any:
     several = isinstance(getattr(config(), name), tuple)
-    return config(**{name: (value,) * len(getattr(config(), name)) if several else value})
+    return config(**{name: (value,) * (len(getattr(config(), name)) or 1) if several else value})
 
 
 def range_of(hint: Any) -> Range:

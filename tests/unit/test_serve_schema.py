@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from herd.data.tokens.chat import call_of
-from herd.data.tokens.tool_calls import Call, parse_answer, write_calls
+from herd.data.tokens.tool_calls import Call, parse_answer, read_arguments, write_calls
 from herd.engine.reply import tool_call_objects
 from herd.engine.sampler import SamplingParams
 from herd.errors import HerdError
@@ -85,6 +85,12 @@ def sent_back(*calls: Call) -> str:
 def test_a_call_that_we_gave_out_can_be_sent_back_and_is_rendered_as_it_was_made(name, arguments):
     call = Call(name=name, arguments=arguments)
     assert parse_answer(sent_back(call), [name]).calls == (call,)
+
+
+def test_white_space_at_the_end_of_arguments_that_were_cut_off_is_theirs():
+    assert read_arguments('{"": " ') == {"": " "}
+    assert read_arguments(' {"a": 1}\n') == {"a": 1}
+    assert read_arguments(" \n") == {}
 
 
 @given(arguments=st.dictionaries(st.text(), st.text() | st.lists(st.integers())), data=st.data())

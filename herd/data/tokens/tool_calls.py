@@ -148,7 +148,8 @@ def read_arguments(text: str) -> dict[str, Any]:
 
     What cannot be read is one argument, named so.
     """
-    for whole, _ in _closed(text.strip() or "{}"):
+    # White space at the end may be of a text that was cut off.
+    for whole, _ in _closed(text.lstrip() or "{}"):
         try:
             found = json.loads(whole, strict=False)
             if isinstance(found, str):  # JSON text inside JSON
