@@ -14,6 +14,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 
@@ -45,14 +46,14 @@ class ProgressBar:
 
 @contextmanager
 def progress_bar(what: str, total: float, *, done: int = 0, quiet: bool = False) -> Iterator[ProgressBar]:
-    """Within, a bar for `total` pieces of work, `done` of which were there before; `quiet`: not shown, of ranks other
-    than the first."""
+    """Within, a bar of one line for `total` pieces of work, `done` of which were there before; `quiet`: not shown, of
+    ranks other than the first."""
     columns = (
         TextColumn("{task.description:<18}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        RateColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        RateColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(elapsed_when_finished=True, table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True, quiet=quiet)) as progress:

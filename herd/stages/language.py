@@ -12,7 +12,7 @@ from herd.data.loading.batches import Batches
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.errors import HerdError
 from herd.model.formats import huggingface, peft
-from herd.model.formats.source import HUGGING_FACE, LOW_BIT, Source, find_source
+from herd.model.formats.source import Source, find_source
 from herd.model.formats.weights import Weights, skeleton
 from herd.model.lora import adapters, add_adapters, initial, with_adapters
 from herd.model.parallel import Parallel
@@ -49,9 +49,9 @@ def open_model(
 
 
 def trainable_weights(source: Source) -> Weights:
-    """What a stage can begin with; quantised weights are refused."""
-    plain = source.kind in (HUGGING_FACE, LOW_BIT)
-    return huggingface.open_folder(source.path) if plain else source.weights()
+    """What a stage can begin with: a Hugging Face folder or an adapter; other formats and quantised weights are
+    refused."""
+    return huggingface.open_folder(source.path) if source.base is None else source.weights()
 
 
 def first_adapters(base: Weights, model: Transformer, config: LanguageTrainingConfig, source: Source) -> Weights:

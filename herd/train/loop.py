@@ -188,6 +188,6 @@ class Meter:
         # The median, as single steps vary: the last one's rate is what the bar would be remembered by.
         rate = f"{median(self._rates):,.0f} {self.unit}/s"
         starved = self._waited_s / (now - self._begin)
-        waits = f", {starved:.0%} of the time waiting for data" if starved > STARVED else ""
+        waits = f", {starved:.0%} waiting for data" if starved > STARVED else ""
         self.bar.advance(rate=rate, note=f"loss {metrics['loss']:.3f}{self._heldout}{waits}")
         return {f"{self.unit}_per_s": self._rates[-1], "data_wait_s": round(self._wait_s, 3)}

@@ -130,7 +130,7 @@ def test_the_rate_counts_the_time_that_a_batch_was_waited_for(
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("herd.train.loop.STARVED", 0.0)  # on a busy machine the wait is a small part
     run(tmp_path / "slow", Slow(5))
-    assert "of the time waiting for data" in capsys.readouterr().err
+    assert "% waiting for data" in capsys.readouterr().err
     before, line = read_metrics(record)[2:4]
     assert line["data_wait_s"] > 0.25 > before["data_wait_s"]
     whole_s = line["seconds"] - before["seconds"]
