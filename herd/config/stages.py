@@ -122,8 +122,8 @@ class DataConfig(Checked):
 
     def inputs(self) -> dict[str, Path]:
         """What of the user's is read, by what it is for."""
-        found = {f"source {source.name}": Path(source.path) for source in self.sources}
-        return found | ({"tokenizer": Path(self.tokenizer)} if self.tokenizer else {})
+        found = {f"source {source.name}": Path(source.path).expanduser() for source in self.sources}
+        return found | ({"tokenizer": Path(self.tokenizer).expanduser()} if self.tokenizer else {})
 
 
 def with_name(source: Any) -> Any:

@@ -122,6 +122,14 @@ AWKWARD: dict[str, tuple[dict[str, bytes], list[str], list[str]]] = {
         [SEA, GARDEN, f"{SEA} B", f"{SEA} C"],
         ["2 rows whose text is none", "1 rows that are no JSON objects", "1 rows that are not JSON"],
     ),
+    "texts that are missing": (
+        {
+            "a.jsonl": jsonl(
+                {"text": None, "title": "Two words"}, {"text": SEA, "title": "Two words"}, {"title": "No text here"}
+            )
+        },
+        [SEA], ["2 rows whose text is none"],
+    ),
     "broken JSON": (
         {
             "a.jsonl": b'{"text": "no end\n' + jsonl({"text": SEA}),

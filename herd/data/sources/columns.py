@@ -52,8 +52,12 @@ def media_rows(values: Mapping[str, Any]) -> str:
 
 def text_column(values: Mapping[str, Any]) -> str | None:
     """The column with the document: of a known name, else the only one that holds words."""
-    for name in TEXT:
-        if isinstance(values.get(name), str):
+    known = [name for name in TEXT if name in values]
+    for name in known:
+        if isinstance(values[name], str):
+            return name
+    for name in known:
+        if values[name] is None:  # of this row only
             return name
     texts = [name for name, value in values.items() if isinstance(value, str) and " " in value.strip()]
     return texts[0] if len(texts) == 1 else None

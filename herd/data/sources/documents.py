@@ -38,12 +38,13 @@ class Documents:
 
     def __iter__(self) -> Iterator[Document]:
         """Raises HerdError where the first row of a file has no column with text."""
-        config, before = self.config, None
+        config, before, column = self.config, None, self.config.text
         for row in read_rows(config.path, self.files, self.options, self.notes):
             file = row.place.rpartition(" row ")[0]
-            column = config.text or text_column(row.values)
+            if file != before and not config.text:  # what a file's first row says holds for all of it
+                column = text_column(row.values) or ""
             text = value_at(row.values, column) if column else None
-            if text is None and file != before:
+            if file != before and column.partition(".")[0] not in row.values and column not in row.values:
                 wanted = (config.text,) if config.text else TEXT
                 fix = 'Give its name, such as text = "body" in [[data.text]]'
                 raise no_columns(row.place, row.values, "text", wanted, fix)
