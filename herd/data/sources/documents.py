@@ -46,7 +46,9 @@ class Documents:
             text = value_at(row.values, column) if column else None
             if file != before and column.partition(".")[0] not in row.values and column not in row.values:
                 wanted = (config.text,) if config.text else TEXT
-                fix = 'Give its name, such as text = "body" in [[data.text]]'
+                nested = next((name for name in TEXT if isinstance(row.values.get(name), Mapping)), "")
+                inner = f"{nested}.{next(iter(row.values[nested]), 'body')}" if nested else "body"
+                fix = f'Give its name, such as text = "{inner}" in [[data.text]]'
                 raise no_columns(row.place, row.values, "text", wanted, fix)
             before = file
             if not isinstance(text, str):
