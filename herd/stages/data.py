@@ -33,6 +33,7 @@ from herd.data.text.splits import held_out_pages
 from herd.data.tokens.shard_writer import write_shards
 from herd.data.tokens.shards import TokenShards
 from herd.data.tokens.tokenizer import Tokenizer, train_tokenizer
+from herd.data.view.card import write_card
 from herd.errors import HerdError
 from herd.stages.data_media import shown
 from herd.stages.data_packages import (
@@ -95,7 +96,9 @@ def build_data(cfg: DataConfig, out: Path) -> Path:
         print(describe_cleaning(facts["cleaning"]))
     left_out = packages_left_out(fetched) if fetched else []
     packages = package_facts(fetched) if fetched else []
-    return stage.finish(card={**facts, "sources": [*sources, *packages], "left_out": left_out})
+    card = {**facts, "sources": [*sources, *packages], "left_out": left_out}
+    write_card(build.work, f"Data card of {out.name}", card)
+    return stage.finish(card=card)
 
 
 def describe_source(facts: Facts) -> str:

@@ -1,5 +1,6 @@
 """A whole data folder from made-up packages: the same twice, nothing held out is trained on, killed and resumed."""
 
+import html
 import io
 import json
 from collections import defaultdict
@@ -236,6 +237,8 @@ def test_dialogues_are_held_out_by_their_first_line(data: Path) -> None:
 
 def test_the_card_lists_sources_counts_and_what_is_left_out(data: Path) -> None:
     card = read_json(data / "herd.json")["card"]
+    page = (data / "card.html").read_text(encoding="utf-8")
+    assert all(source["licence"] in html.unescape(page) for source in card["sources"])
     status = {source["name"]: source["status"] for source in card["sources"]}
     assert status["udhr"] == "used" and status["reasoning-gym"] == "missing"
     assert any(line.startswith("reasoning-gym: not in this world") for line in card["left_out"])

@@ -1,6 +1,8 @@
 """Every filter, switched on alone, removes what its publication says; switched off, none does anything."""
 
+import re
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,3 +143,11 @@ def test_no_text_is_dropped_without_a_count() -> None:
     number = len(list(kept))
     dropped = sum(count for reason, count in report.dropped.items() if reason.startswith("document: "))
     assert number and number + dropped == len(texts) == report.left["read"]["documents"]
+
+
+def test_the_page_about_data_lists_every_filter_with_its_default() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", page, re.MULTILINE))
+    defaults = {one.name: one.default for one in fields(CleaningConfig)}
+    shown = {True: "on", False: "off", (): "all", ("email", "phone", "iban", "key"): "all four"}
+    assert listed == {name: shown.get(value, str(value)) for name, value in defaults.items()}  # type: ignore[arg-type]

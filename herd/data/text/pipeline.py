@@ -64,7 +64,7 @@ def filter_documents(
         boilerplate = Boilerplate(identified, config)
         for document in identified:
             for text in _cut(_filter_lines(document, boilerplate, config, report), config.max_bytes):
-                part = replace(document, text=text)
+                part = document if text == document.text else replace(document, text=text)
                 report.count("lines", part)
                 passage = Passage(text, document.language)
                 reason = next((name for name, is_fault in checks if is_fault(passage)), "")
@@ -93,8 +93,8 @@ def _identified(documents: Iterable[Document], config: CleaningConfig, report: R
         if config.mojibake and is_mojibake(text):
             report.drop("document: mojibake", text, document)
             continue
-        if config.normalise:
-            document = replace(document, text=normalise_lines(text))
+        if config.normalise and (normal := normalise_lines(text)) != text:
+            document = replace(document, text=normal)
         if document.language == AUTO:
             language, probability = detect(document.text)
             if config.language and probability < MIN_IDENTIFIED:

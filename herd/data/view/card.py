@@ -1,0 +1,68 @@
+"""The data card of a folder as one HTML page that needs nothing beside itself: what `card` in herd.json says."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from herd.core.files import write_atomic
+
+CARD = "card.html"
+STEPS = {
+    "read": "read",
+    "language": "in a known and wanted language",
+    "lines": "after the filters of lines",
+    "quality": "after the filters of quality",
+    "contamination": "without passages of an evaluation set",
+    "budget": "within the budget of its language",
+    "exact duplicates": "without exact duplicates",
+    "near duplicates": "without near duplicates: kept",
+}
+"""The steps of cleaning in their order, as `herd.data.text.report.Report.left` names them."""
+COUNTED = ("documents", "books", "pictures", "clips", "chats", "preferences", "prompts", "tokens", "tokenizer")
+
+
+def write_card(folder: Path, title: str, card: Mapping[str, Any]) -> Path:
+    """Write `card.html` into `folder`; a reader sees the whole file or none."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["count"] = lambda value: f"{value:,}" if isinstance(value, int) else value
+    cleaning = card.get("cleaning", {})
+    left = cleaning.get("left", {})
+    text = environment.get_template("card.html.j2").render(
+        title=title,
+        steps=[(words, left[step]) for step, words in STEPS.items() if step in left],
+        dropped=sorted(cleaning.get("dropped", {}).items(), key=lambda item: (-item[1], item[0])),
+        examples=cleaning.get("examples", {}),
+        tables=[table for table in _tables(cleaning) if table[2]],
+        sources=card.get("sources", []),
+        left_out=card.get("left_out", []),
+        counted={name: card[name] for name in COUNTED if card.get(name)},
+    )
+    path = folder / CARD
+    write_atomic(path, text.encode())
+    return path
+
+
+def _tables(cleaning: Mapping[str, Any]) -> list[tuple[str, tuple[str, str], list[tuple[str, int]]]]:
+    """Title, the two columns and rows of what was counted, the largest first."""
+
+    def rows(name: str) -> list[tuple[str, int]]:
+        return sorted(cleaning.get(name, {}).items(), key=lambda item: (-item[1], item[0]))
+
+    clusters = sorted(cleaning.get("cluster_sizes", {}).items(), key=lambda item: int(item[0]))
+    return [
+        ("Bytes by language and script", ("language", "bytes"), rows("by_language")),
+        ("Bytes by source", ("source", "bytes"), rows("by_source")),
+        ("Masked personal data and secrets", ("kind", "masked"), rows("masked")),
+        ("Documents dropped for an evaluation set", ("set", "documents"), rows("contaminated")),
+        ("Items of evaluation sets that were found", ("item", "documents"), rows("contaminated_items")),
+        ("Items too short to look for", ("set", "items"), rows("unchecked_items")),
+        ("Duplicates, the kept one included", ("duplicates", "documents"), clusters),
+    ]
