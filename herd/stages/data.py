@@ -165,7 +165,11 @@ def _text(build: Build) -> Facts:
     if build.fetched:
         found.append(package_documents(cfg, build.fetched, report))
     if cfg.text:
-        found.append(filter_documents(build.own.documents(), cfg.cleaning, report, folder=build.work))
+        found.append(
+            filter_documents(
+                build.own.documents(), cfg.cleaning, report, evaluation=build.own.evaluation(), folder=build.work
+            )
+        )
     config = cfg.cleaning if cfg.text else CLEANING
     kept = deduplicate((one for some in found for one in some), config, report, folder=build.work)
     rows = build.work / "text.unsplit.parquet"

@@ -127,6 +127,23 @@ class OwnSources:
                 row = {"id": digest(prompt), "split": split, "source": source.name, "prompt": prompt}
                 yield {**row, "answer": one.answer, "verifier": one.rules}
 
+    def evaluation(self) -> dict[str, list[str]]:
+        """What is held out of the user's prompts and chats, by source: documents with a passage of it are not trained
+        on. What is skipped is counted when the rows are written."""
+        sets: dict[str, list[str]] = {}
+        for source in self.cfg.prompts:
+            for one in Prompts(source, self.files[source.name], Notes()):
+                if self.split(tables.to_json(one.prompt)) == "heldout":
+                    said = [text_of(message) for message in one.prompt]
+                    sets.setdefault(source.name, []).append("\n".join([*said, one.answer]))
+        for source in self.cfg.chats:
+            for chat in Chats(source, self.files[source.name], Notes()):
+                said = [text_of(message) for message in chat.messages]
+                asked = next(text for text, one in zip(said, chat.messages, strict=True) if one["role"] == "user")
+                if self.split(asked) == "heldout":
+                    sets.setdefault(source.name, []).append("\n".join(said))
+        return sets
+
     def split(self, place: str) -> str:
         """`train` or `heldout`, by a hash of what tells a row from others."""
         return "heldout" if held_out("source", place, share=self.cfg.heldout_pairs) else "train"

@@ -1,16 +1,20 @@
 """Documents with passages of an evaluation set are found, named, and nothing else is."""
 
+import json
 import random
 from collections import Counter
 from dataclasses import fields
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 
-from herd.config import CleaningConfig
+from herd.config import ChatSource, CleaningConfig, DataConfig, PromptSource
+from herd.data.loading.tables import to_json
 from herd.data.text.contamination import EvaluationIndex, words_of
 from herd.data.text.documents import Document
 from herd.data.text.pipeline import clean
+from herd.stages.data_sources import OwnSources
 
 CONFIG = CleaningConfig(
     **{field.name: False for field in fields(CleaningConfig) if field.default is True},
@@ -123,3 +127,28 @@ def test_an_index_is_the_same_in_another_process() -> None:
 def test_words_are_those_of_a_simple_reading() -> None:
     assert words_of("Don't panic: 3.5 naïve cafés_x!") == ["don", "t", "panic", "3", "5", "naïve", "cafés", "x"]
     assert words_of("中文ab") == ["中", "文", "ab"]
+
+
+def test_what_is_held_out_of_prompts_and_chats_is_kept_out_of_the_text_of_a_data_folder(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    known = ["".join(rng.choices("etainshdlucm", k=rng.randint(2, 9))) for _ in range(500)]
+    asked = [" ".join(rng.choices(known, k=20)) for _ in range(40)]
+    prompts = [{"prompt": text, "answer": "17"} for text in asked[:20]]
+    answer = {"role": "assistant", "content": "Yes."}
+    chats = [{"messages": [{"role": "user", "content": text}, answer]} for text in asked[20:]]
+    for name, rows in {"exam": prompts, "talk": chats}.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    config = DataConfig(
+        packages=False,
+        prompts=(PromptSource(path=str(tmp_path / "exam.jsonl"), name="exam"),),
+        chats=(ChatSource(path=str(tmp_path / "talk.jsonl"), name="talk"),),
+        heldout_pairs=0.3,
+    )
+    own = OwnSources(cfg=config)
+    held = {text for text in asked[:20] if own.split(to_json([{"role": "user", "content": text}])) == "heldout"}
+    held |= {text for text in asked[20:] if own.split(text) == "heldout"}
+    assert 4 < len(held) < 30
+    documents = [Document(language="en", source="mine", page=text, text=f"They asked: {text}") for text in asked]
+    kept, report = clean(documents, CONFIG, evaluation=own.evaluation())
+    assert {document.page for document in kept} == set(asked) - held
+    assert set(report.contaminated) == {"exam", "talk"}
