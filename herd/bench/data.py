@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 from herd.bench.cleaning import cleaning_rows
 from herd.bench.table import Row, show
+from herd.bench.tokens import loader_rows, token_rows
 from herd.errors import HerdError
 
 Measure = Callable[[float, int], list[Row]]
 """Rows for so many megabytes of text, ours and the peer's alternating for so many rounds."""
 
-CASES: dict[str, Measure] = {"cleaning": cleaning_rows}
+CASES: dict[str, Measure] = {"cleaning": cleaning_rows, "tokens": token_rows, "loader": loader_rows}
 
 
 def data(*, cases: tuple[str, ...], megabytes: float, rounds: int, as_json: bool) -> None:

@@ -199,10 +199,10 @@ def bench_gpu(*, json: bool = False) -> None:
 
 
 def bench_data(*, cases: tuple[str, ...] = (), megabytes: float = 5.0, rounds: int = 3, json: bool = False) -> None:
-    """Compare the speed of making a data folder with libraries that do the same: cleaning with datatrove.
+    """Compare the speed of cleaning with datatrove, of tokenising with tokenizers, of the loader with training.
 
     Args:
-        cases: Such as "cleaning"; all if none is given.
+        cases: Any of cleaning, tokens, loader; all if none is given.
         megabytes: Text of the packages that is used.
         rounds: Rounds in which Herd and its peers alternate.
         json: Print one JSON object, for scripts.

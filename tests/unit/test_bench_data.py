@@ -7,7 +7,7 @@ import data_world
 import pytest
 from test_text_cleaning import LINES
 
-from herd.bench import cleaning
+from herd.bench import cleaning, tokens
 from herd.bench.data import data
 from herd.data.text.documents import Document
 from herd.data.text.pipeline import filter_documents
@@ -40,3 +40,18 @@ def test_cleaning_is_measured_beside_datatrove_with_an_equal_kept_set(monkeypatc
     monkeypatch.setattr(cleaning, "CONFIG", replace(cleaning.CONFIG, **dict.fromkeys(DOCUMENT_FILTERS, False)))
     with pytest.raises(HerdError, match="decides differently"):
         cleaning.cleaning_rows(1, 1)
+
+
+@pytest.mark.slow
+def test_tokenising_and_the_loader_are_measured_beside_the_library_and_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pages = [[line] * 3 for line in LINES for _ in range(20)]
+    monkeypatch.setattr(tokens, "readers", lambda _: [("made up", lambda *_: pages, None)])
+    monkeypatch.setattr(tokens, "pack_of", lambda name: name)
+    monkeypatch.setattr(tokens, "TRAINED_STEPS", 1)
+    monkeypatch.setattr(tokens, "LOADED_TOKENS", 20_000)
+    [encoded] = tokens.token_rows(0.1, 1)
+    assert encoded.unit == "MB/s" and encoded.ours > 0 and encoded.peer > 0 and encoded.more_is_better
+    [loaded] = tokens.loader_rows(0.1, 1)
+    assert loaded.unit == "tokens/s" and loaded.ratio > 1

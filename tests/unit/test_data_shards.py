@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,14 @@ def test_a_run_that_was_killed_resumes_after_its_whole_shards(
     )  # fmt: skip
     assert hashes(write_shards(folder, tokenizer, **SMALL)) == whole
     assert seen[0] not in again
+
+
+def test_of_two_that_write_at_the_same_time_one_waits_for_the_other(folder: Path, tokenizer: Tokenizer) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        written = [pool.submit(write_shards, folder, tokenizer, quiet=True, **SMALL) for _ in range(3)]
+        assert {future.result() for future in written} == {folder / "tokens"}
+    TokenShards(folder / "tokens").verify()
+    assert not work_folder(folder / "tokens").exists()
 
 
 def test_damaged_shards_are_named_with_the_fix(folder: Path, tokenizer: Tokenizer) -> None:

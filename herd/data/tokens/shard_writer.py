@@ -79,7 +79,8 @@ def write_shards(
     out.parent.mkdir(parents=True, exist_ok=True)
     with lock_folder(work := work_folder(out), wait=True):
         if (out / MANIFEST).exists() and read_json(out / MANIFEST).items() >= request.items():
-            shutil.rmtree(work)  # another process has written it meanwhile
+            # Another process has written it meanwhile, and may have renamed the folder that was waited for.
+            shutil.rmtree(work, ignore_errors=True)
             return out
         if not (work / REQUEST).exists() or read_json(work / REQUEST) != request:
             for path in work.iterdir():
