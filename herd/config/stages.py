@@ -59,6 +59,8 @@ class DataConfig(Checked):
     """Pictures with captions of yours."""
     videos: tuple[VideoSource, ...] = ()
     """Videos with captions of yours."""
+    workers: Count = field(default=1, metadata=HOW_IT_RUNS)
+    """Processes that tokenise; one does so on all cores. Any number gives the same bytes."""
     packages: bool | None = None
     """Whether the embedded packages go in too; only where there is nothing of yours if not given."""
     tokenizer: str = ""

@@ -131,7 +131,8 @@ class Steps:
         self.build = build
         packs = build.fetched.packs if build.fetched else {}
         packages = sorted((name, pack.sha256) for name, pack in packs.items())
-        self.key = hashlib.sha256(json.dumps([asdict(build.cfg), packages, hashes]).encode()).hexdigest()
+        config = {name: value for name, value in asdict(build.cfg).items() if name != "workers"}
+        self.key = hashlib.sha256(json.dumps([config, packages, hashes]).encode()).hexdigest()
 
     def run(self, name: str, step: Step) -> Facts:
         note = self._note(name)
@@ -366,7 +367,7 @@ def _tokens(build: Build) -> Facts:
     cfg, work = build.cfg, build.work
     tokenizer = model_tokenizer(Path(cfg.tokenizer)) if cfg.tokenizer else Tokenizer.load(work / "tokenizer")
     written = {
-        table: TokenShards(write_shards(work, tokenizer, table=table, quiet=True))
+        table: TokenShards(write_shards(work, tokenizer, table=table, workers=cfg.workers, quiet=True))
         for table in ("text", "books")
         if tables.has(work, table)
     }
