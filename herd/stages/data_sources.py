@@ -136,12 +136,12 @@ class OwnSources:
                 if self.split(tables.to_json(one.prompt)) == "heldout":
                     said = [text_of(message) for message in one.prompt]
                     sets.setdefault(source.name, []).append("\n".join([*said, one.answer]))
-        for source in self.cfg.chats:
-            for chat in Chats(source, self.files[source.name], Notes()):
+        for talk in self.cfg.chats:
+            for chat in Chats(talk, self.files[talk.name], Notes()):
                 said = [text_of(message) for message in chat.messages]
                 asked = next(text for text, one in zip(said, chat.messages, strict=True) if one["role"] == "user")
                 if self.split(asked) == "heldout":
-                    sets.setdefault(source.name, []).append("\n".join(said))
+                    sets.setdefault(talk.name, []).append("\n".join(said))
         return sets
 
     def split(self, place: str) -> str:
