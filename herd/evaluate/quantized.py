@@ -24,6 +24,7 @@ from herd.evaluate.inputs import DataFolder
 from herd.evaluate.statistics import mean_interval
 from herd.model.formats import compressed
 from herd.model.formats.config_json import config_from_json
+from herd.model.formats.source import ADAPTER, find_source
 from herd.model.moe import MoE
 from herd.model.pack import pack_sequences
 from herd.model.quantize import Scheme, why_kept
@@ -45,6 +46,8 @@ def quantize_folder(
     """
     if target.exists():
         raise HerdError(f"{target} is there already: give another folder, or remove it first")
+    if find_source(source).kind == ADAPTER:
+        raise HerdError(f"{source} is an adapter: herd merge {source} --out O first, and quantise that")
     documents = heldout(data, text, max_bytes)
     remove_leftovers(target)
     parents = {name: path for name, path in (("model", source), ("data", data)) if path and has_hash(path)}

@@ -11,7 +11,7 @@ from dense_llama import CHATML, VOCABULARY, backend, dense_folder
 
 import herd
 from herd.cli import main
-from herd.config import EvaluateConfig, PretrainConfig, SftConfig, preset
+from herd.config import EvaluateConfig, LoraConfig, OptimizerConfig, PretrainConfig, SftConfig, preset
 from herd.core.lineage import read_lineage
 from herd.data.loading import tables
 from herd.data.loading.pretrain_batches import PretrainBatches
@@ -203,3 +203,18 @@ def test_a_share_that_nothing_fills_is_an_error(
     tables.write(tmp_path / "text.parquet", [], tables.TEXT)
     with pytest.raises(HerdError, match="has no text to train on"):
         PretrainBatches(tmp_path, replace(PRETRAIN, picture_share=0.5), tokenizer, processor, questions=NAME)
+
+
+@pytest.mark.slow
+def test_adapters_train_on_any_folder_and_peft_opens_them_on_it(model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    theirs = pytest.importorskip("peft")
+    config = replace(SFT, lora=LoraConfig(rank=4), optimizer=OptimizerConfig(adamw_lr=0.01), dtype="float32")
+    out = sft(config, model, tiny_data, tmp_path / "lora")
+    same_words(model, out)
+    ours, ids = herd.load(out, dtype=torch.float32), list(range(5, 60))
+    base = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    with torch.no_grad():
+        plain = base(input_ids=torch.tensor([ids])).logits[0]
+        found = theirs.PeftModel.from_pretrained(base, out).eval()(input_ids=torch.tensor([ids])).logits[0]
+    assert (found - plain).abs().max() > 1e-3, "something was learnt"
+    assert (ours.logits(ids) - found).abs().max() <= 1e-5

@@ -88,9 +88,11 @@ def test_merged_equals_unmerged_and_only_adapters_have_gradients(lora: LoraConfi
     assert {name for name, p in model.named_parameters() if p.grad is not None} == {n for n, _ in adapters(model)}
 
 
-def test_the_gradients_are_those_through_a_merged_matrix() -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_gradients_are_those_through_a_merged_matrix(recompute: bool) -> None:
     lora, batch = LoraConfig(rank=3), RandomBatches().batch(0)
     model, base = adapted(lora), small_model()
+    model.recompute = recompute
     whole = merged(model, base, lora).requires_grad_(True)
     loss_of(model, batch).backward()
     loss_of(whole, batch).backward()
@@ -326,6 +328,9 @@ def test_an_adapter_without_a_lineage_takes_the_tokenizer_and_settings_of_its_ba
         ({"peft_type": "IA3"}, "an adapter of the kind 'IA3', only LoRA is read"),
         ({"some_variant": {"x": 1}}, "some_variant=.* is not read"),
         ({"r": 0}, "r=0 must be a number above 0"),
+        ({"r": 8}, r"does not fit \(\d+, \d+\) and the rank in adapter_config.json"),
+        ({"alpha_pattern": {"(": 1}}, r"alpha_pattern=.* must be patterns with numbers above 0"),
+        ({"rank_pattern": [4]}, r"rank_pattern=\[4\] must be patterns with numbers above 0"),
     ],
 )
 def test_what_herd_does_not_do_is_refused_by_name(
@@ -349,7 +354,7 @@ FIRST = "base_model.model.language_model.model.layers.0.self_attn.q_proj"
     [
         (lambda t: rename(t, "q_proj", "wq_proj"), "wq_proj.lora_A.weight has no place in the base"),
         (lambda t: {n: x for n, x in t.items() if n != f"{FIRST}.lora_B.weight"}, "q_proj.weight has lora_A only"),
-        (lambda t: {**t, f"{FIRST}.lora_A.weight": torch.ones(4, 5)}, r"\(4, 5\) and .*: it is of another base"),
+        (lambda t: {**t, f"{FIRST}.lora_A.weight": torch.ones(4, 5)}, r"\(4, 5\) and .* it is of another base"),
         (lambda t: {**t, f"{FIRST}.lora_magnitude_vector": torch.ones(4)}, "lora_magnitude_vector has no place"),
         (lambda t: {n: x for n, x in t.items() if n == "none"}, "holds no adapters"),
         (lambda t: {**t, f"{FIRST}.lora_B.weight": t[f"{FIRST}.lora_B.weight"] * torch.inf}, "not finite"),
@@ -447,3 +452,5 @@ def test_the_commands_of_an_adapter(
     assert "did you mean 'bfloat16'" in capsys.readouterr().err
     assert main(["merge", str(adapter), "--out", str(tmp_path / "x"), "--base", str(tmp_path / "none")]) == 1
     assert "which is not here" in capsys.readouterr().err
+    assert main(["convert", str(adapter), str(tmp_path / "x"), "--quantize", "int8"]) == 1
+    assert "is an adapter: herd merge" in capsys.readouterr().err

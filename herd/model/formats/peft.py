@@ -99,6 +99,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     for key in ("r", "lora_alpha"):
         if not isinstance(config.get(key), int | float) or config[key] <= 0:
             raise HerdError(f"{folder / CONFIG}: {key}={config.get(key)!r} must be a number above 0")
+    for key in ("rank_pattern", "alpha_pattern"):
+        try:
+            valid = all(float(value) > 0 and re.compile(pattern) for pattern, value in (config.get(key) or {}).items())
+        except (AttributeError, TypeError, ValueError, re.error):
+            valid = False
+        if not valid:
+            patterns = json.dumps(config[key])
+            raise HerdError(f"{folder / CONFIG}: {key}={patterns} must be patterns with numbers above 0")
     return config
 
 
@@ -119,8 +127,11 @@ def read_pairs(folder: Path, config: ModelConfig) -> dict[str, Pair]:
             continue
         pair = orient(adapter, name, shapes[name], found["A"].read().float(), found["B"].read().float())
         if pair is None:
-            told_shapes = " and ".join(str(found[half].shape) for half in "AB")
-            problems.append(f"the adapter of {name}, {told_shapes}, does not fit {shapes[name]}: it is of another base")
+            held = " and ".join(str(found[half].shape) for half in "AB")
+            problems.append(
+                f"the adapter of {name}, {held}, does not fit {shapes[name]} and the rank in {CONFIG}: it is of "
+                "another base"
+            )
         else:
             pairs[name] = pair
     refuse(path, problems)
@@ -145,7 +156,7 @@ def by_matrix(
 ) -> tuple[dict[str, dict[str, Stored]], list[str]]:
     """The A and B of each matrix, and what has no place."""
     known, problems = set(known), list[str]()
-    targets = {target.rpartition(".")[2] for target in adapter.get("target_parameters") or ()}
+    targets = {str(target).rpartition(".")[2] for target in adapter.get("target_parameters") or ()}
     nested = {key.split(".base_layer.")[0] for key in stored if ".experts.base_layer." in key}
     halves: dict[str, dict[str, Stored]] = {}
     for key, tensor in stored.items():
@@ -178,7 +189,11 @@ def orient(adapter: Mapping[str, Any], name: str, shape: tuple[int, ...], A: Ten
         transposed = A.shape[1] == sides[1] if sides[0] != sides[1] else version_of(adapter) >= TRANSPOSED_SINCE
         (A, B) = (A.reshape(experts, -1, A.shape[1]), B.reshape(B.shape[0], -1, experts).permute(2, 0, 1))
         left, right = (B, A) if transposed else (A.mT, B.mT)
-    pair = Pair(left=left, right=right, scale=scale_of(adapter, name.removesuffix(".weight"), left.shape[-1]))
+    module, rank = name.removesuffix(".weight"), left.shape[-1]
+    if rank != by_pattern(adapter, "rank_pattern", module, adapter["r"]):
+        return None
+    alpha = by_pattern(adapter, "alpha_pattern", module, adapter["lora_alpha"])
+    pair = Pair(left=left, right=right, scale=alpha / (rank**0.5 if adapter.get("use_rslora") else rank))
     return pair if pair.shape == shape else None
 
 
@@ -187,12 +202,12 @@ def version_of(adapter: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", str(adapter.get("peft_version") or "0"))[:2])
 
 
-def scale_of(adapter: Mapping[str, Any], module: str, rank: int) -> float:
-    """Alpha over the rank or its root; the alpha is that of the first pattern that is the end of the module's name."""
-    patterns = (adapter.get("alpha_pattern") or {}).items()
-    found = (alpha for pattern, alpha in patterns if re.match(rf"(.*\.)?({pattern})$", module))
-    alpha = float(next(found, adapter["lora_alpha"]))
-    return alpha / (rank**0.5 if adapter.get("use_rslora") else rank)
+def by_pattern(adapter: Mapping[str, Any], key: str, module: str, default: float | int) -> float:
+    """The number of the first of a config's patterns that is the end of a module's name, as PEFT matches them."""
+    for pattern, value in (adapter.get(key) or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return float(value)
+    return float(default)
 
 
 def merge(base: Weights, pairs: Mapping[str, Pair], dtype: torch.dtype | None = None) -> Weights:
