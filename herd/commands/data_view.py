@@ -28,7 +28,7 @@ def data_show(
 
     Args:
         data: A data folder.
-        table: text, chats, pictures or clips; all that the folder has if not given.
+        table: text, chats, preferences, prompts, pictures or clips; all that the folder has if not given.
         split: Show rows of this split, such as train or heldout.
         language: Show rows in this language.
         source: Show rows of this source.

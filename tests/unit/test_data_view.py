@@ -136,3 +136,24 @@ def test_the_commands_print_write_a_page_and_name_what_is_wrong(
         assert words in capsys.readouterr().err
     assert main(["data", "show", str(tmp_path)]) == 1
     assert "has no table" in capsys.readouterr().err
+
+
+def test_preferences_and_prompts_are_shown_with_what_would_be_learnt(tmp_path: Path):
+    def message(role: str, content: str) -> dict[str, str]:
+        return {"role": role, "content": content}
+
+    asked = tables.to_json([message("user", "the cat?")])
+    answers = {
+        name: tables.to_json([message("assistant", text)]) for name, text in (("chosen", "mat"), ("rejected", "sat"))
+    }
+    common = {"id": "1", "split": "train", "source": "mine", "prompt": asked}
+    tables.write(tmp_path / "preferences.parquet", [{**common, **answers, "tools": ""}], tables.PREFERENCES)
+    tables.write(tmp_path / "prompts.parquet", [{**common, "answer": "mat", "verifier": ""}], tables.PROMPTS)
+    reader = Reader(tokenizer=SMALL, processor=ImageProcessor(None))
+    (preference,) = find(tmp_path, "preferences", Wanted(), reader)
+    said = "".join(span.text for span in preference.spans if span.learnt)
+    assert said == "mat<|eot|>sat<|eot|>"
+    (prompt,) = find(tmp_path, "prompts", Wanted(), reader)
+    assert not any(span.learnt for span in prompt.spans)
+    assert prompt.facts["answer"] == "mat"
+    assert [table.rows for table in stats(tmp_path)] == [[("mine", "train", 1)]] * 2

@@ -6,7 +6,7 @@ read from Parquet batch by batch, so that the first ones of a large table cost l
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,14 +137,49 @@ def _text(folder: Path, row: Mapping[str, Any], reader: Reader) -> Shown:
 
 
 def _chat(folder: Path, row: Mapping[str, Any], reader: Reader) -> Shown:
-    messages, note = _opened(folder, json.loads(row["messages"]), reader)
     facts = _facts(row, "split", "kind", "language", "source", "answer", "verifier")
+    return _conversation("chats", folder, row, json.loads(row["messages"]), reader, facts)
+
+
+def _prompt(folder: Path, row: Mapping[str, Any], reader: Reader) -> Shown:
+    facts = _facts(row, "split", "source", "answer", "verifier")
+    return _conversation("prompts", folder, row, json.loads(row["prompt"]), reader, facts)
+
+
+def _preference(folder: Path, row: Mapping[str, Any], reader: Reader) -> Shown:
+    """The preferred answer, then the rejected one."""
+    facts, asked = _facts(row, "split", "source"), json.loads(row["prompt"])
+    chosen, rejected = (
+        _conversation("preferences", folder, row, [*asked, *json.loads(row[name])], reader, facts)
+        for name in ("chosen", "rejected")
+    )
+    apart = Span(text="\n\nrejected:\n\n", special=True)
+    return replace(
+        chosen,
+        spans=[*chosen.spans, apart, *rejected.spans],
+        num_tokens=chosen.num_tokens + rejected.num_tokens,
+        note=chosen.note or rejected.note,
+    )
+
+
+def _conversation(
+    table: str,
+    folder: Path,
+    row: Mapping[str, Any],
+    said: list[dict[str, Any]],
+    reader: Reader,
+    facts: dict[str, str],
+) -> Shown:
+    messages, note = _opened(folder, said, reader)
+    tools = json.loads(row["tools"]) if row.get("tools") else ()
     try:
-        rendered = render_messages(reader.tokenizer, reader.processor, messages, add_generation_prompt=False)
+        rendered = render_messages(
+            reader.tokenizer, reader.processor, messages, tools=tools, add_generation_prompt=False
+        )
     except HerdError as error:  # a stage leaves it out and counts it
-        return Shown(table="chats", id=row["id"], facts=facts, note=f"left out of training: {error}")
+        return Shown(table=table, id=row["id"], facts=facts, note=f"left out of training: {error}")
     return Shown(
-        table="chats",
+        table=table,
         id=row["id"],
         facts=facts,
         spans=spans_of(reader.tokenizer, rendered.ids, rendered.learnt),
@@ -228,6 +263,8 @@ def _named(row: Mapping[str, Any]) -> dict[str, str]:
 SHOWN: dict[str, Callable[[Path, Mapping[str, Any], Reader], Shown]] = {
     "text": _text,
     "chats": _chat,
+    "preferences": _preference,
+    "prompts": _prompt,
     "pictures": _picture,
     "clips": _clip,
 }

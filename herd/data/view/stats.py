@@ -127,4 +127,19 @@ def _clips(path: Path) -> Table:
     return table
 
 
-COUNTED = {"text": _text, "chats": _chats, "pictures": _pictures, "clips": _clips}
+def _prompts(path: Path) -> Table:
+    """Prompts, or preferences, by source and split."""
+    counts = Counter((row["source"], row["split"]) for row in rows(path, ["source", "split"]))
+    table = Table(title=path.stem, columns=("source", "split", path.stem))
+    table.rows.extend((*key, counts[key]) for key in sorted(counts))
+    return table
+
+
+COUNTED = {
+    "text": _text,
+    "chats": _chats,
+    "preferences": _prompts,
+    "prompts": _prompts,
+    "pictures": _pictures,
+    "clips": _clips,
+}
