@@ -33,7 +33,7 @@ def test_the_page_has_the_counts_reasons_licences_and_examples(tmp_path: Path) -
         ],
         "left_out": ["a package: <not fetched>"],
     }
-    page = write_card(tmp_path, "data card of mine", card)
+    page = write_card(tmp_path, card)
     tree = LexborHTMLParser(page.read_text(encoding="utf-8"))
     text = " ".join(tree.body.text().split())
     rows = [tuple(" ".join(cell.text().split()) for cell in row.css("td")) for row in tree.css("tr") if row.css("td")]
@@ -53,5 +53,5 @@ def test_the_page_has_the_counts_reasons_licences_and_examples(tmp_path: Path) -
 
 
 def test_a_folder_without_text_has_a_card_too(tmp_path: Path) -> None:
-    page = write_card(tmp_path, "chats only", {"chats": {"mine train": 3}, "sources": [], "left_out": []})
+    page = write_card(tmp_path, {"chats": {"mine train": 3}, "sources": [], "left_out": []})
     assert "mine train" in page.read_text(encoding="utf-8")

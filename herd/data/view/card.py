@@ -23,8 +23,9 @@ STEPS = {
 COUNTED = ("documents", "books", "pictures", "clips", "chats", "preferences", "prompts", "tokens", "tokenizer")
 
 
-def write_card(folder: Path, title: str, card: Mapping[str, Any]) -> Path:
-    """Write `card.html` into `folder`; a reader sees the whole file or none."""
+def write_card(folder: Path, card: Mapping[str, Any]) -> Path:
+    """Write `card.html` into `folder`; a reader sees the whole file or none. The page does not name the folder, whose
+    bytes depend on its config and its sources alone."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -36,7 +37,6 @@ def write_card(folder: Path, title: str, card: Mapping[str, Any]) -> Path:
     cleaning = card.get("cleaning", {})
     left = cleaning.get("left", {})
     text = environment.get_template("card.html.j2").render(
-        title=title,
         steps=[(words, left[step]) for step, words in STEPS.items() if step in left],
         dropped=sorted(cleaning.get("dropped", {}).items(), key=lambda item: (-item[1], item[0])),
         examples=cleaning.get("examples", {}),
