@@ -59,11 +59,11 @@ class PromptSource(SourceConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageSource(SourceConfig):
-    """Pictures with captions: files beside their captions, rows that name or hold pictures, WebDataset tars."""
+class CaptionedSource(SourceConfig):
+    """Pictures or videos with captions: files beside their captions, rows that name or hold them, WebDataset tars."""
 
     column: str = ""
-    """Column with the picture, its bytes or its path; found by its name if not given."""
+    """Column with the picture or the video, its bytes or its path; found by its name if not given."""
     caption: str = ""
     """Column or JSON field with the caption; found by its name if not given."""
     language: str = "auto"
@@ -71,12 +71,10 @@ class ImageSource(SourceConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoSource(SourceConfig):
-    """Videos with captions, in the same forms."""
+class ImageSource(CaptionedSource):
+    """Pictures with captions."""
 
-    column: str = ""
-    """Column with the video, its bytes or its path; found by its name if not given."""
-    caption: str = ""
-    """Column or JSON field with the caption; found by its name if not given."""
-    language: str = "auto"
-    """ISO 639-1 of the captions, or `auto`: each caption's language is identified."""
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSource(CaptionedSource):
+    """Videos with captions."""

@@ -13,13 +13,13 @@ from typing import Any
 from PIL import Image
 from pyarrow import parquet
 
+from herd.data.loading import tables
 from herd.data.media.image import ImageProcessor, Tiles, read_picture
 from herd.data.tokens.chat import parts_of, render_messages
 from herd.data.tokens.text_stream import TextStream
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.errors import HerdError, unknown
 
-ROWS_A_BATCH = 256
 MAX_FRAMES = 16
 """Frames of a clip that are shown, evenly spaced."""
 
@@ -73,7 +73,7 @@ class Wanted:
 
 def tables_of(folder: Path) -> list[str]:
     """The tables that can be shown and that the folder has."""
-    return [name for name in SHOWN if (folder / f"{name}.parquet").exists()]
+    return [name for name in SHOWN if tables.has(folder, name)]
 
 
 def find(folder: Path, table: str, wanted: Wanted, reader: Reader, *, skip: int = 0, num: int = 3) -> Iterator[Shown]:
@@ -81,21 +81,14 @@ def find(folder: Path, table: str, wanted: Wanted, reader: Reader, *, skip: int 
 
     Raises HerdError for a table that the folder does not have.
     """
-    tables = tables_of(folder)
-    if table not in tables:
-        raise unknown("table", table, tables) if tables else HerdError(f"{folder} has no table: is it a data folder?")
-    for count, row in enumerate(row for row in rows(folder / f"{table}.parquet") if wanted.takes(row)):
+    found = tables_of(folder)
+    if table not in found:
+        raise unknown("table", table, found) if found else HerdError(f"{folder} has no table: is it a data folder?")
+    for count, row in enumerate(row for row in tables.rows(folder / f"{table}.parquet") if wanted.takes(row)):
         if count >= skip + num:
             return
         if count >= skip:
             yield SHOWN[table](folder, row, reader)
-
-
-def rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a table, a few hundred in memory at a time."""
-    with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(ROWS_A_BATCH, columns=columns):
-            yield from batch.to_pylist()
 
 
 def spans_of(tokenizer: Tokenizer, ids: list[int], learnt: list[bool]) -> list[Span]:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from pyarrow import compute, parquet
 
+from herd.data.loading.tables import rows
 from herd.data.media.image import picture_size
-from herd.data.view.items import rows, tables_of
+from herd.data.view.items import tables_of
 from herd.errors import HerdError
 
 QUANTILES = (0.5, 0.95, 1.0)
