@@ -12,6 +12,7 @@ RENAMED = {
     ("model", "likeness"): ("model", "qk_init_correlation"),
     ("vision", "sharpness"): ("vision", "logit_scale"),
     ("model", "temperature"): ("model", "temperature_tuning"),
+    ("pretrain", "schedule"): ("pretrain", "picture_schedule"),
     (ANY, "guard"): (ANY, "loss_spikes"),
     (ANY, "balance_rate"): (ANY, "bias_update_rate"),
     (ANY, "optimizer.warmup"): (ANY, "optimizer.warmup_ratio"),

@@ -168,7 +168,7 @@ class VisionStageConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(LanguageTrainingConfig):
-    """Text and pictures fused early."""
+    """Text, pictures and clips fused early."""
 
     num_tokens: Count = 4_000_000
     """Tokens of training in all."""
@@ -178,9 +178,13 @@ class PretrainConfig(LanguageTrainingConfig):
     """Longest piece of a document, in tokens."""
     picture_share: Share = 0.45
     """Share of the tokens that are pictures with their names."""
-    schedule: tuple[Share, ...] = ()
-    """Shares of pictures over parts of the run of equal length, instead of `picture_share`: 0, 0.9, 0.45 is text, then
-    mostly pictures, then both; none: `picture_share` throughout."""
+    picture_schedule: tuple[Share, ...] = ()
+    """Its shares in parts of the run of equal length, instead of `picture_share`; none: the same throughout."""
+    video_share: Share = 0.0
+    """Share of the tokens that are clips with their names."""
+    video_schedule: tuple[Share, ...] = ()
+    """Its shares in as many parts, instead of `video_share`. With pictures of 0, 0.9, 0.2, 0.3 and videos of 0, 0, 0.7,
+    0.2 a run goes from text to pictures to clips to all of them."""
     language_temperature: Annotated[float, Range(1, 100)] = 1.0
     """A language's share of the text is its tokens to the power of 1 / temperature: above 1 small ones are raised."""
     max_epochs: CountOrNone = 0
@@ -189,15 +193,38 @@ class PretrainConfig(LanguageTrainingConfig):
     shuffle_tokens: Annotated[int, at_least(4096)] = 2**26
     """Tokens that are planned and shuffled at a time; a run of no more is shuffled as a whole."""
     picture_weight: Weight = 2.0
-    """What a learnt token of a name weighs beside one of text: few describe the picture."""
+    """What a learnt token of a name, of a picture or a clip, weighs beside one of text: few describe what is shown."""
     names_a_picture: Count = 5
-    """Languages in which a picture is named each time it is seen."""
+    """Languages in which a picture or a clip is named each time it is seen."""
     asked_share: Share = 0.3
-    """Share of the pictures whose names are asked for, as in chat; the others are followed by lines of names."""
+    """Share of the pictures and clips whose names are asked for, as in chat; lines of names follow the others."""
     names_asked: Count = 3
-    """Languages in which a picture's name is asked for in one chat."""
+    """Languages in which a name is asked for in one chat."""
     tiled_share: Share = 0.25
     """How often a large picture is shown in tiles, as chat shows it; else as one tile."""
+    frames_a_clip: Count = 2
+    """Frames of a clip that are shown, evenly spread. Two tell it from a still."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pictures, videos = self.picture_schedule, self.video_schedule
+        if pictures and videos and len(pictures) != len(videos):
+            raise HerdError(
+                f"picture_schedule={pictures} and video_schedule={videos} cut the run into {len(pictures)} and "
+                f"{len(videos)} parts: give as many shares in both"
+            )
+        if any(picture + video > 1 + 1e-9 for picture, video in self.shares):
+            raise HerdError(
+                f"shares of pictures and clips of {', '.join(f'{p:g} and {v:g}' for p, v in self.shares)} are more "
+                "than all tokens: the sum is at most 1"
+            )
+
+    @property
+    def shares(self) -> tuple[tuple[float, float], ...]:
+        """Shares of pictures and of clips in each part of the run."""
+        parts = len(self.picture_schedule) or len(self.video_schedule) or 1
+        pictures = self.picture_schedule or (self.picture_share,) * parts
+        return tuple(zip(pictures, self.video_schedule or (self.video_share,) * parts, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +290,8 @@ class SftConfig(LanguageTrainingConfig):
     """Most passes over the chats, after which training ends before `num_tokens`; 0: no limit."""
     tiled_share: Share = 0.25
     """How often a large picture is shown in tiles, else as one tile."""
+    frames_a_clip: Count = 2
+    """Frames of a clip that are shown, evenly spread. Two tell it from a still at a quarter of the tokens of eight."""
     replay_share: PartialShare = 0.25
     """Share of the tokens that are pieces of the training documents."""
     replay_weight: Weight = 0.2

@@ -80,7 +80,7 @@ class Batch:
         return self.weights_N / max(self.total_weight, 1e-6)
 
 
-KINDS = ("text", "picture", "chat", "planted")
+KINDS = ("text", "picture", "chat", "planted", "video")
 """Names of the values of `Batch.kinds_N`."""
 HOST = {"positions_N", "starts_S", "weights_N", "kinds_N"}
 """Fields that stay on the host."""

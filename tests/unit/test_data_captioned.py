@@ -197,11 +197,12 @@ def test_a_folder_of_everything_is_built_shown_and_trained_on(tmp_path: Path, ti
     tokenizer = Tokenizer.load(tiny_folder)
     processor = ImageProcessor(huggingface.open_folder(tiny_folder).config.vision)
     options = {"num_tokens": 3000, "batch_tokens": 1000, "context": 300}
-    pretrain = PretrainBatches(tmp_path / "data", PretrainConfig(**options), tokenizer, processor)
+    config = PretrainConfig(**options, video_share=0.2)
+    pretrain = PretrainBatches(tmp_path / "data", config, tokenizer, processor)
     sft = SftBatches(tmp_path / "data", SftConfig(**options, replay_share=0.0), tokenizer, processor)
     for batches in (pretrain, sft):
         texts = [tokenizer.decode(batches.batch(step).tokens_N.tolist()) for step in range(batches.num_steps)]
-        assert any("painted" in text for text in texts)
+        assert any("painted" in text for text in texts) and any("Grey becomes brighter" in text for text in texts)
         assert any(batches.batch(step).images is not None for step in range(batches.num_steps))
 
 

@@ -165,25 +165,6 @@ def test_every_sample_is_in_exactly_one_step(lengths: list[int], size: int) -> N
     assert all(sum(lengths[i] for i in step) < size + 50 for step in steps)
 
 
-def test_a_schedule_goes_from_text_to_pictures_to_both(
-    tiny_data: Path, tokenizer: Tokenizer, processor: ImageProcessor
-) -> None:
-    config = replace(PRETRAIN, num_tokens=24_000, schedule=(0.0, 1.0, 0.5), shuffle_tokens=4096)
-    batches = PretrainBatches(tiny_data, config, tokenizer, processor, questions=NAME)
-    assert len(batches.windows) > 4
-    assert batches.num_steps == pytest.approx(24, abs=1)
-    steps = [batches.batch(step) for step in range(batches.num_steps)]
-    shares = [(step.kinds_N == KINDS.index("picture")).float().mean().item() for step in steps]
-    assert shares[:8] == [0.0] * 8 and shares[8:16] == [1.0] * 8
-    assert sum(shares[16:]) / len(shares[16:]) == pytest.approx(0.5, abs=0.1)
-    assert all(abs(step.size - 1000) < 200 for step in steps[:-1])
-    again = PretrainBatches(tiny_data, config, tokenizer, processor, questions=NAME)
-    for step in reversed(range(again.num_steps)):  # whatever was asked for before
-        assert torch.equal(again.batch(step).tokens_N, steps[step].tokens_N)
-        if steps[step].images is not None:
-            assert torch.equal(again.batch(step).images.tiles, steps[step].images.tiles)
-
-
 def test_nothing_is_tokenised_and_no_text_is_read_when_training_starts(
     tiny_data: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

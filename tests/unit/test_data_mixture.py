@@ -20,7 +20,7 @@ from herd.data.loading import text_plan
 from herd.data.loading.mixture import Group, allot_tokens, shortfalls, token_shares
 from herd.data.loading.pack import Sample, pack
 from herd.data.loading.text_plan import Pieces, TextPlan, cut_documents
-from herd.data.loading.windows import cut_run, deal_out
+from herd.data.loading.windows import Window, cut_run, deal_out
 from herd.data.tokens.shards import TokenShards
 from herd.errors import HerdError
 
@@ -149,24 +149,50 @@ def test_packing_leaks_nothing_across_documents_loses_nothing_and_repeats_nothin
     batch_tokens=st.integers(16, 60),
     tokens=st.integers(100, 5000),
     window=st.integers(64, 1000),
-    shares=st.lists(st.sampled_from([0.0, 0.3, 1.0]), min_size=1, max_size=4),
+    shares=st.lists(
+        st.sampled_from([(0.0, 0.0), (0.3, 0.0), (1.0, 0.0), (0.2, 0.7), (0.0, 1.0)]), min_size=1, max_size=4
+    ),
 )
 def test_windows_make_up_the_run_and_no_step_is_empty(
-    lengths: list[int], batch_tokens: int, tokens: int, window: int, shares: list[float]
+    lengths: list[int], batch_tokens: int, tokens: int, window: int, shares: list[tuple[float, float]]
 ) -> None:
     windows = cut_run(tokens, batch_tokens, shares, window)
-    assert windows[0].first_step == 0 and windows[0].text[0] == windows[0].pictures[0] == 0
+    assert windows[0].first_step == 0 and spans(windows[0], 0) == (0, 0, 0)
     for one, after in pairwise(windows):
         assert one.num_steps and one.first_step + one.num_steps == after.first_step
-        assert (one.text[1], one.pictures[1]) == (after.text[0], after.pictures[0])
-        size = one.text[1] - one.text[0] + one.pictures[1] - one.pictures[0]
-        assert abs(size - one.num_steps * batch_tokens) <= 1
+        assert spans(one, 1) == spans(after, 0)
+        size = sum(spans(one, 1)) - sum(spans(one, 0))
+        assert abs(size - one.num_steps * batch_tokens) <= 2
         assert size <= window + batch_tokens
     assert windows[-1].num_steps is None
-    assert abs(windows[-1].text[1] + windows[-1].pictures[1] - tokens) <= len(windows) * 2
+    assert abs(sum(spans(windows[-1], 1)) - tokens) <= len(windows) * 3
     steps = deal_out(np.array(lengths), batch_tokens, 20)
     assert [place for step in steps for place in step] == list(range(len(lengths)))
     assert len(steps) == 20 and all(len(step) for step in steps)
+
+
+def spans(window: Window, end: int) -> tuple[int, ...]:
+    """Tokens of text, pictures and clips before a window's beginning (0) or end (1)."""
+    return tuple(span[end] for span in (window.text, window.pictures, window.clips))
+
+
+@given(
+    batch_tokens=st.integers(64, 256),
+    steps=st.integers(4, 200),
+    window=st.integers(512, 4096),
+    shares=st.lists(st.tuples(st.floats(0, 0.5), st.floats(0, 0.5)), min_size=1, max_size=4),
+)
+def test_each_part_of_a_run_has_its_shares(
+    batch_tokens: int, steps: int, window: int, shares: list[tuple[float, float]]
+) -> None:
+    windows = cut_run(steps * batch_tokens, batch_tokens, shares, window)
+    for part, (pictures, clips) in enumerate(shares):
+        begin, end = (round(number * steps / len(shares)) for number in (part, part + 1))
+        own = [one for one in windows if begin <= one.first_step < end]
+        found = [after - before for before, after in zip(spans(own[0], 0), spans(own[-1], 1), strict=True)]
+        total = (end - begin) * batch_tokens
+        wanted = [total * share for share in (1 - pictures - clips, pictures, clips)]
+        assert found == pytest.approx(wanted, abs=len(own) + 1)
 
 
 GROUPS = [

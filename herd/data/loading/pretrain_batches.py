@@ -1,4 +1,4 @@
-"""Pre-training batches: pieces of documents, and pictures with their names in several languages.
+"""Pre-training batches: pieces of documents, pictures and clips with their names in several languages.
 
 Which pieces make which step is planned from lengths alone, window by window, when a step asks for it; tokens are read
 from the shards and pixels are cut for that step only. Batch s is a function of (folder, config, s): resuming needs no
@@ -6,9 +6,7 @@ state.
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,37 +17,29 @@ from herd.config import PretrainConfig
 from herd.core.batch import Batch
 from herd.core.streams import stream
 from herd.data.loading import tables
+from herd.data.loading.clip_shelf import ClipShelf
+from herd.data.loading.named import ClipPiece, NamedStream, NameWriter, PicturePiece, Questions
 from herd.data.loading.pack import Sample, pack
 from herd.data.loading.picture_shelf import SEES_NONE, PictureShelf
 from herd.data.loading.text_plan import Pieces, TextPlan, join_pieces
 from herd.data.loading.windows import Window, cut_run, deal_out
-from herd.data.media.image import ImageProcessor, Tiles
-from herd.data.tokens.chat import header, render_messages
+from herd.data.media.image import ImageProcessor
 from herd.data.tokens.shard_folders import open_shards
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.errors import HerdError
 
-PICTURES_COUNTED = 256
-"""Pictures by which the tokens of one are estimated."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PicturePiece:
-    """A planned picture with its names: ids are known, its pixels are not yet cut."""
-
-    ids: np.ndarray
-    learnt: np.ndarray
-    picture: int
-    whole: bool
+TABLES = {"picture": "pictures", "video": "clips"}
+"""By the name of a share: the table that fills it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a window shows: pieces of text and pictures, numbered in this order."""
+    """What a window shows: pieces of text, pictures and clips, numbered in this order."""
 
     window: Window
     text: Pieces
     pictures: list[PicturePiece]
+    clips: list[ClipPiece]
     order: np.ndarray
     """The numbers of what is shown, in the order in which it is."""
     steps: list[range]
@@ -57,8 +47,9 @@ class Plan:
 
 
 class PretrainBatches:
-    """Documents in pieces of at most `context` tokens, and pictures followed by their names; for a model of text alone
-    documents only. `questions` ask for a picture's name, by language; names in other languages are only listed.
+    """Documents in pieces of at most `context` tokens, and pictures and clips followed by their names; for a model of
+    text alone documents only. `questions` ask for a picture's name, `clip_questions` for a clip's, by language; names
+    in other languages are only listed.
 
     Raises HerdError where a share has nothing to be filled with.
     """
@@ -72,38 +63,59 @@ class PretrainBatches:
         tokenizer: Tokenizer,
         processor: ImageProcessor,
         *,
-        questions: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        questions: Questions = MappingProxyType({}),
+        clip_questions: Questions = MappingProxyType({}),
     ) -> None:
-        self.tokenizer, self.questions = tokenizer, questions
+        self.tokenizer, self.questions, self.clip_questions = tokenizer, questions, clip_questions
         self.shelf = PictureShelf(folder, processor)
+        self.clip_shelf = ClipShelf(folder, processor) if any(videos for _, videos in config.shares) else None
         self.left_out: dict[str, int] = {}
         """What of the data folder is not trained on, and how much of it."""
-        if (config.picture_share or any(config.schedule)) and not processor.reads_pictures:
-            asked = f"schedule={config.schedule}" if config.schedule else f"picture_share={config.picture_share}"
-            self.left_out[f"pictures, {SEES_NONE}: {asked} counts as 0"] = len(self.shelf.names)
-            config = replace(config, picture_share=0.0, schedule=())
-        if (config.picture_share or any(config.schedule)) and not tables.has(folder, "pictures"):
-            asked = f"schedule={config.schedule}" if config.schedule else f"picture_share={config.picture_share}"
-            share = sum(config.schedule) / len(config.schedule) if config.schedule else config.picture_share
-            what = f"tokens of pictures, as the data folder has none: {asked} counts as 0"
-            self.left_out[what] = int(config.num_tokens * share)
-            config = replace(config, picture_share=0.0, schedule=())
-        self.config = config
-        self._cache: dict[str, list[int]] = {}
+        self.config = config = self._without_what_is_missing(folder, config, processor)
+        self._writer = NameWriter(config, tokenizer, processor)
+        self._pictures = NamedStream("picture", len(self.shelf.names), config.seed, self._picture)
+        clips = len(self.clip_shelf.names) if self.clip_shelf else 0
+        self._clips = NamedStream("clip", clips, config.seed, self._clip)
         self._plans: dict[int, Plan] = {}
         self.windows = self._cut_run(folder, config.num_tokens)
-        if self.windows[-1].pictures[1]:
-            if not self.shelf.names:
-                raise HerdError(f"{folder} has no picture with a name to train on: set picture_share=0")
-            if nameless := len(self.shelf.rows) - len(self.shelf.names):
-                self.left_out["pictures without a name"] = nameless
+        for kind, end, shelf in (
+            ("picture", self.windows[-1].pictures[1], self.shelf),
+            ("video", self.windows[-1].clips[1], self.clip_shelf),
+        ):
+            if end and shelf is not None:
+                what = TABLES[kind]
+                if not shelf.names:
+                    raise HerdError(f"{folder} has no {what[:-1]} with a name to train on: set {kind}_share=0")
+                if nameless := len(shelf.rows) - len(shelf.names):
+                    self.left_out[f"{what} without a name"] = nameless
         self.num_steps = self.windows[-1].first_step + len(self.plan(self.windows[-1]).steps)
+
+    def _without_what_is_missing(
+        self, folder: Path, config: PretrainConfig, processor: ImageProcessor
+    ) -> PretrainConfig:
+        """The config without the shares of what the model does not see or the folder does not have."""
+        shelves = {"picture": self.shelf, "video": self.clip_shelf}
+        for place, (kind, what) in enumerate(TABLES.items()):
+            shares, shelf = [part[place] for part in config.shares], shelves[kind]
+            if not any(shares) or shelf is None:
+                continue
+            schedule = getattr(config, f"{kind}_schedule")
+            asked = f"{kind}_schedule={schedule}" if schedule else f"{kind}_share={shares[0]}"
+            if not processor.reads_pictures:
+                self.left_out[f"{what}, {SEES_NONE}: {asked} counts as 0"] = len(shelf.names)
+            elif not tables.has(folder, what):
+                tokens = int(config.num_tokens * (sum(shares) / len(shares)))
+                self.left_out[f"tokens of {what}, as the data folder has none: {asked} counts as 0"] = tokens
+            else:
+                continue
+            none: dict[str, Any] = {f"{kind}_share": 0.0, f"{kind}_schedule": ()}
+            config = replace(config, **none)
+        return config
 
     def _cut_run(self, folder: Path, num_tokens: int) -> list[Window]:
         """The windows of a run, which ends sooner where caps on epochs leave too little text."""
         config = self.config
-        shares = config.schedule or (config.picture_share,)
-        windows = cut_run(num_tokens, config.batch_tokens, shares, config.shuffle_tokens)
+        windows = cut_run(num_tokens, config.batch_tokens, config.shares, config.shuffle_tokens)
         wanted = windows[-1].text[1]
         if not wanted:
             return windows
@@ -115,7 +127,7 @@ class PretrainBatches:
         if self.text.tokens == wanted:
             return windows
         num_tokens = num_tokens * self.text.tokens // wanted
-        return cut_run(num_tokens, config.batch_tokens, shares, config.shuffle_tokens)
+        return cut_run(num_tokens, config.batch_tokens, config.shares, config.shuffle_tokens)
 
     def plan(self, window: Window) -> Plan:
         """What a window shows; the last plans are kept."""
@@ -129,98 +141,26 @@ class PretrainBatches:
     def _make_plan(self, window: Window) -> Plan:
         config, (begin, end), total = self.config, window.text, self.windows[-1].text[1]
         text = self.text.window(begin / total, end / total) if end > begin else join_pieces([])
-        pictures = self._pictures(window)
+        pictures = self._pictures.pieces(*window.pictures, window.number)
+        clips = self._clips.pieces(*window.clips, window.number)
         again = [window.number] if window.number else []
-        order = stream(config.seed, "order", *again).permutation(len(text) + len(pictures))
-        lengths = np.concatenate([text.lengths_P, np.array([len(piece.ids) for piece in pictures], dtype=np.int64)])
+        shown = np.array([len(piece.ids) for piece in (*pictures, *clips)], dtype=np.int64)
+        order = stream(config.seed, "order", *again).permutation(len(text) + len(shown))
+        lengths = np.concatenate([text.lengths_P, shown])
         steps = deal_out(lengths[order], config.batch_tokens, window.num_steps)
-        return Plan(window=window, text=text, pictures=pictures, order=order, steps=steps)
-
-    def _pictures(self, window: Window) -> list[PicturePiece]:
-        """Each picture again and again, with its names in a few languages of the many."""
-        config, (before, end) = self.config, window.pictures
-        wanted = end - before
-        pieces: list[PicturePiece] = []
-        total, many = 0, len(self.shelf.names)
-        epoch, place = divmod(round(before / self._picture_tokens), many) if before and wanted else (0, 0)
-        while total < wanted:
-            rng = stream(config.seed, "pictures", epoch)
-            order = rng.permutation(many)[place:]
-            if window.number:
-                rng = stream(config.seed, "pictures", epoch, window.number)
-            for index in order:
-                pieces.append(self._picture(int(index), rng))
-                total += len(pieces[-1].ids)
-                if total >= wanted:
-                    break
-            epoch, place = epoch + 1, 0
-        return pieces
-
-    @cached_property
-    def _picture_tokens(self) -> float:
-        """Tokens of a picture with its names, about: where a window begins among the pictures."""
-        rng = stream(self.config.seed, "picture tokens")
-        indices = rng.permutation(len(self.shelf.names))[:PICTURES_COUNTED]
-        return float(np.mean([len(self._picture(int(index), rng).ids) for index in indices]))
+        return Plan(window=window, text=text, pictures=pictures, clips=clips, order=order, steps=steps)
 
     def _picture(self, index: int, rng: np.random.Generator) -> PicturePiece:
-        config, names = self.config, self.shelf.names[index]
-        whole = not self.shelf.is_large(index) or rng.random() > config.tiled_share
-        asked = rng.random() < config.asked_share and any(language in self.questions for language in names)
-        if asked:
-            names = {language: name for language, name in names.items() if language in self.questions}
-        count = config.names_asked if asked else config.names_a_picture
-        chosen = {(lang := sorted(names)[i]): names[lang] for i in rng.permutation(len(names))[:count]}
-        blank = self.shelf.blank(index, whole=whole)
-        shown = self.shelf.processor.tokens(blank)
-        if not asked:
-            ids, learnt = self._listed(chosen, shown)
-        elif self.tokenizer.template is None:
-            ids, learnt = self._asked(chosen, shown, rng)
-        else:
-            ids, learnt = self._asked_by_template(chosen, blank, rng)
-        return PicturePiece(ids=np.array(ids, dtype=np.int32), learnt=np.array(learnt), picture=index, whole=whole)
+        whole = not self.shelf.is_large(index) or rng.random() > self.config.tiled_share
+        part = {"type": "image", "image": self.shelf.blank(index, whole=whole)}
+        written = self._writer.write(part, self.shelf.names[index], self.questions, rng)
+        return PicturePiece(**written, picture=index, whole=whole)
 
-    def _encoded(self, text: str) -> list[int]:
-        if text not in self._cache:
-            self._cache[text] = self.tokenizer.encode(text)
-        return self._cache[text]
-
-    def _listed(self, names: dict[str, str], shown: list[str]) -> tuple[list[int], list[bool]]:
-        """A picture and lines of languages and names. A name begins its line, as it begins an answer: after a space its
-        tokens would be others."""
-        special, own = self.tokenizer.special, self.tokenizer.ids
-        given = [own.bos, *(special[token] for token in shown)]
-        lines = [token for language, name in names.items() for token in self._encoded(f"{language}\n{name}\n")]
-        ids = [*given, *lines, own.end_of_text]
-        return ids, [False] * len(given) + [True] * (len(ids) - len(given))
-
-    def _asked(self, names: dict[str, str], shown: list[str], rng: np.random.Generator) -> tuple[list[int], list[bool]]:
-        """A chat about a picture in Llama 4's format: its name is asked for in one language after the other."""
-        special = self.tokenizer.special
-        ids, learnt = [special["<|begin_of_text|>"]], [False]
-        for turn, (language, name) in enumerate(names.items()):
-            question = self.questions[language][int(rng.integers(len(self.questions[language])))]
-            picture = [special[token] for token in shown] if turn == 0 else []
-            ids += [*header(self.tokenizer, "user"), *picture, *self._encoded(question), special["<|eot|>"]]
-            ids += header(self.tokenizer, "assistant")
-            learnt += [False] * (len(ids) - len(learnt))
-            ids += [*self._encoded(name), special["<|eot|>"]]
-            learnt += [True] * (len(ids) - len(learnt))
-        return ids, learnt
-
-    def _asked_by_template(
-        self, names: dict[str, str], blank: Tiles, rng: np.random.Generator
-    ) -> tuple[list[int], list[bool]]:
-        """The same in the model's own format."""
-        messages: list[dict[str, Any]] = []
-        for language, name in names.items():
-            question = self.questions[language][int(rng.integers(len(self.questions[language])))]
-            shown = [] if messages else [{"type": "image", "image": blank}]
-            messages.append({"role": "user", "content": [*shown, {"type": "text", "text": question}]})
-            messages.append({"role": "assistant", "content": name})
-        rendered = render_messages(self.tokenizer, self.shelf.processor, messages, add_generation_prompt=False)
-        return rendered.ids, rendered.learnt
+    def _clip(self, index: int, rng: np.random.Generator) -> ClipPiece:
+        assert self.clip_shelf is not None
+        part = {"type": "video", "frames": self.clip_shelf.blank(index, self.config.frames_a_clip)}
+        written = self._writer.write(part, self.clip_shelf.names[index], self.clip_questions, rng)
+        return ClipPiece(**written, clip=index)
 
     def samples(self, step: int, text_weight: float = 1.0) -> list[Sample]:
         """The documents of step `step`; `text_weight` is what each learnt token of text weighs."""
@@ -236,12 +176,17 @@ class PretrainBatches:
             stretch = int(text.documents_P[index]), int(text.begins_P[index]), int(text.ends_P[index])
             ids = self.shards.tokens(*stretch).astype(np.int32)
             return Sample(ids=ids, learnt=np.ones(len(ids), dtype=bool), kind="text", weight=text_weight)
-        piece = plan.pictures[index - len(plan.text)]
         rng = stream(self.config.seed, "view", *([plan.window.number] if plan.window.number else []), place)
-        tiles = [self.shelf.tiles(piece.picture, rng, whole=piece.whole)]
-        return Sample(
-            ids=piece.ids, learnt=piece.learnt, kind="picture", tiles=tiles, weight=self.config.picture_weight
-        )
+        weight, index = self.config.picture_weight, index - len(plan.text)
+        if index < len(plan.pictures):
+            piece = plan.pictures[index]
+            tiles = [self.shelf.tiles(piece.picture, rng, whole=piece.whole)]
+            return Sample(ids=piece.ids, learnt=piece.learnt, kind="picture", tiles=tiles, weight=weight)
+        clip = plan.clips[index - len(plan.pictures)]
+        assert self.clip_shelf is not None
+        frames = self.clip_shelf.frames(clip.clip, self.config.frames_a_clip, rng)
+        tiles = [frame for _, frame in frames]
+        return Sample(ids=clip.ids, learnt=clip.learnt, kind="video", tiles=tiles, weight=weight)
 
     def batch(self, step: int) -> Batch:
         """The batch of step `step`."""

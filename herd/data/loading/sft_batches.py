@@ -17,10 +17,11 @@ from herd.config import PretrainConfig, SftConfig
 from herd.core.batch import Batch
 from herd.core.streams import stream
 from herd.data.loading import tables
+from herd.data.loading.clip_shelf import ClipShelf
 from herd.data.loading.pack import Sample, pack, steps_of
 from herd.data.loading.picture_shelf import SEES_NONE, PictureShelf
 from herd.data.loading.pretrain_batches import PretrainBatches
-from herd.data.media.image import ImageProcessor, read_picture
+from herd.data.media.image import ImageProcessor
 from herd.data.tokens.chat import parts_of, render_messages
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.errors import HerdError
@@ -57,11 +58,7 @@ class SftBatches:
     def __init__(self, folder: Path, config: SftConfig, tokenizer: Tokenizer, processor: ImageProcessor) -> None:
         self.config, self.tokenizer, self.processor = config, tokenizer, processor
         self.shelf = PictureShelf(folder, processor)
-        self.clips = {
-            row["id"]: (row["seconds"], row["frames"])
-            for row in (tables.read(folder, "clips") if tables.has(folder, "clips") else ())
-            if row["split"] == "train"
-        }
+        self.clips = ClipShelf(folder, processor)
         self.left_out: dict[str, int] = {}
         """What of the data folder is not trained on, and how much of it."""
         replay_share = config.replay_share
@@ -181,15 +178,9 @@ class SftBatches:
                     return {"type": "image", "image": self.shelf.blank(place, whole=whole)}
                 return {"type": "image", "image": self.shelf.tiles(place, rng, whole=whole)}
             if part["type"] == "video":
-                seconds, frames = self.clips[part["clip"]]
-                side = self.processor.config.image_size
-                # Two frames tell a clip from a still at a quarter of the tokens.
-                chosen = [0, len(frames) // 2]
-                pictures = [
-                    self.processor.blank(side, side) if rng is None else read_picture(frames[i]).resize((side, side))
-                    for i in chosen
-                ]
-                return {"type": "video", "frames": list(zip([seconds[i] for i in chosen], pictures, strict=True))}
+                clip, count = self.clips.place[part["clip"]], self.config.frames_a_clip
+                cut = self.clips.blank(clip, count) if rng is None else self.clips.frames(clip, count)
+                return {"type": "video", "frames": cut}
             return part
 
         shown = [

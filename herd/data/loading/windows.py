@@ -22,32 +22,38 @@ class Window:
     """Tokens of text that are shown before its beginning and before its end."""
     pictures: tuple[int, int]
     """The same of pictures with their names."""
+    clips: tuple[int, int]
+    """The same of clips."""
 
 
-def cut_run(num_tokens: int, batch_tokens: int, picture_shares: Sequence[float], shuffle_tokens: int) -> list[Window]:
-    """The windows of a run: no more than about `shuffle_tokens` each, and each in one part of the schedule."""
+def cut_run(
+    num_tokens: int, batch_tokens: int, shares: Sequence[tuple[float, float]], shuffle_tokens: int
+) -> list[Window]:
+    """The windows of a run: no more than about `shuffle_tokens` each, and each in one part of the schedule, whose
+    `shares` are those of pictures and of clips in parts of equal length."""
     steps = max(1, num_tokens // batch_tokens)
-    edges: list[tuple[int, float]] = []
-    for part, share in enumerate(picture_shares):
-        begin, end = (round(number * steps / len(picture_shares)) for number in (part, part + 1))
-        tokens = num_tokens if len(picture_shares) == 1 else (end - begin) * batch_tokens
+    edges: list[tuple[int, tuple[float, float]]] = []
+    for part, share in enumerate(shares):
+        begin, end = (round(number * steps / len(shares)) for number in (part, part + 1))
+        tokens = num_tokens if len(shares) == 1 else (end - begin) * batch_tokens
         count = min(max(1, -(-tokens // shuffle_tokens)), end - begin)
         edges += [(begin + (end - begin) * number // count, share) for number in range(count)]
     if len(edges) > 1 and shuffle_tokens < batch_tokens:
         raise HerdError(f"shuffle_tokens={shuffle_tokens} is less than batch_tokens={batch_tokens}: make it larger")
     windows = []
-    text = pictures = 0
-    for number, (step, share) in enumerate(edges):
+    begins = [0, 0, 0]
+    for number, (step, (pictures, clips)) in enumerate(edges):
         last = number == len(edges) - 1
         num_steps = None if last else edges[number + 1][0] - step
         tokens = num_tokens - step * batch_tokens if num_steps is None else num_steps * batch_tokens
-        ends = text + int(tokens * (1 - share)), pictures + int(tokens * share)
+        each = (1 - pictures - clips, pictures, clips)
+        spans = [(begin, begin + int(tokens * share)) for begin, share in zip(begins, each, strict=True)]
         windows.append(
             Window(
-                number=number, first_step=step, num_steps=num_steps, text=(text, ends[0]), pictures=(pictures, ends[1])
+                number=number, first_step=step, num_steps=num_steps, text=spans[0], pictures=spans[1], clips=spans[2]
             )
         )
-        text, pictures = ends
+        begins = [end for _, end in spans]
     return windows
 
 
