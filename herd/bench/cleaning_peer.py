@@ -54,7 +54,7 @@ class Datatrove:
             ),
             LambdaFilter(lambda document: detector.predict(document)[1]["en"] > MIN_SCORE),  # as LanguageFilter does
             GopherRepetitionFilter(dup_para_frac=0, dup_line_char_frac=0, dup_para_char_frac=0),
-            GopherQualityFilter(),
+            GopherQualityFilter(max_non_alpha_words_ratio=0),  # 0: not asked
             FineWebQualityFilter(
                 line_punct_thr=limits.line_punctuation,
                 short_line_thr=limits.short_lines,

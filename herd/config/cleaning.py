@@ -1,6 +1,7 @@
 """Which filters text passes on its way into a data folder. Each is off at false, at 0, or left out of its tuple.
 
-The defaults are FineWeb2's pipeline: its thresholds per language and no rule of C4 that removes a page's structure.
+The defaults are FineWeb2's pipeline: its thresholds per language, no rule that compares single lines over documents and
+no rule of C4 that removes a page's structure.
 What a filter does and where it is published is in `herd/data/text/`, and in docs/data.md as one table.
 """
 
@@ -26,8 +27,9 @@ class CleaningConfig(Checked):
     """Drop lines that are mostly digits and symbols. Not for code and tables."""
     line_language: bool = False
     """Drop lines in another language than their document's."""
-    boilerplate_documents: CountOrNone = 4
-    """Drop lines that at least this many documents of one source and language have in common; 0 keeps them."""
+    boilerplate_documents: CountOrNone = 0
+    """Drop lines that at least this many documents of one source and language have in common. For pages of one site;
+    not for code, Markdown or documents made from one form."""
     boilerplate_share: Share = 0.1
     """... and at least this share of them."""
     c4_citations: bool = True
@@ -61,7 +63,7 @@ class CleaningConfig(Checked):
     gopher_ellipses: bool = True
     """Drop documents with more than 30 % of lines that end with an ellipsis."""
     gopher_alphabetic: bool = True
-    """Drop documents with too few words that have a letter."""
+    """Drop documents with fewer than 80 % of words that have a letter."""
     gopher_stop_words: bool = True
     """Drop documents with fewer than two of the language's most frequent words."""
     gopher_duplicate_lines: bool = True

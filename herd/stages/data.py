@@ -48,6 +48,7 @@ from herd.stages.data_packages import (
     write_books,
 )
 from herd.stages.data_sources import OwnSources
+from herd.stages.data_summary import describe_cleaning, describe_source, losses
 
 NAMES_REPEATED = 5
 """How often the tokenizer's training text repeats the names of the training pictures."""
@@ -94,31 +95,13 @@ def build_data(cfg: DataConfig, out: Path) -> Path:
         print(describe_source(source))
     if cfg.text:
         print(describe_cleaning(facts["cleaning"]))
+        for line in losses(facts["cleaning"], [source.name for source in cfg.text]):
+            print(line)
     left_out = packages_left_out(fetched) if fetched else []
     packages = package_facts(fetched) if fetched else []
     card = {**facts, "sources": [*sources, *packages], "left_out": left_out}
     write_card(build.work, card)
     return stage.finish(card=card)
-
-
-def describe_source(facts: Facts) -> str:
-    """What became of a source, in a line and one for each reason why something was not used."""
-    rows = ", ".join(f"{count:,} {split}" for split, count in sorted(facts["rows"].items(), reverse=True)) or "nothing"
-    lines = [f"{facts['name']}: {facts['what']}, {facts['files']:,} files, {facts['bytes'] / 1e6:,.1f} MB, {rows}"]
-    for what in ("skipped", "changed"):
-        for reason, of in facts.get(what, {}).items():
-            more = ", …" if of["count"] > len(of["places"]) else ""
-            lines.append(f"  {what} {of['count']:,} {reason} ({'; '.join(of['places'])}{more})")
-    return "\n".join(lines)
-
-
-def describe_cleaning(facts: Facts) -> str:
-    """What the filters left, and what they dropped, the most first."""
-    read, kept = (facts["left"].get(step, {"documents": 0})["documents"] for step in ("read", "near duplicates"))
-    dropped = sorted(facts["dropped"].items(), key=lambda item: -item[1])
-    why = "".join(f"; {count:,} {reason}" for reason, count in dropped[:6])
-    more = f"; {len(dropped) - 6} more reasons in herd.json" if len(dropped) > 6 else ""
-    return f"filters: {read:,} documents read, {kept:,} kept{why}{more}"
 
 
 Step = Callable[[Build], Facts]
@@ -202,11 +185,10 @@ def _refuse_nothing(cfg: DataConfig, report: Report, kept: int) -> None:
     if kept:
         return
     read = report.left.get("read", Counter())["documents"]
-    dropped = sorted(report.dropped.items(), key=lambda item: -item[1])[:4]
-    why = ", ".join(f"{count:,} {reason}" for reason, count in dropped) or "see what was skipped"
+    lost = losses(report.as_json(), [source.name for source in cfg.text], share=0)
     raise HerdError(
-        f"no text is left of {read:,} documents ({why}): give more text, or switch filters off, such as "
-        "--cleaning.min-bytes 0 --cleaning.no-gopher-words"
+        f"no text is left of {read:,} documents: give more text, or switch filters off"
+        + "".join(f"; {line}" for line in lost[:4])
     )
 
 

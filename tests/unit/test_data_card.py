@@ -16,7 +16,7 @@ def report_of(texts: list[str]) -> Report:
     documents = [
         Document(language="en", source="pages <1>", page=str(page), text=text) for page, text in enumerate(texts)
     ]
-    kept, report = clean(documents, CleaningConfig(boilerplate_documents=0), evaluation={"exam": [QUESTION, "short"]})
+    kept, report = clean(documents, CleaningConfig(), evaluation={"exam": [QUESTION, "short"]})
     list(kept)
     return report
 

@@ -9,8 +9,11 @@ import pytest
 
 from herd.config import CleaningConfig
 from herd.data.text.documents import AUTO, Document, digest
+from herd.data.text.passage import Passage
 from herd.data.text.pipeline import clean
+from herd.data.text.quality import gopher_alphabetic
 from herd.data.text.report import Report
+from herd.data.text.thresholds import thresholds
 
 LINES = [
     "The old river runs through the town and past the market, where people buy bread, fruit and flowers.",
@@ -134,6 +137,25 @@ def test_a_good_document_passes_the_defaults_and_is_counted_at_every_step() -> N
     steps = ["read", "language", "lines", "quality", "contamination", "exact duplicates", "near duplicates"]
     assert report.left == {step: {"documents": 1, "bytes": len(GOOD)} for step in steps}
     assert report.by_language == {"en_Latn": len(GOOD)} and report.by_source == {"made up": len(GOOD)}
+
+
+def test_punctuation_marks_are_no_words_without_a_letter() -> None:
+    """Clean prose with many names, dates and brackets: more than a fifth of its tokens are punctuation marks."""
+    text = (
+        "Ada Lovelace (born Byron; 10 December 1815, London) was a mathematician: she, with Charles Babbage, described "
+        "the “Analytical Engine”; her notes (A, B, C, D, E, F, G) were printed, in “Taylor's Memoirs”, in 1843."
+    )
+    passage, limits = Passage(text, "en"), thresholds("en")
+    assert sum(any(map(str.isalpha, token)) for token in passage.tokens) < 0.7 * len(passage.tokens)
+    assert not gopher_alphabetic(passage, limits)
+    assert gopher_alphabetic(Passage("1815 10 1843 12 of the 99 engines", "en"), limits)
+
+
+def test_documents_that_are_alike_are_not_emptied_by_the_defaults() -> None:
+    texts = [f"{GOOD}\nThis copy was printed on the {number}th day of the year." for number in range(30)]
+    documents = [Document(language="en", source="forms", page=text, text=text) for text in texts]
+    kept, report = clean(documents, CleaningConfig(near_duplicates=0.0))
+    assert len(list(kept)) == 30 and not report.dropped
 
 
 def test_no_text_is_dropped_without_a_count() -> None:

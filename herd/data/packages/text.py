@@ -31,6 +31,7 @@ CLEANING = replace(
     **_OFF,
     line_symbols=True,
     line_language=True,
+    boilerplate_documents=4,
     boilerplate_share=0.0,
     max_bytes=8_000,
     mask=(),

@@ -89,7 +89,7 @@ def deduplicate(
             report.count("near duplicates", document)
             report.cluster_sizes[cluster] += 1
             report.by_language[f"{document.language}_{script(document.text)}"] += document.num_bytes
-            report.by_source[document.source] += document.num_bytes
+            report.keep(document)
             yield replace(document, repeats=repeats(cluster) if config.rehydrate else 1)
 
 

@@ -55,11 +55,10 @@ def gopher_ellipses(passage: Passage, limits: Thresholds) -> bool:
 
 
 def gopher_alphabetic(passage: Passage, limits: Thresholds) -> bool:
-    """Fewer than 80 % of words and punctuation marks have a letter (Gopher); other shares by language (FineWeb2)."""
-    least = limits.alphabetic_words * len(passage.tokens)
+    """Fewer than 80 % of the words have a letter (Gopher). Punctuation marks are no words; in datatrove they are."""
     others = list(filterfalse(str.isalpha, passage.tokens))
-    number = len(passage.tokens) - len(others)
-    return number < least and number + sum(any(map(str.isalpha, token)) for token in others) < least
+    number = len(passage.tokens) - len(others) + sum(any(map(str.isalpha, token)) for token in others)
+    return number < limits.alphabetic_words * passage.words[0]
 
 
 def gopher_stop_words(passage: Passage, limits: Thresholds) -> bool:

@@ -43,6 +43,10 @@ class Report:
     """Bytes kept, by language and script, such as `de_Latn`."""
     by_source: Counter[str] = field(default_factory=Counter)
     """Bytes kept, by source."""
+    outcomes: dict[str, Counter[str]] = field(default_factory=dict)
+    """By source: documents that were `kept`, and what was dropped by the reasons of `dropped`."""
+    first_examples: dict[str, dict[str, Example]] = field(default_factory=dict)
+    """By source and reason: the example with the smallest hash."""
 
     def count(self, step: str, document: Document) -> None:
         """Count a document that is left after `step`."""
@@ -53,10 +57,20 @@ class Report:
     def drop(self, reason: str, text: str, document: Document) -> None:
         """Count a line or document that a filter took, and keep it if it makes an example."""
         self.dropped[reason] += 1
+        self.outcomes.setdefault(document.source, Counter())[reason] += 1
         kept, key = self.examples.setdefault(reason, []), digest(text)
-        if len(kept) < EXAMPLES or key < kept[-1][0]:
+        first = self.first_examples.setdefault(document.source, {})
+        is_first = reason not in first or key < first[reason][0]
+        if is_first or len(kept) < EXAMPLES or key < kept[-1][0]:
             shown = " ".join(mask(text[:_READ_CHARS])[0].split())[:EXAMPLE_CHARS]
             self.examples[reason] = sorted({*kept, (key, document.source, shown)})[:EXAMPLES]
+            if is_first:
+                first[reason] = (key, document.source, shown)
+
+    def keep(self, document: Document) -> None:
+        """Count a document that is left after all filters."""
+        self.by_source[document.source] += document.num_bytes
+        self.outcomes.setdefault(document.source, Counter())["kept"] += 1
 
     def merge(self, other: "Report") -> None:
         """Add the counts of another run of the filters."""
@@ -65,6 +79,12 @@ class Report:
         for reason, examples in other.examples.items():
             merged = {*self.examples.get(reason, ()), *examples}
             self.examples[reason] = sorted(merged)[:EXAMPLES]
+        for source, outcomes in other.outcomes.items():
+            self.outcomes.setdefault(source, Counter()).update(outcomes)
+        for source, firsts in other.first_examples.items():
+            first = self.first_examples.setdefault(source, {})
+            for reason, example in firsts.items():
+                first[reason] = min(example, first.get(reason, example))
         for name, value in vars(self).items():
             if isinstance(value, Counter):
                 value.update(getattr(other, name))
@@ -85,4 +105,9 @@ class Report:
             "cluster_sizes": {str(size): count for size, count in sorted(self.cluster_sizes.items())},
             "by_language": dict(sorted(self.by_language.items())),
             "by_source": dict(sorted(self.by_source.items())),
+            "outcomes": {source: dict(sorted(of.items())) for source, of in sorted(self.outcomes.items())},
+            "first_examples": {
+                source: {reason: text for reason, (_, _, text) in sorted(of.items())}
+                for source, of in sorted(self.first_examples.items())
+            },
         }

@@ -3,7 +3,8 @@
 English: Gopher's (Rae et al. 2021, appendix A1) and FineWeb's. The others: FineWeb2's `configs/LANG_SCRIPT.yml`
 (Penedo et al. 2025), which were derived from each language's Wikipedia and Common Crawl. A language that is not listed
 has what does not depend on a language: no stop words, no length of words. FineWeb2's least scores of a language are
-those of another detector (GlotLID) and are not used.
+those of another detector (GlotLID) and are not used; nor are its shares of words with a letter, for which datatrove
+counts every punctuation mark as a word: they drop a third of Wikipedia's paragraphs (docs/LOG.md, 2026-11-29).
 """
 
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ class Thresholds:
     symbols_per_word: float = 0.1
     bullet_lines: float = 0.9
     ellipsis_lines: float = 0.3
-    alphabetic_words: float = 0.7
-    """Least share of words with a letter among words and punctuation marks."""
+    alphabetic_words: float = 0.8
+    """Least share of words with a letter: Gopher's in every language, as words without a letter are numbers in all."""
     stop_words: frozenset[str] = frozenset()
     min_stop_words: int = 2
     duplicate_lines: float = 0.3
@@ -53,7 +54,6 @@ BY_LANGUAGE: dict[str, Thresholds] = {
     "my": UNSPACED,
     "en": Thresholds(
         word_length=(3, 10),
-        alphabetic_words=0.8,
         stop_words=_words("the be to of and that have with"),
         line_punctuation=0.12,
         short_lines=0.67,
@@ -61,7 +61,6 @@ BY_LANGUAGE: dict[str, Thresholds] = {
     ),
     "de": Thresholds(
         word_length=(0, 15),
-        alphabetic_words=0.774,
         stop_words=_words("der und die in von im den des mit das er dem als wurde für"),
         duplicate_lines=0.263,
         top_ngrams=(0.169, 0.153, 0.137),
@@ -70,7 +69,6 @@ BY_LANGUAGE: dict[str, Thresholds] = {
     ),
     "fr": Thresholds(
         word_length=(2, 11),
-        alphabetic_words=0.812,
         stop_words=_words("de la le et à en l des du les est d un une il dans par au"),
         duplicate_lines=0.264,
         top_ngrams=(0.161, 0.149, 0.134),
@@ -80,7 +78,6 @@ BY_LANGUAGE: dict[str, Thresholds] = {
     ),
     "es": Thresholds(
         word_length=(4, 14),
-        alphabetic_words=0.825,
         stop_words=_words("de la en el y a que del los se por un con una las su"),
         duplicate_lines=0.265,
         top_ngrams=(0.077, 0.097, 0.112),
@@ -90,7 +87,6 @@ BY_LANGUAGE: dict[str, Thresholds] = {
     ),
     "it": Thresholds(
         word_length=(3, 21),
-        alphabetic_words=0.807,
         stop_words=_words("di e il la in a del che è della un per nel l con da i una"),
         duplicate_lines=0.246,
         top_ngrams=(0.198, 0.156, 0.133),
@@ -100,7 +96,6 @@ BY_LANGUAGE: dict[str, Thresholds] = {
     ),
     "pt": Thresholds(
         word_length=(3, 13),
-        alphabetic_words=0.814,
         stop_words=_words("de a e o em do da que um no uma com para na é foi"),
         duplicate_lines=0.325,
         top_ngrams=(0.093, 0.117, 0.139),
@@ -110,7 +105,6 @@ BY_LANGUAGE: dict[str, Thresholds] = {
     ),
     "ru": Thresholds(
         word_length=(3, 11),
-        alphabetic_words=0.713,
         stop_words=_words("в и на с года по году из был к не от что за для его как а он также до после"),
         duplicate_lines=0.322,
         top_ngrams=(0.184, 0.164, 0.146),
@@ -119,7 +113,6 @@ BY_LANGUAGE: dict[str, Thresholds] = {
         newlines_per_word=0.139,
     ),
     "ja": Thresholds(
-        alphabetic_words=0.759,
         stop_words=_words("の に を は た て が と で 年 し ・ 月 れ さ"),
         duplicate_lines=0.375,
         top_ngrams=(0.121, 0.129, 0.145),
@@ -129,7 +122,6 @@ BY_LANGUAGE: dict[str, Thresholds] = {
         tokens_per_word=2,
     ),
     "zh": Thresholds(
-        alphabetic_words=0.735,
         stop_words=_words("的 年 在 月 是 和 日 了 於 · 為 有 被 人 中 为 他 與 後 也 而 由"),
         duplicate_lines=0.287,
         top_ngrams=(0.256, 0.201, 0.171),
@@ -140,7 +132,6 @@ BY_LANGUAGE: dict[str, Thresholds] = {
     ),
     "vi": Thresholds(
         word_length=(3, 11),
-        alphabetic_words=0.803,
         stop_words=_words("là và của một được trong năm các có loài này đã người"),
         duplicate_lines=0.293,
         top_ngrams=(0.223, 0.197, 0.171),
@@ -150,7 +141,6 @@ BY_LANGUAGE: dict[str, Thresholds] = {
     ),
     "id": Thresholds(
         word_length=(3, 11),
-        alphabetic_words=0.805,
         stop_words=_words("dan yang di pada dari ini dengan adalah untuk dalam"),
         duplicate_lines=0.25,
         top_ngrams=(0.088, 0.104, 0.12),
@@ -160,7 +150,6 @@ BY_LANGUAGE: dict[str, Thresholds] = {
     ),
     "hi": Thresholds(
         word_length=(2, 21),
-        alphabetic_words=0.837,
         stop_words=_words("के में है की और से का को एक हैं पर"),
         duplicate_lines=0.206,
         top_ngrams=(0.208, 0.198, 0.161),
@@ -170,7 +159,6 @@ BY_LANGUAGE: dict[str, Thresholds] = {
     ),
     "ar": Thresholds(
         word_length=(2, 9),
-        alphabetic_words=0.787,
         stop_words=_words("، في من على إلى عام أن مع أو هو عن التي كان بين ما كانت هي المتحدة بعد"),
         duplicate_lines=0.304,
         top_ngrams=(0.197, 0.172, 0.146),

@@ -1,5 +1,6 @@
 """The data card of a folder as one HTML page that needs nothing beside itself: what `card` in herd.json says."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,19 @@ def _tables(cleaning: Mapping[str, Any]) -> list[tuple[str, tuple[str, str], lis
     def rows(name: str) -> list[tuple[str, int]]:
         return sorted(cleaning.get(name, {}).items(), key=lambda item: (-item[1], item[0]))
 
+    by_source = Counter(
+        {
+            f"{source}: {reason.removeprefix('document: ')}": count
+            for source, outcomes in cleaning.get("outcomes", {}).items()
+            for reason, count in outcomes.items()
+            if not reason.startswith("line: ")
+        }
+    )
     clusters = sorted(cleaning.get("cluster_sizes", {}).items(), key=lambda item: int(item[0]))
     return [
         ("Bytes by language and script", ("language", "bytes"), rows("by_language")),
         ("Bytes by source", ("source", "bytes"), rows("by_source")),
+        ("Documents by source", ("source: kept, or why it was dropped", "documents"), sorted(by_source.items())),
         ("Masked personal data and secrets", ("kind", "masked"), rows("masked")),
         ("Documents dropped for an evaluation set", ("set", "documents"), rows("contaminated")),
         ("Items of evaluation sets that were found", ("item", "documents"), rows("contaminated_items")),
