@@ -38,7 +38,7 @@ def from_paths(config: DataConfig, paths: Sequence[str], *, kind: str = "") -> D
         print(line)
     fields: dict[str, Any] = named(f"{detect}:sources_of")(found)
     fields = {name: (*getattr(config, name), *sources) for name, sources in fields.items()}
-    return dataclasses.replace(config, **fields)
+    return dataclasses.replace(config, **fields, found_in=(*config.found_in, *paths))
 
 
 def own_data(kind: StageKind, usage: Any, model: Path, config: Any) -> tuple[Path, Any]:

@@ -59,6 +59,8 @@ class DataConfig(Checked):
     """Pictures with captions of yours."""
     videos: tuple[VideoSource, ...] = ()
     """Videos with captions of yours."""
+    found_in: tuple[str, ...] = ()
+    """Where --from found these sources: the data card lists the files there that no source reads."""
     workers: Count = field(default=1, metadata=HOW_IT_RUNS)
     """Processes that tokenise; one does so on all cores. Any number gives the same bytes."""
     packages: bool | None = None

@@ -99,7 +99,7 @@ def build_data(cfg: DataConfig, out: Path) -> Path:
             print(line)
     left_out = packages_left_out(fetched) if fetched else []
     packages = package_facts(fetched) if fetched else []
-    card = {**facts, "sources": [*sources, *packages], "left_out": left_out}
+    card = {**facts, "sources": [*sources, *packages], "unread": own.unread(), "left_out": left_out}
     write_card(build.work, card)
     return stage.finish(card=card)
 

@@ -16,7 +16,7 @@ from herd.data.loading import tables
 from herd.data.media.image import read_picture
 from herd.data.sources.captioned import media_files
 from herd.data.sources.chats import Chats, SourceChat
-from herd.data.sources.detect import KINDS
+from herd.data.sources.detect import KINDS, skip_unread
 from herd.data.sources.documents import Documents, part_chars
 from herd.data.sources.media_names import SUFFIXES
 from herd.data.sources.messages import Skip, text_of, with_pictures
@@ -157,6 +157,16 @@ class OwnSources:
         for name, of in state.items():
             counts = {key: Counter(of[key]) for key in ("skipped", "changed")}
             self.counts[name], self.notes[name] = Counter(of["counts"]), Notes(places=of["places"], **counts)
+
+    def unread(self) -> Facts:
+        """The files in the folders of --from that no source reads, for the data card."""
+        notes = Notes()
+        read = {file.path for files in self.files.values() for file in files}
+        noted = {source.path for source in self.cfg.sources if not isinstance(source, (ImageSource, VideoSource))}
+        for path in self.cfg.found_in:
+            if path not in noted:  # else they are among the notes of the source
+                skip_unread(path, read, notes)
+        return notes.as_json()
 
     def settings(self) -> dict[str, Facts]:
         """sources.json: how much each source counts in training."""

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -15,6 +16,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
+from selectolax.lexbor import LexborHTMLParser
 
 from herd.cli import main
 from herd.config import CleaningConfig, DataConfig, TextSource
@@ -282,6 +284,21 @@ def test_an_awkward_folder_gives_what_is_sound_in_it_and_says_what_is_not(
     assert sorted(said_in(tmp_path / "out")) == sorted(kept)
     assert [line for line in told if line not in printed.out] == [], printed.out
     assert "Traceback" not in printed.err
+    lines, page = card_lines(tmp_path / "out"), LexborHTMLParser((tmp_path / "out" / "card.html").read_text())
+    assert [line for line in told if line not in lines] == [], lines
+    shown = page.body.text() if page.body else ""
+    assert [place for place in re.findall(r"mine/[\w.]+", lines) if place not in shown] == []
+
+
+def card_lines(out: Path) -> str:
+    """What the data card has of files, rows and documents that were not used."""
+    card = read_json(out / "herd.json")["card"]
+    lines = [f"{count} {reason}" for reason, count in card.get("cleaning", {}).get("dropped", {}).items()]
+    for notes in (*card["sources"], card["unread"]):
+        for what in ("skipped", "changed"):
+            for reason, of in notes.get(what, {}).items():
+                lines.append(f"{what} {of['count']:,} {reason} ({'; '.join(of['places'])})")
+    return "\n".join(lines)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ however large the files are. Imports no torch.
 """
 
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Found:
 
 
 def detect(paths: Sequence[str], notes: Notes, *, kind: str = "") -> list[Found]:
-    """What is at each of the paths; all of it is of `kind`, if given. Raises HerdError where nothing can be told."""
+    """What is at each of the paths, all of `kind` if given. Raises HerdError where there is nothing to read."""
     found = [one for path in paths for one in _named(list(_detect(path, notes, kind)), path)]
     names: dict[str, int] = {}
     unique = []
@@ -93,7 +93,7 @@ def _line(one: Found) -> tuple[str, str, str, str, str]:
 
 
 def _named(found: list[Found], path: str) -> list[Found]:
-    """The sources called after the path, and after what tells them apart where there are several."""
+    """The sources named after the path and, where there are several, after what they hold."""
     fixed = [part for part in Path(path).parts if not set(part) & set("*?[")]
     base = (fixed[-1] if fixed else path).lstrip(".").partition(".")[0] or "data"
     if is_module(path):
@@ -116,7 +116,8 @@ def _detect(path: str, notes: Notes, kind: str) -> Iterator[Found]:
         first = next(read_module(path, notes), None)
         if first is None:
             raise HerdError(f"{path} gives no rows")
-        yield Found(**_told(_look_at(first), kind, first), path=path, files=())
+        name, form = _kind_of_row(first, kind)
+        yield Found(kind=name, form=form, path=path, files=())
         return
     media = list(_media(path, kind, notes))
     yield from media
@@ -128,23 +129,27 @@ def _detect(path: str, notes: Notes, kind: str) -> Iterator[Found]:
     files = readable(rest, notes) if media else files_of(path, notes)
     if not files:
         return
-    told: dict[Path, tuple[str, str]] = {}
-    refused: HerdError | None = None
+    kinds: dict[Path, tuple[str, str]] = {}
     for group in _by_place(files):
-        kinds = set()
         for file in group[:LOOKED_AT]:
-            try:
-                told[file.path] = _kind_of_file(file.path, kind, notes)
-            except HerdError as error:
-                refused = refused or error
-                notes.skip("files whose rows are of no known kind", file.path, str(error).partition(": ")[2])
-                told[file.path] = ("", "")
-            kinds.add(told[file.path])
+            kinds[file.path] = _kind_or_skip(file.path, kind, notes)
+        found = {kinds[file.path] for file in group[:LOOKED_AT]}
         for file in group[LOOKED_AT:]:
-            told[file.path] = next(iter(kinds)) if len(kinds) == 1 else _kind_of_file(file.path, kind, notes)
-    if not any(what for what, _ in told.values()):
-        raise refused or HerdError(f"{path}: there is no row in it to read ({'; '.join(notes.lines())})")
-    yield from _patterns(path, files, told, alone=not media)
+            kinds[file.path] = next(iter(found)) if len(found) == 1 else _kind_or_skip(file.path, kind, notes)
+    if not any(what for what, _ in kinds.values()):
+        for group in _by_place(files):
+            for file in group[:LOOKED_AT]:
+                _kind_of_file(file.path, kind, Notes())  # raises why, where rows are of no known kind
+        raise HerdError(f"{path}: there is no row in it to read ({'; '.join(notes.lines())})")
+    yield from _patterns(path, files, kinds, alone=not media)
+
+
+def skip_unread(path: str, read: Set[Path], notes: Notes) -> None:
+    """Count the files at `path` that are not among those that are `read`, with the reasons of `detect`."""
+    if not is_module(path):
+        for file in readable([file for file in find_files(path) if file.path not in read], notes):
+            if _kind_or_skip(file.path, "", notes)[0]:
+                notes.skip("files of a kind that was not asked for", file.path)
 
 
 def _media(path: str, kind: str, notes: Notes) -> Iterator[Found]:
@@ -173,9 +178,18 @@ def _by_place(files: Sequence[InputFile]) -> list[list[InputFile]]:
 
 
 def _suffix(path: Path) -> str:
-    """All that tells how a file is read: `.jsonl.zst`."""
+    """The suffixes that decide how a file is read: `.jsonl.zst`."""
     kind = kind_of(path)
     return path.name[path.name.lower().rindex(kind) :]
+
+
+def _kind_or_skip(path: Path, kind: str, notes: Notes) -> tuple[str, str]:
+    """Kind and form of a file; empty, and counted, where its rows are of no known kind."""
+    try:
+        return _kind_of_file(path, kind, notes)
+    except HerdError as error:
+        notes.skip("files whose rows are of no known kind", path, str(error).partition(": ")[2])
+        return "", ""
 
 
 def _kind_of_file(path: Path, kind: str, notes: Notes) -> tuple[str, str]:
@@ -188,52 +202,48 @@ def _kind_of_file(path: Path, kind: str, notes: Notes) -> tuple[str, str]:
     if first is None:  # else it is read again, and counted then
         notes.merge(own)
         return "", ""
-    told = _told(_look_at(first), kind, first)
-    return told["kind"], told["form"]
+    return _kind_of_row(first, kind)
 
 
-def _look_at(row: Row) -> tuple[str, str] | None:
-    return kind_of_rows(row.values)
-
-
-def _told(found: tuple[str, str] | None, kind: str, row: Row) -> dict[str, str]:
-    """Kind and form of rows; of the `kind` that was asked for, if one was."""
+def _kind_of_row(row: Row, kind: str) -> tuple[str, str]:
+    """Kind and form of rows by their first one; of the `kind` that was asked for, if one was."""
+    found = kind_of_rows(row.values)
     if kind and (found is None or found[0] != kind):
-        return {"kind": kind, "form": "by its columns"}  # its source says what is missing
+        return kind, "by its columns"  # where they are missing, reading the source raises
     if found is None:
         wanted = [*TEXT[:3], *(name for names in CHATS.values() for name in names), "chosen", "rejected"]
         raise no_columns(row.place, row.values, "text, chat, preference or prompt", wanted, "See docs/your-data.md")
-    return {"kind": found[0], "form": found[1]}
+    return found
 
 
 def _patterns(
-    path: str, files: Sequence[InputFile], told: dict[Path, tuple[str, str]], *, alone: bool
+    path: str, files: Sequence[InputFile], kinds: dict[Path, tuple[str, str]], *, alone: bool
 ) -> Iterator[Found]:
     """The sources that files of one kind make: the whole path if they are `alone` in it, a pattern in it or in one of
     its folders, or a file."""
-    known = [file for file in files if told[file.path][0]]
-    one_kind = len({told[file.path] for file in files}) == 1 and len({_suffix(file.path) for file in files}) == 1
+    known = [file for file in files if kinds[file.path][0]]
+    one_kind = len({kinds[file.path] for file in files}) == 1 and len({_suffix(file.path) for file in files}) == 1
     if alone and one_kind and known:
-        yield _found(path, known, told)
+        yield _found(path, known, kinds)
         return
     by_suffix: dict[str, list[InputFile]] = {}
     for file in known:
         by_suffix.setdefault(_suffix(file.path), []).append(file)
     for suffix, of_suffix in by_suffix.items():
         whole = [file for file in files if _suffix(file.path) == suffix]
-        if Path(path).is_dir() and len({told[file.path] for file in whole}) == 1:
-            yield _found(f"{glob.escape(path.rstrip('/'))}/**/*{suffix}", of_suffix, told)
+        if Path(path).is_dir() and len({kinds[file.path] for file in whole}) == 1:
+            yield _found(f"{glob.escape(path.rstrip('/'))}/**/*{suffix}", of_suffix, kinds)
             continue
         for group in _by_place(of_suffix):
             folder = group[0].path.parent
             beside = [file for file in whole if file.path.parent == folder]
-            if len({told[file.path] for file in beside}) == 1 and len(group) > 1:
-                yield _found(f"{glob.escape(str(folder))}/*{suffix}", group, told)
+            if len({kinds[file.path] for file in beside}) == 1 and len(group) > 1:
+                yield _found(f"{glob.escape(str(folder))}/*{suffix}", group, kinds)
             else:
                 for file in group:
-                    yield _found(str(file.path), [file], told)
+                    yield _found(str(file.path), [file], kinds)
 
 
-def _found(path: str, files: Sequence[InputFile], told: dict[Path, tuple[str, str]]) -> Found:
-    kind, form = told[files[0].path]
+def _found(path: str, files: Sequence[InputFile], kinds: dict[Path, tuple[str, str]]) -> Found:
+    kind, form = kinds[files[0].path]
     return Found(kind=kind, form=form, path=path, files=files)

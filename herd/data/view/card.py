@@ -43,12 +43,25 @@ def write_card(folder: Path, card: Mapping[str, Any]) -> Path:
         examples=cleaning.get("examples", {}),
         tables=[table for table in _tables(cleaning) if table[2]],
         sources=card.get("sources", []),
+        skipped=_skipped(card),
         left_out=card.get("left_out", []),
         counted={name: card[name] for name in COUNTED if card.get(name)},
     )
     path = folder / CARD
     write_atomic(path, text.encode())
     return path
+
+
+def _skipped(card: Mapping[str, Any]) -> list[tuple[str, str, str, Mapping[str, Any]]]:
+    """Source, `skipped` or `changed`, reason, and count and first places, of what was not read as it is."""
+    notes = [(source["name"], source) for source in card.get("sources", [])]
+    notes.append(("in no source", card.get("unread", {})))
+    return [
+        (name, what, reason, of)
+        for name, note in notes
+        for what in ("skipped", "changed")
+        for reason, of in note.get(what, {}).items()
+    ]
 
 
 def _tables(cleaning: Mapping[str, Any]) -> list[tuple[str, tuple[str, str], list[tuple[str, int]]]]:
