@@ -210,6 +210,17 @@ def bench_data(*, cases: tuple[str, ...] = (), megabytes: float = 5.0, rounds: i
     named("herd.bench.data:data")(cases=cases, megabytes=megabytes, rounds=rounds, as_json=json)
 
 
+def bench_select(*, out: Path, seeds: int = 5, json: bool = False) -> None:
+    """Check the difficulties of herd select against tasks of a known one, and fine-tune on the hard and on other parts.
+
+    Args:
+        out: Folder of the runs; those that are there are resumed or read.
+        seeds: Repetitions, each with its own data, models and selections.
+        json: Print one JSON object, for scripts.
+    """
+    named("herd.bench.select:bench_select")(out, seeds=seeds, as_json=json)
+
+
 BENCHES = {
     "bench needle": command(
         bench_needle,
@@ -239,6 +250,7 @@ BENCHES = {
     "bench train": command(bench_train, example="herd bench train --cases S M --json", computes=True),
     "bench tiny": command(bench_tiny, example="herd bench tiny runs/tiny --json"),
     "bench scaling": command(bench_scaling, example="herd bench scaling --json"),
+    "bench select": command(bench_select, example="herd bench select --out runs/select", computes=True),
     "bench data": command(bench_data, example="herd bench data --cases cleaning --json"),
     "bench gpu": command(bench_gpu, example="herd bench gpu --json"),
 }

@@ -10,7 +10,7 @@ from herd.commands.stages import STAGES
 from herd.config import DataConfig
 from herd.core.ranks import world
 from herd.errors import HerdError, Misunderstood
-from herd.stages.recipe import STARTER, StageKind
+from herd.stages.recipe import STARTER, StageKind, with_folders
 from herd.stages.runner import run_stage, run_unless_done
 
 OWN_EPOCHS = 3
@@ -70,8 +70,11 @@ def starter_or(model: Path) -> Path:
     return named("herd.stages.starter:named_starter")(model) if str(model) == STARTER else model
 
 
-def with_starter(config: Any) -> Any:
-    """The config with the starter model's folder where its tokenizer is asked for by name."""
-    if isinstance(config, DataConfig) and config.tokenizer == STARTER:
-        return dataclasses.replace(config, tokenizer=str(starter_or(Path(STARTER))))
+def with_starter(kind: StageKind, config: Any) -> Any:
+    """The config with the starter model's folder where its tokenizer or a model is asked for by name."""
+    fields = ["tokenizer"] if isinstance(config, DataConfig) else [k for k, v in kind.names.items() if v == "model"]
+    for name in fields:
+        value = getattr(config, name)
+        if STARTER in (value if isinstance(value, tuple) else (value,)):
+            config = with_folders(config, name, {STARTER: starter_or(Path(STARTER))})
     return config

@@ -75,7 +75,7 @@ def with_own_files(nodes: dict[str, Node], paths: Sequence[str]) -> dict[str, No
     for name, node in nodes.items():
         config = from_paths(node.config, paths) if paths and name in data else node.config
         parents = {role: of if isinstance(of, str) else starter_or(of) for role, of in node.parents.items()}
-        made[name] = dataclasses.replace(node, config=with_starter(config), parents=parents)
+        made[name] = dataclasses.replace(node, config=with_starter(node.kind, config), parents=parents)
     return made
 
 

@@ -51,7 +51,7 @@ def stage_usage(kind: StageKind, args: Sequence[str]) -> Any:
             fields += own_options(kind)
             continue
         path = Annotated[Path, arg(help=f"Folder with the {role}.")]
-        fields.append((role, Positional[path] if role == "model" else path))
+        fields.append((role, Positional[path] if role == kind.positional else path))
     if kind.writes == "data":
         about = "Files, folders or patterns of yours: what each holds is found by looking."
         fields.append(("paths", Annotated[tuple[str, ...], arg(name="from", help=about)], ()))
@@ -109,7 +109,7 @@ def do_stage(kind: StageKind, usage: Any) -> None:
     out: Path = usage.out
     if out.exists():
         raise HerdError(f"{out} is there already: give another --out, or remove it first")
-    config = with_starter(usage.config)
+    config = with_starter(kind, usage.config)
     if kind.writes == "data" and usage.paths:
         config = from_paths(config, usage.paths)
     parents = {role: getattr(usage, role) for role in kind.reads}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from herd.commands.command import named
-from herd.config import DataConfig, ReportConfig
+from herd.config import DataConfig, ReportConfig, SelectConfig, SftConfig
 from herd.stages.recipe import StageKind
 
 
@@ -31,8 +31,8 @@ def report(config: ReportConfig, *stages_and_out: Path) -> Path:
     return path
 
 
-def data_inputs(config: DataConfig) -> dict[str, Path]:
-    """The user's files that a data folder is made of."""
+def inputs_of(config: DataConfig | SelectConfig | SftConfig) -> dict[str, Path]:
+    """The files and folders that a config names, by what they are for."""
     return config.inputs()
 
 
@@ -41,7 +41,7 @@ ALL = (
         "data",
         config="herd.config:DataConfig",
         function="herd.stages.data:build_data",
-        inputs=data_inputs,
+        inputs=inputs_of,
         writes="data",
         command="data build",
         summary="Make a data folder: documents, pictures, chats, tokenizer",
@@ -89,10 +89,25 @@ ALL = (
         computes=True,
     ),
     stage(
+        "select",
+        config="herd.config:SelectConfig",
+        function="herd.stages.select:select",
+        reads=("data",),
+        inputs=inputs_of,
+        names={"by": "model", "teacher": "model", "judge": "model"},
+        positional="data",
+        writes="selection",
+        summary="Find the hardest chats that can be learnt, to fine-tune on",
+        example="herd select runs/tiny/data --by runs/tiny/sft --keep 0.5 --out runs/mine/selection",
+        computes=True,
+    ),
+    stage(
         "sft",
         config="herd.config:SftConfig",
         function="herd.stages.sft:sft",
         reads=("model", "data"),
+        inputs=inputs_of,
+        names={"selection": "selection"},
         takes=("chats", "text"),
         writes="model",
         summary="Fine-tune a model on chats",

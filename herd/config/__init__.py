@@ -29,6 +29,7 @@ from herd.config.presets import (
     tiny_scout,
 )
 from herd.config.sampling import SamplingConfig
+from herd.config.select import SelectConfig
 from herd.config.sources import (
     ChatSource,
     ImageSource,
@@ -87,6 +88,7 @@ __all__ = [
     "ReportConfig",
     "RopeScaling",
     "SamplingConfig",
+    "SelectConfig",
     "SftConfig",
     "SourceConfig",
     "SpecialIds",

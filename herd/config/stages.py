@@ -279,6 +279,10 @@ class MidtrainConfig(LanguageTrainingConfig):
 class SftConfig(LanguageTrainingConfig):
     """Chats: loss on the assistant's tokens, and on replayed text."""
 
+    # Compared by its hash, as parents are.
+    selection: str = field(default="", metadata=HOW_IT_RUNS)
+    """Folder that herd select wrote from the data folder: only the chats that it keeps are trained on; all if not
+    given."""
     num_tokens: Count = 1_000_000
     """Tokens of training in all."""
     batch_tokens: Count = 6144
@@ -303,3 +307,7 @@ class SftConfig(LanguageTrainingConfig):
             matrix_lr=0.01, embedding_lr=0.01, other_lr=0.004, unembedding_lr=0.004, warmup_ratio=0.02, decay=0.9
         )
     )
+
+    def inputs(self) -> dict[str, Path]:
+        """The selection, if there is one."""
+        return {"selection": Path(self.selection).expanduser()} if self.selection else {}

@@ -51,6 +51,14 @@ def _packs(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield pack
 
 
+def prompt_losses(model: LoadedModel, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+    """Nats of every token but the first of each prompt, pictures too."""
+    scored: dict[int, np.ndarray] = {}
+    for pack in _packs([len(prompt.token_ids) for prompt in prompts]):
+        scored |= zip(pack, _losses(model, [prompts[i] for i in pack]), strict=True)
+    return [scored[i] for i in range(len(prompts))]
+
+
 @torch.inference_mode()
 def log_likelihoods(model: LoadedModel, items: Sequence[tuple[Prompt, list[int]]]) -> list[float]:
     """Natural-log probability of each continuation given its prompt.
@@ -121,12 +129,8 @@ def token_losses(model: LoadedModel, documents: Sequence[list[int]], *, context:
             if begin + context >= len(ids):
                 break
             begin += stride
-    scored: dict[int, np.ndarray] = {}
-    for pack in _packs([len(ids) for _, ids, _ in windows]):
-        prompts = [Prompt(token_ids=windows[i][1]) for i in pack]
-        for place, losses in zip(pack, _losses(model, prompts), strict=True):
-            scored[place] = losses[windows[place][2] :]
     result: list[list[np.ndarray]] = [[] for _ in documents]
-    for place, (index, _, _) in enumerate(windows):
-        result[index].append(scored[place])
+    scored = prompt_losses(model, [Prompt(token_ids=ids) for _, ids, _ in windows])
+    for (index, _, known), losses in zip(windows, scored, strict=True):
+        result[index].append(losses[known:])
     return [np.concatenate(parts) if parts else np.zeros(0) for parts in result]

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from herd.data.loading.chat_media import ChatMedia
 from herd.data.loading.tables import Clip, Picture
 from herd.data.tasks.chats import Chat
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from herd.engine.model import Prompt
     from herd.engine.pipeline import AnswerPipeline
 
@@ -22,14 +21,13 @@ class Asker:
 
     def __init__(self, pipeline: "AnswerPipeline", pictures: Mapping[str, Picture], clips: Mapping[str, Clip]) -> None:
         self.model, self._pipeline = pipeline.model, pipeline
-        self._pictures, self._clips = pictures, clips
-        self._decoded: dict[str, Image] = {}
+        self._media = ChatMedia(pictures, clips)
 
     def prompt(self, messages: list[dict[str, Any]]) -> "Prompt":
         """The prompt of messages that name their pictures and clips by their ids in the data folder."""
         from herd.engine.conversation import Conversation
 
-        return Conversation([{**one, "content": self._content(one["content"])} for one in messages]).render(self.model)
+        return Conversation(self._media.open(messages)).render(self.model)
 
     def fits(self, prompt: "Prompt") -> bool:
         """Whether the prompt leaves room for an answer in the context."""
@@ -47,29 +45,6 @@ class Asker:
             answers += [reply.text for reply in self._pipeline.replies([self._pipeline.fit(one) for one in chunk])]
             done(len(chunk))
         return answers
-
-    def _content(self, content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-        if isinstance(content, str):
-            return content
-        return [self._part(part) for part in content]
-
-    def _part(self, part: dict[str, Any]) -> dict[str, Any]:
-        from herd.data.media.image import read_picture
-
-        if part["type"] == "image":
-            return {"type": "image", "image": self._picture(part["picture"])}
-        if part["type"] == "video":
-            clip = self._clips[part["clip"]]
-            frames = [(second, read_picture(frame)) for second, frame in zip(clip.seconds, clip.frames, strict=True)]
-            return {"type": "video", "frames": frames}
-        return part
-
-    def _picture(self, name: str) -> "Image":
-        from herd.data.media.image import read_picture
-
-        if name not in self._decoded:
-            self._decoded[name] = read_picture(self._pictures[name].png)
-        return self._decoded[name]
 
 
 def has_media(messages: Sequence[Mapping[str, Any]]) -> bool:

@@ -1,4 +1,4 @@
-"""Intervals for shares, for a mean over documents, and for a share against its control."""
+"""Intervals for shares, for a mean over documents, and for a share against its control; rank correlation."""
 
 import math
 from collections.abc import Sequence
@@ -43,6 +43,19 @@ def mean_interval(
     drawn_BN = rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(np.float64)
     low, high = np.quantile(drawn_BN @ np.asarray(sums) / (drawn_BN @ np.asarray(sizes)), [0.025, 0.975])
     return float(low), float(high)
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's rank correlation; equal values share their mean rank. 0 where either does not vary."""
+
+    def ranks(values: Sequence[float]) -> NDArray[np.float64]:
+        _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+        ranked: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+        return ranked - ranked.mean()
+
+    one, other = ranks(first), ranks(second)
+    size = math.sqrt(float(one @ one) * float(other @ other))
+    return float(one @ other) / size if size else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

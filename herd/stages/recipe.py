@@ -14,7 +14,7 @@ kinds of stages there are.
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,11 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """What a stage may be called: it is the name of its folder too. Names with dots are those of folders moved aside."""
 KEYS = {"model": "from", "data": "data"}
 """What a stage reads → the key that names it."""
-SIGNS = {"model": ("config.json", "adapter_config.json"), "data": ("tokenizer",)}
+SIGNS = {
+    "model": ("config.json", "adapter_config.json"),
+    "data": ("tokenizer",),
+    "selection": ("selection.parquet",),
+}
 """What every such folder has one of."""
 
 
@@ -53,7 +57,11 @@ class StageKind:
     reads_run: bool = False
     """Whether it reads the folders of all stages above it instead; `from` then gives its config's `stage`."""
     inputs: Callable[[Any], Mapping[str, Path]] = no_inputs
-    """The user's own files that a config names, by what they are for; the function gets none of them."""
+    """The files and folders that a config names, by what they are for; the function gets none of them."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Fields of its config that name folders, one or several → what these hold. Recipes may name stages there."""
+    positional: str = "model"
+    """Which of the folders that it reads is given without an option."""
     takes: tuple[str, ...] = ()
     """The kinds of the user's files that its command takes in place of a data folder."""
     writes: str
@@ -76,6 +84,23 @@ class Node:
     config: Any
     parents: Mapping[str, str | Path]
     """What it reads → the stage of the run whose folder that is, or a folder of the user's."""
+    stages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Fields of `StageKind.names` → the stages of the run that they may name."""
+
+    def config_in(self, run: Path) -> Any:
+        """The config with the folders of the stages of `run` that it names."""
+        config = self.config
+        for name, stages in self.stages.items():
+            config = with_folders(config, name, {one: run / one for one in stages})
+        return config
+
+
+def with_folders(config: Any, name: str, folders: Mapping[str, Path]) -> Any:
+    """The config with the names in a field, one or several, replaced by their folders; others stay."""
+    value = getattr(config, name)
+    if isinstance(value, tuple):
+        return replace(config, **{name: tuple(str(folders.get(one, one)) for one in value)})
+    return replace(config, **{name: str(folders.get(value, value))})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +143,13 @@ def load_recipe(name: str, kinds: Mapping[str, StageKind]) -> dict[str, Node]:
             parents = stages_to_report(nodes)
         for role in kind.reads:
             parents[role] = given.get(role) or nearest_parent(role, table, nodes, folders, kinds)
-        nodes[stage] = Node(kind=kind, config=make_config(kind.config(), values, where=where), parents=parents)
+        config = make_config(kind.config(), values, where=where)
+        for key, role in kind.names.items():
+            value = getattr(config, key)
+            for one in value if isinstance(value, tuple) else (value,) if value else ():
+                named_folder(role, key, one, stage, tables, nodes)
+        stages = {key: tuple(writers_of(role, nodes)) for key, role in kind.names.items()}
+        nodes[stage] = Node(kind=kind, config=config, parents=parents, stages=stages)
     return nodes
 
 
@@ -186,8 +217,21 @@ def named_parent(role: str, stage: str, tables: Mapping[str, Table], before: Map
     value = table.values[key]
     if role not in table.kind.reads and not (table.kind.reads_run and role == "model"):
         raise HerdError(f"{table.where} {key} = {value!r}: {table.kind.name} reads no {role}, remove the key")
+    return named_folder(role, key, value, stage, tables, before)
+
+
+def writers_of(role: str, before: Mapping[str, Node]) -> list[str]:
+    """The stages that write what `role` says."""
+    return [name for name, node in before.items() if node.kind.writes == role]
+
+
+def named_folder(
+    role: str, key: str, value: Any, stage: str, tables: Mapping[str, Table], before: Mapping[str, Node]
+) -> str | Path:
+    """What the `value` of a stage's `key` names: a stage above it, or a folder of the user's."""
+    table = tables[stage]
     where = f"{table.where} {key} ="
-    writers = [name for name, node in before.items() if node.kind.writes == role]
+    writers = writers_of(role, before)
     names = f"name one of: {', '.join(writers)}" if writers else f"no table above writes a {role}"
     if not isinstance(value, str):
         raise HerdError(f"{where} {value!r} must be the name of a table above or a folder")
@@ -198,7 +242,7 @@ def named_parent(role: str, stage: str, tables: Mapping[str, Table], before: Map
     if value == stage:
         raise HerdError(f"{where} {value!r} is the stage itself: {names}")
     if value in tables:
-        if stage in (line := line_of(value, key, tables)):
+        if key in KEYS.values() and stage in (line := line_of(value, key, tables)):
             cycle = " → ".join([stage, *line[: line.index(stage) + 1]])
             raise HerdError(f"{where} {value!r} closes a cycle, {cycle}: {names}")
         raise HerdError(f"{where} {value!r}: [{value}] comes later in the file, move it above this table; or {names}")
@@ -232,8 +276,7 @@ def nearest_parent(
     role: str, table: Table, before: Mapping[str, Node], folders: Mapping[str, Path], kinds: Mapping[str, StageKind]
 ) -> str | Path:
     """The last stage above a table that writes what it reads, else the folder that replaces one."""
-    writers = [name for name, node in before.items() if node.kind.writes == role]
-    if writers:
+    if writers := writers_of(role, before):
         return writers[-1]
     if role in folders:
         return folders[role]

@@ -71,8 +71,8 @@ def run_recipe(nodes: Mapping[str, Node], run: Path, *, do: Callable[..., object
     now, width = code_version(), max(9, *map(len, nodes))
     for name, node in nodes.items():
         parents = {role: run / of if isinstance(of, str) else of for role, of in node.parents.items()}
-        out = run / name
-        reused = run_unless_done(f"{name:<{width}}", node.kind, node.config, parents, out, do)
+        out, config = run / name, node.config_in(run)
+        reused = run_unless_done(f"{name:<{width}}", node.kind, config, parents, out, do)
         lineage = read_lineage(out)
         print(f"{name:<{width}} {'reused' if reused else 'done'} ({lineage['time_s']:.0f} s)", end="")
         if reused and made_by(lineage) != now:

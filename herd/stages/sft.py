@@ -14,7 +14,7 @@ from herd.stages.model_folder import report_left_out, save_model
 def sft(config: SftConfig, model: Path, data: Path, out: Path) -> Path:
     """Fine-tune the model folder `model` on the data folder's chats; returns the finished folder `out`."""
     parallel = Parallel(start(config.parallel))
-    stage = Stage("sft", out, config=config, parents={"model": model, "data": data})
+    stage = Stage("sft", out, config=config, parents={"model": model, "data": data, **config.inputs()})
     network, tokenizer = open_model(model, config, stage, parallel)
     batches = SftBatches(data, config, tokenizer, ImageProcessor(network.config.vision))
     left_out = report_left_out(batches.left_out, stage, parallel)

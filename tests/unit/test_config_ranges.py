@@ -23,6 +23,7 @@ from herd.config import (
     OptimizerConfig,
     ParallelConfig,
     PretrainConfig,
+    SelectConfig,
     SftConfig,
     VisionStageConfig,
 )
@@ -32,6 +33,7 @@ from herd.stages.convert import ConvertConfig
 
 CONFIGS = (
     DataConfig, NewModelConfig, EncoderConfig, VisionStageConfig, PretrainConfig, MidtrainConfig, SftConfig,
+    SelectConfig,
     EvaluateConfig, LongConfig, ConvertConfig, OptimizerConfig, ParallelConfig, CheckpointConfig, LossSpikesConfig,
     LoraConfig,
 )  # fmt: skip

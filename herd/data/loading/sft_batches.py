@@ -21,6 +21,7 @@ from herd.data.loading.clip_shelf import ClipShelf
 from herd.data.loading.pack import Sample, pack, steps_of
 from herd.data.loading.picture_shelf import SEES_NONE, PictureShelf
 from herd.data.loading.pretrain_batches import PretrainBatches
+from herd.data.loading.selection import kept_numbers
 from herd.data.media.image import ImageProcessor
 from herd.data.tokens.chat import parts_of, render_messages
 from herd.data.tokens.tokenizer import Tokenizer
@@ -67,6 +68,10 @@ class SftBatches:
             self.left_out[what] = int(config.num_tokens * replay_share)
             replay_share = 0.0
         self.chats = training_chats(folder)
+        if selection := config.inputs().get("selection"):
+            kept = kept_numbers(selection, folder)
+            self.left_out["chats that the selection does not keep"] = len(self.chats) - len(kept)
+            self.chats = [chat for chat in self.chats if chat.number in kept]
         lengths = self._lengths(folder)
         fitting = list(lengths)
         order: list[int] = []
