@@ -62,7 +62,9 @@ class DataConfig(Checked):
     found_in: tuple[str, ...] = ()
     """Where --from found these sources: the data card lists the files there that no source reads."""
     workers: Count = field(default=1, metadata=HOW_IT_RUNS)
-    """Processes that tokenise; one does so on all cores. Any number gives the same bytes."""
+    """Processes that read, clean and tokenise text; one tokenises on all cores. Any number gives the same bytes."""
+    on: Literal["processes", "ray"] = field(default="processes", metadata=HOW_IT_RUNS)
+    """Where they run: on this machine, or as tasks on all CPUs of a Ray cluster, whose machines see the same files."""
     packages: bool | None = None
     """Whether the embedded packages go in too; only where there is nothing of yours if not given."""
     tokenizer: str = ""
@@ -113,6 +115,10 @@ class DataConfig(Checked):
         names = [source.name for source in self.sources]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise HerdError(f"several sources are called {twice[0]!r}: give each a name of its own")
+        if self.on == "ray" and self.workers > 1:
+            raise HerdError(
+                f"workers={self.workers} are of this machine, on=ray uses the CPUs of the cluster: give one"
+            )
 
     @property
     def sources(self) -> tuple[SourceConfig, ...]:

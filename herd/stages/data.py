@@ -19,17 +19,18 @@ import pyarrow
 import pyarrow.parquet as parquet
 
 from herd.config import LANGUAGES, DataConfig
-from herd.core.files import work_folder, write_json
+from herd.core.files import work_folder, write_atomic, write_json
 from herd.core.lineage import Stage, hash_of
 from herd.core.progress import progress_bar
+from herd.core.workers import Workers
 from herd.data.loading import tables
 from herd.data.packages.text import CLEANING
+from herd.data.sources.clean import clean_files
 from herd.data.sources.fetch import Fetched, fetch
-from herd.data.text.dedup import deduplicate
-from herd.data.text.documents import Document, digest
-from herd.data.text.pipeline import filter_documents
+from herd.data.text.dedup import deduplicate_parts, write_signed
+from herd.data.text.documents import digest
 from herd.data.text.report import Report
-from herd.data.text.splits import held_out_pages
+from herd.data.text.splits import HeldOutPages, held_out_pages
 from herd.data.tokens.shard_writer import write_shards
 from herd.data.tokens.shards import TokenShards
 from herd.data.tokens.tokenizer import Tokenizer, train_tokenizer
@@ -56,6 +57,8 @@ TOKENIZER_CHARS = 20_000_000
 """Characters of each language that a new tokenizer is trained on at most: of more it would learn nothing else."""
 MEASURED_CHARS = 1_000_000
 """Held-out characters of each language that bytes per token are measured on."""
+CLEANING_FOLDER = ".cleaning"
+"""What text waits in until its table is written."""
 OWN_CHATS, OWN_PICTURES, OWN_CLIPS = "own_chats", "own_pictures", "own_clips"
 """What the user's chats and their pictures wait in, until the tables of all are written."""
 
@@ -69,6 +72,12 @@ class Build:
     fetched: Fetched | None
     """The packages, where they go in."""
     own: OwnSources
+    key: str
+    """Of the config, the packages and the user's files: what was made under another one is not used."""
+
+    @property
+    def workers(self) -> Workers:
+        return Workers(number=self.cfg.workers, ray=self.cfg.on == "ray")
 
 
 def build_data(cfg: DataConfig, out: Path) -> Path:
@@ -79,8 +88,9 @@ def build_data(cfg: DataConfig, out: Path) -> Path:
     fetched = fetch() if cfg.reads_packages else None
     parents = cfg.inputs()
     stage = Stage("data", out, config=cfg, parents=parents)
-    build = Build(cfg=cfg, work=work_folder(out), fetched=fetched, own=own)
-    steps = Steps(build, {role: hash_of(path) for role, path in parents.items()})
+    key = build_key(cfg, fetched, {role: hash_of(path) for role, path in parents.items()})
+    build = Build(cfg=cfg, work=work_folder(out), fetched=fetched, own=own, key=key)
+    steps = Steps(build)
     write_json(build.work / "sources.json", own.settings())
     facts: Facts = {}
     with progress_bar("data", len(STEPS)) as bar:
@@ -104,29 +114,33 @@ def build_data(cfg: DataConfig, out: Path) -> Path:
     return stage.finish(card=card)
 
 
+def build_key(cfg: DataConfig, fetched: Fetched | None, hashes: dict[str, str]) -> str:
+    """A hash of all that the data folder depends on; `hashes` are those of the user's files."""
+    packages = sorted((name, pack.sha256) for name, pack in (fetched.packs if fetched else {}).items())
+    config = {name: value for name, value in asdict(cfg).items() if name not in {"workers", "on"}}
+    return hashlib.sha256(json.dumps([config, packages, hashes]).encode()).hexdigest()
+
+
 Step = Callable[[Build], Facts]
 
 
 class Steps:
     """Runs steps in the `.partial` folder, each once for a config, a set of packages and the user's files."""
 
-    def __init__(self, build: Build, hashes: dict[str, str]) -> None:
+    def __init__(self, build: Build) -> None:
         self.build = build
-        packs = build.fetched.packs if build.fetched else {}
-        packages = sorted((name, pack.sha256) for name, pack in packs.items())
-        config = {name: value for name, value in asdict(build.cfg).items() if name != "workers"}
-        self.key = hashlib.sha256(json.dumps([config, packages, hashes]).encode()).hexdigest()
 
     def run(self, name: str, step: Step) -> Facts:
         note = self._note(name)
         if note.exists():
             kept = json.loads(note.read_text())
-            if kept["key"] == self.key:
+            if kept["key"] == self.build.key:
                 self.build.own.restore(kept["own"])
                 return dict(kept["facts"])
         facts = step(self.build)
         self.build.own.check_unchanged()
-        write_json(note, {"key": self.key, "facts": facts, "own": self.build.own.state()})
+        write_json(note, {"key": self.build.key, "facts": facts, "own": self.build.own.state()})
+        shutil.rmtree(self.build.work / CLEANING_FOLDER, ignore_errors=True)
         return facts
 
     def forget(self) -> None:
@@ -145,25 +159,26 @@ def _text(build: Build) -> Facts:
     cfg, report = build.cfg, Report()
     if not (cfg.text or build.fetched):
         return {}
-    found: list[Iterable[Document]] = []
-    if build.fetched:
-        found.append(package_documents(cfg, build.fetched, report))
-    if cfg.text:
-        found.append(
-            filter_documents(
-                build.own.documents(), cfg.cleaning, report, evaluation=build.own.evaluation(), folder=build.work
-            )
-        )
+    folder = _cleaning_folder(build)
+    parts: list[Path] = []
     config = cfg.cleaning if cfg.text else CLEANING
-    kept = deduplicate((one for some in found for one in some), config, report, folder=build.work)
+    if build.fetched:
+        write_signed(package_documents(cfg, build.fetched, report), folder / PACKAGES, config)
+        parts.append(folder / PACKAGES)
+    if cfg.text:
+        own = build.own
+        parts += clean_files(
+            [(source, own.files[source.name]) for source in cfg.text],
+            cfg.cleaning,
+            report,
+            own.notes,
+            evaluation=own.evaluation(),
+            folder=folder,
+            workers=build.workers,
+        )
     rows = build.work / "text.unsplit.parquet"
-    sizes: Counter[tuple[str, str]] = Counter()
-    pages: list[tuple[str, str]] = []
-    with tables.Writer(rows, tables.TEXT) as table:
-        for document in kept:
-            page = (document.language, digest(document.page))
-            sizes[page] += document.num_bytes
-            pages.append(page)
+    with tables.Writer(rows, _UNSPLIT) as table:
+        for document in deduplicate_parts(parts, config, report):
             table.add(
                 {
                     "id": document.id,
@@ -172,13 +187,39 @@ def _text(build: Build) -> Facts:
                     "source": document.source,
                     "text": document.text,
                     "repeat": document.repeats,
+                    "page": digest(document.page),
+                    "bytes": document.num_bytes,
                 }
             )
-    _refuse_nothing(cfg, report, len(pages))
-    held = held_out_pages(sizes, share=cfg.heldout, least_bytes=cfg.heldout_bytes)
-    counts = _write_split(build, rows, ["heldout" if page in held else "train" for page in pages])
+    _refuse_nothing(cfg, report, table.num_rows)
+    held = held_out_pages(_Pages(rows), share=cfg.heldout, least_bytes=cfg.heldout_bytes)
+    counts = _write_split(build, rows, held)
     rows.unlink()
     return {"documents": counts, "dropped": dict(sorted(report.dropped.items())), "cleaning": report.as_json()}
+
+
+_UNSPLIT = pyarrow.schema([*tables.TEXT, ("page", pyarrow.string()), ("bytes", pyarrow.int64())])
+
+
+@dataclass(frozen=True)
+class _Pages:
+    """Language, page and bytes of every document of a table."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[tuple[str, str, int]]:
+        columns = ["language", "page", "bytes"]
+        return (tuple(row.values()) for row in tables.rows(self.path, columns))
+
+
+def _cleaning_folder(build: Build) -> Path:
+    """Where the parts of the text are until their step is done; those of other files or another config are removed."""
+    folder, key = build.work / CLEANING_FOLDER, build.key
+    if not (folder / "key").exists() or (folder / "key").read_text() != key:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        write_atomic(folder / "key", key)
+    return folder
 
 
 def _refuse_nothing(cfg: DataConfig, report: Report, kept: int) -> None:
@@ -192,11 +233,10 @@ def _refuse_nothing(cfg: DataConfig, report: Report, kept: int) -> None:
     )
 
 
-def _write_split(build: Build, rows: Path, splits: list[str]) -> Facts:
+def _write_split(build: Build, rows: Path, held: HeldOutPages) -> Facts:
     """Write text.parquet, its rows with their splits; gives documents and bytes by language and split."""
     languages = LANGUAGES if build.fetched else ()
     counts = {name: {split: {"documents": 0, "bytes": 0} for split in ("train", "heldout")} for name in languages}
-    done = 0
     names = {source.name for source in build.cfg.text}
     with (
         parquet.ParquetFile(rows, pre_buffer=False) as file,
@@ -204,8 +244,9 @@ def _write_split(build: Build, rows: Path, splits: list[str]) -> Facts:
     ):
         for number in range(file.num_row_groups):
             group = file.read_row_group(number)
-            own = splits[done : done + group.num_rows]
-            done += group.num_rows
+            places = zip(group["language"].to_pylist(), group["page"].to_pylist(), strict=True)
+            own = ["heldout" if place in held else "train" for place in places]
+            group = group.select(tables.TEXT.names)
             out.add_table(group.set_column(1, "split", pyarrow.array(own, pyarrow.string())))
             for row, split in zip(group.select(["language", "source", "text"]).to_pylist(), own, strict=True):
                 of_language = counts.setdefault(
@@ -349,7 +390,7 @@ def _tokens(build: Build) -> Facts:
     cfg, work = build.cfg, build.work
     tokenizer = model_tokenizer(Path(cfg.tokenizer)) if cfg.tokenizer else Tokenizer.load(work / "tokenizer")
     written = {
-        table: TokenShards(write_shards(work, tokenizer, table=table, workers=cfg.workers, quiet=True))
+        table: TokenShards(write_shards(work, tokenizer, table=table, workers=build.workers, quiet=True))
         for table in ("text", "books")
         if tables.has(work, table)
     }

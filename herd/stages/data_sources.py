@@ -17,14 +17,13 @@ from herd.data.media.image import read_picture
 from herd.data.sources.captioned import media_files
 from herd.data.sources.chats import Chats, SourceChat
 from herd.data.sources.detect import KINDS, skip_unread
-from herd.data.sources.documents import Documents, part_chars
 from herd.data.sources.media_names import SUFFIXES
 from herd.data.sources.messages import Skip, text_of, with_pictures
 from herd.data.sources.preferences import Preferences
 from herd.data.sources.prompts import Prompts
 from herd.data.sources.readers import files_of
 from herd.data.sources.source import Notes
-from herd.data.text.documents import Document, digest
+from herd.data.text.documents import digest
 from herd.data.text.languages import MIN_IDENTIFIED, detect
 from herd.data.text.splits import held_out
 from herd.errors import HerdError
@@ -56,12 +55,6 @@ class OwnSources:
         for files in self.files.values():
             for file in files:
                 file.check_unchanged()
-
-    def documents(self) -> Iterator[Document]:
-        """The documents of all text sources."""
-        files = [file for source in self.cfg.text for file in self.files[source.name]]
-        for source in self.cfg.text:
-            yield from Documents(source, self.files[source.name], self.notes[source.name], part_chars=part_chars(files))
 
     def chats(self, pictures: tables.Writer) -> Iterator[dict[str, Any]]:
         """Rows of chats.parquet, each chat once; the pictures that they show go to `pictures`."""

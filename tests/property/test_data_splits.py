@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.config import CleaningConfig
-from herd.data.text.dedup import deduplicate, jaccard, shingles
+from herd.data.text.dedup import deduplicate
 from herd.data.text.documents import Document, digest
+from herd.data.text.minhash import jaccard, shingles
 from herd.data.text.report import Report
 from herd.data.text.splits import held_out, held_out_pages
 
@@ -30,9 +31,7 @@ def kept_of(documents: list[Document], report: Report | None = None) -> list[Doc
 
 def splits_of(documents: list[Document], *, share: float, least_bytes: int) -> dict[str, str]:
     """`train` or `heldout` for every document's id."""
-    sizes: Counter[tuple[str, str]] = Counter()
-    for one in documents:
-        sizes[one.language, digest(one.page)] += one.num_bytes
+    sizes = [(one.language, digest(one.page), one.num_bytes) for one in documents]
     held = held_out_pages(sizes, share=share, least_bytes=least_bytes)
     return {one.id: "heldout" if (one.language, digest(one.page)) in held else "train" for one in documents}
 
@@ -101,6 +100,35 @@ def test_the_documents_of_a_page_stay_together_and_a_fifth_is_the_most_wanted(
     assert sum(held.values()) <= wanted + max(held.values())
     assert sum(held.values()) >= wanted or max(sizes.values()) > total / 2  # which is never held out
     assert "train" in splits.values()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["en", "de"]), st.integers(0, 400), st.sampled_from([0, 1, 50, 999, 9000])),
+        max_size=40,
+    ),
+    st.floats(0.01, 0.5),
+    st.sampled_from([0, 1000]),
+)
+def test_the_pages_held_out_are_those_of_a_list_of_all(
+    parts: list[tuple[str, int, int]], share: float, least_bytes: int
+) -> None:
+    documents = [(language, digest(str(page)), size) for language, page, size in parts]
+    sizes: Counter[tuple[str, str]] = Counter()
+    total: Counter[str] = Counter()
+    for language, page, size in documents:
+        sizes[language, page] += size
+        total[language] += size
+    held: Counter[str] = Counter()
+    expected = set()
+    for language, page in sorted(sizes, key=lambda key: key[1]):
+        wanted = min(max(share * total[language], least_bytes), total[language] / 5)
+        if held[language] < wanted and sizes[language, page] <= total[language] / 2:
+            held[language] += sizes[language, page]
+            expected.add((language, page))
+    found = held_out_pages(documents, share=share, least_bytes=least_bytes)
+    assert {place for place in sizes if place in found} == expected
 
 
 def test_about_the_share_asked_for_is_held_out() -> None:

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from herd.config import CleaningConfig
 from herd.data.text.contamination import words_of
-from herd.data.text.dedup import shingles
 from herd.data.text.documents import AUTO, Document
 from herd.data.text.languages import script
 from herd.data.text.lines import LINE_FILTERS, without_citations
+from herd.data.text.minhash import shingles
 from herd.data.text.normalise import is_mojibake, normalise_lines
 from herd.data.text.passage import Passage, symbol_share
 from herd.data.text.pii import mask

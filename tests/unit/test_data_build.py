@@ -105,7 +105,8 @@ def test_steps_of_another_config_are_not_reused(world: Path, tmp_path: Path, mon
     work.mkdir()
 
     def steps(cfg: DataConfig) -> stage.Steps:
-        return stage.Steps(stage.Build(cfg=cfg, work=work, fetched=fetched, own=OwnSources(cfg=cfg)), {})
+        key = stage.build_key(cfg, fetched, {})
+        return stage.Steps(stage.Build(cfg=cfg, work=work, fetched=fetched, own=OwnSources(cfg=cfg), key=key))
 
     steps(CFG).run("text", lambda _: {"documents": "of CFG"})
     other = DataConfig(english_bytes=50_000)

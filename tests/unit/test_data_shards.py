@@ -14,7 +14,9 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 
+from herd.core import workers
 from herd.core.files import sha256, work_folder
+from herd.core.workers import Workers
 from herd.data.tokens import shard_writer
 from herd.data.tokens.shard_folders import open_shards
 from herd.data.tokens.shard_writer import write_shards
@@ -121,7 +123,7 @@ def test_any_number_of_workers_writes_the_same_bytes_also_when_one_is_killed(
 ) -> None:
     alone = hashes(write_shards(folder, tokenizer, **SMALL))
     killed: Any = Suicidal(tokenizer, tmp_path, times=1)
-    assert hashes(write_shards(folder, killed, out=tmp_path / "two", workers=2, **SMALL)) == alone
+    assert hashes(write_shards(folder, killed, out=tmp_path / "two", workers=Workers(number=2), **SMALL)) == alone
     assert (tmp_path / "0").exists()
 
 
@@ -129,9 +131,9 @@ def test_a_worker_that_is_killed_again_and_again_is_an_error(
     folder: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed: Any = Suicidal(tokenizer, tmp_path, times=50)
-    monkeypatch.setattr(shard_writer, "TRIES", 1)
+    monkeypatch.setattr(workers, "TRIES", 1)
     with pytest.raises(HerdError, match=r"rows .* was ended 1 times"):
-        write_shards(folder, killed, workers=2, **SMALL)
+        write_shards(folder, killed, workers=Workers(number=2), **SMALL)
     assert not (folder / "tokens").exists()
 
 
@@ -141,11 +143,11 @@ def test_a_run_that_was_killed_resumes_after_its_whole_shards(
     whole = hashes(write_shards(folder, tokenizer, out=tmp_path / "whole", **SMALL))
     encode, seen = shard_writer.encode_block, list[str]()
 
-    def fails_late(tokenizer: Tokenizer, texts: list[str], dtype: str) -> Any:
+    def fails_late(tokenizer: Tokenizer, block: shard_writer.Block) -> Any:
         if len(seen) >= 5:
             raise KeyboardInterrupt
-        seen.append(texts[0])
-        return encode(tokenizer, texts, dtype)
+        seen.append(block.texts[0])
+        return encode(tokenizer, block)
 
     monkeypatch.setattr(shard_writer, "encode_block", fails_late)
     with pytest.raises(KeyboardInterrupt):
@@ -154,7 +156,7 @@ def test_a_run_that_was_killed_resumes_after_its_whole_shards(
     assert kept and not (folder / "tokens").exists()
     again: list[str] = []
     monkeypatch.setattr(
-        shard_writer, "encode_block", lambda *args: (again.append(args[1][0]), encode(*args))[1]
+        shard_writer, "encode_block", lambda *args: (again.append(args[1].texts[0]), encode(*args))[1]
     )  # fmt: skip
     assert hashes(write_shards(folder, tokenizer, **SMALL)) == whole
     assert seen[0] not in again

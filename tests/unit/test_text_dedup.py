@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from herd.config import CleaningConfig
-from herd.data.text.dedup import REHYDRATION, band_hashes, deduplicate, repeats, shingles
+from herd.data.text.dedup import REHYDRATION, deduplicate, repeats
 from herd.data.text.documents import Document
+from herd.data.text.minhash import band_hashes, shingles
 from herd.data.text.pipeline import clean
 from herd.data.text.report import Report
 
@@ -108,6 +109,14 @@ def test_bands_agree_as_often_as_the_similarity_foretells() -> None:
         shared.append(float((bands[:, 0] == bands[:, 2]).mean()))
     assert abs(np.mean(shared) - np.mean(expected)) < 0.04
     assert band_hashes(["x"]).shape == (32, 1)
+
+
+def test_buckets_that_differ_by_the_first_document_alone_are_not_one() -> None:
+    """Of three near duplicates, some bands are shared by all of them and some by the last two."""
+    rest = "aa  aaa aaa aaa aa  aaa aaa aaa aaa aaa aaa aaa aaa aaa a a aaa aaa aaa aaa"
+    texts = [f"{first} {rest}" for first in ("aca", "aaa", "aaaa")]
+    documents = [Document(language="en", source="a", page=text, text=text) for text in texts]
+    assert [document.text for document in deduplicate(documents, CONFIG, Report())] == texts[:1]
 
 
 @pytest.mark.parametrize("sources", [("a", "a", "a"), ("a", "b", "c")])

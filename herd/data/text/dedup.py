@@ -5,17 +5,14 @@ similarity of their shingles. Of two such documents the later one in the order o
 document has a duplicate in train, and the order of reading does not matter. Two documents at the threshold of 0.7 miss
 each other in all 32 bands with a probability of 2e-4, at 0.8 with 5e-8.
 
-Texts and the hashes of bands (256 bytes a document) wait in temporary files. In memory are 30 bytes for every document
-and some hundred for each that has a candidate.
+Texts and the hashes of bands (256 bytes a document) wait in temporary files, written part by part. In memory are some
+50 bytes for every document and a few hundred for each that has a candidate.
 """
 
-import os
 import tempfile
-from array import array
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
@@ -23,40 +20,20 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from rensa import RMinHash
 
 from herd.config.cleaning import CleaningConfig
-from herd.core.files import naming_full_disk
 from herd.data.text.documents import Document
 from herd.data.text.languages import script
-from herd.data.text.passage import hash_runs
+from herd.data.text.minhash import BATCH_CHARS, NUM_BANDS, band_hashes, jaccard, mix, shingles
 from herd.data.text.report import Report
-from herd.data.text.spool import Spool
+from herd.data.text.spool import Spool, SpoolWriter, save_array
 
-SHINGLE = 8
-"""Characters of a shingle: about a word and a half, and right for scripts without spaces too."""
-NUM_PERM, NUM_BANDS = 128, 32
-MINHASH_SEED = 4
-BATCH_CHARS = 1_000_000
-"""Characters whose shingles are hashed at a time."""
 REHYDRATION = {1: 1, 2: 2, 3: 3, 5: 5, 100: 8, 1000: 1}
 """From how many duplicates on a document is trained on how often an epoch: FineWeb2's weights. Texts that are found a
 thousand times are mostly notices."""
 
 Numbers = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
-
-
-def shingles(text: str) -> set[str]:
-    """All runs of SHINGLE characters, letter case and white space aside."""
-    plain = _plain(text)
-    return {plain[start : start + SHINGLE] for start in range(max(len(plain) - SHINGLE + 1, 1))}
-
-
-def jaccard(a: set[str], b: set[str]) -> float:
-    """The share of `a` and `b` that both have."""
-    common = len(a & b)
-    return common / max(len(a) + len(b) - common, 1)
 
 
 def repeats(cluster: int) -> int:
@@ -68,22 +45,70 @@ def repeats(cluster: int) -> int:
 def deduplicate(
     documents: Iterable[Document], config: CleaningConfig, report: Report, *, folder: Path | None = None
 ) -> Iterator[Document]:
-    """One document of every cluster of duplicates, in the order of their hashes, as soon as all have been read."""
-    with Spool(folder) as spool:
-        ids, sizes = array("Q"), array("Q")
+    """One document of every cluster of duplicates, in the order of their hashes, as soon as all have been read.
+
+    They wait in temporary files, in `folder` or the system's place for them.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as place:
+        write_signed(documents, path := Path(place) / "documents", config)
+        yield from deduplicate_parts([path], config, report)
+
+
+def write_signed(documents: Iterable[Document], path: Path, config: CleaningConfig) -> None:
+    """Write documents to `path` and, beside it, what is compared of each: its hash, its size, the hashes of bands."""
+    ids: list[int] = []
+    sizes: list[int] = []
+    bands: list[Hashes] = []
+    texts: list[str] = []
+    chars = 0
+    with SpoolWriter(path) as spool:
         for document in documents:
+            spool.append(document)
             ids.append(int(document.id, 16))
             sizes.append(document.num_bytes)
-            spool.append(document)
-        numbers = np.argsort(np.frombuffer(ids, np.uint64), kind="stable")
-        copies: Counter[int] = Counter()
-        """Duplicates of a document that is kept, itself not included."""
-        if config.exact_duplicates:
-            numbers = _drop_exact(numbers, np.frombuffer(ids, np.uint64)[numbers], copies, report, spool)
-        report.left["exact duplicates"] = Counter(documents=len(numbers), bytes=int(np.array(sizes)[numbers].sum()))
-        if config.near_duplicates:
-            numbers = _drop_near(numbers, copies, config.near_duplicates, report, spool, folder)
-        for number in numbers.tolist():
+            if config.near_duplicates:
+                texts.append(document.text)
+                chars += len(document.text)
+                if chars >= BATCH_CHARS:
+                    bands.append(band_hashes(texts))
+                    texts, chars = [], 0
+        if texts:
+            bands.append(band_hashes(texts))
+        _save_signature(path, "ids", np.array(ids, np.uint64))
+        _save_signature(path, "sizes", np.array(sizes, np.uint64))
+        _save_signature(path, "bands", np.concatenate([np.empty((NUM_BANDS, 0), np.uint64), *bands], axis=1))
+
+
+def _signature_file(path: Path, name: str) -> Path:
+    return path.with_name(f"{path.name}.{name}.npy")
+
+
+def _save_signature(path: Path, name: str, array: Hashes) -> None:
+    save_array(_signature_file(path, name), array)
+
+
+def _signatures(paths: Sequence[Path], name: str, row: int | None = None) -> Hashes:
+    """A signature of the documents of all parts; of a table of rows, one row."""
+    parts = [np.load(_signature_file(path, name), mmap_mode="r") for path in paths]
+    return np.concatenate([np.empty(0, np.uint64), *(part if row is None else part[row] for part in parts)])
+
+
+def deduplicate_parts(paths: Sequence[Path], config: CleaningConfig, report: Report) -> Iterator[Document]:
+    """The same of documents that `write_signed` has written."""
+    spool = Spool(paths)
+    ids = _signatures(paths, "ids")
+    numbers = np.argsort(ids, kind="stable")
+    copies: Counter[int] = Counter()
+    """Duplicates of a document that is kept, itself not included."""
+    if config.exact_duplicates:
+        numbers = _drop_exact(numbers, ids[numbers], copies, report, spool)
+    kept_bytes = int(_signatures(paths, "sizes")[numbers].sum())
+    report.left["exact duplicates"] = Counter(documents=len(numbers), bytes=kept_bytes)
+    del ids
+    if config.near_duplicates:
+        numbers = _drop_near(numbers, copies, config.near_duplicates, report, spool)
+    for start in range(0, len(numbers), 4096):
+        for number in numbers[start : start + 4096].tolist():
             document = spool[number]
             cluster = 1 + copies[number]
             report.count("near duplicates", document)
@@ -116,27 +141,24 @@ def _origin(document: Document) -> tuple[str, str, str]:
     return document.language, document.source, document.page
 
 
-def _drop_near(
-    numbers: Numbers, copies: Counter[int], threshold: float, report: Report, spool: Spool, folder: Path | None
-) -> Numbers:
+def _drop_near(numbers: Numbers, copies: Counter[int], threshold: float, report: Report, spool: Spool) -> Numbers:
     """Those of `numbers` that are no near duplicate of an earlier one, whose copies grow by theirs."""
 
     @lru_cache(maxsize=16)
     def shingles_of(number: int) -> set[str]:
         return shingles(spool[number].text)
 
-    buckets = _candidates(numbers, spool, folder)
     kept_in: dict[int, list[int]] = defaultdict(list)
     is_kept = np.ones(len(numbers), np.bool_)
-    for place in sorted(buckets):
+    for place, buckets in _candidates(numbers, spool.paths):
         number = int(numbers[place])
-        candidates = sorted(set(chain.from_iterable(kept_in[bucket] for bucket in buckets[place])))
+        candidates = sorted(set(chain.from_iterable(kept_in[bucket] for bucket in buckets)))
         similar = (
             one for one in candidates if jaccard(shingles_of(number), shingles_of(int(numbers[one]))) >= threshold
         )
         twin = next(similar, None)
         if twin is None:
-            for bucket in buckets[place]:
+            for bucket in buckets:
                 kept_in[bucket].append(place)
             continue
         report.drop("document: near duplicate", spool[number].text, spool[number])
@@ -145,68 +167,35 @@ def _drop_near(
     return numbers[is_kept]
 
 
-def _candidates(numbers: Numbers, spool: Spool, folder: Path | None) -> dict[int, list[int]]:
-    """The places of documents that share a band with another one, each with the buckets that it is in."""
-    buckets: dict[int, list[int]] = defaultdict(list)
-    num_buckets = 0
-    with _temporary_array((NUM_BANDS, len(numbers)), folder) as bands:
-        for start, texts in _batches(numbers, spool):
-            bands[:, start : start + len(texts)] = band_hashes(texts)
-        for band in bands:
-            order = np.argsort(band, kind="stable")
-            ordered = band[order]
-            is_same = ordered[1:] == ordered[:-1]
-            in_bucket = np.flatnonzero(np.concatenate((is_same, [False])) | np.concatenate(([False], is_same)))
-            new = np.concatenate(([True], ~is_same))[in_bucket]
-            for place, bucket in zip(order[in_bucket].tolist(), (num_buckets + np.cumsum(new)).tolist(), strict=True):
-                buckets[place].append(bucket)
-            num_buckets += int(new.sum())
-    return buckets
-
-
-def band_hashes(texts: Sequence[str]) -> Hashes:
-    """A hash of each band of each text's MinHash."""
-    plain = [_plain(text).ljust(SHINGLE) for text in texts]
-    ends = np.cumsum([len(text) for text in plain])
-    codes = np.frombuffer("".join(plain).encode("utf-32-le", "surrogatepass"), np.uint32)
-    hashes = hash_runs(codes.astype(np.uint64), SHINGLE)
-    is_within = np.ones(len(hashes), np.bool_)
-    is_within[(ends[:-1, None] - np.arange(1, SHINGLE)).ravel()] = False  # runs of two texts
-    offsets = np.concatenate(([0], ends - (SHINGLE - 1) * np.arange(1, len(ends) + 1)))
-    tokens = _mix(hashes[is_within])
-    digests = RMinHash.digest_matrix_from_flat_token_hashes(tokens, offsets.astype(np.uint64), NUM_PERM, MINHASH_SEED)
-    rows = np.array(digests.to_rows(), np.uint64).reshape(len(texts), NUM_BANDS, NUM_PERM // NUM_BANDS)
-    return _mix(hash_runs(rows.reshape(-1), NUM_PERM // NUM_BANDS)[:: NUM_PERM // NUM_BANDS]).reshape(len(texts), -1).T
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
-def _mix(hashes: Hashes) -> Hashes:
-    """The hashes with each bit depending on all (the end of SplitMix64)."""
-    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return hashes ^ (hashes >> np.uint64(31))
-
-
-def _batches(numbers: Numbers, spool: Spool) -> Iterator[tuple[int, list[str]]]:
-    """The texts with the place of the first of them."""
-    texts: list[str] = []
-    size = start = 0
-    for place, number in enumerate(numbers.tolist()):
-        texts.append(spool[number].text)
-        size += len(texts[-1])
-        if size >= BATCH_CHARS or place == len(numbers) - 1:
-            yield start, texts
-            texts, size, start = [], 0, place + 1
-
-
-@contextmanager
-def _temporary_array(shape: tuple[int, int], folder: Path | None) -> Iterator[Hashes]:
-    """An array in a file that is removed."""
-    place = folder or Path(tempfile.gettempdir())
-    with tempfile.TemporaryFile(dir=place) as file:
-        with naming_full_disk(place):
-            os.posix_fallocate(file.fileno(), 0, max(8 * shape[0] * shape[1], 1))
-        yield np.memmap(file, np.uint64, "r+", shape=shape) if shape[1] else np.empty(shape, np.uint64)
+def _candidates(numbers: Numbers, paths: Sequence[Path]) -> Iterator[tuple[int, list[int]]]:
+    """The places of documents that share a band with another one, in order, each with the buckets that it is in."""
+    known = np.empty(0, np.uint64)
+    places_found: list[Numbers] = []
+    buckets_found: list[Numbers] = []
+    for row in range(NUM_BANDS):
+        band = _signatures(paths, "bands", row)[numbers]
+        order = np.argsort(band, kind="stable")
+        band = band[order]
+        is_same = band[1:] == band[:-1]
+        shared = np.flatnonzero(np.concatenate((is_same, [False])) | np.concatenate(([False], is_same)))
+        if not len(shared):
+            continue
+        places = order[shared]
+        starts = np.flatnonzero(np.concatenate(([True], ~is_same))[shared])
+        sizes = np.diff(starts, append=len(places))
+        # Duplicates share most of their bands: a bucket of the same documents as an earlier one says nothing new.
+        members = np.add.reduceat(mix(places.astype(np.uint64) + np.uint64(1)), starts)  # mix(0) is 0
+        is_new = ~np.isin(members, known)
+        numbered = np.cumsum(is_new) - 1 + len(known)
+        known = np.concatenate((known, members[is_new]))
+        chosen = np.repeat(is_new, sizes)
+        places_found.append(places[chosen])
+        buckets_found.append(np.repeat(numbered, sizes)[chosen])
+    if not places_found:
+        return
+    all_places, all_buckets = np.concatenate(places_found), np.concatenate(buckets_found)
+    order = np.argsort(all_places, kind="stable")
+    all_places, all_buckets = all_places[order], all_buckets[order]
+    starts = np.flatnonzero(np.concatenate(([True], all_places[1:] != all_places[:-1])))
+    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(all_places)], strict=True):
+        yield int(all_places[start]), all_buckets[start:end].tolist()

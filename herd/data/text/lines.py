@@ -1,14 +1,11 @@
-"""Filters of single lines, and the lines that many documents of one source share.
+"""Filters of single lines.
 
 C4 is Raffel et al. 2020, section 2.2, with the numbers of the published code.
 """
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from herd.config.cleaning import CleaningConfig
-from herd.data.text.documents import Document
 from herd.data.text.languages import may_be_language
 from herd.data.text.passage import symbol_share
 
@@ -76,29 +73,3 @@ REASONS = {"line_symbols": "symbols", "line_language": "other language"}
 def without_citations(line: str) -> str:
     """`line` without the marks of Wikipedia's citations and edit links (C4)."""
     return _CITATIONS.sub("", line) if "[" in line else line
-
-
-class Boilerplate:
-    """Lines that many documents of one source and language have in common: menus, notices, licences.
-
-    A line is one where `boilerplate_documents` and `boilerplate_share` of the documents have it. Keeps a number of 8
-    bytes for each distinct line in memory.
-    """
-
-    def __init__(self, documents: Iterable[Document], config: CleaningConfig) -> None:
-        self._config = config
-        self._counts: dict[tuple[str, str], Counter[int]] = {}
-        self._documents: Counter[tuple[str, str]] = Counter()
-        if config.boilerplate_documents:
-            for document in documents:
-                place = (document.source, document.language)
-                self._documents[place] += 1
-                self._counts.setdefault(place, Counter()).update(map(hash, set(document.text.split("\n"))))
-
-    def has(self, line: str, document: Document) -> bool:
-        """Whether `line` of `document` is boilerplate."""
-        if not self._config.boilerplate_documents:
-            return False
-        place = (document.source, document.language)
-        least = max(self._config.boilerplate_documents, self._config.boilerplate_share * self._documents[place])
-        return self._counts[place][hash(line)] >= least

@@ -4,26 +4,34 @@ Each document passes alone: encoding, form, language, lines, length, quality, co
 all documents of a source, and duplicates all there are; for these the texts wait in temporary files.
 """
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from herd.config.cleaning import CleaningConfig
+from herd.data.text.boilerplate import Boilerplate, LineCounter, find_boilerplate
 from herd.data.text.contamination import EvaluationIndex
 from herd.data.text.dedup import deduplicate
 from herd.data.text.documents import AUTO, Document, num_bytes
 from herd.data.text.languages import MIN_IDENTIFIED, detect, is_language
-from herd.data.text.lines import LINE_FILTERS, PHRASES, REASONS, Boilerplate, without_citations
+from herd.data.text.lines import LINE_FILTERS, PHRASES, REASONS, without_citations
 from herd.data.text.normalise import is_mojibake, normalise_lines, without_surrogates
 from herd.data.text.passage import Passage, symbol_share
 from herd.data.text.pii import mask
 from herd.data.text.quality import DOCUMENT_FILTERS
 from herd.data.text.report import Report
-from herd.data.text.spool import Spool
+from herd.data.text.spool import Spool, SpoolWriter
 from herd.data.text.thresholds import thresholds
 
 EvaluationSets = Mapping[str, Iterable[str]]
 """Names of evaluation sets and the texts of their items."""
+Segment = tuple[Path, Mapping[tuple[str, str], int]]
+"""A file of documents whose languages are known, and how many it has of each source and language."""
+SEGMENT_BYTES = 2**23
+"""A segment ends with the document that reaches this size, in bytes of text and DOCUMENT_BYTES for each document."""
+DOCUMENT_BYTES = 200
 
 
 def clean(
@@ -54,36 +62,80 @@ def filter_documents(
 
     A document that is cut gives several, of the same page. To find boilerplate, the documents are copied to disk.
     """
-    index = EvaluationIndex(evaluation or {} if config.contamination_ngram else {}, config.contamination_ngram)
+    index = evaluation_index(evaluation or {}, config, report)
+    if not config.boilerplate_documents:
+        yield from filter_identified(identify(documents, config, report), Boilerplate({}), index, config, report)
+        return
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as place:
+        segments = write_identified(documents, Path(place) / "read", config, report)
+        boilerplate = find_boilerplate(segments, config)
+        yield from filter_identified(Spool([path for path, _ in segments]), boilerplate, index, config, report)
+
+
+def evaluation_index(evaluation: EvaluationSets, config: CleaningConfig, report: Report) -> EvaluationIndex:
+    """What documents may not share with evaluation sets; counts the items that are too short to look for."""
+    index = EvaluationIndex(evaluation if config.contamination_ngram else {}, config.contamination_ngram)
     report.unchecked_items.update(index.unchecked)
+    return index
+
+
+def write_identified(
+    documents: Iterable[Document],
+    path: Path,
+    config: CleaningConfig,
+    report: Report,
+    *,
+    segment_bytes: int = SEGMENT_BYTES,
+) -> list[Segment]:
+    """Identify documents and write them to segments whose names begin with `path`, with the counts of their lines."""
+    identified = identify(documents, config, report)
+    segments: list[Segment] = []
+    while (first := next(identified, None)) is not None:
+        counter, size = LineCounter(), 0
+        with SpoolWriter(path.with_name(f"{path.name}-{len(segments):05}")) as spool:
+            for document in chain([first], identified):
+                spool.append(document)
+                if config.boilerplate_documents:
+                    counter.add(document)
+                size += document.num_bytes + DOCUMENT_BYTES
+                if size >= segment_bytes:
+                    break
+            counter.save(spool.path)
+        segments.append((spool.path, dict(counter.documents)))
+    return segments
+
+
+def filter_identified(
+    documents: Iterable[Document],
+    boilerplate: Boilerplate,
+    index: EvaluationIndex,
+    config: CleaningConfig,
+    report: Report,
+) -> Iterator[Document]:
+    """What is left of documents whose languages are known: of their lines, and of these documents."""
     checks = list(_document_checks(config))
-    with Spool(folder) as spool:
-        identified: Iterable[Document] = _identified(documents, config, report)
-        if config.boilerplate_documents:
-            identified = _stored(identified, spool)
-        boilerplate = Boilerplate(identified, config)
-        for document in identified:
-            for text in _cut(_filter_lines(document, boilerplate, config, report), config.max_bytes):
-                part = document if text == document.text else replace(document, text=text)
-                report.count("lines", part)
-                passage = Passage(text, document.language)
-                reason = next((name for name, is_fault in checks if is_fault(passage)), "")
-                if reason:
-                    report.drop(f"document: {reason}", text, document)
-                    continue
-                report.count("quality", part)
-                if found := index.find(text):
-                    report.drop("document: contaminated", text, document)
-                    report.contaminated[found[0]] += 1
-                    report.contaminated_items[": ".join(found)] += 1
-                    continue
-                report.count("contamination", part)
-                masked, counts = mask(text, config.mask)
-                report.masked.update(counts)
-                yield part if masked is text else replace(part, text=masked)
+    for document in documents:
+        for text in _cut(_filter_lines(document, boilerplate, config, report), config.max_bytes):
+            part = document if text == document.text else replace(document, text=text)
+            report.count("lines", part)
+            passage = Passage(text, document.language)
+            reason = next((name for name, is_fault in checks if is_fault(passage)), "")
+            if reason:
+                report.drop(f"document: {reason}", text, document)
+                continue
+            report.count("quality", part)
+            if found := index.find(text):
+                report.drop("document: contaminated", text, document)
+                report.contaminated[found[0]] += 1
+                report.contaminated_items[": ".join(found)] += 1
+                continue
+            report.count("contamination", part)
+            masked, counts = mask(text, config.mask)
+            report.masked.update(counts)
+            yield part if masked is text else replace(part, text=masked)
 
 
-def _identified(documents: Iterable[Document], config: CleaningConfig, report: Report) -> Iterator[Document]:
+def identify(documents: Iterable[Document], config: CleaningConfig, report: Report) -> Iterator[Document]:
     """The documents in one form and with their languages, without those whose language is unknown or not wanted."""
     for document in documents:
         text = without_surrogates(document.text)
@@ -108,12 +160,6 @@ def _identified(documents: Iterable[Document], config: CleaningConfig, report: R
         yield document
 
 
-def _stored(documents: Iterable[Document], spool: Spool) -> Iterable[Document]:
-    for document in documents:
-        spool.append(document)
-    return spool
-
-
 def _filter_lines(document: Document, boilerplate: Boilerplate, config: CleaningConfig, report: Report) -> str:
     """The text without the lines that are dropped; blank ones are kept."""
     filters = [
@@ -124,6 +170,7 @@ def _filter_lines(document: Document, boilerplate: Boilerplate, config: Cleaning
     has_citations = config.c4_citations and "[" in document.text
     if not (filters or has_citations or config.boilerplate_documents):
         return document.text
+    common = boilerplate.of(document)
     kept: list[str] = []
     for line in document.text.split("\n"):
         if not line.strip():
@@ -131,7 +178,7 @@ def _filter_lines(document: Document, boilerplate: Boilerplate, config: Cleaning
             continue
         cut = without_citations(line) if has_citations else line
         reason = next((name for name, fault in filters if fault(cut, document.language)), "")
-        if not reason and boilerplate.has(line, document):
+        if not reason and line in common:
             reason = "boilerplate"
         if reason:
             report.drop(f"line: {reason}", line, document)

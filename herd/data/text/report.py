@@ -61,7 +61,7 @@ class Report:
         kept, key = self.examples.setdefault(reason, []), digest(text)
         first = self.first_examples.setdefault(document.source, {})
         is_first = reason not in first or key < first[reason][0]
-        if is_first or len(kept) < EXAMPLES or key < kept[-1][0]:
+        if is_first or len(kept) < EXAMPLES or key <= kept[-1][0]:
             shown = " ".join(mask(text[:_READ_CHARS])[0].split())[:EXAMPLE_CHARS]
             self.examples[reason] = sorted({*kept, (key, document.source, shown)})[:EXAMPLES]
             if is_first:

@@ -2,7 +2,11 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+_BIN_DIGITS = 3
+"""Digits of a digest by which sizes of pages are added."""
 
 
 def held_out(*place: str, share: float) -> bool:
@@ -28,24 +32,67 @@ def groups(spellings: Mapping[str, set[str]]) -> dict[str, str]:
     return {thing: root(thing) for thing in spellings}
 
 
-def held_out_pages(
-    sizes: Mapping[tuple[str, str], int], *, share: float, least_bytes: int
-) -> frozenset[tuple[str, str]]:
-    """The pages, each a language and the digest of a name, that are held out, from the bytes of all: all documents of a
-    page have the same split.
+@dataclass(frozen=True, kw_only=True)
+class HeldOutPages:
+    """The pages that are held out."""
+
+    last: Mapping[str, str]
+    """By language: the last page that is held out, in the order of their hashes."""
+    large: frozenset[tuple[str, str]]
+    """Pages that are more than half of their language."""
+
+    def __contains__(self, place: tuple[str, str]) -> bool:
+        language, page = place
+        return page <= self.last.get(language, "") and place not in self.large
+
+
+def held_out_pages(documents: Iterable[tuple[str, str, int]], *, share: float, least_bytes: int) -> HeldOutPages:
+    """The pages that are held out, each a language and the digest of a name, from the language, page and bytes of every
+    document. All documents of a page have the same split.
 
     In each language pages are held out, in the order of their hashes, until `share` of its bytes is reached, or
     `least_bytes` where that is more; but never more than a fifth, and none that is more than half of the language.
+
+    `documents` is read three times, so that memory holds a few sums for each language and no list of pages.
     """
     total: Counter[str] = Counter()
-    for (language, _), size in sizes.items():
+    bins: dict[str, list[int]] = {}
+    votes: dict[str, tuple[str, int]] = {}
+    for language, page, size in documents:
         total[language] += size
+        bins.setdefault(language, [0] * 16**_BIN_DIGITS)[int(page[:_BIN_DIGITS], 16)] += size
+        leader, lead = votes.get(language, (page, 0))  # a majority outweighs all others (Boyer and Moore)
+        votes[language] = (leader, lead + size) if page == leader else (leader, lead - size)
+        if votes[language][1] < 0:
+            votes[language] = (page, size - lead)
+    leading: Counter[str] = Counter()
+    for language, page, size in documents:
+        if page == votes[language][0]:
+            leading[language] += size
+    large = frozenset((language, votes[language][0]) for language in total if leading[language] > total[language] / 2)
+    wanted = {language: min(max(share * size, least_bytes), size / 5) for language, size in total.items()}
+    last: dict[str, str] = {}
+    edge: dict[str, int] = {}
     held: Counter[str] = Counter()
-    found = set()
-    for language, page in sorted(sizes, key=lambda key: key[1]):
-        size = sizes[language, page]
-        wanted = min(max(share * total[language], least_bytes), total[language] / 5)
-        if held[language] < wanted and size <= total[language] / 2:
+    for language, page in large:
+        bins[language][int(page[:_BIN_DIGITS], 16)] -= leading[language]
+    for language, sizes in bins.items():
+        for number, size in enumerate(sizes):
+            if held[language] + size >= wanted[language]:
+                edge[language] = number
+                break
             held[language] += size
-            found.add((language, page))
-    return frozenset(found)
+        else:
+            last[language] = "g"  # behind every digest
+    inside: Counter[tuple[str, str]] = Counter()
+    for language, page, size in documents:
+        if edge.get(language) == int(page[:_BIN_DIGITS], 16) and (language, page) not in large:
+            inside[language, page] += size
+    for language, page in sorted(inside):
+        if held[language] < wanted[language]:
+            held[language] += inside[language, page]
+            last[language] = page
+    for language, number in edge.items():
+        if language not in last:  # all before this bin
+            last[language] = f"{number:0{_BIN_DIGITS}x}"
+    return HeldOutPages(last=last, large=large)

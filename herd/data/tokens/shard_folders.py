@@ -16,7 +16,7 @@ def shard_folders(folder: Path, table: str, tokenizer: Tokenizer) -> list[Path]:
     return [folder / own, folder / f"{own}-{key}", cache_folder() / "tokens" / f"{text}-{key}"]
 
 
-def open_shards(folder: Path, tokenizer: Tokenizer, *, table: str = "text", workers: int = 1) -> TokenShards:
+def open_shards(folder: Path, tokenizer: Tokenizer, *, table: str = "text") -> TokenShards:
     """The tokens of a data folder's training documents, or of its books. What was not written with this tokenizer yet
     is written now: one line says so, and later runs find it."""
     open_table(folder, table, [])
@@ -29,5 +29,5 @@ def open_shards(folder: Path, tokenizer: Tokenizer, *, table: str = "text", work
                 return TokenShards(place)
     out = places[1] if os.access(folder, os.W_OK) else places[2]
     print(f"{folder} has no tokens of this tokenizer yet: they are written to {out} once")
-    write_shards(folder, tokenizer, table=table, out=out, workers=workers)
+    write_shards(folder, tokenizer, table=table, out=out)
     return TokenShards(out)

@@ -1,4 +1,4 @@
-"""A data folder's text to token shards, in blocks of documents: by one process on all cores, or by several processes.
+"""A data folder's text to token shards, in blocks of documents: by one process on all cores, or by several workers.
 
 What makes a block and a shard depends on the rows alone, so any number of workers writes the same bytes. A worker that
 is killed is replaced and its blocks are done again. Of a run that was killed the whole shards are kept: the same call
@@ -7,13 +7,10 @@ goes on after the last one. The folder appears under its name when all of it is 
 
 import os
 import shutil
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ import pyarrow.compute as compute
 
 from herd.core.files import lock_folder, naming_full_disk, read_json, sha256, sync, work_folder, write_json
 from herd.core.progress import ProgressBar, progress_bar
+from herd.core.workers import ONE, Workers
 from herd.data.tokens.shards import COLUMNS, FOLDERS, FORMAT, MANIFEST, open_table, table_hash, tokenizer_hash
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.errors import HerdError
@@ -32,8 +30,6 @@ BLOCK_BYTES = 2**20
 """A block ends with the document that reaches this size, in bytes of text."""
 ROWS = 256
 """Rows that are read at a time."""
-TRIES = 3
-"""How often a block may end its worker."""
 REQUEST = "request.json"
 SOURCES = "sources.json"
 """What a data folder may say of its sources: {name: {"weight", "max_epochs", "licence"}}."""
@@ -61,12 +57,12 @@ def write_shards(
     *,
     table: str = "text",
     out: Path | None = None,
-    workers: int = 1,
+    workers: Workers = ONE,
     shard_bytes: int = SHARD_BYTES,
     quiet: bool = False,
 ) -> Path:
-    """Write the tokens of a table of the data folder `folder`, by default to its `tokens`, which is returned. `workers`
-    processes encode; one does so in this process, on all cores."""
+    """Write the tokens of a table of the data folder `folder`, by default to its `tokens`, which is returned. One
+    worker encodes on all cores."""
     out = folder / FOLDERS[table] if out is None else out
     request = {
         "format": FORMAT,
@@ -129,85 +125,18 @@ def read_blocks(folder: Path, table: str, first_row: int) -> Iterator[Block]:
         yield block
 
 
-def encode_block(tokenizer: Tokenizer, texts: list[str], dtype: str) -> tuple[np.ndarray, np.ndarray]:
+def encode_block(tokenizer: Tokenizer, block: Block) -> tuple[np.ndarray, np.ndarray]:
     """Ids of the documents end to end, and the length of each."""
     ids = tokenizer.ids
-    documents = [[ids.bos, *tokens, ids.end_of_text] for tokens in tokenizer.encode_batch(texts)]
+    documents = [[ids.bos, *tokens, ids.end_of_text] for tokens in tokenizer.encode_batch(block.texts)]
     lengths = np.array([len(document) for document in documents], dtype=np.int64)
     count = int(lengths.sum())
-    return np.fromiter(chain.from_iterable(documents), dtype=dtype, count=count), lengths
+    return np.fromiter(chain.from_iterable(documents), dtype=dtype_of(tokenizer), count=count), lengths
 
 
-_of_process: Tokenizer
-
-
-def _start_process(tokenizer: Tokenizer, threads: int) -> None:
-    global _of_process
-    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
-    _of_process = tokenizer
-
-
-def _encode_in_process(texts: list[str], dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    return encode_block(_of_process, texts, dtype)
-
-
-class _Encoder:
-    """Encodes blocks in their order, some ahead; replaces workers that were killed."""
-
-    def __init__(self, tokenizer: Tokenizer, dtype: str, workers: int) -> None:
-        self.tokenizer, self.dtype, self.workers = tokenizer, dtype, workers
-        self._pool = self._new_pool()
-
-    def _new_pool(self) -> Executor:
-        if self.workers == 1:
-            return ThreadPoolExecutor(1)
-        threads = max(1, (os.cpu_count() or 1) // self.workers)
-        return ProcessPoolExecutor(
-            self.workers,
-            mp_context=get_context("spawn"),  # threads of the tokenizer do not survive a fork
-            initializer=_start_process,
-            initargs=(self.tokenizer, threads),
-        )
-
-    def _submit(self, block: Block) -> Future[tuple[np.ndarray, np.ndarray]]:
-        if self.workers == 1:
-            return self._pool.submit(encode_block, self.tokenizer, block.texts, self.dtype)
-        return self._pool.submit(_encode_in_process, block.texts, self.dtype)
-
-    def run(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, np.ndarray, np.ndarray]]:
-        """Each block with its ids and lengths."""
-        waiting: deque[tuple[Block, Future[tuple[np.ndarray, np.ndarray]]]] = deque()
-        failed = 0
-        while True:
-            while len(waiting) < 2 * self.workers and (block := next(blocks, None)) is not None:
-                try:
-                    waiting.append((block, self._submit(block)))
-                except BrokenProcessPool:
-                    lost: Future[tuple[np.ndarray, np.ndarray]] = Future()
-                    lost.set_exception(BrokenProcessPool())
-                    waiting.append((block, lost))
-            if not waiting:
-                return
-            block, future = waiting[0]
-            try:
-                tokens, lengths = future.result()
-            except BrokenProcessPool:
-                failed += 1
-                if failed == TRIES:
-                    raise HerdError(
-                        f"a process that encodes rows {block.rows[0]:,} to {block.rows[-1]:,} was ended {TRIES} times, "
-                        f"most likely out of memory: use fewer than {self.workers} workers; what is written is kept"
-                    ) from None
-                self.close()
-                self._pool = self._new_pool()
-                waiting = deque((block, self._submit(block)) for block, _ in waiting)
-                continue
-            waiting.popleft()
-            failed = 0
-            yield block, tokens, lengths
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+def dtype_of(tokenizer: Tokenizer) -> str:
+    """The smallest type that holds all ids."""
+    return "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
 
 
 class _Writer:
@@ -215,24 +144,23 @@ class _Writer:
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, table: str, work: Path, shard_bytes: int) -> None:
         self.folder, self.tokenizer, self.table, self.work = folder, tokenizer, table, work
-        self.dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
+        self.dtype = dtype_of(tokenizer)
         self.shard_bytes = shard_bytes
         self.languages: dict[str, int] = {}
         self.sources: dict[str, int] = {}
         self.notes: list[dict[str, Any]] = []
 
-    def run(self, workers: int, *, quiet: bool) -> None:
+    def run(self, workers: Workers, *, quiet: bool) -> None:
         """Write what is missing of the shards."""
         first_row = self._resume()
         total = open_table(self.folder, self.table, []).metadata.num_rows
-        encoder = _Encoder(self.tokenizer, self.dtype, workers)
-        encoded = encoder.run(read_blocks(self.folder, self.table, first_row))
-        try:
-            with progress_bar("tokens: rows", total, done=first_row, quiet=quiet) as bar:
-                while self._shard(encoded, bar):
-                    pass
-        finally:
-            encoder.close()
+        blocks = read_blocks(self.folder, self.table, first_row)
+        encoded = workers.map(
+            encode_block, self.tokenizer, blocks, name=lambda block: f"rows {block.rows[0]:,} to {block.rows[-1]:,}"
+        )
+        with closing(encoded), progress_bar("tokens: rows", total, done=first_row, quiet=quiet) as bar:
+            while self._shard(encoded, bar):
+                pass
 
     def _resume(self) -> int:
         """Read the notes of whole shards; the row after them."""
@@ -245,14 +173,14 @@ class _Writer:
             self.sources = {name: index for index, name in enumerate(note["sources"])}
         return int(self.notes[-1]["next_row"]) if self.notes else 0
 
-    def _shard(self, encoded: Iterator[tuple[Block, np.ndarray, np.ndarray]], bar: ProgressBar) -> bool:
+    def _shard(self, encoded: Iterator[tuple[Block, tuple[np.ndarray, np.ndarray]]], bar: ProgressBar) -> bool:
         """Write the next shard; False if nothing was left."""
         number = len(self.notes)
         name, index = f"train-{number:05}.bin", {column: list[np.ndarray]() for column in COLUMNS}
         sizes: list[int] = []
         size, next_row, before = 0, 0, self.notes[-1]["next_row"] if self.notes else 0
         with (self.work / name).open("wb") as file:
-            for block, tokens, lengths in encoded:
+            for block, (tokens, lengths) in encoded:
                 file.write(tokens.astype(tokens.dtype.newbyteorder("<"), copy=False).tobytes())
                 size += tokens.nbytes
                 index["offsets"].append(lengths)
