@@ -61,7 +61,11 @@ def write_corpus(folder: Path, *, files: int = 6, rows: int = 12) -> Path:
 
 
 CONFIG = CleaningConfig(
-    gopher_words=False, gopher_duplicate_ngrams=False, gopher_top_ngrams=False, gopher_duplicate_lines=False
+    boilerplate_documents=4,
+    gopher_words=False,
+    gopher_duplicate_ngrams=False,
+    gopher_top_ngrams=False,
+    gopher_duplicate_lines=False,
 )
 SMALL = {"part_bytes": 10_000, "segment_bytes": 5_000}
 
