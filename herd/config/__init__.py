@@ -6,6 +6,7 @@ versions of them, with the same kinds of layers in a few megabytes. `herd plan P
 """
 
 from herd.config.cleaning import CleaningConfig
+from herd.config.distill import DistillConfig, TeachConfig
 from herd.config.engine import EngineConfig
 from herd.config.evaluate import EvaluateConfig, LongConfig, ReportConfig
 from herd.config.model import PAGE_TOKENS, ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
@@ -39,7 +40,15 @@ from herd.config.sources import (
     TextSource,
     VideoSource,
 )
-from herd.config.stages import LANGUAGES, DataConfig, MidtrainConfig, PretrainConfig, SftConfig, VisionStageConfig
+from herd.config.stages import (
+    LANGUAGES,
+    DataConfig,
+    MidtrainConfig,
+    PretrainConfig,
+    PretrainPlan,
+    SftConfig,
+    VisionStageConfig,
+)
 from herd.config.training import (
     HOW_IT_RUNS,
     LORA_TARGETS,
@@ -67,6 +76,7 @@ __all__ = [
     "CheckpointConfig",
     "CleaningConfig",
     "DataConfig",
+    "DistillConfig",
     "EncoderConfig",
     "EngineConfig",
     "EvaluateConfig",
@@ -84,6 +94,7 @@ __all__ = [
     "PreferenceSource",
     "PresetName",
     "PretrainConfig",
+    "PretrainPlan",
     "PromptSource",
     "ReportConfig",
     "RopeScaling",
@@ -92,6 +103,7 @@ __all__ = [
     "SftConfig",
     "SourceConfig",
     "SpecialIds",
+    "TeachConfig",
     "TextSource",
     "VideoSource",
     "VisionConfig",

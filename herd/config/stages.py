@@ -175,8 +175,8 @@ class VisionStageConfig(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(LanguageTrainingConfig):
-    """Text, pictures and clips fused early."""
+class PretrainPlan(Checked):
+    """What pre-training shows: documents, pictures and clips are a function of these settings and the seed."""
 
     num_tokens: Count = 4_000_000
     """Tokens of training in all."""
@@ -200,8 +200,6 @@ class PretrainConfig(LanguageTrainingConfig):
     no limit but those of the data folder's sources."""
     shuffle_tokens: Annotated[int, at_least(4096)] = 2**26
     """Tokens that are planned and shuffled at a time; a run of no more is shuffled as a whole."""
-    picture_weight: Weight = 2.0
-    """What a learnt token of a name, of a picture or a clip, weighs beside one of text: few describe what is shown."""
     names_a_picture: Count = 5
     """Languages in which a picture or a clip is named each time it is seen."""
     asked_share: Share = 0.3
@@ -233,6 +231,14 @@ class PretrainConfig(LanguageTrainingConfig):
         parts = len(self.picture_schedule) or len(self.video_schedule) or 1
         pictures = self.picture_schedule or (self.picture_share,) * parts
         return tuple(zip(pictures, self.video_schedule or (self.video_share,) * parts, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(PretrainPlan, LanguageTrainingConfig):
+    """Text, pictures and clips fused early."""
+
+    picture_weight: Weight = 2.0
+    """What a learnt token of a name, of a picture or a clip, weighs beside one of text: few describe what is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from herd.model.transformer import Transformer
 from herd.train.balance import Balancer
 from herd.train.dtype import training_dtype
 from herd.train.heldout import HeldoutBatches, HeldoutLoss
-from herd.train.loop import Hook, train
+from herd.train.loop import Hook, LossFunction, train
 from herd.train.losses import language_loss
 from herd.train.trainable import set_trainable
 
@@ -89,10 +89,11 @@ def train_language(
     parallel: Parallel,
     *,
     hooks: Sequence[Hook] = (),
+    loss_fn: LossFunction[Batch] | None = None,
 ) -> None:
-    """Train a model, applied to the ranks already, to predict the next token."""
+    """Train a model, applied to the ranks already, to predict the next token; `loss_fn` replaces the loss of that."""
     shared = parallel.share(batches, model.config.chunk_size)
-    loss_fn = language_loss(config.balance_coefficient, parallel)
+    loss_fn = loss_fn or language_loss(config.balance_coefficient, parallel)
     rate = 0.0 if config.lora.rank is not None else config.bias_update_rate
     routers = [parameter for name, parameter in model.named_parameters() if "router" in name]
     if rate and any(not parameter.requires_grad for parameter in routers):

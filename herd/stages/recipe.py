@@ -27,14 +27,18 @@ NAMED = "stage"
 """The table of the stages that have names of their own."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """What a stage may be called: it is the name of its folder too. Names with dots are those of folders moved aside."""
-KEYS = {"model": "from", "data": "data"}
+KEYS = {"model": "from", "data": "data", "teacher": "teacher"}
 """What a stage reads → the key that names it."""
 SIGNS = {
     "model": ("config.json", "adapter_config.json"),
     "data": ("tokenizer",),
     "selection": ("selection.parquet",),
+    "teacher": ("teacher.json", "config.json"),
 }
 """What every such folder has one of."""
+SERVES_AS = {"teacher": ("teacher", "model")}
+"""What a stage reads → what a folder may hold that is named for it, where that is not the same alone: a student learns
+from a teacher's rows, or from a model that reads every batch."""
 
 
 def no_inputs(config: Any) -> Mapping[str, Path]:
@@ -231,7 +235,7 @@ def named_folder(
     """What the `value` of a stage's `key` names: a stage above it, or a folder of the user's."""
     table = tables[stage]
     where = f"{table.where} {key} ="
-    writers = writers_of(role, before)
+    writers = [name for held in SERVES_AS.get(role, (role,)) for name in writers_of(held, before)]
     names = f"name one of: {', '.join(writers)}" if writers else f"no table above writes a {role}"
     if not isinstance(value, str):
         raise HerdError(f"{where} {value!r} must be the name of a table above or a folder")

@@ -1,6 +1,6 @@
 """Losses over a vocabulary as pure functions; logits exist for some rows at a time and never whole.
 
-`cross_entropy` and `soft_cross_entropy` compute their gradients in the forward, as they know what each row weighs.
+`cross_entropy` and its soft forms compute their gradients in the forward, as they know what each row weighs.
 `token_logprobs` and `token_entropy` do not, so their backward computes the logits again: one product more. Logits have
 the precision of the hidden states; probabilities and their logarithms are fp32, or fp64 of fp64.
 """
@@ -8,6 +8,8 @@ the precision of the hidden states; probabilities and their logarithms are fp32,
 # N tokens, D width, V vocabulary, K targets of a token, R rows of a chunk
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -52,10 +54,63 @@ def soft_cross_entropy(
     """sum_i w_i * sum_k s_ik * -log softmax(U h_i)[t_ik], in nats, and the unweighted terms, as `cross_entropy` has
     them; no product more than there.
 
-    The shares of a row sum to 1, and a token may come several times. For distillation with K - 1 tokens drawn from the
-    teacher: the token of the text with a share of 1 - alpha, each draw with alpha / (K - 1).
+    The shares of a row sum to 1, and a token may come several times.
     """
-    return _CrossEntropy.apply(hidden_ND, unembedding_VD, targets_NK, shares_NK, weights_N)
+
+    def fixed(rows_R: Tensor, _: Tensor) -> Tensor:
+        return shares_NK[rows_R]
+
+    return _CrossEntropy.apply(hidden_ND, unembedding_VD, targets_NK, fixed, weights_N)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationTerms:
+    """What `distillation_loss` records of each token, without gradient; 0 where its weight is 0."""
+
+    hard_N: Tensor
+    """-log p_S(y) in nats, y the token of the text: what `cross_entropy` gives."""
+    alpha_N: Tensor
+    """The share of the teacher's draws; 0 without a teacher's row."""
+
+
+def distillation_cross_entropy(
+    hidden_ND: Float[Tensor, "n d"],
+    unembedding_VD: Float[Tensor, "v d"],
+    targets_N: Int[Tensor, "n"],
+    draws_NK: Int[Tensor, "n k"],
+    teacher_logprobs_N: Float[Tensor, "n"],
+    weights_N: Float[Tensor, "n"],
+    *,
+    alpha: float,
+    confidence_scale: float | None,
+) -> tuple[Float[Tensor, ""], DistillationTerms]:
+    """sum_i w_i * [(1 - a_i) * -log p_S(y_i) + a_i * mean_k -log p_S(d_ik)], in nats, with the student's probabilities
+    p_S = softmax(U h), the text's token y and K tokens d drawn from the teacher's softmax.
+
+    The draws' mean estimates the cross-entropy with the teacher's whole distribution without bias, and costs no product
+    more than `cross_entropy`. Soft and hard targets are weighed token by token, a_i = alpha * sigmoid((log p_T(y_i) -
+    log p_S(y_i)) / confidence_scale) without gradient: the teacher counts where it knows the text better than the
+    student. Without a scale a_i = alpha. Where the teacher's log-probability is NaN there is no row, and a_i = 0.
+    """
+    hard_N = torch.zeros(len(hidden_ND), dtype=wide(hidden_ND), device=hidden_ND.device)
+    alpha_N, num_draws = torch.zeros_like(hard_N), draws_NK.shape[1]
+
+    def shares(rows_R: Tensor, loss_RK: Tensor) -> Tensor:
+        teacher_R = teacher_logprobs_N[rows_R].to(loss_RK.dtype)
+        factor_R = torch.ones_like(teacher_R)
+        if confidence_scale is not None:
+            factor_R = torch.sigmoid((teacher_R + loss_RK[:, 0]) / confidence_scale)
+        alpha_R = torch.where(teacher_R.isnan(), 0.0, alpha * factor_R)
+        hard_N[rows_R], alpha_N[rows_R] = loss_RK[:, 0], alpha_R
+        draws_RK = (alpha_R / num_draws)[:, None].expand(-1, num_draws)
+        return torch.cat([(1 - alpha_R)[:, None], draws_RK], dim=1)
+
+    targets_NK = torch.cat([targets_N[:, None], draws_NK], dim=1)
+    loss, _ = _CrossEntropy.apply(hidden_ND, unembedding_VD, targets_NK, shares, weights_N)
+    unlearnt_N = send(weights_N, hidden_ND.device) == 0
+    return loss, DistillationTerms(
+        hard_N=hard_N.masked_fill_(unlearnt_N, 0), alpha_N=alpha_N.masked_fill_(unlearnt_N, 0)
+    )
 
 
 def token_logprobs(
@@ -70,13 +125,17 @@ def token_entropy(hidden_ND: Float[Tensor, "n d"], unembedding_VD: Float[Tensor,
     return _TokenEntropy.apply(hidden_ND, unembedding_VD)
 
 
+SharesOf = Callable[[Tensor, Tensor], Tensor]
+"""Numbers of tokens [R] and -log p of each of their targets [R, K] to the targets' shares [R, K]."""
+
+
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, targets, shares_NK, weights_N):  # type: ignore[no-untyped-def]
+    def forward(ctx, hidden_ND, weight_VD, targets, shares, weights_N):  # type: ignore[no-untyped-def]
         learnt = send(torch.nonzero(weights_N)[:, 0], hidden_ND.device)
         weights_N = send(weights_N, hidden_ND.device)
         frozen = not ctx.needs_input_grad[1]
-        losses_N, *grads = nll_gradients(hidden_ND, weight_VD, targets, shares_NK, weights_N, learnt, frozen=frozen)
+        losses_N, *grads = nll_gradients(hidden_ND, weight_VD, targets, shares, weights_N, learnt, frozen=frozen)
         ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(losses_N)
         return (losses_N * weights_N).sum(), losses_N
@@ -152,7 +211,7 @@ def nll_gradients(
     hidden_ND: Tensor,
     weight_VD: Tensor,
     targets: Tensor,
-    shares_NK: Tensor | None,
+    shares: SharesOf | None,
     weights_N: Tensor,
     learnt: Tensor,
     *,
@@ -171,16 +230,18 @@ def nll_gradients(
         return F.pad(x[learnt], (0, 0) * (x.ndim - 1) + (0, filling))
 
     hidden, target = chosen(hidden_ND), chosen(targets)
-    share = None if shares_NK is None else chosen(shares_NK)
     # The weights go on the narrow side of the products.
     weight_1 = chosen(weights_N)[:, None].to(hidden_ND.dtype)
     scaled = hidden * weight_1
     grad, losses = torch.empty_like(hidden), losses_N.new_empty(len(hidden))
     for rows, logits_RV in logit_chunks(hidden, weight_VD):
-        if share is None:
+        if shares is None:
             losses[rows] = softmax_gradient(logits_RV, target[rows])
         else:
-            losses[rows] = soft_gradient(logits_RV, target[rows], share[rows])
+            numbers_R = learnt[rows]  # without the filling, whose gradient is multiplied by 0
+            logits_RV[len(numbers_R) :] = 0
+            size = slice(rows.start, rows.start + len(numbers_R))
+            losses[size] = soft_gradient(logits_RV[: len(numbers_R)], target[size], partial(shares, numbers_R))
         torch.mm(logits_RV, weight_VD, out=grad[rows])
         if grad_weight is not None:
             grad_weight += logits_RV.T @ scaled[rows]
@@ -200,12 +261,13 @@ def softmax_gradient(logits_RV: Tensor, target_R: Tensor) -> Tensor:
     return losses_R
 
 
-def soft_gradient(logits_RV: Tensor, target_RK: Tensor, share_RK: Tensor) -> Tensor:
-    """sum_k share_k * -log softmax(logits)[target_k]; in place, the logits become its gradient,
-    softmax - sum_k share_k onehot(target_k)."""
+def soft_gradient(logits_RV: Tensor, target_RK: Tensor, shares: Callable[[Tensor], Tensor]) -> Tensor:
+    """sum_k share_k * -log softmax(logits)[target_k], the shares being a function of these terms [R, K]; in place, the
+    logits become its gradient, softmax - sum_k share_k onehot(target_k), as if the shares were constants."""
     at_RK = logits_RV.gather(1, target_RK).to(wide(logits_RV))
     first_R = softmax_gradient(logits_RV, target_RK[:, 0])
     loss_RK = first_R[:, None] + at_RK[:, :1] - at_RK
+    share_RK = shares(loss_RK)
     # Set, not added: a sum with what stands there would keep its rounding. Equal targets get the same value.
     same_RKK = target_RK[:, :, None] == target_RK[:, None, :]
     gradient_RK = (-loss_RK).exp() - (same_RKK * share_RK[:, None, :]).sum(-1)

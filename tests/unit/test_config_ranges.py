@@ -13,6 +13,7 @@ from herd.cli import main
 from herd.config import (
     CheckpointConfig,
     DataConfig,
+    DistillConfig,
     EncoderConfig,
     EvaluateConfig,
     LongConfig,
@@ -25,6 +26,7 @@ from herd.config import (
     PretrainConfig,
     SelectConfig,
     SftConfig,
+    TeachConfig,
     VisionStageConfig,
 )
 from herd.config.ranges import Range
@@ -34,6 +36,7 @@ from herd.stages.convert import ConvertConfig
 CONFIGS = (
     DataConfig, NewModelConfig, EncoderConfig, VisionStageConfig, PretrainConfig, MidtrainConfig, SftConfig,
     SelectConfig,
+    TeachConfig, DistillConfig,
     EvaluateConfig, LongConfig, ConvertConfig, OptimizerConfig, ParallelConfig, CheckpointConfig, LossSpikesConfig,
     LoraConfig,
 )  # fmt: skip

@@ -295,3 +295,14 @@ def test_a_table_can_change_every_field_of_a_shape_but_what_the_tokenizer_says()
 def test_the_recipes_of_the_house_fit_its_stages():
     for path in recipe_path("tiny").parent.glob("*.toml"):
         assert load_recipe(path.stem, STAGES), path
+
+
+def test_a_student_learns_from_the_rows_above_it_or_from_a_model_that_is_named(tmp_path: Path):
+    life = '[data]\n[model]\n[pretrain]\n[teach]\n[stage.small]\nkind = "model"\n[distill]\nfrom = "small"\n'
+    nodes = load_recipe(recipe(tmp_path, life), STAGES)
+    assert nodes["teach"].parents == {"model": "pretrain", "data": "data"}
+    assert nodes["distill"].parents == {"model": "small", "data": "data", "teacher": "teach"}
+    nodes = load_recipe(recipe(tmp_path, life + 'teacher = "pretrain"\n'), STAGES)
+    assert nodes["distill"].parents["teacher"] == "pretrain"
+    with pytest.raises(HerdError, match=r"reads a teacher folder and no table above it writes one: add \[teach\] above"):
+        load_recipe(recipe(tmp_path, "[data]\n[model]\n[pretrain]\n[distill]\n"), STAGES)

@@ -5,6 +5,7 @@ from the shards and pixels are cut for that step only. Batch s is a function of 
 state.
 """
 
+import hashlib
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -162,12 +163,43 @@ class PretrainBatches:
         written = self._writer.write(part, self.clip_shelf.names[index], self.clip_questions, rng)
         return ClipPiece(**written, clip=index)
 
-    def samples(self, step: int, text_weight: float = 1.0) -> list[Sample]:
-        """The documents of step `step`; `text_weight` is what each learnt token of text weighs."""
+    def step_places(self, step: int) -> tuple[Plan, range]:
+        """The plan that a step is in, and the places of what it shows."""
         number = bisect_right(self.windows, step, key=lambda window: window.first_step) - 1
         plan = self.plan(self.windows[number])
-        places = plan.steps[step - plan.window.first_step]
+        return plan, plan.steps[step - plan.window.first_step]
+
+    def samples(self, step: int, text_weight: float = 1.0) -> list[Sample]:
+        """The documents of step `step`; `text_weight` is what each learnt token of text weighs."""
+        plan, places = self.step_places(step)
         return [self._sample(plan, place, text_weight) for place in places]
+
+    def sample(self, window: int, place: int) -> Sample:
+        """What a window shows at one place."""
+        return self._sample(self.plan(self.windows[window]), place, 1.0)
+
+    def stretch(self, plan: Plan, place: int) -> tuple[int, int] | None:
+        """The document at a place, and its first token there; None for a picture or clip."""
+        index, text = int(plan.order[place]), plan.text
+        return (int(text.documents_P[index]), int(text.begins_P[index])) if index < len(text) else None
+
+    def shown_piece(self, plan: Plan, place: int) -> PicturePiece | ClipPiece:
+        """The picture or clip at a place, with its names."""
+        index = int(plan.order[place]) - len(plan.text)
+        return plan.pictures[index] if index < len(plan.pictures) else plan.clips[index - len(plan.pictures)]
+
+    def shown_key(self, plan: Plan, place: int) -> int:
+        """64 bits of what the sample of a picture or clip depends on: its view, its names and their form."""
+        piece, config = self.shown_piece(plan, place), self.config
+        what: tuple[str, int]
+        if isinstance(piece, PicturePiece):
+            what = (self.shelf.rows[piece.picture]["id"], piece.whole)
+        else:
+            assert self.clip_shelf is not None
+            what = (self.clip_shelf.rows[piece.clip]["id"], config.frames_a_clip)
+        spot = (config.seed, plan.window.number, place, *what)
+        digest = hashlib.blake2b(repr(spot).encode() + piece.ids.tobytes(), digest_size=8)
+        return int.from_bytes(digest.digest(), "little")
 
     def _sample(self, plan: Plan, place: int, text_weight: float) -> Sample:
         index = int(plan.order[place])

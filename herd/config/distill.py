@@ -1,0 +1,57 @@
+"""Settings of teaching and of distillation."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from herd.config.ranges import Count, Positive, Seed, Share
+from herd.config.stages import PretrainConfig, PretrainPlan
+from herd.config.training import HOW_IT_RUNS, CheckpointConfig, ParallelConfig, TrainingDtype
+from herd.errors import HerdError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachConfig(PretrainPlan):
+    """A teacher's rows for what a student will be trained on: give the student's own settings. What of its plan has no
+    row is learnt without the teacher."""
+
+    seed: Seed = 0
+    """The student's, of the order of its documents; of the draws too."""
+    draws: Count = 12
+    """Tokens drawn from the teacher's softmax at each position."""
+    dtype: TrainingDtype = field(default="auto", metadata=HOW_IT_RUNS)
+    """Number format of the teacher. `auto`: bfloat16 where the hardware multiplies it fast, else float32."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=HOW_IT_RUNS)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=HOW_IT_RUNS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(PretrainConfig):
+    """Pre-training that learns from a teacher's distribution beside the text: see docs/distill.md."""
+
+    alpha: Share = 0.9
+    """Share of the teacher's targets at the beginning."""
+    alpha_schedule: Literal["linear", "constant"] = "linear"
+    """`linear`: it falls to 0 at the step at which the learning rates begin to; `constant`: it stays."""
+    confidence: bool = True
+    """Multiply it, token by token, by sigmoid((log p_T - log p_S) / confidence_scale) of the text's token: the teacher
+    counts where it knows the text better than the student."""
+    confidence_scale: Positive = 1.0
+    """See `confidence`, in nats."""
+    online_draws: Count = 12
+    """Tokens drawn at each position from a teacher that is a model folder and reads every batch in training; those of a
+    folder of rows are as many as it has."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alpha_schedule == "linear" and self.optimizer.decay == 1:
+            raise HerdError(
+                "optimizer.decay=1 lets the rates fall from the first step, where alpha_schedule=linear is 0: lower "
+                "optimizer.decay, or set alpha_schedule=constant"
+            )
+
+    def alpha_at(self, step: int, num_steps: int) -> float:
+        """The share at a step of so many."""
+        if self.alpha_schedule == "constant":
+            return self.alpha
+        end = num_steps * (1 - self.optimizer.decay)
+        return self.alpha * max(0.0, 1 - step / end)
