@@ -1,8 +1,8 @@
 """`herd bench select`: does the score of `herd select` know what is hard, and is fine-tuning on the hard half better?
 
-Small models learn to copy, reverse and sort digits, which are harder the more digits there are. Each seed has data, a
-base model with its earlier checkpoint, a better teacher and a selection of its own; the data has wrong labels planted.
-From the base, arms are fine-tuned on parts of the data for equal steps. What is finished under `out` is read again.
+Small models learn to copy, reverse and sort digits, which are harder the more digits there are. Each seed has data,
+three checkpoints of a base model, a better teacher and a selection of its own; the data has wrong labels planted. From
+the last checkpoint, arms are fine-tuned on parts of the data for equal steps. What is finished under `out` is read.
 """
 
 import math
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from herd.bench.select_world import (
-    BASE_TOKENS,
     EARLIER_TOKENS,
     PARTS,
+    STEP_TOKENS,
     TEACHER_TOKENS,
     WRONG,
     Question,
@@ -39,7 +39,8 @@ from herd.errors import HerdError
 from herd.evaluate.statistics import spearman
 from herd.stages.select import select
 
-FULL, HARD, HARD_IFD, EASY = "full", "hardest 50 %", "hardest 50 % by log-probability", "easiest 50 %"
+FULL, HARD, HARD_UNAIDED = "full", "hardest 50 %", "hardest 50 % without a teacher"
+HARD_IFD, EASY = "hardest 50 % by log-probability", "easiest 50 %"
 LONG, RANDOM, RANDOM_LEARNABLE = "longest 50 %", "random 50 %", "random 50 % of the learnable"
 HARD_5, RANDOM_5 = "hardest 5 %", "random 5 %"
 ARM_TOKENS, ARM_RATE = 100_000, 0.5
@@ -57,8 +58,8 @@ class World:
     folder: Path
     heldout: list[Question]
     data: Path
-    earlier: Path
-    base: Path
+    checkpoints: list[Path]
+    """Of one run, the earliest first; arms begin with the last."""
     teacher: Path
 
 
@@ -68,12 +69,14 @@ def make_world(seed: int, out: Path) -> World:
     new = new_model(folder / "new", seed)
     data = {name: write_data(folder / name, asked[name], seed, wrong=name == "data") for name in ("data", "base-data")}
     taught = write_data(folder / "teacher-data", asked["teacher-data"], seed)
-    earlier = fine_tune(folder / "earlier", new, data["base-data"], num_tokens=EARLIER_TOKENS, seed=seed, rate=1.0)
-    base = fine_tune(folder / "base", earlier, data["base-data"], num_tokens=BASE_TOKENS, seed=seed + 1000, rate=0.5)
+    checkpoints, model = [], new
+    for place, num_tokens in enumerate((EARLIER_TOKENS, STEP_TOKENS, STEP_TOKENS)):
+        out_of, rate = folder / f"checkpoint-{place}", 0.5 if place else 1.0
+        model = fine_tune(out_of, model, data["base-data"], num_tokens=num_tokens, seed=seed + place, rate=rate)
+        checkpoints.append(model)
     teacher = fine_tune(folder / "teacher", new, taught, num_tokens=TEACHER_TOKENS, seed=seed, rate=1.0)
     return World(
-        seed=seed, folder=folder, heldout=asked["heldout"], data=data["data"], earlier=earlier, base=base,
-        teacher=teacher,
+        seed=seed, folder=folder, heldout=asked["heldout"], data=data["data"], checkpoints=checkpoints, teacher=teacher
     )  # fmt: skip
 
 
@@ -97,7 +100,7 @@ def pass_rates(model: Path, asked: Sequence[Question], kept: Path) -> dict[str, 
 
 def selections(world: World) -> dict[str, tuple[Path, Path | None]]:
     """Data and selection of each arm."""
-    by = (str(world.earlier), str(world.base))
+    by = tuple(map(str, world.checkpoints))
     config = SelectConfig(by=by, teacher=str(world.teacher), seed=world.seed, max_tokens=20)
     hard = world.folder / "selection"
     if not hard.exists():
@@ -115,6 +118,7 @@ def selections(world: World) -> dict[str, tuple[Path, Path | None]]:
 
     difficulty = [row["difficulty"] for row in rows]
     arms = {
+        HARD_UNAIDED: (difficulty, 0.5),
         EASY: (masked([-one for one in difficulty]), 0.5),
         LONG: ([float(len(row["answer"])) for row in rows], 0.5),
         RANDOM: (draw, 0.5),
@@ -182,13 +186,15 @@ def true_and_score(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list
 def run_seed(seed: int, out: Path) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Pass rates of each arm over all cells, and over the harder and the easier half; and facts about the scores."""
     world = make_world(seed, out)
-    start = pass_rates(world.base, world.heldout, world.folder / "base.json")
+    start = pass_rates(world.checkpoints[-1], world.heldout, world.folder / "base.json")
     order = sorted(start, key=lambda cell: start[cell])
     harder, easier = order[: len(order) // 2], order[len(order) // 2 :]
     rates = {"the base": start, "the teacher": pass_rates(world.teacher, world.heldout, world.folder / "teacher.json")}
     for name, (data, selection) in selections(world).items():
         folder = world.folder / f"arm {name}".replace(" %", "").replace(" ", "-")
-        fine_tune(folder, world.base, data, num_tokens=ARM_TOKENS, seed=seed, rate=ARM_RATE, selection=selection)
+        fine_tune(
+            folder, world.checkpoints[-1], data, num_tokens=ARM_TOKENS, seed=seed, rate=ARM_RATE, selection=selection
+        )
         rates[name] = pass_rates(folder, world.heldout, folder.with_suffix(".json"))
     parts = {"all": order, "hard half": harder, "easy half": easier}
     return {
@@ -241,5 +247,6 @@ def bench_select(out: Path, *, seeds: int, as_json: bool) -> None:
 COMPARED = (
     (HARD, FULL, "hard half"), (HARD, FULL, "all"), (HARD, RANDOM, "all"), (HARD, RANDOM, "hard half"),
     (HARD, RANDOM_LEARNABLE, "all"), (HARD, EASY, "all"), (HARD, EASY, "hard half"), (HARD, LONG, "all"),
+    (HARD, HARD_UNAIDED, "all"),
     (HARD_IFD, RANDOM, "all"), (HARD_5, FULL, "all"), (HARD_5, RANDOM_5, "all"), (RANDOM, FULL, "all"),
 )  # fmt: skip

@@ -19,7 +19,7 @@ from herd.stages.sft import sft
 
 LENGTHS = (3, 4, 5, 6, 7)
 DIM, LAYERS, VOCABULARY = 128, 3, 310
-EARLIER_TOKENS, BASE_TOKENS, TEACHER_TOKENS = 160_000, 80_000, 300_000
+EARLIER_TOKENS, STEP_TOKENS, TEACHER_TOKENS = 160_000, 80_000, 300_000
 WRONG, WRONG_SHARE = "wrong label", 0.05
 PARTS = {"heldout": 40, "data": 80, "base-data": 100, "teacher-data": 250}
 """Questions of each operation and number of digits; no question is in two parts."""

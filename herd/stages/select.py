@@ -27,8 +27,8 @@ from herd.stages.select_scores import (
     Scorer,
     as_text,
     read_examples,
-    score_gains,
     score_grades,
+    score_losses,
     score_passes,
 )
 
@@ -120,7 +120,7 @@ def fill(
     ):
         score: dict[str, Callable[[Sequence[Example]], list[Scored]]] = {
             selection.PASS_RATE: partial(score_passes, scorer, engine, task),
-            selection.LOG_PROBABILITY: partial(score_gains, scorer),
+            selection.LOG_PROBABILITY: partial(score_losses, scorer),
             selection.JUDGE: partial(score_grades, scorer),
         }
         for (job, begin), file, there, count in zip(chunks, files, done, counts, strict=True):
@@ -142,8 +142,9 @@ def row_of(example: Example, found: dict[int, dict[str, Scored]], config: Select
     by = [scored[role] for role in scored if role.startswith("by ")]
     if "judge" in scored:
         return row | {"score": selection.JUDGE, **asdict(selection.of_grades(scored["judge"]["grades"]))}
-    if "gains" in by[0]:
-        return row | {"score": selection.LOG_PROBABILITY, **asdict(selection.of_gains([one["gains"] for one in by]))}
+    if "given" in by[0]:
+        difficulty = selection.of_losses([one["given"] for one in by], [one["alone"] for one in by])
+        return row | {"score": selection.LOG_PROBABILITY, **asdict(difficulty)}
     passes, n = sum(one["passes"] for one in by), config.num_answers * len(by)
     row |= {"score": selection.PASS_RATE, "passes": passes, "n": n, **asdict(selection.of_passes(passes, n))}
     if config.teacher:

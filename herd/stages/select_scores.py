@@ -1,7 +1,7 @@
 """How hard chats are for a model: by its own answers, by the log-probability of the given one, by its judgement.
 
 Each scorer takes a few chats and gives a dictionary a chat, which is kept as JSON until all are scored: `passes`,
-`gains` or `grades`; or `skip`, with why the model cannot score it.
+`given` and `alone`; `grades`; or `skip`, with why the model cannot score it.
 """
 
 import json
@@ -119,9 +119,9 @@ def score_passes(scorer: Scorer, engine: Engine, task: ChatTask, examples: Seque
     return scored
 
 
-def score_gains(scorer: Scorer, examples: Sequence[Example]) -> list[Scored]:
-    """The log-probability of each token that the assistant says, less that of the same token without all that stands
-    before the assistant's turn."""
+def score_losses(scorer: Scorer, examples: Sequence[Example]) -> list[Scored]:
+    """The nats of each token that the assistant says, and of the same token without all that stands before the
+    assistant's turn."""
     bos = scorer.model.config.special.bos
     scored: list[Scored | None] = []
     prompts: list[Prompt] = []
@@ -143,9 +143,9 @@ def score_gains(scorer: Scorer, examples: Sequence[Example]) -> list[Scored]:
         whole = next(losses)
         with_T = np.concatenate([whole[begin - 1 : end - 1] for begin, end in found])
         without_T = np.concatenate([next(losses) for _ in found])
-        gain_T = without_T - with_T
-        finite = np.isfinite(gain_T).all()
-        scored[place] = {"gains": gain_T.round(4).tolist()} if finite else {"skip": "its loss is not finite"}
+        nats = {"given": with_T.round(4).tolist(), "alone": without_T.round(4).tolist()}
+        finite = np.isfinite(with_T).all() and np.isfinite(without_T).all()
+        scored[place] = nats if finite else {"skip": "its loss is not finite"}
     return [one for one in scored if one is not None]
 
 

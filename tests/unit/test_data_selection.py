@@ -28,11 +28,23 @@ def test_difficulty_falls_with_passes_and_lies_within_its_interval():
     assert found[16].difficulty == 0.5
 
 
-def test_gains_are_the_exponential_of_their_mean_whatever_a_checkpoint_calls_a_token():
-    made = selection.of_gains([[1.0, 3.0], [2.0, 2.0, 2.0]])
-    assert made.difficulty == pytest.approx(math.exp(-2))
+def test_a_prompt_that_does_not_help_makes_1_and_one_that_says_all_0():
+    made = selection.of_losses([[1.0, 3.0], [1.0, 1.0, 0.0]], [[4.0, 2.0], [3.0, 2.0, 1.0]])
+    assert made.difficulty == pytest.approx(6 / 12)
     assert made.low < made.difficulty < made.high
-    assert selection.of_gains([[0.0]]).difficulty == 1
+    assert selection.of_losses([[2.0, 1.0]], [[2.0, 1.0]]) == selection.Difficulty(difficulty=1.0, low=1.0, high=1.0)
+    assert selection.of_losses([[0.0]], [[2.0]]).difficulty == 0
+    assert math.isfinite(selection.of_losses([[0.0]], [[0.0]]).high)
+
+
+def test_the_interval_of_a_ratio_is_that_of_a_bootstrap_over_the_tokens():
+    rng = np.random.default_rng(0)
+    alone = rng.exponential(2.0, 400)
+    given = alone * rng.uniform(0, 1, 400)
+    made = selection.of_losses([given.tolist()], [alone.tolist()])
+    drawn = rng.integers(0, 400, (4000, 400))
+    low, high = np.quantile(given[drawn].sum(1) / alone[drawn].sum(1), [0.025, 0.975])
+    assert (made.low, made.high) == (pytest.approx(low, abs=5e-3), pytest.approx(high, abs=5e-3))
 
 
 def test_a_sure_judge_has_no_spread_and_a_divided_one_the_middle():

@@ -63,10 +63,10 @@ def scorer(folder: Path, data: Path, **changes: Any) -> scores.Scorer:
     return scores.Scorer(model=model, media=ChatMedia.read(data), config=replace(CONFIG, **changes))
 
 
-def test_gains_are_the_differences_of_two_plain_forwards(tiny_folder: Path, data: Path):
+def test_losses_are_those_of_two_plain_forwards(tiny_folder: Path, data: Path):
     made = scorer(tiny_folder, data)
     examples = scores.read_examples(data)
-    for example, scored in zip(examples[4:8], scores.score_gains(made, examples[4:8]), strict=True):
+    for example, scored in zip(examples[4:8], scores.score_losses(made, examples[4:8]), strict=True):
         model = made.model
         whole = render_messages(model.tokenizer, model.processor, example.chat.messages, add_generation_prompt=False)
         answer = [token for token, learnt in zip(whole.ids, whole.learnt, strict=True) if learnt]
@@ -77,7 +77,8 @@ def test_gains_are_the_differences_of_two_plain_forwards(tiny_folder: Path, data
             return -logp_NV[:-1].gather(1, torch.tensor(ids[1:])[:, None])[-count:, 0]
 
         assert whole.learnt[-len(answer) :] == [True] * len(answer)
-        assert scored["gains"] == pytest.approx((nats(alone) - nats(whole.ids)).tolist(), abs=2e-3)
+        assert scored["given"] == pytest.approx(nats(whole.ids).tolist(), abs=2e-3)
+        assert scored["alone"] == pytest.approx(nats(alone).tolist(), abs=2e-3)
 
 
 def test_each_turn_of_a_conversation_is_scored_as_an_answer():
@@ -142,9 +143,9 @@ def test_a_killed_run_goes_on_and_writes_the_same_table(
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return scores.score_gains(*args)
+        return scores.score_losses(*args)
 
-    monkeypatch.setattr(stage, "score_gains", dying)
+    monkeypatch.setattr(stage, "score_losses", dying)
     with pytest.raises(KeyboardInterrupt):
         select(config, data, tmp_path / "cut")
     done = len(calls) - 1

@@ -4,9 +4,9 @@
 Difficulties of one score are compared with each other, within one kind and language:
 
 - pass rate: 1 minus the mean of the posterior Beta(1 + passes, 1 + n - passes), with its 95 % interval.
-- log-probability: exp(-m), where m is the mean over the answer's tokens of their log-probability given the prompt less
-  that without it; 1 where the prompt does not help. This is IFD (Li et al., arXiv:2308.12032). Interval: m plus or
-  minus 1.96 standard errors over the tokens.
+- log-probability: the mean log-probability of the answer's tokens given the prompt, divided by that without it; 0 where
+  the model is sure of the answer, 1 where the prompt does not help. This is IFD (Li et al., arXiv:2308.12032). The
+  interval is 1.96 standard errors of the ratio over the tokens.
 - judge: (grade - 1) / 4 of a grade from 1 to 5; the interval is 1.96 standard deviations of the judge's own grades.
 """
 
@@ -78,13 +78,14 @@ def beta_quantile(a: int, b: int, share: float) -> float:
     return (low + high) / 2
 
 
-def of_gains(gains: Sequence[Sequence[float]]) -> Difficulty:
-    """Of what the prompt adds to the log-probability of each token of the answer, by each checkpoint."""
-    gain_T = np.concatenate([np.asarray(one, dtype=np.float64) for one in gains])
-    mean, tokens = float(gain_T.mean()), len(gain_T) / len(gains)  # checkpoints agree too much to count each
-    error = Z_95 * float(gain_T.std()) / math.sqrt(tokens)
-    low, value, high = (math.exp(min(-one, 700.0)) for one in (mean + error, mean, mean - error))
-    return Difficulty(difficulty=value, low=low, high=high)
+def of_losses(given: Sequence[Sequence[float]], alone: Sequence[Sequence[float]]) -> Difficulty:
+    """Of the nats of each token of the answer given the prompt, and of the answer alone, by each checkpoint."""
+    given_T, alone_T = (np.array([nats for one in each for nats in one], dtype=np.float64) for each in (given, alone))
+    total = max(float(alone_T.sum()), 1e-6)
+    ratio, tokens = float(given_T.sum()) / total, len(given_T)
+    # Checkpoints agree too much to count each.
+    error = Z_95 * float((given_T - ratio * alone_T).std()) * tokens / total / math.sqrt(tokens / len(given))
+    return Difficulty(difficulty=ratio, low=max(0.0, ratio - error), high=ratio + error)
 
 
 def of_grades(probabilities: Sequence[float]) -> Difficulty:
