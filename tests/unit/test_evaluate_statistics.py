@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.evaluate.statistics import Z_95, Group, mean_interval, ratio_to_control, wilson
+from herd.evaluate.statistics import Z_95, Group, mean_interval, ratio_to_control, spearman, wilson
 
 
 @given(st.integers(1, 500).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
@@ -18,6 +18,18 @@ def test_wilson_ends_are_the_shares_at_which_the_score_test_just_rejects(case: t
         if 0 < end < 1:
             distance = abs(hits / count - end) / math.sqrt(end * (1 - end) / count)
             assert math.isclose(distance, Z_95, rel_tol=1e-6) or math.isclose(end, hits / count, abs_tol=1e-9)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=30))
+def test_rank_correlation_is_that_of_ranks_counted_one_by_one(pairs: list[tuple[int, int]]) -> None:
+    def ranks(values: list[int]) -> list[float]:
+        return [sum(one < mine for one in values) + (values.count(mine) + 1) / 2 for mine in values]
+
+    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
+    if len(set(first)) == 1 or len(set(second)) == 1:
+        assert spearman(first, second) == 0
+    else:
+        assert math.isclose(spearman(first, second), np.corrcoef(ranks(first), ranks(second))[0, 1], abs_tol=1e-9)
 
 
 def test_nothing_asked_says_nothing() -> None:
