@@ -156,6 +156,34 @@ def bench_needle(
     named("herd.bench.needle:needle")(folder, data, context=context, seeds=seeds, budget_gb=budget_gb, as_json=json)
 
 
+def bench_lora(
+    folder: Path,
+    /,
+    *,
+    data: Path,
+    out: Path,
+    rank: int = 16,
+    rates: tuple[float, ...] = (0.002,),
+    seeds: int = 3,
+    num_tokens: int = 500_000,
+    json: bool = False,
+) -> None:
+    """Fine-tune a model on chats as a whole and by adapters, and measure what it forgets of text and learns of chats.
+
+    Args:
+        folder: Folder of a model that was pre-trained.
+        data: Data folder whose chats are trained on, and whose held-out part is measured on.
+        out: Folder of the runs; those that are there are resumed or read.
+        rank: Of the adapters.
+        rates: Their learning rates, one run each.
+        seeds: Runs of each.
+        num_tokens: Tokens of each run.
+        json: Print one JSON object, for scripts.
+    """
+    run = named("herd.bench.lora:lora")
+    run(folder, data, out, rank=rank, rates=rates, seeds=seeds, num_tokens=num_tokens, as_json=json)
+
+
 def bench_tiny(run: Path, /, *, json: bool = False) -> None:
     """Compare the figures of a finished run of the tiny recipe with its targets.
 
@@ -241,6 +269,11 @@ BENCHES = {
     ),
     "bench ablation": command(
         bench_ablation, example="herd bench ablation --data runs/needle/data --out runs/ablation", computes=True
+    ),
+    "bench lora": command(
+        bench_lora,
+        example="herd bench lora runs/tiny/pretrain --data runs/tiny/data --out runs/lora",
+        computes=True,
     ),
     "bench engine": command(
         bench_engine,
