@@ -139,8 +139,9 @@ def load_recipe(name: str, kinds: Mapping[str, StageKind]) -> dict[str, Node]:
     for stage, table in tables.items():
         kind, where = table.kind, table.where
         refuse_renamed(kind.name, table.values, where=where)
-        values = {key: value for key, value in table.values.items() if key not in KEYS.values()}
-        given = {role: named_parent(role, stage, tables, nodes) for role, key in KEYS.items() if key in table.values}
+        keys = {role: key for role, key in KEYS.items() if key not in kind.names}
+        values = {key: value for key, value in table.values.items() if key not in keys.values()}
+        given = {role: named_parent(role, stage, tables, nodes) for role, key in keys.items() if key in table.values}
         parents: dict[str, str | Path] = {}
         if kind.reads_run:
             values |= {"stage": given["model"]} if given else {}

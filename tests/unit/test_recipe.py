@@ -304,5 +304,5 @@ def test_a_student_learns_from_the_rows_above_it_or_from_a_model_that_is_named(t
     assert nodes["distill"].parents == {"model": "small", "data": "data", "teacher": "teach"}
     nodes = load_recipe(recipe(tmp_path, life + 'teacher = "pretrain"\n'), STAGES)
     assert nodes["distill"].parents["teacher"] == "pretrain"
-    with pytest.raises(HerdError, match=r"reads a teacher folder and no table above it writes one: add \[teach\] above"):
+    with pytest.raises(HerdError, match=r"reads a teacher folder and no table above it writes one: add \[teach\]"):
         load_recipe(recipe(tmp_path, "[data]\n[model]\n[pretrain]\n[distill]\n"), STAGES)
