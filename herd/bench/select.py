@@ -7,19 +7,18 @@ the last checkpoint, arms are fine-tuned on parts of the data for equal steps. W
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from herd.bench.select_facts import score_facts
 from herd.bench.select_world import (
     EARLIER_TOKENS,
     PARTS,
     STEP_TOKENS,
     TEACHER_TOKENS,
-    WRONG,
     Question,
+    World,
     fine_tune,
     new_model,
     questions,
@@ -31,12 +30,11 @@ from herd.config import SelectConfig
 from herd.core.files import read_json, write_json
 from herd.core.streams import seed_of, stream
 from herd.data.loading import tables
-from herd.data.loading.selection import NOT_LEARNABLE, choose, read_selection, select_hardest
+from herd.data.loading.selection import NOT_LEARNABLE, choose, read_selection
 from herd.data.tasks.digits import solve
 from herd.engine.load import load
 from herd.engine.sampler import SamplingParams
 from herd.errors import HerdError
-from herd.evaluate.statistics import spearman
 from herd.stages.select import select
 
 FULL, HARD, HARD_UNAIDED = "full", "hardest 50 %", "hardest 50 % without a teacher"
@@ -48,19 +46,6 @@ ANSWERS = 4
 """Answers drawn to each held-out question."""
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Student's t for a 95 % interval of a mean, by the number of seeds."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """The folders of one seed."""
-
-    seed: int
-    folder: Path
-    heldout: list[Question]
-    data: Path
-    checkpoints: list[Path]
-    """Of one run, the earliest first; arms begin with the last."""
-    teacher: Path
 
 
 def make_world(seed: int, out: Path) -> World:
@@ -148,41 +133,6 @@ def plain_data(world: World) -> Path:
     return folder
 
 
-def score_facts(world: World) -> dict[str, float]:
-    """How well the scores rank the examples with right labels, and how many wrong labels are kept."""
-    wrong = {row["id"] for row in tables.read(world.data, "chats") if row["source"] == WRONG}
-    facts: dict[str, float] = {}
-    rows = read_selection(world.folder / "selection")
-    plain = read_selection(world.folder / "selection-ifd")
-    for name, scored in (("pass rate", rows), ("log-probability", plain)):
-        right = [row for row in scored if row["id"] not in wrong]
-        kinds = sorted({row["kind"] for row in right})
-        each = [spearman(*true_and_score([row for row in right if row["kind"] == kind])) for kind in kinds]
-        facts |= {f"rho, {name}, {kind}": one for kind, one in zip(kinds, each, strict=True)}
-        facts[f"rho, {name}"] = statistics.fmean(each)
-        true, score = true_and_score(right)
-        shuffled = stream(world.seed, "control").permutation(score).tolist()
-        facts[f"rho of shuffled scores, {name}"] = spearman(true, shuffled)
-    facts["not learnable"] = statistics.fmean(row["why"] == NOT_LEARNABLE for row in rows)
-    facts["wrong labels not learnable"] = statistics.fmean(
-        row["why"] == NOT_LEARNABLE for row in rows if row["id"] in wrong
-    )
-    unaided = [row | {"why": ""} for row in rows]
-    for keep in (0.5, 0.05):
-        for name, of in ((f"hardest {keep:.0%}", [row | {"why": row["why"] if row["why"] == NOT_LEARNABLE else ""}
-                          for row in rows]), (f"hardest {keep:.0%} without a teacher", unaided)):  # fmt: skip
-            kept = [row["id"] in wrong for row in select_hardest(of, keep, world.seed) if row["kept"]]
-            facts[f"enrichment, {name}"] = statistics.fmean(kept) / (len(wrong) / len(rows))
-    kept = [row["id"] in wrong for row in plain if row["kept"]]
-    facts["enrichment, hardest 50% by log-probability"] = statistics.fmean(kept) / (len(wrong) / len(rows))
-    return facts
-
-
-def true_and_score(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
-    """The number of digits and the difficulty of each row."""
-    return [len(row["prompt"].split()) - 1.0 for row in rows], [row["difficulty"] for row in rows]
-
-
 def run_seed(seed: int, out: Path) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Pass rates of each arm over all cells, and over the harder and the easier half; and facts about the scores."""
     world = make_world(seed, out)
@@ -233,7 +183,7 @@ def bench_select(out: Path, *, seeds: int, as_json: bool) -> None:
     ]  # fmt: skip
     rows += [
         Row(case=f"{name}: rank correlation with the number of digits", unit="rho", more_is_better=True,
-            ours=statistics.fmean(one[f"rho, {name}"] for one in facts), peer=0.8, peer_name="bar")
+            ours=statistics.fmean(one[f"rho with the digits, {name}"] for one in facts), peer=0.8, peer_name="bar")
         for name in ("pass rate", "log-probability")
     ]  # fmt: skip
     rows += [

@@ -34,6 +34,19 @@ class Question:
     length: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The folders of one seed."""
+
+    seed: int
+    folder: Path
+    heldout: list[Question]
+    data: Path
+    checkpoints: list[Path]
+    """Of one run, the earliest first; arms begin with the last."""
+    teacher: Path
+
+
 def questions(seed: int, parts: dict[str, int]) -> dict[str, list[Question]]:
     """Of each part so many questions of each cell, all different."""
     most = sum(parts.values())

@@ -50,7 +50,7 @@ class Job:
 
 def select(config: SelectConfig, data: Path, out: Path) -> Path:
     """Score the training chats of the folder `data` and keep the hardest; returns the finished folder `out`."""
-    if not config.by and not config.judge:
+    if not config.by and (config.teacher or not config.judge):
         raise HerdError("by is empty: give two or three earlier checkpoints, --by runs/mine/sft, or a --judge")
     stage = Stage("select", out, config=config, parents={"data": data, **config.inputs()})
     table, scores = stage.work / selection.FILE, stage.work / SCORES
@@ -67,8 +67,18 @@ def select(config: SelectConfig, data: Path, out: Path) -> Path:
     return stage.finish(selection=facts)
 
 
+def plan_jobs(config: SelectConfig, examples: Sequence[Example]) -> list[Job]:
+    """Who scores what. Raises HerdError where a model has nothing to score."""
+    plan = [job for job in jobs(config, examples) if job.examples]
+    for role, folder in config.inputs().items():
+        if role not in {job.role for job in plan}:
+            others = "has a right answer" if role != "judge" else "lacks a right answer"
+            raise HerdError(f"{role} ({folder}) has nothing to score, as no chat {others}: leave it out")
+    return plan
+
+
 def jobs(config: SelectConfig, examples: Sequence[Example]) -> Iterator[Job]:
-    """Who scores what."""
+    """As `plan_jobs`, also those of no chats."""
     graded = [one for one in examples if one.chat.answer and config.by]
     others = [one for one in examples if not (one.chat.answer and config.by)]
     for role in config.inputs():
@@ -86,7 +96,7 @@ def score_all(
     """What each model made of each chat, by the chat's number and the model's role."""
     media, task = ChatMedia.read(data), ChatTask([one.chat for one in examples])
     found: dict[int, dict[str, Scored]] = {one.number: {} for one in examples}
-    plan = [job for job in jobs(config, examples) if job.examples]
+    plan = plan_jobs(config, examples)
     for role, model_folder in config.inputs().items():
         mine = [job for job in plan if job.role == role]
         chunks = [(job, begin) for job in mine for begin in range(0, len(job.examples), CHUNK)]

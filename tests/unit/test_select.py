@@ -129,7 +129,7 @@ def test_a_killed_run_goes_on_and_writes_the_same_table(
     tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(stage, "CHUNK", 2)
-    config = replace(CONFIG, by=(str(tiny_folder), str(tiny_folder)), teacher=str(tiny_folder))
+    config = replace(CONFIG, by=(str(tiny_folder), str(tiny_folder)))
     monkeypatch.setattr(scores.Scorer, "context", 4000)
     rows = [row for row in tables.read(data, "chats") if row["kind"] == "chat"]  # by log-probability: no draws
     write_chats(data, rows)
@@ -204,7 +204,7 @@ def test_a_wrong_selection_is_refused_in_one_line(
     spoil(tmp_path / "sel")
     capsys.readouterr()
     (data / "tokenizer").mkdir()
-    code = main(["sft", str(tiny_folder), "--data", str(data), "--selection", str(tmp_path / "sel"), "--out",
+    code = main(["sft", str(tiny_folder), "--num-tokens", "999", "--data", str(data), "--selection", str(tmp_path / "sel"), "--out",
                  str(tmp_path / "o")])  # fmt: skip
     err = capsys.readouterr().err
     assert code == 1
@@ -223,6 +223,24 @@ def test_the_command_refuses_what_it_cannot_score_with(
     assert "none is not there" in told("--by", "none")
     assert "keep=0.0 must be above 0" in told("--by", str(tiny_folder), "--keep", "0")
     assert len(told("--by", str(data)).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "answer", "reported"),
+    [
+        ({"teacher": True}, "", "teacher (.*) has nothing to score, as no chat has a right answer: leave it out"),
+        ({"judge": True}, "on", "judge (.*) has nothing to score, as no chat lacks a right answer: leave it out"),
+        ({"judge": True}, "", "by 1 (.*) has nothing to score, as no chat has a right answer: leave it out"),
+        ({"by": (), "judge": True, "teacher": True}, "on", "by is empty"),
+    ],
+)
+def test_a_model_that_has_nothing_to_score_is_refused(
+    changes: dict[str, Any], answer: str, reported: str, tmp_path: Path
+):
+    write_chats(tmp_path / "data", [chat(number, answer=answer) for number in range(3)])
+    folders = {name: str(tmp_path) if value is True else value for name, value in changes.items()}
+    with pytest.raises(HerdError, match=reported):
+        select(replace(CONFIG, **{"by": (str(tmp_path),), **folders}), tmp_path / "data", tmp_path / "out")
 
 
 def test_a_folder_without_training_chats_is_refused(tmp_path: Path):
