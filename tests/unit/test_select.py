@@ -204,8 +204,8 @@ def test_a_wrong_selection_is_refused_in_one_line(
     spoil(tmp_path / "sel")
     capsys.readouterr()
     (data / "tokenizer").mkdir()
-    code = main(["sft", str(tiny_folder), "--num-tokens", "999", "--data", str(data), "--selection", str(tmp_path / "sel"), "--out",
-                 str(tmp_path / "o")])  # fmt: skip
+    folders = ["--data", str(data), "--selection", str(tmp_path / "sel"), "--out", str(tmp_path / "o")]
+    code = main(["sft", str(tiny_folder), "--num-tokens", "999", *folders])
     err = capsys.readouterr().err
     assert code == 1
     assert reported in err
