@@ -21,11 +21,10 @@ from herd.config import EvaluateConfig
 from herd.core.files import write_atomic, write_json
 from herd.core.lineage import Stage
 from herd.core.streams import stream
-from herd.data.packages import planted
+from herd.data.packages import grammar, novel, planted
 from herd.data.packages.haystack import haystack
 from herd.engine.load import load
 from herd.engine.model import LoadedModel
-from herd.evaluate import book, grammar
 from herd.evaluate.charts import recall_map
 from herd.evaluate.long_losses import loss_after, loss_by_position
 from herd.evaluate.long_questions import (
@@ -48,10 +47,10 @@ PASSAGES = 8
 def ask_about_book(hay: Haystack, longest: int, asks: int) -> dict[str, Any]:
     """Shares of right answers about a novel, read up to `longest` tokens, and with the text of `hay` in its place."""
     reader, planter = hay.reader, hay.planter
-    ids, read = book.read_chapters(book.chapters(), planter.tokenizer, longest)
+    ids, read = novel.read_chapters(novel.chapters(), planter.tokenizer, longest)
     length = -(-len(ids) // reader.chunk) * reader.chunk
     ids = np.concatenate([ids, hay.ids[len(ids) : length]])  # up to the edge of a chunk
-    asked = book.quizzes(read, stream(0, "book"), asks)
+    asked = novel.quizzes(read, stream(0, "book"), asks)
 
     def right(where: Haystack) -> dict[str, float]:
         return {

@@ -17,12 +17,11 @@ import numpy as np
 import torch
 
 from herd.core.streams import stream
-from herd.data.packages import planted
+from herd.data.packages import grammar, planted
 from herd.data.packages.long_batches import evaluation_keys
 from herd.data.packages.planted import Keys, Planter, Quiz
 from herd.engine.model import LoadedModel
 from herd.engine.reader import Reader
-from herd.evaluate import grammar
 from herd.evaluate.inputs import DataFolder
 from herd.evaluate.needle import DEPTHS, AnswerToQuiz, Haystack
 from herd.evaluate.section_cache import SectionCache

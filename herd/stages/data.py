@@ -24,11 +24,14 @@ from herd.core.lineage import Stage, hash_of
 from herd.core.progress import progress_bar
 from herd.core.workers import Workers
 from herd.data.loading import tables
+from herd.data.packages.novel import SOURCE as NOVEL
 from herd.data.packages.text import CLEANING
 from herd.data.sources.clean import clean_files
-from herd.data.sources.fetch import Fetched, fetch
+from herd.data.sources.fetch import Fetched, Pack, cached, fetch
+from herd.data.text.contamination import EvaluationIndex
 from herd.data.text.dedup import deduplicate_parts, write_signed
 from herd.data.text.documents import digest
+from herd.data.text.pipeline import evaluation_index
 from herd.data.text.report import Report
 from herd.data.text.splits import HeldOutPages, held_out_pages
 from herd.data.tokens.shard_writer import write_shards
@@ -36,6 +39,7 @@ from herd.data.tokens.shards import TokenShards
 from herd.data.tokens.tokenizer import Tokenizer, train_tokenizer
 from herd.data.view.card import write_card
 from herd.errors import HerdError
+from herd.stages.data_evaluation import chat_item, evaluation_sets
 from herd.stages.data_media import shown
 from herd.stages.data_packages import (
     PACKAGES,
@@ -48,7 +52,7 @@ from herd.stages.data_packages import (
     packages_left_out,
     write_books,
 )
-from herd.stages.data_sources import OwnSources
+from herd.stages.data_sources import CHAT, OwnSources
 from herd.stages.data_summary import describe_cleaning, describe_source, losses
 
 NAMES_REPEATED = 5
@@ -72,6 +76,8 @@ class Build:
     fetched: Fetched | None
     """The packages, where they go in."""
     own: OwnSources
+    novel: Pack | None
+    """The package of the novel that long evaluations ask about, where it is in the cache."""
     key: str
     """Of the config, the packages and the user's files: what was made under another one is not used."""
 
@@ -88,8 +94,10 @@ def build_data(cfg: DataConfig, out: Path) -> Path:
     fetched = fetch() if cfg.reads_packages else None
     parents = cfg.inputs()
     stage = Stage("data", out, config=cfg, parents=parents)
-    key = build_key(cfg, fetched, {role: hash_of(path) for role, path in parents.items()})
-    build = Build(cfg=cfg, work=work_folder(out), fetched=fetched, own=own, key=key)
+    novel = fetched.packs.get(NOVEL) if fetched else cached(NOVEL)
+    packs = [*(fetched.packs.values() if fetched else ()), *([novel] if novel else ())]
+    key = build_key(cfg, packs, {role: hash_of(path) for role, path in parents.items()})
+    build = Build(cfg=cfg, work=work_folder(out), fetched=fetched, own=own, novel=novel, key=key)
     steps = Steps(build)
     write_json(build.work / "sources.json", own.settings())
     facts: Facts = {}
@@ -108,15 +116,17 @@ def build_data(cfg: DataConfig, out: Path) -> Path:
         for line in losses(facts["cleaning"], [source.name for source in cfg.text]):
             print(line)
     left_out = packages_left_out(fetched) if fetched else []
+    if not build.novel and not fetched:
+        left_out.append(f"{NOVEL}: not in the cache, so documents were not compared with it: run `herd data fetch`")
     packages = package_facts(fetched) if fetched else []
     card = {**facts, "sources": [*sources, *packages], "unread": own.unread(), "left_out": left_out}
     write_card(build.work, card)
     return stage.finish(card=card)
 
 
-def build_key(cfg: DataConfig, fetched: Fetched | None, hashes: dict[str, str]) -> str:
+def build_key(cfg: DataConfig, packs: Iterable[Pack], hashes: dict[str, str]) -> str:
     """A hash of all that the data folder depends on; `hashes` are those of the user's files."""
-    packages = sorted((name, pack.sha256) for name, pack in (fetched.packs if fetched else {}).items())
+    packages = sorted({(pack.source.name, pack.sha256) for pack in packs})
     config = {name: value for name, value in asdict(cfg).items() if name not in {"workers", "on"}}
     return hashlib.sha256(json.dumps([config, packages, hashes]).encode()).hexdigest()
 
@@ -162,8 +172,11 @@ def _text(build: Build) -> Facts:
     folder = _cleaning_folder(build)
     parts: list[Path] = []
     config = cfg.cleaning if cfg.text else CLEANING
+    sets = evaluation_sets(build.work, build.novel)
     if build.fetched:
-        write_signed(package_documents(cfg, build.fetched, report), folder / PACKAGES, config)
+        counted = Report() if cfg.text else report  # the same sets are counted once
+        index = evaluation_index(sets, CLEANING, counted)
+        write_signed(package_documents(cfg, build.fetched, report, index), folder / PACKAGES, config)
         parts.append(folder / PACKAGES)
     if cfg.text:
         own = build.own
@@ -172,7 +185,7 @@ def _text(build: Build) -> Facts:
             cfg.cleaning,
             report,
             own.notes,
-            evaluation=own.evaluation(),
+            evaluation=sets,
             folder=folder,
             workers=build.workers,
         )
@@ -260,7 +273,10 @@ def _write_split(build: Build, rows: Path, held: HeldOutPages) -> Facts:
 
 
 def _books(build: Build) -> Facts:
-    return write_books(build.cfg, build.fetched, build.work) if build.fetched else {}
+    if not build.fetched:
+        return {}
+    index = EvaluationIndex(evaluation_sets(build.work, build.novel), CLEANING.contamination_ngram)
+    return write_books(build.fetched, build.work, index)
 
 
 def _own_chats(build: Build) -> Facts:
@@ -322,11 +338,21 @@ def _chats(build: Build) -> Facts:
         return {}
     left_out: Counter[str] = Counter()
     counts: Counter[str] = Counter()
+    # The user's held-out chats are no set for the user's others: they may share a system message.
+    sets = evaluation_sets(build.work, build.novel, chats=False)
     with tables.Writer(build.work / "chats.parquet", tables.CHATS) as table:
         for row in package_chats(build.cfg, build.fetched, build.work, left_out) if build.fetched else ():
             counts[f"{row['kind']} {row['split']}"] += 1
             table.add(row)
+            if row["split"] != "train":
+                name, item = chat_item(row)
+                sets.setdefault(name, []).append(item)
+        index = EvaluationIndex(sets, build.cfg.cleaning.contamination_ngram)
         for row in _own(build, OWN_CHATS):
+            is_trained = row["kind"] == CHAT and row["split"] == "train"
+            if is_trained and (found := index.find(chat_item(row)[1])):
+                build.own.drop_contaminated(row, found)
+                continue
             counts[f"{row['source']} {row['split']}"] += 1
             table.add(row)
     if build.cfg.chats and not any(build.own.counts[source.name] for source in build.cfg.chats):
@@ -458,14 +484,14 @@ def _balanced(texts: dict[str, list[str]]) -> Iterator[str]:
 
 
 STEPS: dict[str, Step] = {
-    "text": _text,
-    "books": _books,
+    "preferences": _preferences,
+    "prompts": _prompts,
     "own chats": _own_chats,
     "pictures": _pictures,
     "clips": _clips,
     "chats": _chats,
-    "preferences": _preferences,
-    "prompts": _prompts,
+    "text": _text,  # after what is held out of the tables before, which it is compared with
+    "books": _books,
     "tokenizer": _tokenizer,
     "tokens": _tokens,
 }

@@ -16,6 +16,7 @@ from herd.data.packages.pictures import HELD_OUT_SPLITS, all_pictures, clips
 from herd.data.packages.text import read_language
 from herd.data.sources.fetch import Fetched
 from herd.data.sources.package_list import LEFT_OUT, SOURCES
+from herd.data.text.contamination import EvaluationIndex
 from herd.data.text.documents import Document
 from herd.data.text.report import Report
 from herd.data.text.spelling import spellings
@@ -26,24 +27,32 @@ PACKAGES = "packages"
 """What the packages' chats have as their source."""
 
 
-def package_documents(cfg: DataConfig, fetched: Fetched, report: Report) -> list[Document]:
+def package_documents(cfg: DataConfig, fetched: Fetched, report: Report, evaluation: EvaluationIndex) -> list[Document]:
     """The packages' documents, filtered; duplicates are still among them."""
     found: list[Document] = []
     for language in LANGUAGES:
         budget = cfg.english_bytes if language == "en" else cfg.other_bytes
-        found += read_language(language, fetched.packs, budget, report)
+        found += read_language(language, fetched.packs, budget, report, evaluation)
     if not found:
         raise HerdError("the packages gave no text: run `herd data fetch` and see what it leaves out")
     return found
 
 
-def write_books(cfg: DataConfig, fetched: Fetched, work: Path) -> Facts:
-    """books.parquet: long texts, without the lines that are held out elsewhere."""
+def write_books(fetched: Fetched, work: Path, evaluation: EvaluationIndex) -> Facts:
+    """books.parquet: long texts, without the lines that are held out elsewhere and the pages with a passage of an
+    evaluation set."""
     rows = tables.read(work, "text", ["split", "text"])
     held = {line for row in rows if row["split"] == "heldout" for line in row["text"].split("\n") if line.strip()}
-    found = books(fetched.packs, held)
-    tables.write(work / "books.parquet", [asdict(book) for book in found], tables.BOOKS)
-    return {"books": {book.source: {"bytes": len(book.text.encode())} for book in found}}
+    found = books(fetched.packs, held, evaluation)
+    rows = [{name: getattr(book, name) for name in tables.BOOKS.names} for book in found]
+    tables.write(work / "books.parquet", rows, tables.BOOKS)
+    return {
+        "books": {
+            book.source: {"bytes": len(book.text.encode())}
+            | {f"pages dropped for {name}": count for name, count in sorted(book.contaminated.items())}
+            for book in found
+        }
+    }
 
 
 def package_pictures(cfg: DataConfig, fetched: Fetched) -> tuple[list[dict[str, Any]], Facts]:

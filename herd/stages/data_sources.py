@@ -3,8 +3,9 @@
 import base64
 import binascii
 import io
+import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,22 +121,11 @@ class OwnSources:
                 row = {"id": digest(prompt), "split": split, "source": source.name, "prompt": prompt}
                 yield {**row, "answer": one.answer, "verifier": one.rules}
 
-    def evaluation(self) -> dict[str, list[str]]:
-        """What is held out of the user's prompts and chats, by source: documents with a passage of it are not trained
-        on. What is skipped is counted when the rows are written."""
-        sets: dict[str, list[str]] = {}
-        for source in self.cfg.prompts:
-            for one in Prompts(source, self.files[source.name], Notes()):
-                if self.split(tables.to_json(one.prompt)) == "heldout":
-                    said = [text_of(message) for message in one.prompt]
-                    sets.setdefault(source.name, []).append("\n".join([*said, one.answer]))
-        for talk in self.cfg.chats:
-            for chat in Chats(talk, self.files[talk.name], Notes()):
-                said = [text_of(message) for message in chat.messages]
-                asked = next(text for text, one in zip(said, chat.messages, strict=True) if one["role"] == "user")
-                if self.split(asked) == "heldout":
-                    sets.setdefault(talk.name, []).append("\n".join(said))
-        return sets
+    def drop_contaminated(self, row: Mapping[str, Any], found: tuple[str, str]) -> None:
+        """Count a training chat that is left out, as it has a passage of the item `found` of an evaluation set."""
+        self.counts[row["source"]]["train"] -= 1
+        asked = next(text_of(one) for one in json.loads(row["messages"]) if one["role"] == "user")
+        self.notes[row["source"]].skip("chats with a passage of an evaluation set", asked[:80], ": ".join(found))
 
     def split(self, place: str) -> str:
         """`train` or `heldout`, by a hash of what tells a row from others."""

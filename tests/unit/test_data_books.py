@@ -8,10 +8,13 @@ import pytest
 from herd.data.packages.books import BOOKS, TREE, books
 from herd.data.sources.fetch import Pack
 from herd.data.sources.package_list import SOURCES
+from herd.data.text.contamination import EvaluationIndex
+
+NOTHING = EvaluationIndex({}, 13)
 
 
 def pack_of(name: str, members: dict[str, str], folder: Path) -> Pack:
-    path = folder / f"{name}.zip"
+    path = folder / f"{name.replace('/', '-')}.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for member, content in members.items():
             archive.writestr(member, content)
@@ -31,11 +34,18 @@ def packs(tmp_path: Path) -> dict[str, Pack]:
 
 
 def test_pages_follow_the_contents_and_files_their_paths(packs: dict[str, Pack]) -> None:
-    handbook, tree = books(packs, set())
+    handbook, tree = books(packs, set(), NOTHING)
     assert handbook.text == "First page.\n\nSecond page.\nKept out."
     assert tree.text == "# reasoning_gym/a.py\nx = 1\n\n# reasoning_gym/b.py\ndef b():\n    pass"
 
 
 def test_held_out_lines_are_in_no_book(packs: dict[str, Pack]) -> None:
-    assert books(packs, {"Kept out."})[0].text == "First page.\n\nSecond page."
-    assert [book.source for book in books(packs, {"First page.", "Second page.", "Kept out."})] == [TREE]
+    assert books(packs, {"Kept out."}, NOTHING)[0].text == "First page.\n\nSecond page."
+    assert [book.source for book in books(packs, {"First page.", "Second page.", "Kept out."}, NOTHING)] == [TREE]
+
+
+def test_a_page_with_a_passage_of_an_evaluation_set_is_in_no_book_and_is_counted(packs: dict[str, Pack]) -> None:
+    index = EvaluationIndex({"exam": ["reasoning gym a py x 1 and so on", "second page kept out"]}, 4)
+    handbook, tree = books(packs, set(), index)
+    assert handbook.text == "First page." and handbook.contaminated == {"exam": 1}
+    assert tree.text == "# reasoning_gym/b.py\ndef b():\n    pass" and tree.contaminated == {"exam": 1}

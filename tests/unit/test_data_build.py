@@ -87,12 +87,12 @@ def test_a_killed_build_resumes_after_its_last_step(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setitem(stage.STEPS, "chats", killed)
+        patch.setitem(stage.STEPS, "text", killed)
         with pytest.raises(Killed):
             build_data(CFG, tmp_path / "data")
     assert not (tmp_path / "data").exists()
     with monkeypatch.context() as patch:
-        for done in ("text", "pictures", "clips"):
+        for done in ("pictures", "clips", "chats"):
             patch.setitem(stage.STEPS, done, killed)
         resumed = build_data(CFG, tmp_path / "data")
     assert folder_hash(resumed) == folder_hash(data)
@@ -105,8 +105,8 @@ def test_steps_of_another_config_are_not_reused(world: Path, tmp_path: Path, mon
     work.mkdir()
 
     def steps(cfg: DataConfig) -> stage.Steps:
-        key = stage.build_key(cfg, fetched, {})
-        return stage.Steps(stage.Build(cfg=cfg, work=work, fetched=fetched, own=OwnSources(cfg=cfg), key=key))
+        key, own = stage.build_key(cfg, fetched.packs.values(), {}), OwnSources(cfg=cfg)
+        return stage.Steps(stage.Build(cfg=cfg, work=work, fetched=fetched, own=own, novel=None, key=key))
 
     steps(CFG).run("text", lambda _: {"documents": "of CFG"})
     other = DataConfig(english_bytes=50_000)

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from model_folder import random_tokenizer
 from test_engine_reader import CHUNK, model_of, shape, tokens
 
+from herd.data.packages.grammar import Language, translation
+from herd.data.packages.novel import ASKED_WORDS, QUESTIONS, Chapter, quizzes, read_chapters
 from herd.data.packages.planted import Planter, Quiz
 from herd.engine.reader import Reader
-from herd.evaluate.book import ASKED_WORDS, QUESTIONS, Chapter, quizzes, read_chapters
-from herd.evaluate.grammar import Language, translation
 from herd.evaluate.needle import Haystack
 
 TEXTS = (

@@ -14,13 +14,13 @@ from test_engine_reader import CHUNK, model_of, shape, tokens
 from herd.commands.stages import STAGES
 from herd.config import EvaluateConfig, LongConfig, MoEConfig, RopeScaling, preset
 from herd.core.files import write_json
-from herd.data.packages import planted
+from herd.data.packages import grammar, novel, planted
+from herd.data.packages.novel import Chapter
 from herd.data.packages.planted import Keys
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.engine.load import load
 from herd.errors import HerdError
-from herd.evaluate import book, grammar, long, long_questions
-from herd.evaluate.book import Chapter
+from herd.evaluate import long, long_questions
 from herd.evaluate.harness import evaluate
 from herd.evaluate.long_losses import loss_by_position
 from herd.evaluate.long_questions import disable_temperature, heldout_keys
@@ -50,7 +50,7 @@ def folder(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def novel() -> list[Chapter]:
+def chapters() -> list[Chapter]:
     """Thirty short chapters, each with sentences of its own."""
     return [
         Chapter(
@@ -70,7 +70,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> EvaluateConfig:
     for module in (long, long_questions):
         monkeypatch.setattr(module, "DEPTHS", (0.25, 0.75))
     monkeypatch.setattr(long, "TASKS", {"votes": planted.aggregation, long.TRANSLATION: grammar.translation})
-    monkeypatch.setattr(book, "chapters", novel)
+    monkeypatch.setattr(novel, "chapters", chapters)
     return EvaluateConfig(suite="long", long=LongConfig(lengths=(1024, 2048), trained=512, seeds=1, asks=2))
 
 

@@ -1,20 +1,16 @@
 """Documents with passages of an evaluation set are found, named, and nothing else is."""
 
-import json
 import random
 from collections import Counter
 from dataclasses import fields
 from itertools import accumulate
-from pathlib import Path
 
 import pytest
 
-from herd.config import ChatSource, CleaningConfig, DataConfig, PromptSource
-from herd.data.loading.tables import to_json
-from herd.data.text.contamination import EvaluationIndex, words_of
+from herd.config import CleaningConfig
+from herd.data.text.contamination import ANY, NUMBER, EvaluationIndex, Pattern, words_of
 from herd.data.text.documents import Document
 from herd.data.text.pipeline import clean
-from herd.stages.data_sources import OwnSources
 
 CONFIG = CleaningConfig(
     **{field.name: False for field in fields(CleaningConfig) if field.default is True},
@@ -106,6 +102,15 @@ def test_short_items_are_looked_for_as_a_whole_and_the_shortest_are_counted() ->
     assert EvaluationIndex({}, 13).find("any text") is None
 
 
+def test_thirteen_letters_of_a_script_without_spaces_are_a_common_phrase() -> None:
+    """26 of them are looked for, as 13 words of other scripts are."""
+    item = "あなたの性格を保存するためにあなた自身のチャットロボットを作成する必要があるかもしれません。"
+    index = EvaluationIndex({"exam": [item]}, 13)
+    assert index.find("このファイルを作成する必要があるかもしれません。") is None
+    assert index.find(f"彼は「{item[4:32]}」と言った。") == ("exam", item)
+    assert EvaluationIndex({"exam": ["必要があるかもしれません"]}, 13).unchecked == {"exam": 1}
+
+
 def test_the_first_set_by_name_is_named_for_a_passage_of_several() -> None:
     item = "one two three four five six seven eight"
     assert EvaluationIndex({"b": [item], "a": [item]}, 13).find(item) == ("a", item)
@@ -129,26 +134,18 @@ def test_words_are_those_of_a_simple_reading() -> None:
     assert words_of("中文ab") == ["中", "文", "ab"]
 
 
-def test_what_is_held_out_of_prompts_and_chats_is_kept_out_of_the_text_of_a_data_folder(tmp_path: Path) -> None:
-    rng = random.Random(1)
-    known = ["".join(rng.choices("etainshdlucm", k=rng.randint(2, 9))) for _ in range(500)]
-    asked = [" ".join(rng.choices(known, k=20)) for _ in range(40)]
-    prompts = [{"prompt": text, "answer": "17"} for text in asked[:20]]
-    answer = {"role": "assistant", "content": "Yes."}
-    chats = [{"messages": [{"role": "user", "content": text}, answer]} for text in asked[20:]]
-    for name, rows in {"exam": prompts, "talk": chats}.items():
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    config = DataConfig(
-        packages=False,
-        prompts=(PromptSource(path=str(tmp_path / "exam.jsonl"), name="exam"),),
-        chats=(ChatSource(path=str(tmp_path / "talk.jsonl"), name="talk"),),
-        heldout_pairs=0.3,
-    )
-    own = OwnSources(cfg=config)
-    held = {text for text in asked[:20] if own.split(to_json([{"role": "user", "content": text}])) == "heldout"}
-    held |= {text for text in asked[20:] if own.split(text) == "heldout"}
-    assert 4 < len(held) < 30
-    documents = [Document(language="en", source="mine", page=text, text=f"They asked: {text}") for text in asked]
-    kept, report = clean(documents, CONFIG, evaluation=own.evaluation())
-    assert {document.page for document in kept} == set(asked) - held
-    assert set(report.contaminated) == {"exam", "talk"}
+def test_a_pattern_is_found_with_any_words_and_numbers_in_its_gaps() -> None:
+    facts = Pattern.of("The secret number of {key} is {value}.", key=2 * ANY, value=NUMBER)
+    index = EvaluationIndex({"facts": [facts, Pattern.of("{key} is {value}.", key=ANY, value=ANY)]}, 13)
+    assert index.checked == {"facts": 1} and index.unchecked == {"facts": 1}
+    assert index.find("It was said: the SECRET number of old River is 31415!") == ("facts", facts.shown)
+    for other in ("of old river is high", "of the old river is 31415", "of river is 31415"):
+        assert index.find(f"It was said: the secret number {other}") is None
+    assert index.find("the secret number of old river is") is None  # ends before the number
+    assert not EvaluationIndex({"facts": [facts]}, 0).checked
+
+
+def test_gaps_at_the_ends_of_a_pattern_are_left_out() -> None:
+    pattern = Pattern.of("{key} is what a b c d e f {value}", key=2 * ANY, value=ANY)
+    assert pattern.words == ("is", "what", "a", "b", "c", "d", "e", "f")
+    assert EvaluationIndex({"x": [pattern]}, 13).find("is what a b c d e f") is not None

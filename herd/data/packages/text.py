@@ -13,6 +13,7 @@ from typing import Any
 
 from herd.config.cleaning import CleaningConfig
 from herd.data.sources.fetch import Pack
+from herd.data.text.contamination import EvaluationIndex
 from herd.data.text.documents import Document, digest, shuffled
 from herd.data.text.languages import SCRIPTS
 from herd.data.text.markup import html_blocks
@@ -148,8 +149,10 @@ def readers(language: str) -> list[tuple[str, Reader, float]]:
     return [(name, reader, share) for name, reader, share, applies in table if applies]
 
 
-def read_language(language: str, packs: dict[str, Pack], budget: int, report: Report) -> list[Document]:
-    """About `budget` bytes of filtered documents in `language`."""
+def read_language(
+    language: str, packs: dict[str, Pack], budget: int, report: Report, evaluation: EvaluationIndex | None = None
+) -> list[Document]:
+    """About `budget` bytes of filtered documents in `language`, none with a passage of the `evaluation` sets."""
     documents: list[Document] = []
     filled = 0
     present = [row for row in readers(language) if row[0] in packs]
@@ -161,7 +164,7 @@ def read_language(language: str, packs: dict[str, Pack], budget: int, report: Re
             break
         # The Declaration's headings are the same in all its parts.
         config = replace(CLEANING, boilerplate_documents=0) if name == "udhr" else CLEANING
-        for document in _read_source(reader(packs, language), name, language, room, config, report):
+        for document in _read_source(reader(packs, language), name, language, room, config, report, evaluation):
             documents.append(document)
             filled += document.num_bytes
     return documents
@@ -172,7 +175,13 @@ READ_AHEAD = 1.5
 
 
 def _read_source(
-    raw: Iterator[list[str]], source: str, language: str, room: int, config: CleaningConfig, report: Report
+    raw: Iterator[list[str]],
+    source: str,
+    language: str,
+    room: int,
+    config: CleaningConfig,
+    report: Report,
+    evaluation: EvaluationIndex | None,
 ) -> Iterator[Document]:
     """The documents of so many pages that `room` bytes are filled, or of all there are. The pages are filtered
     together, because boilerplate is found by how many of them share a line."""
@@ -189,7 +198,7 @@ def _read_source(
                 exhausted = False
                 break
         counts = Report()
-        kept = list(filter_documents(pages, config, counts))
+        kept = list(filter_documents(pages, config, counts, evaluation=evaluation))
         if exhausted or sum(document.num_bytes for document in kept) >= room:
             break
         want *= 2

