@@ -36,6 +36,7 @@ def chat(
     system: str | None = None,
     sampling: SamplingConfig = CHAT_SAMPLING,
     engine: EngineConfig = CHAT_ENGINE,
+    base: Path | None = None,
     draft_model: Path | None = None,
     yes: bool = False,
 ) -> None:
@@ -46,11 +47,13 @@ def chat(
         system: System message that the conversation begins with.
         sampling: How answers are drawn.
         engine: Options of the engine.
+        base: Folder of the model that an adapter was trained on, if that is not where the adapter says.
         draft_model: Folder of a smaller model with the same tokenizer, for speculative decoding.
         yes: Fetch the small model without asking.
     """
     model = default_model(folder, yes=yes)
-    named("herd.serve.terminal:chat")(model, sampling_params(sampling), engine, system=system, draft_model=draft_model)
+    params = sampling_params(sampling)
+    named("herd.serve.terminal:chat")(model, params, engine, system=system, base=base, draft_model=draft_model)
 
 
 def generate(
@@ -62,6 +65,7 @@ def generate(
     schema: Path | None = None,
     sampling: SamplingConfig = BATCH_SAMPLING,
     engine: EngineConfig = BATCH_ENGINE,
+    base: Path | None = None,
     draft_model: Path | None = None,
     json: bool = False,
 ) -> None:
@@ -75,12 +79,13 @@ def generate(
         schema: File with a JSON schema that every answer follows.
         sampling: How answers are drawn; of each prompt by the seed and its number.
         engine: Options of the engine.
+        base: Folder of the model that an adapter was trained on, if that is not where the adapter says.
         draft_model: Folder of a smaller model with the same tokenizer, for speculative decoding.
         json: Print one JSON object at the end, for scripts.
     """
     params = sampling_params(sampling)
     named("herd.serve.batch:run")(
-        folder, prompts, out, params, engine, schema=schema, draft_model=draft_model, as_json=json
+        folder, prompts, out, params, engine, schema=schema, base=base, draft_model=draft_model, as_json=json
     )
 
 
@@ -92,6 +97,7 @@ def serve(
     port: int = 8000,
     max_queued_requests: int = 128,
     engine: EngineConfig = BATCH_ENGINE,
+    base: Path | None = None,
     draft_model: Path | None = None,
     yes: bool = False,
 ) -> None:
@@ -103,6 +109,7 @@ def serve(
         port: Port to listen on; 0 takes a free one.
         max_queued_requests: Most requests that are queued; further ones are refused with 429.
         engine: Options of the engine.
+        base: Folder of the model that an adapter was trained on, if that is not where the adapter says.
         draft_model: Folder of a smaller model with the same tokenizer, for speculative decoding.
         yes: Fetch the small model without asking.
     """
@@ -112,5 +119,6 @@ def serve(
         port=port,
         config=engine,
         max_queued_requests=max_queued_requests,
+        base=base,
         draft_model=draft_model,
     )

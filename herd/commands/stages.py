@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from herd.commands.command import named
-from herd.config import DataConfig, ReportConfig, SelectConfig, SftConfig
+from herd.config import DataConfig, EvaluateConfig, ReportConfig, SelectConfig, SftConfig
 from herd.stages.recipe import StageKind
 
 
@@ -31,7 +31,7 @@ def report(config: ReportConfig, *stages_and_out: Path) -> Path:
     return path
 
 
-def inputs_of(config: DataConfig | SelectConfig | SftConfig) -> dict[str, Path]:
+def inputs_of(config: DataConfig | EvaluateConfig | SelectConfig | SftConfig) -> dict[str, Path]:
     """The files and folders that a config names, by what they are for."""
     return config.inputs()
 
@@ -139,6 +139,7 @@ ALL = (
         config="herd.config:EvaluateConfig",
         function="herd.evaluate.harness:evaluate",
         reads=("model", "data"),
+        inputs=inputs_of,
         writes="evaluation",
         summary="Evaluate a model on held-out data",
         example="herd evaluate runs/tiny/sft --recipe tiny --data runs/tiny/data --out runs/mine/evaluate",

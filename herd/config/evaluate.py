@@ -1,6 +1,7 @@
 """The settings of `herd evaluate` and of a report."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 from herd.config.ranges import Checked, Count, Seed, at_least
@@ -34,6 +35,8 @@ class EvaluateConfig(Checked):
     suite: Literal["general", "long"] = "general"
     """`long`: what is found in long texts, with the settings in `long` below, and none of the rest."""
     long: LongConfig = field(default_factory=LongConfig)
+    base: str = ""
+    """Folder of the model that an adapter was trained on, if that is not where the adapter says."""
     seed: Seed = 0
     """Of samples, and of the confidence intervals."""
     languages: tuple[str, ...] = ()
@@ -54,6 +57,10 @@ class EvaluateConfig(Checked):
     """Longest answer to a question."""
     sample_tokens: Count = 64
     """Longest sample."""
+
+    def inputs(self) -> dict[str, Path]:
+        """The base of an adapter, where it is given."""
+        return {"base": Path(self.base).expanduser()} if self.base else {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ class Evaluation:
 
     def __init__(self, cfg: EvaluateConfig, model: Path, data: Path) -> None:
         self.cfg, self.data = cfg, DataFolder(data)
-        self.model = load(model)
+        self.model = load(model, base=cfg.inputs().get("base"))
         self._engine = self.model.engine(
             max_num_seqs=MAX_NUM_SEQS, max_model_len=min(self.model.config.max_positions, MAX_MODEL_LEN)
         )

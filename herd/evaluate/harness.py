@@ -22,7 +22,7 @@ def evaluate(cfg: EvaluateConfig, model: Path, data: Path, out: Path) -> Path:
     """Evaluate the model on the held-out parts of the data folder. `model` is whatever `herd.load` opens."""
     if cfg.suite == "long":
         return evaluate_long(cfg, model, data, out)
-    stage = Stage("evaluate", out, config=cfg, parents={"model": model, "data": data})
+    stage = Stage("evaluate", out, config=cfg, parents={"model": model, "data": data, **cfg.inputs()})
     cache = SectionCache(stage)
     with Evaluation(cfg, model, data) as run:
         results = do_sections(run, cache)

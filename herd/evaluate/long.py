@@ -72,9 +72,9 @@ def ask_about_book(hay: Haystack, longest: int, asks: int) -> dict[str, Any]:
 
 def evaluate_long(cfg: EvaluateConfig, model: Path, data: Path, out: Path) -> Path:
     """Write `results.json` and `recall.svg` about the model folder."""
-    stage = Stage("evaluate-long", out, config=cfg, parents={"model": model, "data": data})
+    stage = Stage("evaluate-long", out, config=cfg, parents={"model": model, "data": data, **cfg.inputs()})
     cache, long = SectionCache(stage), cfg.long
-    opened = load(model)
+    opened = load(model, base=cfg.inputs().get("base"))
     trained, trained_by = (long.trained, "settings") if long.trained else training_length(model, opened.config)
     chunk = opened.config.chunk_size
     lengths = sorted({max(chunk, length // chunk * chunk) for length in long.lengths})

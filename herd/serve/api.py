@@ -61,6 +61,7 @@ def serve(
     port: int = 8000,
     config: EngineConfig,
     max_queued_requests: int = 128,
+    base: Path | None = None,
     draft_model: Path | None = None,
 ) -> None:
     """Serve the model in `folder` until Ctrl-C. Port 0 takes a free one."""
@@ -74,14 +75,14 @@ def serve(
     with listener:
         address, port = listener.getsockname()[:2]
         name = folder.resolve().name
-        model = load(folder)
+        model = load(folder, base=base)
         if config.kv_cache_memory_bytes is None:
             config = dataclasses.replace(config, kv_cache_memory_bytes=default_cache_bytes(model, config))
         engine = Engine(model, config, draft_model=load(draft_model) if draft_model else None)
         app = create_app(
             AnswerPipeline(model, engine),
             name=name,
-            params=default_params(folder),
+            params=default_params(folder, base=base),
             loopback_host=host if is_loopback(address) else None,
             max_open=config.max_num_seqs + max_queued_requests,
         )

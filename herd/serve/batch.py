@@ -57,13 +57,14 @@ def run(
     config: EngineConfig,
     *,
     schema: Path | None = None,
+    base: Path | None = None,
     draft_model: Path | None = None,
     as_json: bool = False,
 ) -> None:
     """Open the model, answer, and print what was written. Raises HerdError at the end when prompts failed."""
     if schema is not None:
         params = dataclasses.replace(params, structure=Structure.from_schema(read_json(schema)))
-    model = load(folder)
+    model = load(folder, base=base)
     engine = Engine(model, config, draft_model=load(draft_model) if draft_model else None)
     try:
         done = generate(
@@ -72,7 +73,7 @@ def run(
             out,
             params,
             slots=config.max_num_seqs,
-            source=hash_of(folder),
+            source=" ".join(hash_of(path) for path in (folder, base) if path is not None),
             name=folder.resolve().name,
         )
         stats = engine.stats()

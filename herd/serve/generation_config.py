@@ -7,10 +7,10 @@ from herd.engine.sampler import SamplingParams
 from herd.model.formats.source import find_source
 
 
-def default_params(folder: Path) -> SamplingParams:
+def default_params(folder: Path, *, base: Path | None = None) -> SamplingParams:
     """The defaults in the folder's generation_config.json; greedy where it has none, as in transformers."""
     path = folder / "generation_config.json"
-    path = path if path.exists() else find_source(folder).beside(path.name)  # that of an adapter's base
+    path = path if path.exists() else find_source(folder, base=base).beside(path.name)  # that of an adapter's base
     config = read_json(path) if path.exists() else {}
     if not config.get("do_sample"):
         return SamplingParams()

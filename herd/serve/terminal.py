@@ -38,10 +38,12 @@ def chat(
     config: EngineConfig,
     *,
     system: str | None = None,
+    base: Path | None = None,
     draft_model: Path | None = None,
 ) -> None:
-    """Talk to the model in `folder`. Raises HerdError at the end when lines of a piped input failed."""
-    model = load(folder)
+    """Talk to the model in `folder`. Raises HerdError at the end when lines of a piped input failed. `base`: of an
+    adapter, where it is not where the adapter says."""
+    model = load(folder, base=base)
     engine = Engine(model, config, draft_model=load(draft_model) if draft_model else None)
     run_session(ChatSession(AnswerPipeline(model, engine), params, system=system), name=str(folder))
 

@@ -1,5 +1,6 @@
 """LoRA: adapters that train on a frozen base, their folder, and what is merged."""
 
+import io
 import json
 import os
 import shutil
@@ -293,7 +294,7 @@ def test_the_base_is_found_beside_the_adapter_or_where_it_is_given_and_refused_i
     moved = shutil.copytree(adapter, tmp_path / "moved" / "lora")
     config = read_json(moved / peft.CONFIG)
     write_json(moved / peft.CONFIG, {**config, "base_model_name_or_path": f"/gone/{tiny_folder.name}"})
-    with pytest.raises(HerdError, match=r"/gone/random, which is not here: name its folder, as in herd merge"):
+    with pytest.raises(HerdError, match=r"/gone/random, which is not here: name its folder, with --base"):
         herd.load(moved)
     assert find_source(moved, base=tiny_folder).base is not None
     beside = shutil.copytree(tiny_folder, tmp_path / "moved" / tiny_folder.name)
@@ -454,3 +455,56 @@ def test_the_commands_of_an_adapter(
     assert "which is not here" in capsys.readouterr().err
     assert main(["convert", str(adapter), str(tmp_path / "x"), "--quantize", "int8"]) == 1
     assert "is an adapter: herd merge" in capsys.readouterr().err
+
+
+def test_chat_generate_serve_and_evaluate_open_an_adapter_on_a_base_that_is_named(
+    adapter: Path,
+    tiny_folder: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from herd.serve import api
+
+    moved = shutil.copytree(adapter, tmp_path / "moved")
+    write_json(moved / peft.CONFIG, {**read_json(moved / peft.CONFIG), "base_model_name_or_path": "/gone/away"})
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"text": "the cat sat"}\n')
+
+    class NoServer:
+        def __init__(self, app: Any, engine: Any) -> None:
+            engine.close()
+
+        def run(self, sockets: Any) -> None: ...
+
+    monkeypatch.setattr(api, "Server", NoServer)
+    sizes = {
+        "heldout-bytes": 60,
+        "pictures": 1,
+        "closed-pictures": 1,
+        "chats": 1,
+        "answer-tokens": 2,
+        "sample-tokens": 2,
+    }
+    few = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
+    few += ["--languages", "en", "--kinds", "flag", "--data", str(tiny_data)]
+
+    def answers(*args: str) -> list[str]:
+        """Standard output of chat, the answers that generate wrote, and the bits per byte of evaluate."""
+        monkeypatch.setattr("sys.stdin", io.StringIO("the cat\n"))
+        assert main(["chat", *args, "--max-tokens", "5"]) == 0
+        assert main(["serve", *args, "--port", "0"]) == 0
+        out = tmp_path / args[0].replace("/", "-")
+        assert main(["generate", args[0], str(prompts), *args[1:], "--out", f"{out}.jsonl", "--max-tokens", "5"]) == 0
+        assert main(["evaluate", *args, *few, "--out", str(out)]) == 0
+        printed = capsys.readouterr().out.replace(f"{out}", "OUT").splitlines()
+        bits = read_json(out / "results.json")["bits_per_byte"]["all"]["model"]
+        return [printed[0], json.loads(Path(f"{out}.jsonl").read_text())["text"], bits]
+
+    assert answers(str(moved), "--base", str(tiny_folder)) == answers(str(adapter))
+    lineage = read_lineage(tmp_path / str(moved).replace("/", "-"))
+    assert lineage["parents"]["base"]["hash"] == hash_of(tiny_folder)
+    for command in (["chat"], ["serve"], ["evaluate", *few, "--out", str(tmp_path / "none")]):
+        assert main([command[0], str(moved), *command[1:]]) == 1
+        assert "which is not here: name its folder, with --base" in capsys.readouterr().err

@@ -129,8 +129,8 @@ def find_base(adapter: Path, given: Path | None = None) -> Path:
     found = [place for place in places if place.exists()]
     if not found:
         raise HerdError(
-            f"{adapter} is an adapter of {given or noted}, which is not here: name its folder, as in "
-            f"herd merge {adapter} --base FOLDER --out O, or herd.load({str(adapter)!r}, base=FOLDER)"
+            f"{adapter} is an adapter of {given or noted}, which is not here: name its folder, with "
+            f"--base of herd chat, generate, serve, evaluate and merge, or herd.load({str(adapter)!r}, base=FOLDER)"
         )
     for place in found:
         if recorded is None or hash_of(place) == recorded:
