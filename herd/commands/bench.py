@@ -249,6 +249,22 @@ def bench_select(*, out: Path, seeds: int = 5, json: bool = False) -> None:
     named("herd.bench.select:bench_select")(out, seeds=seeds, as_json=json)
 
 
+def bench_distill(
+    *, data: Path, teacher: Path, out: Path, seeds: int = 5, num_tokens: int = 600_000, json: bool = False
+) -> None:
+    """Train a small student with a teacher's targets, without, and with what only looks like them.
+
+    Args:
+        data: Data folder that teacher and student are trained on, of at most 65,536 tokens.
+        teacher: Folder of the teacher.
+        out: Folder for the rows and the trainings; what is finished there is read.
+        seeds: Students of each arm.
+        num_tokens: Of the training of a student.
+        json: Print one JSON object, for scripts.
+    """
+    named("herd.bench.distill:bench_distill")(data, teacher, out, seeds=seeds, num_tokens=num_tokens, as_json=json)
+
+
 BENCHES = {
     "bench needle": command(
         bench_needle,
@@ -284,6 +300,11 @@ BENCHES = {
     "bench tiny": command(bench_tiny, example="herd bench tiny runs/tiny --json"),
     "bench scaling": command(bench_scaling, example="herd bench scaling --json"),
     "bench select": command(bench_select, example="herd bench select --out runs/select", computes=True),
+    "bench distill": command(
+        bench_distill,
+        example="herd bench distill --data runs/tiny/data --teacher runs/tiny/pretrain --out runs/distill",
+        computes=True,
+    ),
     "bench data": command(bench_data, example="herd bench data --cases cleaning --json"),
     "bench gpu": command(bench_gpu, example="herd bench gpu --json"),
 }

@@ -78,6 +78,16 @@ ALL = (
         computes=True,
     ),
     stage(
+        "prune",
+        config="herd.config:PruneConfig",
+        function="herd.stages.prune:prune",
+        reads=("model", "data"),
+        writes="model",
+        summary="Make a smaller model of some of a model's layers and experts",
+        example="herd prune runs/tiny/pretrain --data runs/tiny/data --num-experts 4 --out runs/mine/prune",
+        computes=True,
+    ),
+    stage(
         "teach",
         config="herd.config:TeachConfig",
         function="herd.stages.teach:teach",

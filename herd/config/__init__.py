@@ -6,7 +6,7 @@ versions of them, with the same kinds of layers in a few megabytes. `herd plan P
 """
 
 from herd.config.cleaning import CleaningConfig
-from herd.config.distill import DistillConfig, TeachConfig
+from herd.config.distill import DistillConfig, PruneConfig, TeachConfig
 from herd.config.engine import EngineConfig
 from herd.config.evaluate import EvaluateConfig, LongConfig, ReportConfig
 from herd.config.model import PAGE_TOKENS, ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
@@ -96,6 +96,7 @@ __all__ = [
     "PretrainConfig",
     "PretrainPlan",
     "PromptSource",
+    "PruneConfig",
     "ReportConfig",
     "RopeScaling",
     "SamplingConfig",

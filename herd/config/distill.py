@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from herd.config.ranges import Count, Positive, Seed, Share
+from herd.config.ranges import Checked, Context, Count, Positive, Seed, Share
 from herd.config.stages import PretrainConfig, PretrainPlan
 from herd.config.training import HOW_IT_RUNS, CheckpointConfig, ParallelConfig, TrainingDtype
 from herd.errors import HerdError
@@ -22,6 +22,22 @@ class TeachConfig(PretrainPlan):
     """Number format of the teacher. `auto`: bfloat16 where the hardware multiplies it fast, else float32."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata=HOW_IT_RUNS)
     parallel: ParallelConfig = field(default_factory=ParallelConfig, metadata=HOW_IT_RUNS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig(Checked):
+    """Which part of a model a smaller one keeps."""
+
+    num_layers: Count | None = None
+    """Layers that are kept, those that change their input most; all if not given."""
+    num_experts: Count | None = None
+    """Experts of each mixture that are kept, those that get most tokens; all if not given."""
+    num_tokens: Count = 100_000
+    """Tokens of training text on which that is measured."""
+    context: Context = 512
+    """Longest piece of a document, in tokens."""
+    seed: Seed = 0
+    """Of the choice of the text."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from herd.config import (
     OptimizerConfig,
     ParallelConfig,
     PretrainConfig,
+    PruneConfig,
     SelectConfig,
     SftConfig,
     TeachConfig,
@@ -36,7 +37,7 @@ from herd.stages.convert import ConvertConfig
 CONFIGS = (
     DataConfig, NewModelConfig, EncoderConfig, VisionStageConfig, PretrainConfig, MidtrainConfig, SftConfig,
     SelectConfig,
-    TeachConfig, DistillConfig,
+    TeachConfig, DistillConfig, PruneConfig,
     EvaluateConfig, LongConfig, ConvertConfig, OptimizerConfig, ParallelConfig, CheckpointConfig, LossSpikesConfig,
     LoraConfig,
 )  # fmt: skip
