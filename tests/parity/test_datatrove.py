@@ -1,5 +1,5 @@
-"""The filters decide as datatrove's do, whose code FineWeb and FineWeb2 were made with: given the same words, on the
-same texts, with the thresholds of each language."""
+"""The filters decide as datatrove's do, whose code FineWeb and FineWeb2 were made with: on the same texts, with the
+thresholds of each language, and with datatrove's own words where tests can have them (tests/parity/test_words.py)."""
 
 import random
 from dataclasses import replace
@@ -14,6 +14,7 @@ from datatrove.pipeline.filters import (
     GopherQualityFilter,
     GopherRepetitionFilter,
 )
+from test_words import CODES
 
 from herd.config.cleaning import CleaningConfig
 from herd.data.text import documents
@@ -24,8 +25,7 @@ from herd.data.text.report import Report
 from herd.data.text.thresholds import BY_LANGUAGE, Thresholds, thresholds
 
 NUM_TEXTS = 40
-NOISE = ["#", "...", "…", "-", "17", "3.14", "(", ")", ",", "!", "supercalifragilisticexpialidocious", "a"]
-"""No bullet among words: datatrove counts it as one."""
+NOISE = ["#", "...", "…", "-", "•", "17", "3.14", "(", ")", ",", "!", "supercalifragilisticexpialidocious", "a"]
 
 
 def texts(language: str) -> list[str]:
@@ -57,14 +57,13 @@ def texts(language: str) -> list[str]:
     return [text for text in found if text]
 
 
-@pytest.fixture(autouse=True)
-def _same_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def give_our_words(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("gopher_quality_filter", "gopher_repetition_filter", "fineweb_quality_filter"):
         path = f"datatrove.pipeline.filters.{name}.split_into_words"
         monkeypatch.setattr(path, lambda text, language: Passage(text, language).tokens)
 
 
-def theirs(language: str, limits: Thresholds) -> dict[str, object]:
+def theirs(code: str, limits: Thresholds) -> dict[str, object]:
     """datatrove's filters, by the names of those of ours that each is."""
     n = limits.tokens_per_word
     low, high = limits.word_length
@@ -79,7 +78,7 @@ def theirs(language: str, limits: Thresholds) -> dict[str, object]:
         max_non_alpha_words_ratio=0,  # not asked: see below
         min_stop_words=limits.min_stop_words,
         stop_words=sorted(limits.stop_words),
-        language=language,
+        language=code,
     )
     repetition = GopherRepetitionFilter(
         dup_line_frac=limits.duplicate_lines,
@@ -88,7 +87,7 @@ def theirs(language: str, limits: Thresholds) -> dict[str, object]:
         dup_para_char_frac=0,
         top_n_grams=tuple(zip((2, 3, 4), limits.top_ngrams, strict=True)),
         dup_n_grams=tuple(zip(range(5, 11), limits.duplicate_ngrams, strict=True)),
-        language=language,
+        language=code,
     )
     fineweb = FineWebQualityFilter(
         line_punct_thr=limits.line_punctuation,
@@ -96,7 +95,7 @@ def theirs(language: str, limits: Thresholds) -> dict[str, object]:
         char_duplicates_ratio=limits.duplicate_line_chars,
         new_line_ratio=limits.newlines_per_word,
         stop_chars=TERMINAL,
-        language=language,
+        language=code,
     )
     assert n == 1
     return {"gopher_": quality, "repetition": repetition, "fineweb_": fineweb}
@@ -111,10 +110,14 @@ GROUPS = {
 
 
 @pytest.mark.parametrize("language", [name for name, one in BY_LANGUAGE.items() if one.tokens_per_word == 1])
-def test_the_filters_of_a_spaced_language_decide_as_datatrove_does(language: str) -> None:
+def test_the_filters_of_a_spaced_language_decide_as_datatrove_does(
+    language: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limits = thresholds(language)
     decisions = {False: 0, True: 0}
-    for group, peer in theirs(language, limits).items():
+    if language not in CODES:
+        give_our_words(monkeypatch)
+    for group, peer in theirs(CODES.get(language, language), limits).items():
         for text in texts(language):
             passage = Passage(text, language)
             faults = {name for name in GROUPS[group] if DOCUMENT_FILTERS[name](passage, limits)}

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from herd.data.text.passage import MARKS, UNSPACED, hash_runs
+from herd.data.text.passage import hash_runs
+from herd.data.text.words import MARKS, UNSPACED
 
 Hashes = npt.NDArray[np.uint64]
 Place = tuple[str, str]

@@ -1,26 +1,15 @@
 """A text as its lines and words, each computed once for all filters that ask for them."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import filterfalse
 
 import numpy as np
 import numpy.typing as npt
 
-MARKS = r"\u0300-\u036f\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed\u0900-\u0903\u093a-\u094f\u0951-\u0957\u0962\u0963"
-"""Combining marks (Latin, Arabic, Devanagari): no letters to `re`, but parts of words."""
-UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-"""Letters of scripts without spaces between words (Thai, kana, Han): each counts as a word of its own."""
+from herd.data.text.words import MARKS, Vocabulary, vocabulary
 
-_TOKEN = re.compile(
-    rf"(?:[^\W\d_{UNSPACED}]\.)+"  # initials and abbreviations: U.S.
-    r"|\d+(?:[.,:/–-]\d+)+"  # numbers and dates
-    rf"|[^\W_{UNSPACED}][^\W{UNSPACED}]*(?:[{MARKS}\u200c\u200d]+[^\W{UNSPACED}]*)*"
-    rf"|[{UNSPACED}]"
-    r"|['’](?:s|t|d|m|ll|re|ve)\b"  # the second part of an English contraction
-    r"|\.\.\.+|[^\w\s]|_"
-)
 _FACTOR = 0x9E3779B97F4A7C15
 _SYMBOLS = re.compile(
     rf"[^\w\s{MARKS}"
@@ -42,37 +31,50 @@ class Passage:
         return [line for raw in self.text.split("\n") if (line := raw.strip())]
 
     @cached_property
-    def tokens(self) -> list[str]:
-        """Words and, each alone, punctuation marks and symbols, as FineWeb2's thresholds count them.
+    def _vocabulary(self) -> Vocabulary:
+        return vocabulary(self.language)
 
-        In English nearly spaCy's tokens, which those filters were published with.
-        """
-        return _TOKEN.findall(self.text)
+    @cached_property
+    def _numbers(self) -> npt.NDArray[np.int64]:
+        return self._vocabulary.read(self.text)
+
+    @property
+    def num_tokens(self) -> int:
+        """Words and, each alone, punctuation marks and symbols, as the thresholds count them."""
+        return len(self._numbers)
+
+    @property
+    def tokens(self) -> list[str]:
+        """These words and marks."""
+        return [self._vocabulary.words[number] for number in self._numbers]
 
     @cached_property
     def ends(self) -> npt.NDArray[np.int64]:
         """Characters in the first 0, 1, 2, … tokens."""
-        ends = np.zeros(len(self.tokens) + 1, np.int64)
-        np.cumsum(np.fromiter(map(len, self.tokens), np.int64, len(self.tokens)), out=ends[1:])
+        ends = np.zeros(len(self._numbers) + 1, np.int64)
+        np.cumsum(self._vocabulary.lengths[self._numbers], out=ends[1:])
         return ends
 
     def ngrams(self, n: int) -> npt.NDArray[np.uint64]:
         """A hash of each run of `n` tokens; the same only in this process."""
-        return hash_runs(self._hashes, n)
-
-    @cached_property
-    def _hashes(self) -> npt.NDArray[np.uint64]:
-        return np.fromiter(map(hash, self.tokens), np.int64, len(self.tokens)).view(np.uint64)
+        return hash_runs(self._numbers.view(np.uint64), n)
 
     @cached_property
     def words(self) -> tuple[int, int]:
-        """How many tokens have a letter or digit, and their characters."""
-        others = [token for token in filterfalse(str.isalnum, self.tokens) if not _is_word(token)]
-        return len(self.tokens) - len(others), int(self.ends[-1]) - sum(map(len, others))
+        """How many tokens are more than punctuation, and their characters."""
+        words = self._numbers[self._vocabulary.is_word[self._numbers]]
+        return len(words), int(self._vocabulary.lengths[words].sum())
 
+    @property
+    def alphabetic(self) -> tuple[int, int]:
+        """How many tokens have a letter, and how many a letter or digit."""
+        of = self._vocabulary
+        with_letter, words = (np.count_nonzero(has[self._numbers]) for has in (of.has_letter, of.has_alphanumeric))
+        return int(with_letter), int(words)
 
-def _is_word(token: str) -> bool:
-    return token[0].isalnum() or token[-1].isalnum()
+    def count(self, words: Collection[str]) -> int:
+        """How many of `words` are among the tokens."""
+        return len(self._vocabulary.find(words).intersection(self._numbers.tolist()))
 
 
 def hash_runs(hashes: npt.NDArray[np.uint64], n: int) -> npt.NDArray[np.uint64]:

@@ -7,7 +7,6 @@ of lines: these rules were made for extracted web pages, which have none. C4's l
 
 import re
 from collections.abc import Callable
-from itertools import filterfalse
 
 from herd.data.text.passage import Passage
 from herd.data.text.repetition import DUPLICATES, duplicate_chars
@@ -39,7 +38,7 @@ def gopher_word_length(passage: Passage, limits: Thresholds) -> bool:
 
 def gopher_symbols(passage: Passage, limits: Thresholds) -> bool:
     """More than one hash mark, or more than one ellipsis, in ten words (Gopher)."""
-    most = limits.symbols_per_word * len(passage.tokens) / limits.tokens_per_word
+    most = limits.symbols_per_word * passage.num_tokens / limits.tokens_per_word
     text = passage.text
     return text.count("#") > most or text.count("...") + text.count("…") > most
 
@@ -56,16 +55,13 @@ def gopher_ellipses(passage: Passage, limits: Thresholds) -> bool:
 
 def gopher_alphabetic(passage: Passage, limits: Thresholds) -> bool:
     """Fewer than 80 % of the words have a letter (Gopher). Punctuation marks are no words; in datatrove they are."""
-    others = list(filterfalse(str.isalpha, passage.tokens))
-    number = len(passage.tokens) - len(others) + sum(any(map(str.isalpha, token)) for token in others)
-    return number < limits.alphabetic_words * passage.words[0]
+    with_letter, words = passage.alphabetic
+    return with_letter < limits.alphabetic_words * words
 
 
 def gopher_stop_words(passage: Passage, limits: Thresholds) -> bool:
     """Fewer than two of the language's stop words (Gopher); other words by language (FineWeb2)."""
-    if not limits.stop_words:
-        return False
-    return len(limits.stop_words.intersection(passage.tokens)) < limits.min_stop_words
+    return bool(limits.stop_words) and passage.count(limits.stop_words) < limits.min_stop_words
 
 
 def fineweb_punctuation(passage: Passage, limits: Thresholds) -> bool:
@@ -86,7 +82,7 @@ def fineweb_duplicate_lines(passage: Passage, limits: Thresholds) -> bool:
 
 def fineweb_newlines(passage: Passage, limits: Thresholds) -> bool:
     """More than 0.3 line ends for a word (FineWeb); other numbers by language (FineWeb2)."""
-    words = len(passage.tokens) / limits.tokens_per_word
+    words = passage.num_tokens / limits.tokens_per_word
     return len(passage.lines) - 1 > limits.newlines_per_word * words
 
 

@@ -37,10 +37,10 @@ def gopher_top_ngrams(passage: Passage, limits: Thresholds) -> bool:
     Of several that are the most frequent, the first one. The spaces between its words count.
     """
     spaced = limits.tokens_per_word == 1
-    times = len(passage.tokens)
+    times = passage.num_tokens
     for words, most in enumerate(limits.top_ngrams, start=2):
         n = words * limits.tokens_per_word
-        if len(passage.tokens) < n:
+        if passage.num_tokens < n:
             break
         lengths = passage.ends[n:] - passage.ends[:-n] + (n - 1) * spaced
         if times * lengths.max() <= most * len(passage.text):
