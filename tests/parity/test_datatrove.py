@@ -135,7 +135,7 @@ def test_the_share_of_words_with_a_letter_is_datatroves_given_no_punctuation_mar
 ) -> None:
     path = "datatrove.pipeline.filters.gopher_quality_filter.split_into_words"
     monkeypatch.setattr(path, lambda text, language: [one for one in Passage(text, language).tokens if is_word(one)])
-    peer = GopherQualityFilter(0, 0, 0, 0, 0, 0, 0, max_non_alpha_words_ratio=0.8, min_stop_words=0)
+    peer = GopherQualityFilter(0, 0, 0, 0, 0, 0, 0, max_non_alpha_words_ratio=0.8, min_stop_words=0, language=language)
     decisions = {False: 0, True: 0}
     rng = random.Random(language)
     for text in texts(language):

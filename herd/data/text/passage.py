@@ -74,7 +74,8 @@ class Passage:
 
     def count(self, words: Collection[str]) -> int:
         """How many of `words` are among the tokens."""
-        return len(self._vocabulary.find(words).intersection(self._numbers.tolist()))
+        read = set(self._numbers.tolist())
+        return len(read & self._vocabulary.find(words))
 
 
 def hash_runs(hashes: npt.NDArray[np.uint64], n: int) -> npt.NDArray[np.uint64]:

@@ -5,6 +5,7 @@ Gopher is Rae et al. 2021, appendix A1; FineWeb is Penedo et al. 2024, section 3
 of lines: these rules were made for extracted web pages, which have none. C4's list of bad words is not used.
 """
 
+import math
 import re
 from collections.abc import Callable
 
@@ -17,10 +18,16 @@ DocumentFilter = Callable[[Passage, Thresholds], bool]
 TERMINAL = tuple(".!?…\"'”’»。！？」』．؟۔।॥፡።")
 """Ends of sentences, and of quotations, in the scripts of the languages that have thresholds and some others."""
 _BULLETS = ("•", "‣", "▪", "●", "◦", "-", "* ", "– ")
+_ELLIPSES = ("...", "…")
 _SENTENCE_END = re.compile(r"[.!?…](?=\s|[\"'”’»)]|$)|[。！？؟۔।]")
 MIN_SENTENCES = 5
 SHORT_LINE = 30
 """Characters of a line that is called short."""
+
+
+def _share(part: float, whole: float) -> float:
+    """Divided as in datatrove, so that decisions at a threshold are equal; no number where there is nothing."""
+    return part / whole if whole else math.nan
 
 
 def gopher_words(passage: Passage, limits: Thresholds) -> bool:
@@ -33,30 +40,32 @@ def gopher_word_length(passage: Passage, limits: Thresholds) -> bool:
     """A mean word of fewer than 3 or more than 10 characters (Gopher); other bounds by language (FineWeb2)."""
     number, chars = passage.words
     low, high = limits.word_length
-    return limits.tokens_per_word == 1 and not low * number <= chars <= high * number
+    mean = _share(chars, number)
+    return limits.tokens_per_word == 1 and (mean < low or mean > high)
 
 
 def gopher_symbols(passage: Passage, limits: Thresholds) -> bool:
     """More than one hash mark, or more than one ellipsis, in ten words (Gopher)."""
-    most = limits.symbols_per_word * passage.num_tokens / limits.tokens_per_word
     text = passage.text
-    return text.count("#") > most or text.count("...") + text.count("…") > most
+    number = max(text.count("#"), text.count("...") + text.count("…"))
+    return _share(number, passage.num_tokens / limits.tokens_per_word) > limits.symbols_per_word
 
 
 def gopher_bullets(passage: Passage, limits: Thresholds) -> bool:
     """More than 90 % of the lines begin with a bullet (Gopher); `-` and `*` are bullets too."""
-    return sum(line.startswith(_BULLETS) for line in passage.lines) > limits.bullet_lines * len(passage.lines)
+    number = sum([line.startswith(_BULLETS) for line in passage.lines])
+    return _share(number, len(passage.lines)) > limits.bullet_lines
 
 
 def gopher_ellipses(passage: Passage, limits: Thresholds) -> bool:
     """More than 30 % of the lines end with an ellipsis (Gopher)."""
-    return sum(line.endswith(("...", "…")) for line in passage.lines) > limits.ellipsis_lines * len(passage.lines)
+    number = sum([line.endswith(_ELLIPSES) for line in passage.lines])
+    return _share(number, len(passage.lines)) > limits.ellipsis_lines
 
 
 def gopher_alphabetic(passage: Passage, limits: Thresholds) -> bool:
     """Fewer than 80 % of the words have a letter (Gopher). Punctuation marks are no words; in datatrove they are."""
-    with_letter, words = passage.alphabetic
-    return with_letter < limits.alphabetic_words * words
+    return _share(*passage.alphabetic) < limits.alphabetic_words
 
 
 def gopher_stop_words(passage: Passage, limits: Thresholds) -> bool:
@@ -66,24 +75,25 @@ def gopher_stop_words(passage: Passage, limits: Thresholds) -> bool:
 
 def fineweb_punctuation(passage: Passage, limits: Thresholds) -> bool:
     """Fewer than 12 % of the lines end with punctuation (FineWeb); other shares by language (FineWeb2)."""
-    return sum(line.endswith(TERMINAL) for line in passage.lines) < limits.line_punctuation * len(passage.lines)
+    number = sum([line.endswith(TERMINAL) for line in passage.lines])
+    return _share(number, len(passage.lines)) < limits.line_punctuation
 
 
 def fineweb_short_lines(passage: Passage, limits: Thresholds) -> bool:
     """More than 67 % of the lines have at most 30 characters (FineWeb); not asked of other languages (FineWeb2)."""
-    return sum(len(line) <= SHORT_LINE for line in passage.lines) > limits.short_lines * len(passage.lines)
+    number = sum([len(line) <= SHORT_LINE for line in passage.lines])
+    return _share(number, len(passage.lines)) > limits.short_lines
 
 
 def fineweb_duplicate_lines(passage: Passage, limits: Thresholds) -> bool:
     """More than 1 % of the characters are in repeated lines (FineWeb's code; 10 % in its paper and in FineWeb2)."""
-    whole = sum(map(len, passage.lines))
-    return duplicate_chars(passage.lines) > limits.duplicate_line_chars * whole
+    return _share(duplicate_chars(passage.lines), sum(map(len, passage.lines))) > limits.duplicate_line_chars
 
 
 def fineweb_newlines(passage: Passage, limits: Thresholds) -> bool:
     """More than 0.3 line ends for a word (FineWeb); other numbers by language (FineWeb2)."""
     words = passage.num_tokens / limits.tokens_per_word
-    return len(passage.lines) - 1 > limits.newlines_per_word * words
+    return _share(len(passage.lines) - 1, words) > limits.newlines_per_word
 
 
 def c4_lorem_ipsum(passage: Passage, limits: Thresholds) -> bool:

@@ -1,7 +1,7 @@
 """The words of a text as datatrove counts them, which the thresholds of the filters were found with.
 
-datatrove uses spaCy's tokenizers. They work on chunks, what is between white space: take off prefixes and suffixes, split
-at infixes, and have a list of exceptions for each language. `word_rules.json` has spaCy's regular expressions and
+datatrove uses spaCy's tokenizers. They work on chunks, what is between white space: take off prefixes and suffixes,
+split at infixes, and have a list of exceptions for each language. `word_rules.json` has spaCy's regular expressions and
 exceptions, and `SpacyRules` follows them, so that the words are the same without spaCy. A chunk is split once and
 remembered; most of a text is looked up.
 
