@@ -27,7 +27,8 @@ def test_questions_are_of_each_operation_and_length_in_turn_and_their_solutions_
         assert asked.split()[0] == operation
         assert len(asked.split()) == length + 1
         assert TASK.solution(i) == literal(asked)
-        assert TASK.grade(TASK.prompt(i), TASK.solution(i)).right
+        for said in (TASK.solution(i), f" {TASK.solution(i)}\n"):
+            assert TASK.grade(TASK.prompt(i), said).right
     cells = [TASK.cell(i) for i in range(len(TASK))]
     assert {cells.count(cell) for cell in cells} == {4}
     assert len(set(cells)) == 15
