@@ -97,9 +97,9 @@ def call(name: str, args: list[str]) -> None:
     parse = partial(tyro.cli, prog=f"herd {name}", description=about, args=args, registry=registry)
     if command.usage is None:
         # A parameter that is a config gives each of its fields as an option of its own.
-        parse(command.does, config=(tyro.conf.OmitArgPrefixes,))
+        parse(command.function, config=(tyro.conf.OmitArgPrefixes,))
     else:
-        command.does(parse(command.usage(args)))
+        command.function(parse(command.usage(args)))
 
 
 def write_out(word: str) -> str:
@@ -137,7 +137,7 @@ def refuse_renamed(command: str, place: str, args: Sequence[str]) -> None:
 
 
 def number_rules() -> "ConstructorRegistry":
-    """How every option that is a whole number is read: as `whole_number` does, 8K included."""
+    """How every option that is a whole number is read: as `whole_number` reads it, 8K included."""
     from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
     registry = ConstructorRegistry()

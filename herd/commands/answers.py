@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from herd.commands.command import named
+from herd.commands.command import load_object
 from herd.config import EngineConfig, SamplingConfig
 
 CHAT_ENGINE = EngineConfig(max_num_seqs=1)
@@ -20,13 +20,13 @@ def default_model(folder: Path | None, *, yes: bool) -> Path:
     """The folder named, else the model that the demo trains, else the starter model."""
     if folder is not None:
         return folder
-    path: Path = DEFAULT_MODEL if DEFAULT_MODEL.exists() else named("herd.stages.starter:starter")(yes=yes)
+    path: Path = DEFAULT_MODEL if DEFAULT_MODEL.exists() else load_object("herd.stages.starter:starter")(yes=yes)
     return path
 
 
 def sampling_params(sampling: SamplingConfig) -> Any:
     """The parameters of a request."""
-    return named("herd.engine.sampler:SamplingParams")(**asdict(sampling))
+    return load_object("herd.engine.sampler:SamplingParams")(**asdict(sampling))
 
 
 def chat(
@@ -53,7 +53,7 @@ def chat(
     """
     model = default_model(folder, yes=yes)
     params = sampling_params(sampling)
-    named("herd.serve.terminal:chat")(model, params, engine, system=system, base=base, draft_model=draft_model)
+    load_object("herd.serve.terminal:chat")(model, params, engine, system=system, base=base, draft_model=draft_model)
 
 
 def generate(
@@ -84,7 +84,7 @@ def generate(
         json: Print one JSON object at the end, for scripts.
     """
     params = sampling_params(sampling)
-    named("herd.serve.batch:run")(
+    load_object("herd.serve.batch:run")(
         folder, prompts, out, params, engine, schema=schema, base=base, draft_model=draft_model, as_json=json
     )
 
@@ -113,7 +113,7 @@ def serve(
         draft_model: Folder of a smaller model with the same tokenizer, for speculative decoding.
         yes: Fetch the small model without asking.
     """
-    named("herd.serve.api:serve")(
+    load_object("herd.serve.api:serve")(
         default_model(folder, yes=yes),
         host=host,
         port=port,

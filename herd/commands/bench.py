@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from herd.commands.command import command, named
+from herd.commands.command import command, load_object
 
 
 def bench_soak(
@@ -17,7 +17,7 @@ def bench_soak(
         out: Picture of the memory to write, an SVG.
         json: Print one JSON object, for scripts.
     """
-    named("herd.bench.soak:soak")(folder, minutes=minutes, seed=seed, out=out, as_json=json)
+    load_object("herd.bench.soak:soak")(folder, minutes=minutes, seed=seed, out=out, as_json=json)
 
 
 def bench_parity(*, json: bool = False) -> None:
@@ -26,7 +26,7 @@ def bench_parity(*, json: bool = False) -> None:
     Args:
         json: Print one JSON object, for scripts.
     """
-    named("herd.bench.parity:parity")(as_json=json)
+    load_object("herd.bench.parity:parity")(as_json=json)
 
 
 def bench_resume(*, json: bool = False) -> None:
@@ -35,7 +35,7 @@ def bench_resume(*, json: bool = False) -> None:
     Args:
         json: Print one JSON object, for scripts.
     """
-    named("herd.bench.resume:resume")(as_json=json)
+    load_object("herd.bench.resume:resume")(as_json=json)
 
 
 def bench_plan(*, calibrate: bool = False, json: bool = False) -> None:
@@ -46,9 +46,9 @@ def bench_plan(*, calibrate: bool = False, json: bool = False) -> None:
         json: Print one JSON object, for scripts.
     """
     if calibrate:
-        named("herd.bench.plan:calibrate")()
+        load_object("herd.bench.plan:calibrate")()
     else:
-        named("herd.bench.plan:bench_plan")(as_json=json)
+        load_object("herd.bench.plan:bench_plan")(as_json=json)
 
 
 def bench_balance(
@@ -63,7 +63,7 @@ def bench_balance(
         num_steps: Steps of each run, of about 4,096 tokens.
         json: Print one JSON object, for scripts.
     """
-    named("herd.bench.balance:balance")(data, out, experts=experts, num_steps=num_steps, as_json=json)
+    load_object("herd.bench.balance:balance")(data, out, experts=experts, num_steps=num_steps, as_json=json)
 
 
 def bench_ablation(
@@ -87,7 +87,7 @@ def bench_ablation(
         longest: Tokens of the longest text that is asked about.
         json: Print one JSON object, for scripts.
     """
-    run = named("herd.bench.ablation:ablation")
+    run = load_object("herd.bench.ablation:ablation")
     run(data, out, variants=variants, seeds=seeds, num_tokens=num_tokens, longest=longest, as_json=json)
 
 
@@ -108,7 +108,7 @@ def bench_engine(
         llama_cpp: The folder of llama.cpp's programs, built for this processor; else the library of its wheel.
         json: Print one JSON object, for scripts.
     """
-    run = named("herd.bench.engine:engine")
+    run = load_object("herd.bench.engine:engine")
     run(shapes=shapes, precisions=precisions, cases=cases, llama_cpp=llama_cpp, as_json=json)
 
 
@@ -129,7 +129,7 @@ def bench_serve(
         llama_cpp: The folder of llama.cpp's programs with its llama-server; else the server in its wheel.
         json: Print one JSON object, for scripts.
     """
-    run = named("herd.bench.serve:serve")
+    run = load_object("herd.bench.serve:serve")
     run(clients=clients, rounds=rounds, seconds=seconds, llama_cpp_folder=llama_cpp, as_json=json)
 
 
@@ -153,7 +153,9 @@ def bench_needle(
         budget_gb: Most memory for the cache; a longer context is refused.
         json: Print one JSON object, for scripts.
     """
-    named("herd.bench.needle:needle")(folder, data, context=context, seeds=seeds, budget_gb=budget_gb, as_json=json)
+    load_object("herd.bench.needle:needle")(
+        folder, data, context=context, seeds=seeds, budget_gb=budget_gb, as_json=json
+    )
 
 
 def bench_lora(
@@ -180,7 +182,7 @@ def bench_lora(
         num_tokens: Tokens of each run.
         json: Print one JSON object, for scripts.
     """
-    run = named("herd.bench.lora:lora")
+    run = load_object("herd.bench.lora:lora")
     run(folder, data, out, rank=rank, rates=rates, seeds=seeds, num_tokens=num_tokens, as_json=json)
 
 
@@ -191,7 +193,7 @@ def bench_tiny(run: Path, /, *, json: bool = False) -> None:
         run: Folder of the run; nothing is measured again.
         json: Print one JSON object, for scripts.
     """
-    named("herd.bench.tiny:tiny")(run, as_json=json)
+    load_object("herd.bench.tiny:tiny")(run, as_json=json)
 
 
 def bench_train(*, cases: tuple[str, ...] = ("S", "M"), rounds: int = 2, steps: int = 5, json: bool = False) -> None:
@@ -204,7 +206,7 @@ def bench_train(*, cases: tuple[str, ...] = ("S", "M"), rounds: int = 2, steps: 
         steps: Steps that are timed in each round, after two to warm up.
         json: Print one JSON object, for scripts.
     """
-    named("herd.bench.train:train")(cases=cases, rounds=rounds, steps=steps, as_json=json)
+    load_object("herd.bench.train:train")(cases=cases, rounds=rounds, steps=steps, as_json=json)
 
 
 def bench_scaling(*, steps: int = 50, json: bool = False) -> None:
@@ -214,7 +216,7 @@ def bench_scaling(*, steps: int = 50, json: bool = False) -> None:
         steps: Training steps of each case.
         json: Print one JSON object, for scripts.
     """
-    named("herd.bench.scaling:scaling")(steps=steps, as_json=json)
+    load_object("herd.bench.scaling:scaling")(steps=steps, as_json=json)
 
 
 def bench_gpu(*, json: bool = False) -> None:
@@ -223,7 +225,7 @@ def bench_gpu(*, json: bool = False) -> None:
     Args:
         json: Print one JSON object, for scripts.
     """
-    named("herd.bench.gpu:gpu")(as_json=json)
+    load_object("herd.bench.gpu:gpu")(as_json=json)
 
 
 def bench_data(*, cases: tuple[str, ...] = (), megabytes: float = 5.0, rounds: int = 3, json: bool = False) -> None:
@@ -235,7 +237,7 @@ def bench_data(*, cases: tuple[str, ...] = (), megabytes: float = 5.0, rounds: i
         rounds: Rounds in which Herd and its peers alternate.
         json: Print one JSON object, for scripts.
     """
-    named("herd.bench.data:data")(cases=cases, megabytes=megabytes, rounds=rounds, as_json=json)
+    load_object("herd.bench.data:data")(cases=cases, megabytes=megabytes, rounds=rounds, as_json=json)
 
 
 def bench_select(*, out: Path, seeds: int = 5, json: bool = False) -> None:
@@ -246,7 +248,7 @@ def bench_select(*, out: Path, seeds: int = 5, json: bool = False) -> None:
         seeds: Repetitions, each with its own data, models and selections.
         json: Print one JSON object, for scripts.
     """
-    named("herd.bench.select:bench_select")(out, seeds=seeds, as_json=json)
+    load_object("herd.bench.select:bench_select")(out, seeds=seeds, as_json=json)
 
 
 def bench_distill(
@@ -262,7 +264,9 @@ def bench_distill(
         num_tokens: Of the training of a student.
         json: Print one JSON object, for scripts.
     """
-    named("herd.bench.distill:bench_distill")(data, teacher, out, seeds=seeds, num_tokens=num_tokens, as_json=json)
+    load_object("herd.bench.distill:bench_distill")(
+        data, teacher, out, seeds=seeds, num_tokens=num_tokens, as_json=json
+    )
 
 
 BENCHES = {

@@ -13,7 +13,7 @@ from herd.core.device import VARIABLE, DeviceName
 DEVICE_HELP = f"Device to compute on; {VARIABLE} if not given, else the CUDA card where there is one, else the CPU."
 
 
-def named(place: str) -> Any:
+def load_object(place: str) -> Any:
     """The object at `module:name`, imported now and not before."""
     module, name = place.split(":")
     return getattr(import_module(module), name)
@@ -25,7 +25,7 @@ class Command:
 
     summary: str
     example: str
-    does: Callable[..., None]
+    function: Callable[..., None]
     """A function whose signature is the usage; or one that takes what was parsed by `usage`."""
     usage: Callable[[Sequence[str]], Any] | None = None
     """Makes the type that tyro parses, from the arguments, where it depends on them: a recipe's settings."""
@@ -35,28 +35,30 @@ class Command:
     """Whether it works on large tensors for minutes, so that memory is worth tuning."""
 
 
-def command(does: Callable[..., None], *, example: str, computes: bool = False, on_device: bool = False) -> Command:
-    """The command that calls `does`; the first line of its docstring is the summary. With `on_device` it has the option
-    --device."""
-    assert does.__doc__ is not None
-    summary = does.__doc__.splitlines()[0].removesuffix(".")
-    return Command(summary=summary, example=example, does=with_device(does) if on_device else does, computes=computes)
+def command(function: Callable[..., None], *, example: str, computes: bool = False, on_device: bool = False) -> Command:
+    """The command that calls `function`; the first line of its docstring is the summary. With `on_device` it has the
+    option --device."""
+    assert function.__doc__ is not None
+    summary = function.__doc__.splitlines()[0].removesuffix(".")
+    return Command(
+        summary=summary, example=example, function=with_device(function) if on_device else function, computes=computes
+    )
 
 
-def with_device(does: Callable[..., None]) -> Callable[..., None]:
-    """`does` with the option --device."""
+def with_device(function: Callable[..., None]) -> Callable[..., None]:
+    """`function` with the option --device."""
 
-    @wraps(does)
+    @wraps(function)
     def wrapper(*args: Any, device: DeviceName | None = None, **options: Any) -> None:
         set_device(device)
-        does(*args, **options)
+        function(*args, **options)
 
-    wrapper.__dict__.pop("__wrapped__")  # or the parser would look at `does`
+    wrapper.__dict__.pop("__wrapped__")  # or the parser would read the signature of `function`
     option = inspect.Parameter("device", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=DeviceName | None)
-    signature = inspect.signature(does)
+    signature = inspect.signature(function)
     wrapper.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {**does.__annotations__, "device": DeviceName | None}
-    wrapper.__doc__ = f"{(does.__doc__ or '').rstrip()}\n        device: {DEVICE_HELP}\n    "
+    wrapper.__annotations__ = {**function.__annotations__, "device": DeviceName | None}
+    wrapper.__doc__ = f"{(function.__doc__ or '').rstrip()}\n        device: {DEVICE_HELP}\n    "
     return wrapper
 
 

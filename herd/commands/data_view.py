@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from herd.commands.command import named
+from herd.commands.command import load_object
 from herd.errors import HerdError
 
 
@@ -43,31 +43,34 @@ def data_show(
     items = "herd.data.view.items"
     if num < 1 or skip < 0:
         raise HerdError(f"num={num} must be 1 or more and skip={skip} 0 or more")
-    tables = [table] if table else named(f"{items}:tables_of")(data)
+    tables = [table] if table else load_object(f"{items}:tables_of")(data)
     if not tables:
         raise HerdError(f"{data} has no table: give a data folder, such as runs/tiny/data")
-    wanted = named(f"{items}:Wanted")(split=split, language=language, source=source, kind=kind, id=id)
-    reader = named(f"{items}:Reader")(**_reader(data, model))
-    shown = (row for name in tables for row in named(f"{items}:find")(data, name, wanted, reader, skip=skip, num=num))
+    wanted = load_object(f"{items}:Wanted")(split=split, language=language, source=source, kind=kind, id=id)
+    reader = load_object(f"{items}:Reader")(**_reader(data, model))
+    shown = (
+        row for name in tables for row in load_object(f"{items}:find")(data, name, wanted, reader, skip=skip, num=num)
+    )
     if page is not None:
-        print(f"wrote {named('herd.data.view.page:write_page')(page, f'{data.name}: rows of the data', list(shown))}")
+        written = load_object("herd.data.view.page:write_page")(page, f"{data.name}: rows of the data", list(shown))
+        print(f"wrote {written}")
         return
-    console, count = named("rich.console:Console")(), 0
-    console.print(named("herd.data.view.terminal:LEGEND"))
+    console, count = load_object("rich.console:Console")(), 0
+    console.print(load_object("herd.data.view.terminal:LEGEND"))
     for count, row in enumerate(shown, 1):  # noqa: B007
-        named("herd.data.view.terminal:show")(console, row, characters=characters)
+        load_object("herd.data.view.terminal:show")(console, row, characters=characters)
     if not count:
         raise HerdError(f"{data} has no row like this in {', '.join(tables)}: see `herd data stats {data}`")
 
 
 def _reader(data: Path, model: Path | None) -> dict[str, Any]:
-    processor = named("herd.data.media.image:ImageProcessor")
+    processor = load_object("herd.data.media.image:ImageProcessor")
     if model is None:
         return {
-            "tokenizer": named("herd.data.tokens.tokenizer:Tokenizer").load(data / "tokenizer"),
+            "tokenizer": load_object("herd.data.tokens.tokenizer:Tokenizer").load(data / "tokenizer"),
             "processor": processor(None),
         }
-    source = named("herd.model.formats.source:find_source")(model)
+    source = load_object("herd.model.formats.source:find_source")(model)
     config = source.weights().config
     return {"tokenizer": source.tokenizer(config.special), "processor": processor(config.vision)}
 
@@ -79,13 +82,15 @@ def data_stats(data: Path, /, *, json: bool = False) -> None:
         data: A data folder.
         json: Print JSON instead of tables.
     """
-    found = named("herd.data.view.stats:stats")(data)
+    found = load_object("herd.data.view.stats:stats")(data)
     if json:
-        print(named("json:dumps")({table.title: table.as_json() for table in found}, indent=2, ensure_ascii=False))
+        print(
+            load_object("json:dumps")({table.title: table.as_json() for table in found}, indent=2, ensure_ascii=False)
+        )
         return
-    console = named("rich.console:Console")(width=None if sys.stdout.isatty() else 160)
+    console = load_object("rich.console:Console")(width=None if sys.stdout.isatty() else 160)
     for figures in found:
-        grid = named("rich.table:Table")(title=figures.title, title_justify="left", box=None, pad_edge=False)
+        grid = load_object("rich.table:Table")(title=figures.title, title_justify="left", box=None, pad_edge=False)
         for place, column in enumerate(figures.columns):
             number = any(isinstance(row[place], int) for row in figures.rows)
             grid.add_column(column, justify="right" if number else "left", no_wrap=not number, overflow="fold")

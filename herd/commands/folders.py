@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from herd.commands.command import named
+from herd.commands.command import load_object
 from herd.core.console import traceback_log
 from herd.errors import HerdError
 
 
 def data_fetch() -> None:
     """Download the packages with the raw data into the cache."""
-    fetched = named("herd.data.sources.fetch:fetch")()
+    fetched = load_object("herd.data.sources.fetch:fetch")()
     size = sum(pack.path.stat().st_size for pack in fetched.packs.values())
-    folder = named("herd.core.files:cache_folder")()
+    folder = load_object("herd.core.files:cache_folder")()
     print(f"{len(fetched.packs)} packages, {size / 1e6:,.0f} MB, are in {folder}")
 
 
@@ -33,7 +33,7 @@ def report(
         samples: Have the last model continue held-out texts, where no evaluation did.
         stage: Stage whose model the report is about, with what it was made from and its evaluations; all if not given.
     """
-    written = named("herd.evaluate.report:report")(run, out, against=against, samples=samples, stage=stage)
+    written = load_object("herd.evaluate.report:report")(run, out, against=against, samples=samples, stage=stage)
     print(f"wrote {written / 'report.html'}")
 
 
@@ -62,8 +62,8 @@ def adopt(
     if out.exists():
         raise HerdError(f"{out} is there already: give another folder, or remove it first")
     settings = {"experts": experts, "nope_every": nope_every, "vision": vision, "dtype": dtype, "seed": seed}
-    config = named("herd.stages.adopt:AdoptConfig")(**settings)
-    print(f"wrote {named('herd.stages.adopt:adopt')(config, source, out)}")
+    config = load_object("herd.stages.adopt:AdoptConfig")(**settings)
+    print(f"wrote {load_object('herd.stages.adopt:adopt')(config, source, out)}")
 
 
 def merge(adapter: Path, /, *, out: Path, base: Path | None = None, dtype: str = "") -> None:
@@ -76,8 +76,8 @@ def merge(adapter: Path, /, *, out: Path, base: Path | None = None, dtype: str =
         dtype: bfloat16, float16 or float32; the base's if not given.
     """
     traceback_log.set(out.with_name(out.name + ".log"))
-    config = named("herd.stages.merge:MergeConfig")(dtype=dtype)
-    print(f"wrote {named('herd.stages.merge:merge')(config, adapter, out, base=base)}")
+    config = load_object("herd.stages.merge:MergeConfig")(dtype=dtype)
+    print(f"wrote {load_object('herd.stages.merge:merge')(config, adapter, out, base=base)}")
 
 
 def convert(
@@ -117,13 +117,13 @@ def convert(
     traceback_log.set(out.with_name(out.name + ".log"))
     if quantize is None:
         module = "herd.stages.convert"
-        config = named(f"{module}:ConvertConfig")(shards=shards, dtype=dtype, text_only=text_only)
-        print(f"wrote {named(f'{module}:convert')(config, source, out)}")
+        config = load_object(f"{module}:ConvertConfig")(shards=shards, dtype=dtype, text_only=text_only)
+        print(f"wrote {load_object(f'{module}:convert')(config, source, out)}")
         return
-    scheme = named("herd.model.quantize:Scheme")(
+    scheme = load_object("herd.model.quantize:Scheme")(
         name=quantize, group=group, fit=fit, everywhere=everywhere, keep_head=keep_head
     )
-    written = named("herd.evaluate.quantized:quantize_folder")(
+    written = load_object("herd.evaluate.quantized:quantize_folder")(
         source, out, scheme, data=data, text=text, max_bytes=max_bytes
     )
     print((written / "README.md").read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from herd.commands.command import named
+from herd.commands.command import load_object
 from herd.config import PRESETS, preset
 from herd.plan.counts import Precision
 
@@ -41,10 +41,10 @@ def plan(
         json: Print one JSON object, for scripts.
     """
     is_path = model not in PRESETS and Path(model).exists()
-    shape = named("herd.model.formats.config_json:config_from_json")(Path(model)) if is_path else preset(model)
+    shape = load_object("herd.model.formats.config_json:config_from_json")(Path(model)) if is_path else preset(model)
     training = None
     if gpus is not None:
-        training = named("herd.plan.training:TrainingPlan")(
+        training = load_object("herd.plan.training:TrainingPlan")(
             gpus=gpus,
             gpu=gpu,
             length=length,
@@ -52,8 +52,8 @@ def plan(
             tokens=tokens,
             pipelined=pipelined,
         )
-    machine = named("herd.bench.plan:this_machine")() if here else None
-    named("herd.plan.show:show")(
+    machine = load_object("herd.bench.plan:this_machine")() if here else None
+    load_object("herd.plan.show:show")(
         model,
         shape,
         context=context,
@@ -71,4 +71,4 @@ def doctor(*, json: bool = False) -> None:
     Args:
         json: Print one JSON object, for scripts.
     """
-    sys.exit(named("herd.doctor:doctor")(as_json=json))
+    sys.exit(load_object("herd.doctor:doctor")(as_json=json))

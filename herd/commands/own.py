@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from herd.commands.command import named
+from herd.commands.command import load_object
 from herd.commands.stages import STAGES
 from herd.config import DataConfig
 from herd.core.ranks import world
@@ -32,11 +32,11 @@ def own_options(kind: StageKind) -> list[Any]:
 def from_paths(config: DataConfig, paths: Sequence[str], *, kind: str = "") -> DataConfig:
     """The config with what is found at `paths`, all of `kind` if given, beside its own sources; prints what each is
     taken for."""
-    detect, notes = "herd.data.sources.detect", named("herd.data.sources.source:Notes")()
-    found = named(f"{detect}:detect")(paths, notes, kind=kind)
-    for line in (*named(f"{detect}:table")(found), *notes.lines()):
+    detect, notes = "herd.data.sources.detect", load_object("herd.data.sources.source:Notes")()
+    found = load_object(f"{detect}:detect")(paths, notes, kind=kind)
+    for line in (*load_object(f"{detect}:table")(found), *notes.lines()):
         print(line)
-    fields: dict[str, Any] = named(f"{detect}:sources_of")(found)
+    fields: dict[str, Any] = load_object(f"{detect}:sources_of")(found)
     fields = {name: (*getattr(config, name), *sources) for name, sources in fields.items()}
     return dataclasses.replace(config, **fields, found_in=(*config.found_in, *paths))
 
@@ -62,12 +62,12 @@ def own_data(kind: StageKind, usage: Any, model: Path, config: Any) -> tuple[Pat
     if kind.name == "sft" and not config.max_epochs:
         print(f"max_epochs is {OWN_EPOCHS}: give --max-epochs for another number of passes over the chats")
         config = dataclasses.replace(config, max_epochs=OWN_EPOCHS)
-    return out, named("herd.stages.dense:keep_dense")(config, model)
+    return out, load_object("herd.stages.dense:keep_dense")(config, model)
 
 
 def starter_or(model: Path) -> Path:
     """The folder of the starter model where `model` is its name, else `model`."""
-    return named("herd.stages.starter:named_starter")(model) if str(model) == STARTER else model
+    return load_object("herd.stages.starter:named_starter")(model) if str(model) == STARTER else model
 
 
 def with_starter(kind: StageKind, config: Any) -> Any:

@@ -102,7 +102,7 @@ def stage_of_run(kind: StageKind, config: Any, parents: Mapping[str, Path], out:
 RUN = Command(
     summary="Run all stages of a recipe; finished ones are reused",
     example="herd run tiny --pretrain.num-tokens 8M --out runs/longer",
-    does=run,
+    function=run,
     usage=run_usage,
     computes=True,
 )

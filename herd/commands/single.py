@@ -28,7 +28,7 @@ def stage_command(kind: StageKind) -> Command:
     return Command(
         summary=kind.summary,
         example=kind.example,
-        does=partial(do_stage, kind),
+        function=partial(do_stage, kind),
         usage=partial(stage_usage, kind),
         place=kind.name,
         computes=kind.computes,

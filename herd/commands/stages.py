@@ -8,26 +8,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from herd.commands.command import named
+from herd.commands.command import load_object
 from herd.config import DataConfig, EvaluateConfig, ReportConfig, SelectConfig, SftConfig
 from herd.stages.recipe import StageKind
 
 
 def call_at(place: str, *args: Any) -> Any:
-    return named(place)(*args)
+    return load_object(place)(*args)
 
 
 def stage(name: str, *, config: str, function: str, command: str | None = None, **facts: Any) -> StageKind:
     """A stage by the places of its config and its function; picklable, for a process of its own. Its command is its
     name if not given."""
-    does, words = partial(call_at, function), name if command is None else command
-    return StageKind(name=name, config=partial(named, config), function=does, command=words, **facts)
+    words = name if command is None else command
+    return StageKind(
+        name=name, config=partial(load_object, config), function=partial(call_at, function), command=words, **facts
+    )
 
 
 def report(config: ReportConfig, *stages_and_out: Path) -> Path:
     """The report as a stage of a run."""
     *stages, out = stages_and_out
-    path: Path = named("herd.evaluate.report:report")(out.parent, out, stage=config.stage, among=stages)
+    path: Path = load_object("herd.evaluate.report:report")(out.parent, out, stage=config.stage, among=stages)
     return path
 
 

@@ -316,21 +316,21 @@ class Engine:
         for request, reason in step.refused:
             self._emit(request, Piece(text=reason, token_ids=[], finish_reason="error"))
         for request, error in self._runner.encode(step).items():
-            step.works.pop(request, None)
+            step.scheduled.pop(request, None)
             self._scheduler.finish(request, computed=False)
             self._emit(request, error_piece(error))
-        if not step.works:
+        if not step.scheduled:
             return
         self._most_used_bytes = max(self._most_used_bytes, self._used_bytes())
         results = self._runner.run(step)
         sampling: list[tuple[Generation, Tensor]] = []
-        for work, result in zip(step.works.values(), results, strict=True):
-            work.request.prompt_logprobs += result.prompt_logprobs
-            self._num_prefilled += max(0, min(work.end, work.request.num_prompt) - work.begin)
-            if work.num_logits:
-                sampling.append((work.request, result.logits_RV))
+        for one, result in zip(step.scheduled.values(), results, strict=True):
+            one.request.prompt_logprobs += result.prompt_logprobs
+            self._num_prefilled += max(0, min(one.end, one.request.num_prompt) - one.begin)
+            if one.num_logits:
+                sampling.append((one.request, result.logits_RV))
             else:
-                self._scheduler.cache_pages(work.request)
+                self._scheduler.cache_pages(one.request)
         if sampling:
             self._sample([request for request, _ in sampling], [logits_RV for _, logits_RV in sampling])
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from herd.core.batch import Images
 from herd.core.device import send
 from herd.engine.model import LoadedModel, Prompt
-from herd.engine.scheduler import Request, Step, Work
+from herd.engine.scheduler import Request, ScheduledRequest, Step
 from herd.model.agreement import check_agreement
 from herd.model.cache import CacheView, KVCache
 from herd.model.fused import FusedForward, why_not
@@ -50,12 +50,12 @@ T = TypeVar("T", bound=TokenRequest)
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one piece of work gave."""
+    """What the forward gave for one scheduled request."""
 
     logits_RV: Tensor
-    """Behind the last `num_logits` tokens of the work, fp32."""
+    """Behind the last `num_logits` tokens of the request, fp32."""
     prompt_logprobs: list[float]
-    """Of the prompt's tokens that follow those of the work."""
+    """Of the prompt's tokens that follow those of the request in this step."""
 
 
 class Runner:
@@ -80,35 +80,35 @@ class Runner:
         return failed
 
     def run(self, step: Step[T]) -> list[Result]:
-        """The results of the step's works, in their order."""
+        """The results of the step's scheduled requests, in their order."""
         for copy in step.copies:
             self.cache.copy_page(copy.source, copy.target, is_global=copy.is_global)
-        works = list(step.works.values())
+        scheduled = list(step.scheduled.values())
         pack = pack_sequences(
-            [tokens_of(work) for work in works],
-            num_cached=[work.begin for work in works],
+            [tokens_of(one) for one in scheduled],
+            num_cached=[one.begin for one in scheduled],
             device=self.model.device,
         )
         view = self.cache.view(
             pack,
-            [work.request.table.global_pages for work in works],
-            [work.request.table.local_pages for work in works],
+            [one.request.table.global_pages for one in scheduled],
+            [one.request.table.local_pages for one in scheduled],
         )
-        # Of works whose prompt is scored all rows are read, of the others those before a token that is drawn.
+        # Of requests whose prompt is scored all rows are read, of the others those before a token that is drawn.
         ends = pack.starts_S.tolist()[1:]
         kept = [
-            range(end - length if work.request.scored else end - work.num_logits, end)
-            for work, length, end in zip(works, pack.lengths, ends, strict=True)
+            range(end - length if one.request.scored else end - one.num_logits, end)
+            for one, length, end in zip(scheduled, pack.lengths, ends, strict=True)
         ]
         rows_R = send(torch.tensor([row for rows in kept for row in rows], dtype=torch.int64), self.model.device)
-        hidden_RD = self._forward(pack, self._images(works, ends), view, rows_R)
+        hidden_RD = self._forward(pack, self._images(scheduled, ends), view, rows_R)
         parts = hidden_RD.split([len(rows) for rows in kept])
-        counts = [work.num_logits for work in works]
+        counts = [one.num_logits for one in scheduled]
         drawn = [part[len(part) - count :] for part, count in zip(parts, counts, strict=True)]
         logits_RV = self._unembed(torch.cat(drawn))
         return [
-            Result(logits_RV=logits, prompt_logprobs=self._prompt_logprobs(work, part))
-            for work, logits, part in zip(works, logits_RV.split(counts), parts, strict=True)
+            Result(logits_RV=logits, prompt_logprobs=self._prompt_logprobs(one, part))
+            for one, logits, part in zip(scheduled, logits_RV.split(counts), parts, strict=True)
         ]
 
     def _forward(self, pack: Pack, images: Images | None, view: CacheView, rows_R: Tensor) -> Tensor:
@@ -124,28 +124,28 @@ class Runner:
             return self._fused.unembed(hidden_RD)
         return self.model.transformer.unembed(hidden_RD).float()
 
-    def _images(self, works: list[Work[T]], ends: list[int]) -> Images | None:
-        """Features of the pictures' tokens among the works; those of tiles that are then read are dropped."""
+    def _images(self, scheduled: list[ScheduledRequest[T]], ends: list[int]) -> Images | None:
+        """Features of the pictures' tokens in this step; those of tiles that are then read are dropped."""
         features, rows = [], []
-        for work, end in zip(works, ends, strict=True):
-            request = work.request
-            for tile in [tile for tile in sorted(request.features) if request.tiles[tile][0] < work.end]:
+        for one, end in zip(scheduled, ends, strict=True):
+            request = one.request
+            for tile in [tile for tile in sorted(request.features) if request.tiles[tile][0] < one.end]:
                 encoded = request.features[tile]
                 patches = request.patch_rows[tile * len(encoded) : (tile + 1) * len(encoded)]
-                inside = (patches >= work.begin) & (patches < work.end)
+                inside = (patches >= one.begin) & (patches < one.end)
                 features.append(encoded[send(torch.nonzero(inside)[:, 0], encoded.device)])
-                rows.append(patches[inside] + (end - work.end))
-                if request.tiles[tile][1] <= work.end:
+                rows.append(patches[inside] + (end - one.end))
+                if request.tiles[tile][1] <= one.end:
                     del request.features[tile]
         if not features:
             return None
         return Images(tiles=torch.cat(features), rows=send(torch.cat(rows), self.model.device), encoded=True)
 
-    def _prompt_logprobs(self, work: Work[T], hidden_ND: Tensor) -> list[float]:
-        request = work.request
+    def _prompt_logprobs(self, one: ScheduledRequest[T], hidden_ND: Tensor) -> list[float]:
+        request = one.request
         if not request.scored:
             return []
-        target_ids = request.ids[work.begin + 1 : min(work.end + 1, request.num_prompt)]
+        target_ids = request.ids[one.begin + 1 : min(one.end + 1, request.num_prompt)]
         targets_N = send(torch.tensor(target_ids, dtype=torch.int64), hidden_ND.device)
         logprobs: list[Tensor] = []
         for begin in range(0, len(targets_N), LOGIT_ROWS):
@@ -155,9 +155,9 @@ class Runner:
         return torch.cat(logprobs).tolist() if logprobs else []
 
 
-def tokens_of(work: Work[T]) -> list[int]:
-    request, known = work.request, len(work.request.ids)
-    return request.ids[work.begin : work.end] + request.draft[max(0, work.begin - known) : max(0, work.end - known)]
+def tokens_of(one: ScheduledRequest[T]) -> list[int]:
+    request, known = one.request, len(one.request.ids)
+    return request.ids[one.begin : one.end] + request.draft[max(0, one.begin - known) : max(0, one.end - known)]
 
 
 def content_of(prompt: Prompt, model: LoadedModel, patch_rows: Tensor) -> list[int]:

@@ -68,7 +68,7 @@ R = TypeVar("R", bound=Request)
 
 
 @dataclass(frozen=True)
-class Work(Generic[R]):
+class ScheduledRequest(Generic[R]):
     """Tokens `begin` … `end` - 1 of one request's `content` and `draft`."""
 
     request: R
@@ -83,12 +83,12 @@ class Work(Generic[R]):
 
 @dataclass(kw_only=True)
 class Step(Generic[R]):
-    """One forward: first the tiles and the copies, in their order, then the work."""
+    """One forward: first the tiles and the copies, in their order, then the scheduled requests."""
 
     tiles: dict[R, list[int]] = field(default_factory=dict)
     """To be encoded, by number."""
     copies: list[PageCopy] = field(default_factory=list)
-    works: dict[R, Work[R]] = field(default_factory=dict)
+    scheduled: dict[R, ScheduledRequest[R]] = field(default_factory=dict)
     refused: list[tuple[R, str]] = field(default_factory=list)
     """Requests that ended here, and why."""
     cancelled: list[R] = field(default_factory=list)
@@ -232,7 +232,7 @@ class Scheduler(Generic[R]):
                 self.finish(request, computed=False)
                 step.refused.append((request, f"the cache's file cannot grow: {error.strerror or error}"))
                 return 0
-        step.works[request] = Work(request, begin, end)
+        step.scheduled[request] = ScheduledRequest(request, begin, end)
         new = max(0, end - max(begin, request.num_charged))
         self.served[request.caller] += new
         self.clock += new
@@ -241,7 +241,7 @@ class Scheduler(Generic[R]):
 
     def _preempt(self, step: Step[R], request: R) -> None:
         """Free a running request's pages and put it back in the queue."""
-        planned = step.works.pop(request, None)
+        planned = step.scheduled.pop(request, None)
         step.tiles.pop(request, None)
         self.running.remove(request)
         self._release(request, planned.begin if planned else request.table.length)

@@ -31,7 +31,7 @@ from herd.errors import HerdError
 
 Facts = dict[str, Any]
 CHAT, UNKNOWN_LANGUAGE = "chat", "und"
-"""The kind of a chat of the user's; a language that cannot be told, as in ISO 639."""
+"""The kind of a chat of the user's; a language that cannot be identified, as in ISO 639."""
 DUPLICATES = "chats that are there already"
 
 

@@ -92,7 +92,7 @@ def distillation_cross_entropy(
     log p_S(y_i)) / confidence_scale) without gradient: the teacher counts where it knows the text better than the
     student. Without a scale a_i = alpha. Where the teacher's log-probability is NaN there is no row, and a_i = 0.
     """
-    hard_N = torch.zeros(len(hidden_ND), dtype=wide(hidden_ND), device=hidden_ND.device)
+    hard_N = torch.zeros(len(hidden_ND), dtype=sum_precision(hidden_ND), device=hidden_ND.device)
     alpha_N, num_draws = torch.zeros_like(hard_N), draws_NK.shape[1]
 
     def shares(rows_R: Tensor, loss_RK: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, targets_N):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N)
-        logprobs_N = hidden_ND.new_empty(len(hidden_ND), dtype=wide(hidden_ND))
+        logprobs_N = hidden_ND.new_empty(len(hidden_ND), dtype=sum_precision(hidden_ND))
         for rows, logits_RV in logit_chunks(hidden_ND, weight_VD):
             logprobs_N[rows] = -softmax_gradient(logits_RV, targets_N[rows])
         return logprobs_N
@@ -166,9 +166,9 @@ class _TokenLogprobs(torch.autograd.Function):
 class _TokenEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD):  # type: ignore[no-untyped-def]
-        entropy_N = hidden_ND.new_empty(len(hidden_ND), dtype=wide(hidden_ND))
+        entropy_N = hidden_ND.new_empty(len(hidden_ND), dtype=sum_precision(hidden_ND))
         for rows, logits_RV in logit_chunks(hidden_ND, weight_VD):
-            log_RV = torch.log_softmax(logits_RV, -1, dtype=wide(logits_RV))
+            log_RV = torch.log_softmax(logits_RV, -1, dtype=sum_precision(logits_RV))
             entropy_N[rows] = -(log_RV.exp() * log_RV).sum(-1)
         ctx.save_for_backward(hidden_ND, weight_VD, entropy_N)
         return entropy_N
@@ -177,9 +177,9 @@ class _TokenEntropy(torch.autograd.Function):
     def backward(ctx, grad_N):  # type: ignore[no-untyped-def]
         hidden_ND, weight_VD, entropy_N = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_ND)
-        grad_weight = torch.zeros_like(weight_VD, dtype=wide(weight_VD))
+        grad_weight = torch.zeros_like(weight_VD, dtype=sum_precision(weight_VD))
         for rows, logits_RV in logit_chunks(hidden_ND, weight_VD):
-            log_RV = torch.log_softmax(logits_RV, -1, dtype=wide(logits_RV))
+            log_RV = torch.log_softmax(logits_RV, -1, dtype=sum_precision(logits_RV))
             # d H / d logit_v = -p_v (log p_v + H)
             slope_RV = (log_RV + entropy_N[rows, None]).mul_(log_RV.exp()).mul_(-grad_N[rows, None])
             logits_RV.copy_(slope_RV)
@@ -188,7 +188,7 @@ class _TokenEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight.to(weight_VD.dtype)
 
 
-def wide(x: Tensor) -> torch.dtype:
+def sum_precision(x: Tensor) -> torch.dtype:
     """The precision of probabilities and sums: fp32 at least."""
     return torch.promote_types(x.dtype, torch.float32)
 
@@ -220,18 +220,18 @@ def nll_gradients(
     """The terms of a cross-entropy and the gradients of their weighted sum by the hidden states and, unless that is
     `frozen`, the unembedding; only the rows `learnt`, those that weigh something, are computed. Without shares
     `targets` is [N], else [N, K]."""
-    losses_N = torch.zeros(len(hidden_ND), dtype=wide(hidden_ND), device=hidden_ND.device)
+    losses_N = torch.zeros(len(hidden_ND), dtype=sum_precision(hidden_ND), device=hidden_ND.device)
     grad_hidden = torch.zeros_like(hidden_ND)
-    grad_weight = None if frozen else torch.zeros_like(weight_VD, dtype=wide(weight_VD))
+    grad_weight = None if frozen else torch.zeros_like(weight_VD, dtype=sum_precision(weight_VD))
     filling = -len(learnt) % ROW_MULTIPLE
 
-    def chosen(x: Tensor) -> Tensor:
+    def learnt_rows(x: Tensor) -> Tensor:
         """The learnt rows, filled up with zeros."""
         return F.pad(x[learnt], (0, 0) * (x.ndim - 1) + (0, filling))
 
-    hidden, target = chosen(hidden_ND), chosen(targets)
+    hidden, target = learnt_rows(hidden_ND), learnt_rows(targets)
     # The weights go on the narrow side of the products.
-    weight_1 = chosen(weights_N)[:, None].to(hidden_ND.dtype)
+    weight_1 = learnt_rows(weights_N)[:, None].to(hidden_ND.dtype)
     scaled = hidden * weight_1
     grad, losses = torch.empty_like(hidden), losses_N.new_empty(len(hidden))
     for rows, logits_RV in logit_chunks(hidden, weight_VD):
@@ -255,7 +255,7 @@ def softmax_gradient(logits_RV: Tensor, target_R: Tensor) -> Tensor:
     if native.why_not(logits_RV) is None:
         return native.softmax_gradient(logits_RV, target_R)
     target_R1 = target_R[:, None]
-    log_RV = torch.log_softmax(logits_RV, -1, dtype=wide(logits_RV))
+    log_RV = torch.log_softmax(logits_RV, -1, dtype=sum_precision(logits_RV))
     losses_R = -log_RV.gather(1, target_R1)[:, 0]
     logits_RV.copy_(log_RV.exp_().scatter_add_(1, target_R1, log_RV.new_full(target_R1.shape, -1)))
     return losses_R
@@ -264,7 +264,7 @@ def softmax_gradient(logits_RV: Tensor, target_R: Tensor) -> Tensor:
 def soft_gradient(logits_RV: Tensor, target_RK: Tensor, shares: Callable[[Tensor], Tensor]) -> Tensor:
     """sum_k share_k * -log softmax(logits)[target_k], the shares being a function of these terms [R, K]; in place, the
     logits become its gradient, softmax - sum_k share_k onehot(target_k), as if the shares were constants."""
-    at_RK = logits_RV.gather(1, target_RK).to(wide(logits_RV))
+    at_RK = logits_RV.gather(1, target_RK).to(sum_precision(logits_RV))
     first_R = softmax_gradient(logits_RV, target_RK[:, 0])
     loss_RK = first_R[:, None] + at_RK[:, :1] - at_RK
     share_RK = shares(loss_RK)
@@ -287,8 +287,8 @@ def language_loss(
         shares_N = batch.shares_N
         mean, losses_N = cross_entropy(hidden_ND, model.unembedding.weight, batch.targets_N, shares_N)
         # fp64: what is recorded does not depend on how the tokens are dealt out.
-        wide = sum_dtype(losses_N.device)
-        exact = losses_N.to(wide) @ send(shares_N.to(wide), losses_N.device)
+        dtype = sum_dtype(losses_N.device)
+        exact = losses_N.to(dtype) @ send(shares_N.to(dtype), losses_N.device)
         metrics: dict[str, Number | Mean] = {"loss": exact, **losses_by_kind(losses_N, batch)}
         if balance_coefficient:
             mean = mean + balance_coefficient * total_balance_loss(model, parallel.sum_counts)
@@ -302,6 +302,6 @@ def losses_by_kind(losses_N: Float[Tensor, "n"], batch: Batch) -> dict[str, Mean
     found = {}
     for index, name in enumerate(KINDS):
         rows = torch.nonzero((batch.weights_N != 0) & (batch.kinds_N == index))[:, 0]
-        chosen = losses_N[send(rows, losses_N.device)]
-        found[f"{name}_loss"] = Mean(chosen.to(sum_dtype(chosen.device)).sum(), len(rows))
+        of_kind = losses_N[send(rows, losses_N.device)]
+        found[f"{name}_loss"] = Mean(of_kind.to(sum_dtype(of_kind.device)).sum(), len(rows))
     return found

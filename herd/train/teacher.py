@@ -18,7 +18,7 @@ from torch import Tensor
 from herd.core.batch import Batch
 from herd.core.device import send
 from herd.model.transformer import Transformer
-from herd.train.losses import logit_chunks, wide
+from herd.train.losses import logit_chunks, sum_precision
 
 BLOCK = 128
 """Tokens of the vocabulary whose probabilities are summed at a time: a draw looks for its block, then within it."""
@@ -47,14 +47,14 @@ def teacher_rows(model: Transformer, batch: Batch, uniforms_RK: Float[Tensor, "r
     draws, logprobs, entropies = [], [], []
     targets_R = batch.targets_N[places_R]
     for rows, logits_RV in logit_chunks(hidden_ND[places_R], model.unembedding.weight):
-        log_RV = torch.log_softmax(logits_RV, -1, dtype=wide(logits_RV))
+        log_RV = torch.log_softmax(logits_RV, -1, dtype=sum_precision(logits_RV))
         logprobs.append(log_RV.gather(1, targets_R[rows, None])[:, 0])
         probs_RV = log_RV.exp()
         # 0 * log 0 is 0; a row's products are summed by one pass over both.
         entropies.append(-torch.linalg.vecdot(probs_RV, log_RV.clamp_min_(torch.finfo(log_RV.dtype).min)))
         draws.append(draw(probs_RV, uniforms_RK[rows]))
     if not draws:
-        empty = hidden_ND.new_zeros(0, dtype=wide(hidden_ND))
+        empty = hidden_ND.new_zeros(0, dtype=sum_precision(hidden_ND))
         return TeacherRows(
             tokens_R=tokens_R, draws_RK=uniforms_RK.new_zeros(uniforms_RK.shape, dtype=torch.int64),
             logprobs_R=empty, entropies_R=empty,

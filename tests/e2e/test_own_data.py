@@ -107,7 +107,7 @@ def test_text_and_then_chats_go_into_an_adopted_model_with_its_own_tokenizer(
     assert main(["pretrain", "home", "--text", "corpus", "--out", "read", *SMALL]) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
     assert "text  .txt     24" in printed
-    assert "left out 270 tokens of pictures" not in printed  # it reads none: so says the line about the model
+    assert "left out 270 tokens of pictures" not in printed  # it reads none, as the line about the model has it
     shards = TokenShards(mine / "read-data" / "tokens")
     assert shards.manifest["vocab_size"] == 280
     assert main(["sft", "read", "--chats", "chats.jsonl", "--out", "mine", *SMALL]) == 0, capsys.readouterr().err
@@ -155,7 +155,7 @@ def test_the_data_is_built_once_and_again_when_a_file_has_changed(
 
 
 def test_what_is_missing_or_given_twice_is_one_line(mine: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for args, told in (
+    for args, expected in (
         (["sft", "home", "--out", "o"], "needs data: give --data FOLDER, or --chats"),
         (["sft", "home", "--data", "d", "--chats", "chats.jsonl", "--out", "o"], "--data is given, and --chats too"),
         (["sft", "home", "--chats", "none.jsonl", "--out", "o"], "none.jsonl: there is no file like this"),
@@ -165,7 +165,7 @@ def test_what_is_missing_or_given_twice_is_one_line(mine: Path, capfd: pytest.Ca
     ):
         assert main(args) in {1, 2}
         [line] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("herd: ")]
-        assert told in line
+        assert expected in line
 
 
 @pytest.mark.slow

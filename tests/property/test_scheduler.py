@@ -73,7 +73,7 @@ class World:
             request.features.update(dict.fromkeys(tiles, "encoded"))
         for source, target, is_global in step.copies:
             self.cells[is_global, target] = list(self._page(is_global, source))
-        for work in step.works.values():
+        for work in step.scheduled.values():
             request = work.request
             assert work.begin < work.end <= request.table.length
             assert work.begin // self.chunk_size == (work.end - 1) // self.chunk_size, "a piece crosses a chunk edge"
@@ -89,9 +89,9 @@ class World:
             del versions[work.begin :]
             versions += [self.weights] * (work.end - work.begin)
             self._write(request, tokens, versions, work.begin, work.end)
-        for work in step.works.values():
+        for work in step.scheduled.values():
             self._read(work.request, work.request.content + work.request.draft, self.weights_of[work.request], work.end)
-        for work in list(step.works.values()):
+        for work in list(step.scheduled.values()):
             self._answer(work.request, work.num_logits)
         self.check()
         return step
@@ -247,7 +247,7 @@ def test_callers_who_always_ask_get_the_same_whatever_they_ask() -> None:
             while waiting[caller] < 10:
                 world.ask(strangers(world, length), answer, caller=caller)
                 waiting[caller] += 1
-        for work in world.step().works.values():
+        for work in world.step().scheduled.values():
             had[work.request.caller] += work.end - work.begin
         assert len(had) < 3 or max(had.values()) - min(had.values()) <= bound
     assert min(had.values()) > bound
@@ -293,7 +293,7 @@ def test_who_has_priority_takes_the_place_of_one_that_then_ends_all_the_same() -
         world.step()
     urgent = world.ask(strangers(world, 10), 5, caller="chat", priority=1)
     step = world.step()
-    assert urgent in step.works and world.scheduler.num_preempted == 1
+    assert urgent in step.scheduled and world.scheduler.num_preempted == 1
     while not world.scheduler.idle:
         world.step()
     assert all(len(request.content) == request.limit for request in [*lesser, urgent])
@@ -312,7 +312,7 @@ def test_priority_lets_a_caller_be_so_far_ahead_of_another_and_no_further(priori
     # A step gives who runs one token more before places are given.
     world.scheduler.served["chat"] += 1
     step = world.step()
-    assert (urgent in step.works) == (over < 0)
+    assert (urgent in step.scheduled) == (over < 0)
     assert world.scheduler.num_preempted == (over < 0)
 
 
@@ -324,7 +324,7 @@ def test_only_more_priority_takes_a_place_whatever_the_callers_have_had(priority
     world.scheduler.served["batch"] += 10 * HEAD_START
     world.ask(strangers(world, 10), 5, caller="chat", priority=priority)
     step = world.step()
-    assert list(step.works) == [running] and world.scheduler.num_preempted == 0
+    assert list(step.scheduled) == [running] and world.scheduler.num_preempted == 0
 
 
 @pytest.mark.parametrize("later", [HEAD_START - 1, HEAD_START])
@@ -336,7 +336,7 @@ def test_among_one_caller_s_requests_priority_outweighs_so_many_tokens_of_waitin
     world.scheduler.clock -= later
     world.scheduler.waiting[""].sort(key=lambda request: request is urgent)  # the other one is admitted first
     world.step()
-    assert (urgent in world.step().works) == (later < HEAD_START)
+    assert (urgent in world.step().scheduled) == (later < HEAD_START)
 
 
 def test_tokens_are_removed_over_a_chunk_s_edge_and_into_a_shared_page() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from herd.cli import main
 from herd.commands import COMMANDS, single
-from herd.commands.command import named
+from herd.commands.command import load_object
 from herd.commands.stages import STAGES
 from herd.config import PRESETS
 from herd.core.device import VARIABLE
@@ -89,17 +89,17 @@ def test_help_explains_every_option_and_gives_its_default(
 def test_each_example_is_understood(name: str, monkeypatch: pytest.MonkeyPatch):
     command, done = COMMANDS[name], []
     if command.usage is not None:
-        monkeypatch.setitem(COMMANDS, name, dataclasses.replace(command, does=done.append))
+        monkeypatch.setitem(COMMANDS, name, dataclasses.replace(command, function=done.append))
     else:
-        signature = inspect.signature(command.does)
+        signature = inspect.signature(command.function)
 
-        def does(*args: object, **kwargs: object) -> None:
+        def function(*args: object, **kwargs: object) -> None:
             done.append(signature.bind(*args, **kwargs))
 
-        does.__signature__ = signature  # type: ignore[attr-defined]
-        does.__annotations__ = command.does.__annotations__
-        does.__doc__ = command.does.__doc__
-        monkeypatch.setitem(COMMANDS, name, dataclasses.replace(command, does=does))
+        function.__signature__ = signature  # type: ignore[attr-defined]
+        function.__annotations__ = command.function.__annotations__
+        function.__doc__ = command.function.__doc__
+        monkeypatch.setitem(COMMANDS, name, dataclasses.replace(command, function=function))
     assert main(command.example.split()[1:]) == 0
     assert len(done) == 1
 
@@ -109,7 +109,7 @@ def test_each_stage_is_where_the_table_says_and_takes_what_it_is_given(kind: Sta
     assert dataclasses.is_dataclass(kind.config())
     kind.config()()  # every field has a default, for the command without --recipe
     [place] = kind.function.args
-    parameters = inspect.signature(named(place)).parameters
+    parameters = inspect.signature(load_object(place)).parameters
     assert list(parameters)[1:] == (["stages_and_out"] if kind.reads_run else [*kind.reads, "out"])
     keys = {field.name for field in dataclasses.fields(kind.config())}
     assert not (keys - set(kind.names)) & {"kind", *KEYS.values()}  # they would hide what recipes say of the graph

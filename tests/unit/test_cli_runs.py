@@ -31,7 +31,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail() -> None:
         raise error
 
-    monkeypatch.setitem(COMMANDS, "fail", Command(summary="Fail", example="herd fail", does=fail))
+    monkeypatch.setitem(COMMANDS, "fail", Command(summary="Fail", example="herd fail", function=fail))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_only_a_bug_leaves_a_log_beside_the_users_files(monkeypatch: pytest.Monk
             traceback_log.set(Path("out.log"))
             raise error
 
-        monkeypatch.setitem(COMMANDS, "fail", Command(summary="Fail", example="herd fail", does=fail))
+        monkeypatch.setitem(COMMANDS, "fail", Command(summary="Fail", example="herd fail", function=fail))
         assert main(["fail"]) == 1
         assert Path("out.log").exists() == left
 

@@ -1,4 +1,4 @@
-"""The data card as a page says what herd.json says, with nothing of a text taken for markup and no personal data."""
+"""The data card as a page has what herd.json has, with nothing of a text taken for markup and no personal data."""
 
 from pathlib import Path
 

@@ -69,7 +69,7 @@ def test_what_is_no_picture_is_named_in_one_line(tmp_path: Path) -> None:
 
 
 def bare_png(width: int, height: int) -> bytes:
-    """A PNG that says its size and has no pixels."""
+    """A PNG with a size and no pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -79,7 +79,7 @@ def bare_png(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (bare_png(0, 0), "empty, damaged"),
         (bare_png(5, 0), "empty, damaged"),
@@ -95,8 +95,8 @@ def bare_png(width: int, height: int) -> bytes:
         (encoded(Image.new("I", (4, 4)), "TIFF"), "without a known range"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_with_the_reason(content: bytes, says: str) -> None:
-    with pytest.raises(HerdError, match=says) as caught:
+def test_what_cannot_be_shown_is_refused_with_the_reason(content: bytes, message: str) -> None:
+    with pytest.raises(HerdError, match=message) as caught:
         read_picture(content)
     assert "\n" not in str(caught.value) and "0x" not in str(caught.value)
 

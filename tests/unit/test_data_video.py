@@ -64,7 +64,7 @@ def test_what_is_no_video_is_reported_in_one_line(tmp_path: Path) -> None:
     hidden = tmp_path / "hidden.mp4"
     hidden.write_bytes(clip(3))
     playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{hidden}\n"
-    for data, says in [
+    for data, message in [
         (b"", "not a readable video"),
         (b"no video at all", "not a readable video"),
         (clip(30)[:1500], "not a readable video"),
@@ -74,7 +74,7 @@ def test_what_is_no_video_is_reported_in_one_line(tmp_path: Path) -> None:
         (playlist.encode(), "not a readable video"),
         (f"ffconcat version 1.0\nfile {hidden}\n".encode(), "not a readable video"),
     ]:
-        with pytest.raises(HerdError, match=says) as caught:
+        with pytest.raises(HerdError, match=message) as caught:
             read_video(data)
         assert "\n" not in str(caught.value)
     with pytest.raises(HerdError, match=r"gone\.mp4 does not exist"):

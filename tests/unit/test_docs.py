@@ -61,9 +61,11 @@ def understood(args: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     name = next(name for name in (" ".join(args[:2]), args[0]) if name in COMMANDS)
     command, done = COMMANDS[name], []
     if command.usage is not None:
-        monkeypatch.setitem(COMMANDS, name, replace(command, does=done.append))
+        monkeypatch.setitem(COMMANDS, name, replace(command, function=done.append))
     else:
-        monkeypatch.setitem(COMMANDS, name, replace(command, does=wraps(command.does)(lambda *a, **k: done.append(a))))
+        monkeypatch.setitem(
+            COMMANDS, name, replace(command, function=wraps(command.function)(lambda *a, **k: done.append(a)))
+        )
     main(args)
     return len(done)
 

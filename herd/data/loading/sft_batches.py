@@ -142,10 +142,10 @@ class SftBatches:
             lengths[len(self.chats) - 1] = len(self._render(chat).ids)
         self.left_out |= counts
         if not lengths:
-            told = "; ".join(f"{count:,} {what}" for what, count in counts.items()) or "it has none to train on"
+            reasons = "; ".join(f"{count:,} {what}" for what, count in counts.items()) or "it has none to train on"
             raise HerdError(
-                f"{folder}: no chat is left to train on ({told}{f'; {refusal}' if refusal else ''}): raise context, or "
-                "give a data folder with other chats"
+                f"{folder}: no chat is left to train on ({reasons}{f'; {refusal}' if refusal else ''}): raise context, "
+                "or give a data folder with other chats"
             )
         return lengths
 

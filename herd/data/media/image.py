@@ -132,7 +132,7 @@ class Tiles:
 
 
 class ImageProcessor:
-    """Cuts pictures into tiles and says which tokens stand for them."""
+    """Cuts pictures into tiles and gives the tokens that stand for them."""
 
     def __init__(self, config: VisionConfig | None) -> None:
         self._config = config

@@ -31,7 +31,7 @@ EXAMPLES = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Meaning:
-    """What a sentence says."""
+    """The meaning of a sentence."""
 
     like: str
     actor: str

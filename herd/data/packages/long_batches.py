@@ -28,7 +28,7 @@ from herd.data.tokens.tokenizer import Tokenizer
 from herd.errors import HerdError
 
 LANGUAGE_SHARE = 0.2
-"""Share of the needles that are told in another language than English."""
+"""Share of the needles that are in another language than English."""
 FEW_WORDS_SHARE = 0.5
 """Share of the documents of needles alone whose keys are made of few words, so that each has many that share one."""
 PLANTED_SHARE = 0.8
@@ -36,7 +36,7 @@ PLANTED_SHARE = 0.8
 QUOTED = (16, 48)
 """Tokens of a quoted passage."""
 FIRST_QUOTED = 4
-"""Tokens of it from which the rest can be told: they are not learnt."""
+"""First tokens of it, which the rest follows from: they are not learnt."""
 ENGLISH_BYTES = 2**26
 """Text in which the words of keys and values are looked for."""
 JOINT = "\n\n"

@@ -34,7 +34,7 @@ ICONS = ("fluent-emoji-flat", "openmoji", "noto-v1", "emojione", "emojione-v1")
 """Drawing styles that are trained on beside Google's and the clips' own."""
 ICON_PX = 96
 NO_THINGS = {"Component", "Flags", "People & Body", "Symbols"}
-"""Groups of emoji that are left out: signs, and people told apart by sex, hair or direction of walk, whose names are
+"""Groups of emoji that are left out: signs, and people that differ by sex, hair or direction of walk, whose names are
 descriptions in most languages."""
 CLOCKS = range(0x1F550, 0x1F568)
 HELD_OUT_SPLITS = {
@@ -42,7 +42,7 @@ HELD_OUT_SPLITS = {
     "names in any language",
     "styles": "drawings in a style never trained on, of things drawn otherwise in training",
 }
-"""What the data card says of the splits that are held out."""
+"""What the splits are that are held out, for the data card."""
 CLIP_PX = 112
 CLIP_FRAMES = 8
 

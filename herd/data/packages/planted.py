@@ -206,10 +206,10 @@ def multi_value(rng: np.random.Generator, keys: Keys, *, count: int = 2) -> Quiz
     saying, key = "A number of {key} is {value}.", keys.draw(rng)
     values = [number(rng) for _ in range(count)]
     facts = tuple(saying.format(key=key, value=value) for value in values)
-    told = [values[i] for i in rng.permutation(count)]
+    shuffled = [values[i] for i in rng.permutation(count)]
     return Quiz(
         kind="multi-value", facts=facts, question=f"\nThe numbers of {key} are",
-        answer=f" {', '.join(told)}.", several=tuple(values),
+        answer=f" {', '.join(shuffled)}.", several=tuple(values),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""How the questions are put, several ways in each language, and who the model says that it is.
+"""How the questions are put, several ways in each language, and how the model introduces itself.
 
 A country's name stands after a colon or in quotes where the language would have to inflect it or to add an article.
 """

@@ -24,7 +24,7 @@ from herd.data.sources.documents import value_at
 from herd.data.sources.media_names import IMAGES, SIDECARS, VIDEOS, captions_among, captions_of, media_kind
 from herd.data.sources.readers import ROWS, kind_of, read_file
 from herd.data.sources.source import Notes, ReadOptions, Unreadable
-from herd.data.sources.stream import mended, open_text
+from herd.data.sources.stream import decode_escaped, open_text
 from herd.errors import HerdError
 
 MAX_MEMBER = 256 * 2**20
@@ -93,7 +93,7 @@ class CaptionedFiles:
             return None
         try:
             with open_text(path) as file:
-                text = mended(file.read(MAX_CAPTION + 1))[0]
+                text = decode_escaped(file.read(MAX_CAPTION + 1))[0]
         except Unreadable as error:
             self.notes.skip(str(error), path, error.detail)
             return None
@@ -178,12 +178,12 @@ class CaptionedFiles:
         if media is None:
             self.notes.skip(f"samples without a {self.what[:-1]}", place, ", ".join(sample))
             return
-        told = next((suffix for suffix in SIDECARS if suffix in sample), None)
-        if told is None:
+        sidecar = next((suffix for suffix in SIDECARS if suffix in sample), None)
+        if sidecar is None:
             self.notes.skip(f"{self.what} without a caption", place)
             return
-        text = mended(sample[told].decode("utf-8-sig", "surrogateescape"))[0]
-        caption = self._in_object(text, place) if told == ".json" else text
+        text = decode_escaped(sample[sidecar].decode("utf-8-sig", "surrogateescape"))[0]
+        caption = self._in_object(text, place) if sidecar == ".json" else text
         if caption is None:
             self.notes.skip(f"{self.what} without a caption", place)
         elif self._is_caption(caption, place):

@@ -84,7 +84,7 @@ def pair_columns(values: Mapping[str, Any], pairs: Sequence[tuple[str, str]]) ->
 
 
 def kind_of_rows(values: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What a row is and in which form: `chats`, `sharegpt`; None if it cannot be told."""
+    """What a row is and in which form: `chats`, `sharegpt`; None if it is neither."""
     if {"chosen", "rejected"} <= values.keys():
         return "preferences", "chosen and rejected"
     if form := chat_format(values):

@@ -41,7 +41,7 @@ class Documents:
         config, before, column = self.config, None, self.config.text
         for row in read_rows(config.path, self.files, self.options, self.notes):
             file = row.place.rpartition(" row ")[0]
-            if file != before and not config.text:  # what a file's first row says holds for all of it
+            if file != before and not config.text:  # the first row decides for the whole file
                 column = text_column(row.values) or ""
             text = value_at(row.values, column) if column else None
             if file != before and column.partition(".")[0] not in row.values and column not in row.values:

@@ -6,7 +6,7 @@ temporary folder, its sha256 compared with the table's, and only then repacked a
 its final name is whole; an interrupted download leaves nothing, and a damaged file is found, named and fetched again.
 
 Debian's mirrors forget old versions. Where the pinned one is gone, the mirror's own (signed, checked by apt) is used,
-and the data card says so.
+and the data card has the version.
 """
 
 import errno

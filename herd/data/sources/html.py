@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from herd.data.sources.source import Notes, ReadOptions, Row
-from herd.data.sources.stream import encoding_of, mended, read_whole
+from herd.data.sources.stream import decode_escaped, encoding_of, read_whole
 
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]+)""", re.I)
 
@@ -33,7 +33,7 @@ def html_text(data: bytes, encoding: str = "auto") -> str:
     elif found == "utf-8" and declared:
         found = declared[1].decode("ascii", "replace")
     try:
-        text, _ = mended(data.decode(found, "surrogateescape" if found.startswith("utf-8") else "replace"))
+        text, _ = decode_escaped(data.decode(found, "surrogateescape" if found.startswith("utf-8") else "replace"))
     except LookupError:  # it declares an encoding that there is not
-        text, _ = mended(data.decode("utf-8", "surrogateescape"))
+        text, _ = decode_escaped(data.decode("utf-8", "surrogateescape"))
     return "\n".join(html_blocks(text))

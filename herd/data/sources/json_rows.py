@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from herd.data.sources.source import MAX_ROW_CHARS, Notes, ReadOptions, Row, Unreadable
-from herd.data.sources.stream import lines, mended, open_text
+from herd.data.sources.stream import decode_escaped, lines, open_text
 
 _CHUNK = 2**16
 _NOT_JSON = "rows that are not JSON"
@@ -104,7 +104,7 @@ def _values(file: TextIO) -> Iterator[Any]:
             return
         more = file.read(chunk)
         ended = not more
-        text, at = text[at:] + mended(more)[0], 0
+        text, at = text[at:] + decode_escaped(more)[0], 0
         if len(text) > 2 * MAX_ROW_CHARS:
             raise Unreadable(f"files with a value of more than {2 * MAX_ROW_CHARS:,} characters: use JSON lines")
         chunk = max(_CHUNK, len(text))  # so that a long value is tried a few times only

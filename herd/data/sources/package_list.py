@@ -1,7 +1,7 @@
 """The packages that the demo's data comes from: which client brings them, which version, what of them is kept.
 
 Every one is a real package of PyPI, npm or Debian 12. The licence is the one that the package itself states; a package
-whose licence could not be checked is not in the table (`LEFT_OUT` says which, and why).
+whose licence could not be checked is not in the table (`LEFT_OUT` has those, with the reason).
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Source:
     keep: tuple[str, ...]
     """Patterns of the members that are kept in the cache (`*` also matches `/`); the rest is not unpacked."""
     drop: tuple[str, ...] = ()
-    """Patterns of members that are not kept, whatever `keep` says."""
+    """Patterns of members that are not kept, though `keep` matches them."""
 
     @property
     def slug(self) -> str:

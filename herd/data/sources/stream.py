@@ -132,7 +132,7 @@ def encoding_of(head: bytes) -> str:
 
 @contextmanager
 def open_text(path: Path, encoding: str = "auto") -> Iterator[TextIO]:
-    """The file's text with LF line ends; what is not UTF-8 in it stands there escaped, see `mended`."""
+    """The file's text with LF line ends; bytes that are not UTF-8 are escaped in it, see `decode_escaped`."""
     with open_bytes(path) as file:
         found = encoding_of(_peek(file)) if encoding == "auto" else encoding
         if found in {"utf-8", "utf-8-sig"}:
@@ -150,7 +150,7 @@ def _windows_1252(match: re.Match[str]) -> str:
         return data.decode("latin-1")
 
 
-def mended(text: str) -> tuple[str, bool]:
+def decode_escaped(text: str) -> tuple[str, bool]:
     """`text` with its bytes that were not UTF-8 read as Windows-1252; whether there were any."""
     if text.isascii():
         return text, False
@@ -168,7 +168,7 @@ def lines(file: TextIO, notes: Notes, place: object) -> Iterator[tuple[int, str]
             while (rest := file.readline(_BUFFER)) and not rest.endswith("\n"):
                 pass
             continue
-        text, was_other = mended(line.removesuffix("\n"))
+        text, was_other = decode_escaped(line.removesuffix("\n"))
         if was_other:
             notes.change(
                 "lines not in UTF-8, read as Windows-1252: set encoding if they are not", f"{place} line {number}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from herd.data.sources.html import html_text
 from herd.data.sources.source import Notes, ReadOptions, Row, Unreadable
-from herd.data.sources.stream import bounded_bytes, mended
+from herd.data.sources.stream import bounded_bytes, decode_escaped
 from herd.errors import HerdError
 
 _PAGES = ("text/html", "application/xhtml+xml")
@@ -29,7 +29,9 @@ def read_warc(path: Path, options: ReadOptions, notes: Notes) -> Iterator[Row]:
                 place = f"{path} record {number}"
                 try:
                     if kind == "conversion":
-                        text, _ = mended(bounded_bytes(record.content_stream()).decode("utf-8", "surrogateescape"))
+                        text, _ = decode_escaped(
+                            bounded_bytes(record.content_stream()).decode("utf-8", "surrogateescape")
+                        )
                     elif kind == "response" and _is_page(record):
                         text = html_text(bounded_bytes(record.content_stream()))
                     else:

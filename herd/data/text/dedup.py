@@ -183,7 +183,7 @@ def _candidates(numbers: Numbers, paths: Sequence[Path]) -> Iterator[tuple[int, 
         places = order[shared]
         starts = np.flatnonzero(np.concatenate(([True], ~is_same))[shared])
         sizes = np.diff(starts, append=len(places))
-        # Duplicates share most of their bands: a bucket of the same documents as an earlier one says nothing new.
+        # Duplicates share most of their bands: a bucket of the same documents as an earlier one adds nothing.
         members = np.add.reduceat(mix(places.astype(np.uint64) + np.uint64(1)), starts)  # mix(0) is 0
         is_new = ~np.isin(members, known)
         numbered = np.cumsum(is_new) - 1 + len(known)

@@ -18,7 +18,7 @@ def shard_folders(folder: Path, table: str, tokenizer: Tokenizer) -> list[Path]:
 
 def open_shards(folder: Path, tokenizer: Tokenizer, *, table: str = "text") -> TokenShards:
     """The tokens of a data folder's training documents, or of its books. What was not written with this tokenizer yet
-    is written now: one line says so, and later runs find it."""
+    is written now: a line is printed, and later runs find it."""
     open_table(folder, table, [])
     key, text = tokenizer_hash(tokenizer), table_hash(folder / f"{table}.parquet")
     places = shard_folders(folder, table, tokenizer)

@@ -1,7 +1,7 @@
 """Messages to tokens by a folder's own chat template, for models that do not speak Llama 4's format.
 
 The template (`chat_template.jinja`) is somebody else's program: it runs in jinja2's sandbox with what transformers 5
-gives it (tags, filters, functions, variables), on a plain copy of the messages. What a message, a call or a tool says
+gives it (tags, filters, functions, variables), on a plain copy of the messages. The text of a message, a call or a tool
 never becomes a control token: each place in it where one is spelt is broken by a mark, and the mark is taken out when
 that text is encoded. Tools and calls go to templates that show them; which do is found by trying (`abilities`).
 Left out: documents.
@@ -234,7 +234,7 @@ def compiled(source: str) -> "Template":
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}`: what the assistant says."""
+        """`{% generation %}`: the assistant's text."""
 
         tags = frozenset({"generation"})  # type: ignore[assignment]
 

@@ -280,7 +280,7 @@ def template_of(folder: Path) -> str:
     """The folder's chat template, wherever it stands: a file of its own, or an entry of a configuration."""
     if (path := folder / "chat_template.jinja").exists():
         return path.read_text(encoding="utf-8")
-    found = [_told(folder, name).get("chat_template") for name in ("chat_template", "tokenizer_config")]
+    found = [_read_table(folder, name).get("chat_template") for name in ("chat_template", "tokenizer_config")]
     template = next(filter(None, found), CONTINUE)
     if isinstance(template, list):  # several by name
         template = next((entry["template"] for entry in template if entry["name"] == "default"), CONTINUE)
@@ -289,16 +289,17 @@ def template_of(folder: Path) -> str:
 
 def names_of(folder: Path, backend: Backend) -> dict[str, str]:
     """The tokens that the folder gives offices to."""
-    mapped, told, names = _told(folder, "special_tokens_map"), _told(folder, "tokenizer_config"), {}
+    mapped, config = _read_table(folder, "special_tokens_map"), _read_table(folder, "tokenizer_config")
+    names = {}
     for office in OFFICES:
-        token = mapped.get(office) or told.get(office)
+        token = mapped.get(office) or config.get(office)
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str) and backend.token_to_id(token) is not None:
             names[office] = token
     return names
 
 
-def _told(folder: Path, name: str) -> dict[str, Any]:
+def _read_table(folder: Path, name: str) -> dict[str, Any]:
     path = folder / f"{name}.json"
     content = read_json(path) if path.exists() else {}
     return content if isinstance(content, dict) else {}

@@ -300,7 +300,7 @@ def _on_one_line(token: re.Match[str]) -> str:
 
 
 def _value(node: ast.expr) -> Any:
-    """What a literal says; names, operators, calls and everything else that would have to be evaluated is refused."""
+    """The value of a literal; names, operators, calls and all else that would have to be evaluated is refused."""
     match node:
         case ast.Constant(value=str() as text):
             # JSON's escapes make one character of a surrogate pair, Python's two halves.

@@ -1,13 +1,12 @@
-"""The data card of a folder as one HTML page that needs nothing beside itself: what `card` in herd.json says."""
+"""The data card of a folder as one HTML page that needs nothing beside itself: the `card` of herd.json."""
 
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from herd.core.files import write_atomic
+from herd.data.view.templates import render
 
 CARD = "card.html"
 STEPS = {
@@ -27,17 +26,10 @@ COUNTED = ("documents", "books", "pictures", "clips", "chats", "preferences", "p
 def write_card(folder: Path, card: Mapping[str, Any]) -> Path:
     """Write `card.html` into `folder`; a reader sees the whole file or none. The page does not name the folder, whose
     bytes depend on its config and its sources alone."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["count"] = lambda value: f"{value:,}" if isinstance(value, int) else value
     cleaning = card.get("cleaning", {})
     left = cleaning.get("left", {})
-    text = environment.get_template("card.html.j2").render(
+    text = render(
+        "card.html.j2",
         steps=[(words, left[step]) for step, words in STEPS.items() if step in left],
         dropped=sorted(cleaning.get("dropped", {}).items(), key=lambda item: (-item[1], item[0])),
         examples=cleaning.get("examples", {}),
