@@ -6,6 +6,7 @@ repeated text would be no haystack.
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,20 +25,17 @@ BATCH = 2000
 
 def haystack(data: Path, tokenizer: Tokenizer, length: int) -> np.ndarray:
     """The first `length` tokens of the text, int32."""
-    has_text = (data / "text.parquet").exists()
-    trained = {
-        line
-        for row in (tables.read(data, "text", ["split", "source", "text"]) if has_text else ())
-        if row["split"] == "train" and row["source"] == SOURCE
-        for line in row["text"].split("\n")
-    }
+    paragraphs = {text: title for title, text in read_wikipedia({SOURCE: pack_of(SOURCE)}, "en")}
+    rows = tables.rows(data / "text.parquet", ["split", "text"]) if tables.has(data, "text") else ()
+    texts = (row["text"] for row in rows if row["split"] == "train")  # of all sources: the user's may have them too
+    trained = {line for text in texts for line in text.split("\n") if line in paragraphs}
     digest = hashlib.sha256(repr((sorted(trained), tokenizer.encode("The quick brown fox: 12345."))).encode())
     digest.update(str(tokenizer.vocab_size).encode())
     kept = cache_folder() / "haystacks" / f"{digest.hexdigest()[:16]}.npy"
     if kept.exists():
         ids: np.ndarray = np.load(kept, mmap_mode="r")
     else:
-        ids = _encoded(trained, tokenizer)
+        ids = _encoded([f"{title}\n{text}\n\n" for text, title in paragraphs.items() if text not in trained], tokenizer)
         kept.parent.mkdir(parents=True, exist_ok=True)
         with kept.with_suffix(".tmp").open("wb") as file:
             np.save(file, ids)
@@ -47,9 +45,7 @@ def haystack(data: Path, tokenizer: Tokenizer, length: int) -> np.ndarray:
     return np.array(ids[:length])
 
 
-def _encoded(trained: set[str], tokenizer: Tokenizer) -> np.ndarray:
-    packs = {SOURCE: pack_of(SOURCE)}
-    texts = [f"{title}\n{text}\n\n" for title, text in read_wikipedia(packs, "en") if text not in trained]
+def _encoded(texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     parts = [
         np.array(ids, dtype=np.int32)
         for begin in range(0, len(texts), BATCH)
