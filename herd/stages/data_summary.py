@@ -45,7 +45,7 @@ def describe_cleaning(facts: Facts) -> str:
 
 def losses(cleaning: Mapping[str, Any], sources: Sequence[str], *, share: float = HEAVY) -> list[str]:
     """A line for each filter that dropped more than `share` of the documents of one of the `sources`: how many, an
-    example, and the option that keeps them."""
+    example, and the option that switches the filter off."""
     lines = []
     for source in sources:
         outcomes = cleaning["outcomes"].get(source, {})
@@ -67,8 +67,8 @@ def losses(cleaning: Mapping[str, Any], sources: Sequence[str], *, share: float 
 
 
 def option_of(reason: str) -> str:
-    """The option that keeps what was dropped for this reason; empty where there is none."""
+    """The option that switches off the filter of this reason; empty where there is none."""
     name = reason.partition(": ")[2]
     if name in ("empty", "language not wanted"):
         return ""
-    return f": --cleaning.{OPTIONS.get(reason, 'no-' + name.replace('_', '-'))} keeps them"
+    return f": --cleaning.{OPTIONS.get(reason, 'no-' + name.replace('_', '-'))} switches it off"

@@ -35,7 +35,7 @@ def test_the_option_that_is_named_is_the_one_of_the_filter(name: str) -> None:
         texts = [GERMAN]
     report = run(replace(case, given=texts, languages=["en"] * len(texts)), config)[1]
     lines = losses(report.as_json(), ["made up"], share=0.2)
-    option, *value = lines[0].split("--cleaning.")[1].removesuffix(" keeps them").split()
+    option, *value = lines[0].split("--cleaning.")[1].removesuffix(" switches it off").split()
     field = option.removeprefix("no-").replace("-", "_")
     assert field == name
     off = False if option.startswith("no-") else float(value[0])
@@ -50,7 +50,7 @@ def test_a_filter_that_drops_most_of_a_source_is_named_with_the_count_and_an_exa
     lines = losses(report.as_json(), ["notes", "pages"])
     [line] = lines  # half of the pages is not more than half
     assert line.startswith('notes: 9 of 9 documents were dropped: short, such as "Note ')
-    assert line.endswith('": --cleaning.min-bytes 0 keeps them')
+    assert line.endswith('": --cleaning.min-bytes 0 switches it off')
     assert not losses(report.as_json(), ["pages"])
 
 
@@ -60,7 +60,7 @@ def test_documents_that_lose_all_lines_are_said_to_have_lost_them_to_the_filter_
     assert not list(kept)
     [line] = losses(report.as_json(), ["forms"])
     assert "30 of 30 documents were dropped: empty, as their lines were (boilerplate), such as" in line
-    assert line.endswith(": --cleaning.boilerplate-documents 0 keeps them")
+    assert line.endswith(": --cleaning.boilerplate-documents 0 switches it off")
 
 
 def test_control_characters_of_an_example_are_not_printed() -> None:
