@@ -6,7 +6,6 @@ repeated text would be no haystack.
 """
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +44,7 @@ def haystack(data: Path, tokenizer: Tokenizer, length: int) -> np.ndarray:
     return np.array(ids[:length])
 
 
-def _encoded(texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
+def _encoded(texts: list[str], tokenizer: Tokenizer) -> np.ndarray:
     parts = [
         np.array(ids, dtype=np.int32)
         for begin in range(0, len(texts), BATCH)
