@@ -42,6 +42,11 @@ def distill(config: DistillConfig, model: Path, data: Path, teacher: Path, out: 
     hooks = heldout_loss(network, tokenizer, data, config, parallel)
     loss_fn = distillation_loss(config, parallel, reader)
     batches = DistillBatches(student, config, rows)
+    if rows is not None and parallel.first:
+        print(
+            f"distill: {batches.share_with_rows(0):.0%} of the first step's learnt tokens have a teacher's row",
+            flush=True,
+        )
     train_language(network, batches, config, stage, parallel, hooks=hooks, loss_fn=loss_fn)
     facts = {**left_out, "packing_waste": round(student.packing_waste, 5)}
     return save_model(network, tokenizer, stage, parallel, facts=lambda _: facts)

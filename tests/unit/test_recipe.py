@@ -15,6 +15,8 @@ from herd.config import (
     MoEConfig,
     NewModelConfig,
     PresetName,
+    PretrainConfig,
+    PretrainPlan,
     VisionConfig,
     preset,
     renamed,
@@ -306,3 +308,18 @@ def test_a_student_learns_from_the_rows_above_it_or_from_a_model_that_is_named(t
     assert nodes["distill"].parents["teacher"] == "pretrain"
     with pytest.raises(HerdError, match=r"reads a teacher folder and no table above it writes one: add \[teach\]"):
         load_recipe(recipe(tmp_path, "[data]\n[model]\n[pretrain]\n[distill]\n"), STAGES)
+
+
+def test_the_herd_has_one_pass_of_its_teacher_and_its_students_the_same_settings_with_and_without():
+    nodes = load_recipe("herd", STAGES)
+    for student in ("scout", "maverick"):
+        taught, alone = nodes[f"{student}-distill"], nodes[f"{student}-alone-pretrain"]
+        assert taught.parents == {"model": f"{student}-vision", "data": "data", "teacher": "teach"}
+        assert alone.parents == {"model": f"{student}-vision", "data": "data"}
+        plan = {field.name for field in fields(PretrainConfig)}
+        assert all(getattr(taught.config, name) == getattr(alone.config, name) for name in plan)
+        rows = nodes["teach"].config
+        assert all(getattr(rows, field.name) == getattr(alone.config, field.name) for field in fields(PretrainPlan))
+        for one, other in ((f"{student}-midtrain", f"{student}-alone-midtrain"), (student, f"{student}-alone")):
+            assert nodes[one].config == nodes[other].config
+    assert nodes["teach"].parents["model"] == "behemoth-pretrain"

@@ -133,9 +133,10 @@ def test_later_epochs_find_the_rows_of_documents_and_other_views_of_pictures_hav
 
 
 def test_a_student_learns_with_hard_targets_in_the_end(
-    tiny_folder: Path, tiny_data: Path, taught: Path, tmp_path: Path
+    tiny_folder: Path, tiny_data: Path, taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = distill(STUDENT, tiny_folder, tiny_data, taught, tmp_path / "student")
+    assert "100% of the first step's learnt tokens have a teacher's row" in capsys.readouterr().out
     lines = read_metrics(out / "metrics.jsonl")
     alphas = [line.get("alpha") for line in lines]
     half = -(-len(lines) // 2)

@@ -72,3 +72,10 @@ class DistillBatches:
             teacher_logprobs_N=torch.from_numpy(logprobs_N),
             alpha=alpha,
         )
+
+    def share_with_rows(self, step: int) -> float:
+        """Of the learnt tokens of a step."""
+        batch = self.batch(step)
+        assert isinstance(batch, TaughtBatch)
+        learnt = torch.nonzero(batch.weights_N)[:, 0]
+        return float((~batch.teacher_logprobs_N[learnt].isnan()).double().mean()) if len(learnt) else 0.0
