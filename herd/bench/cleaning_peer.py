@@ -64,13 +64,8 @@ class Datatrove:
             PIIFormatter(remove_ips=False),
         ]
 
-    def filter(self, documents: list[Document]) -> set[str]:
-        """The pages of those that the filters keep."""
-        with self._words():
-            return {document.id for document in self._filtered(documents)}
-
-    def clean(self, documents: list[Document]) -> set[str]:
-        """The pages of those that are left after deduplication too."""
+    def clean(self, documents: list[Document]) -> tuple[set[str], set[str]]:
+        """The pages of those that the filters keep, and of those that are left after deduplication."""
         with self._words(), tempfile.TemporaryDirectory(prefix="herd-bench-") as name, redirect_stderr(StringIO()):
             folder, config = Path(name), MinhashConfig()
             kept = list(self._filtered(documents))
@@ -82,7 +77,8 @@ class Datatrove:
                 stage = MinhashDedupBuckets(str(folder / "signatures"), str(folder / "buckets"), config=config)
                 stage.run(None, bucket, config.num_buckets)
             MinhashDedupCluster(str(folder / "buckets"), str(folder / "remove"), config=config).run(None)
-            return {document.id for document in MinhashDedupFilter(str(folder / "remove")).run(kept)}
+            left = {document.id for document in MinhashDedupFilter(str(folder / "remove")).run(kept)}
+            return {document.id for document in kept}, left
 
     def _filtered(self, documents: list[Document]) -> Iterator[Any]:
         stream: Iterable[Any] = (Theirs(text=document.text, id=document.page) for document in documents)

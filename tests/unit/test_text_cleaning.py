@@ -67,7 +67,10 @@ CASES = {
         [*NOTICES, *"defghi"], [*NOTICES, *"defghi"], 0.5, reason=None, others={"boilerplate_documents": 3}
     ),
     "c4_citations": Case(["In 1981.[12] He[citation needed] x[y] [edit]"], ["In 1981. He x[y] "], reason=None),
-    "c4_long_words": Case([f"one\n{'x' * 1001} two\n{'y' * 1000} three"], [f"one\n{'y' * 1000} three"]),
+    "c4_long_words": Case(
+        [f"one\n{'x' * 1001} two\n{'y' * 1000} three\n{'z ' * 900}{'x' * 1001} z"],
+        [f"one\n{'y' * 1000} three"],
+    ),
     "c4_policy": Case(["one\nRead our Privacy Policy here\nThis site uses cookies.\ntwo"], ["one\ntwo"]),
     "c4_javascript": Case(["one\nPlease enable JavaScript to go on\ntwo"], ["one\ntwo"]),
     "c4_terminal_punctuation": Case(["A title\nA sentence.\nIs it?\nAnd so on..."], ["A sentence.\nIs it?"]),

@@ -51,6 +51,7 @@ def test_what_the_detector_does_not_know_is_decided_by_the_source() -> None:
         ("Καλημέρα", "Grek"), ("שלום", "Hebr"), ("한국어", "Hang"), ("ภาษาไทย", "Thai"), ("ქართული", "Geor"),
         ("日本語のテキスト", "Jpan"), ("漢字ばかりの文章ではないが少し", "Jpan"), ("中文", "Hani"),
         ("the Москва of it", "Latn"),
+        (f"{'a' * 27}かきく", "Latn"), (f"{'a' * 26}かきく", "Jpan"), (f"{'a' * 31}かきく", "Latn"),
         ("123 !?", "Zyyy"), ("", "Zyyy"), ("ꆈꌠ", "Zzzz"),
     ],
 )  # fmt: skip

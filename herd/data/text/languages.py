@@ -5,6 +5,7 @@ than the model about short lines and lines with product names.
 """
 
 import re
+import string
 import unicodedata
 from collections import Counter
 from functools import cache, lru_cache
@@ -55,6 +56,7 @@ ISO_15924 = {
 }  # fmt: skip
 """The first words of the Unicode names of letters, and the codes of their scripts."""
 _MIN_KANA_SHARE = 0.1
+_ASCII_LETTERS = string.ascii_letters.encode()
 _SCRIPT_CHARS = 2_000
 """Characters of a document that are enough to identify its script."""
 
@@ -95,8 +97,9 @@ def detect_line(line: str) -> tuple[str, float]:
 def script(text: str) -> str:
     """The script (ISO 15924) of most letters; `Jpan` where a tenth of them are kana, `Zyyy` where none is."""
     head = text[:_SCRIPT_CHARS]
-    if head.isascii() and head[:1].isalpha():
-        return "Latn"
+    plain = head.encode("ascii", "ignore")
+    if len(plain) - len(plain.translate(None, _ASCII_LETTERS)) > 10 * (len(head) - len(plain)):
+        return "Latn"  # whatever the others are
     counts: Counter[str] = Counter()
     for char, number in Counter(head).items():
         if char.isalpha():

@@ -29,7 +29,13 @@ def other_language(line: str, language: str) -> bool:
 
 def c4_long_words(line: str, language: str) -> bool:
     """A word of more than 1,000 characters (C4's code)."""
-    return len(line) > MAX_WORD_CHARS and max(map(len, line.split()), default=0) > MAX_WORD_CHARS
+    start = 0
+    while len(line) - start > MAX_WORD_CHARS:
+        space = line.rfind(" ", start, start + MAX_WORD_CHARS + 1)
+        if space < 0:
+            return max(map(len, line[start:].split()), default=0) > MAX_WORD_CHARS
+        start = space + 1
+    return False
 
 
 def c4_policy(line: str, language: str) -> bool:

@@ -52,7 +52,7 @@ def gopher_top_ngrams(passage: Passage, limits: Thresholds) -> bool:
         order, is_repeated = _group(ngrams)
         bounds = np.concatenate((np.flatnonzero(~is_repeated), [len(ngrams)]))
         first = order[bounds[:-1][bounds[1:] - bounds[:-1] == times]].min()
-        if times * lengths[first] > most * len(passage.text):
+        if times * lengths[first] / len(passage.text) > most:
             return True
     return False
 
@@ -62,15 +62,17 @@ def gopher_duplicate_ngrams(passage: Passage, limits: Thresholds) -> bool:
 
     Characters of n-grams that overlap are counted once.
     """
+    least = min(limits.duplicate_ngrams)
     for words, most in enumerate(limits.duplicate_ngrams, start=5):
         n = words * limits.tokens_per_word
         ngrams = passage.ngrams(n)
         order, is_repeated = _group(ngrams)
         repeated = order[is_repeated]
-        if not len(repeated):
-            return False  # nor is any longer one repeated
+        # A longer n-gram that is repeated is made of repeated ones of this length.
+        if _chars_within(repeated, passage.ends, n) <= least * len(passage.text):
+            return False
         lengths = passage.ends[n:] - passage.ends[:-n]
-        if lengths[repeated].sum() > most * len(passage.text) < _chars_in_repeated(ngrams.tolist(), lengths, n):
+        if _chars_in_repeated(ngrams.tolist(), lengths, n) / len(passage.text) > most:
             return True
     return False
 
@@ -91,6 +93,15 @@ def _group(ngrams: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.N
     is_repeated = np.zeros(len(order), np.bool_)
     np.equal(ordered[1:], ordered[:-1], out=is_repeated[1:])
     return order, is_repeated
+
+
+def _chars_within(starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], n: int) -> int:
+    """Characters of the tokens that are within at least one of the n-grams at `starts`."""
+    is_start = np.zeros(len(ends) - 1, np.bool_)
+    is_start[starts] = True
+    open_: npt.NDArray[np.int64] = np.cumsum(is_start, dtype=np.int64)
+    open_[n:] -= open_[:-n].copy()
+    return int(np.diff(ends)[open_ > 0].sum())
 
 
 def _chars_in_repeated(ngrams: list[int], lengths: npt.NDArray[np.int64], n: int) -> int:

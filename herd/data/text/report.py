@@ -52,7 +52,9 @@ class Report:
 
     def count(self, step: str, document: Document) -> None:
         """Count a document that is left after `step`."""
-        left = self.left.setdefault(step, Counter())
+        left = self.left.get(step)
+        if left is None:
+            left = self.left[step] = Counter(documents=0, bytes=0)
         left["documents"] += 1
         left["bytes"] += document.num_bytes
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,8 @@ OTHERS = "xx"
 """The rules of languages without rules of their own."""
 MAX_CHUNK = 1_000
 """Characters of a chunk that spaCy's rules are followed for, as they take quadratic time."""
-MAX_SUFFIX = 16
+MAX_SUFFIX = 10
+"""Characters of a suffix, unless it is dots."""
 MAX_REMEMBERED = 200_000
 """Chunks that are remembered, and words: some 50 MB a language."""
 
@@ -49,6 +50,7 @@ _INDIC_MARK = re.compile(f"([{re.escape(string.punctuation.replace(chr(92), ''))
 _INDIC_NUMBER = re.compile(r"(?:[0-9]+ [,.:/] )+[0-9]+")
 
 Words = tuple[str, ...]
+Value = TypeVar("Value")
 
 
 class Splitter(Protocol):
@@ -69,6 +71,7 @@ class SpacyRules:
         words += sorted({form for word in own["cased"].split() for form in forms(word)})
         self._exceptions = {one.replace(" ", ""): tuple(one.split(" ")) for one in words}
         self._prefix, self._suffix, self._infix = (_compiled(own[name]) for name in ("prefix", "suffix", "infix"))
+        self._marks = tuple(mark for mark in ",.;:!?)" if self._suffix.search(f"a{mark}"))
         self._token, self._url = _compiled(own["token"] or "(?!)"), _compiled(rules()["url"])
         for one in [one for one in self._exceptions if JOINT in one]:
             # spaCy looks for the words that its parts are split into without exceptions.
@@ -91,10 +94,18 @@ class SpacyRules:
     def split(self, chunk: str) -> Words:
         if len(chunk) > MAX_CHUNK:
             return tuple(_LETTERS.findall(chunk))
-        # Suffixes and infixes have other characters than letters.
-        if chunk.isalpha() and chunk not in self._exceptions and not self._prefix.match(chunk):
-            return (chunk,)
-        return tuple(word.replace(JOINT, " ") for word in self._rejoin(self._split(chunk, self._exceptions)))
+        # Most chunks are a word with or without a mark behind it; suffixes and infixes have no letters alone.
+        word, mark = (chunk[:-1], chunk[-1]) if chunk.endswith(self._marks) else (chunk, "")
+        if word.isalpha() and not (
+            word in self._exceptions
+            or chunk in self._exceptions
+            or (mark and word in self._rejoined)
+            or (mark == "." and not "a" <= word[-1] <= "z")
+            or self._prefix.match(word)
+        ):
+            return (word, mark) if mark else (word,)
+        words = self._rejoin(self._split(chunk, self._exceptions))
+        return tuple(word.replace(JOINT, " ") for word in words) if JOINT in chunk else words
 
     def _split(self, chunk: str, exceptions: Mapping[str, Words]) -> Words:
         """The words of a chunk, without the exceptions that are found within one."""
@@ -229,8 +240,8 @@ class Vocabulary:
     def __init__(self, splitter: Splitter) -> None:
         self._splitter = splitter
         self._punctuation = frozenset(rules()["punctuation"])
-        self._numbers: dict[str, int] = {}
-        self._chunks = _Chunks(self._split)
+        self._numbers = _Remembered(self._add)
+        self._chunks = _Remembered(self._split)
         self.words: list[str] = []
         self.lengths = np.zeros(0, np.int64)
         """Characters of each word; the arrays are longer than `words`."""
@@ -254,30 +265,32 @@ class Vocabulary:
         return {self._numbers[word] for word in words if word in self._numbers}
 
     def _split(self, chunk: str) -> tuple[int, ...]:
-        return tuple([self._number(word) for word in self._splitter.split(chunk)])
+        return tuple(map(self._numbers.__getitem__, self._splitter.split(chunk)))
 
-    def _number(self, word: str) -> int:
-        number = self._numbers.setdefault(word, len(self.words))
-        if number == len(self.words):
-            self.words.append(word)
-            if number == len(self.lengths):
-                for name in ("lengths", "is_word", "has_letter", "has_alphanumeric"):
-                    setattr(self, name, np.resize(getattr(self, name), max(1024, 2 * number)))
-            self.lengths[number] = len(word)
-            self.is_word[number] = not self._punctuation.issuperset(word)
-            self.has_letter[number] = any(map(str.isalpha, word))
-            self.has_alphanumeric[number] = any(map(str.isalnum, word))
+    def _add(self, word: str) -> int:
+        number = len(self.words)
+        if number == len(self.lengths):
+            for name in ("lengths", "is_word", "has_letter", "has_alphanumeric"):
+                setattr(self, name, np.resize(getattr(self, name), max(1024, 2 * number)))
+        is_alphabetic = word.isalpha()
+        self.lengths[number] = len(word)
+        self.is_word[number] = is_alphabetic or not self._punctuation.issuperset(word)
+        self.has_letter[number] = is_alphabetic or any(map(str.isalpha, word))
+        self.has_alphanumeric[number] = is_alphabetic or any(map(str.isalnum, word))
+        self.words.append(word)
         return number
 
 
-class _Chunks(dict[str, tuple[int, ...]]):
-    def __init__(self, split: Callable[[str], tuple[int, ...]]) -> None:
-        super().__init__()
-        self._split = split
+class _Remembered(dict[str, Value]):
+    """What a function of a string returns, computed once."""
 
-    def __missing__(self, chunk: str) -> tuple[int, ...]:
-        numbers = self[chunk] = self._split(chunk)
-        return numbers
+    def __init__(self, compute: Callable[[str], Value]) -> None:
+        super().__init__()
+        self._compute = compute
+
+    def __missing__(self, key: str) -> Value:
+        value = self[key] = self._compute(key)
+        return value
 
 
 _VOCABULARIES: dict[Splitter, Vocabulary] = {}
@@ -290,3 +303,8 @@ def vocabulary(language: str) -> Vocabulary:
     if found is None or found.is_full:
         found = _VOCABULARIES[own] = Vocabulary(own)
     return found
+
+
+def forget_words() -> None:
+    """Start all vocabularies anew."""
+    _VOCABULARIES.clear()
