@@ -146,8 +146,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-ADDED_LATER = ("tokens-", "book-tokens-")
-"""What is written into a finished data folder when a model with another tokenizer trains on it."""
+ADDED_LATER = ("tokens-", "book-tokens-", "chat-lengths-")
+"""What is written into a finished data folder when a model trains on it."""
 
 
 def files_hash(paths: Sequence[Path]) -> str:

@@ -25,6 +25,7 @@ from herd.core.progress import progress_bar
 from herd.core.workers import Workers
 from herd.data.loading import tables
 from herd.data.packages.novel import SOURCE as NOVEL
+from herd.data.media.image import picture_size
 from herd.data.packages.text import CLEANING
 from herd.data.sources.clean import clean_files
 from herd.data.sources.fetch import Fetched, Pack, cached, fetch
@@ -310,13 +311,18 @@ def _pictures(build: Build) -> Facts:
     counts: Counter[str] = Counter()
     with tables.Writer(build.work / "pictures.parquet", tables.PICTURES) as table:
         for row in rows:
-            table.add(row)
+            table.add(_with_size(row))
         for row in _own(build, OWN_PICTURES):
             counts[f"{row['source']} {row['split']}"] += 1
-            table.add(row)
+            table.add(_with_size(row))
     if not table.num_rows:
         (build.work / "pictures.parquet").unlink()
     return facts | ({"pictures": {**facts.get("pictures", {}), **counts}} if counts else {})
+
+
+def _with_size(row: dict[str, Any]) -> dict[str, Any]:
+    width, height = picture_size(row["png"])
+    return {**row, "width": width, "height": height}
 
 
 def _clips(build: Build) -> Facts:

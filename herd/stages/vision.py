@@ -143,12 +143,12 @@ def vision(config: VisionStageConfig, model: Path, data: Path, out: Path) -> Pat
 
     processor = ImageProcessor(shape.vision)
     shelf = PictureShelf(data, processor)
-    left_out = {"pictures without a name": nameless} if (nameless := len(shelf.rows) - len(shelf.names)) else {}
+    left_out = {"pictures without a name": nameless} if (nameless := len(shelf.rows) - shelf.rows.num_named) else {}
     batches = VisionBatches(shelf, config)
     if not batches.num_steps:
         raise HerdError(
-            f"{data} has {len(shelf.names)} training pictures with names: num_views={config.num_views} of them make no "
-            f"batch of batch_pictures={config.batch_pictures}; lower that, or give a data folder with pictures"
+            f"{data} has {shelf.rows.num_named} training pictures with names: num_views={config.num_views} of them "
+            f"make no batch of batch_pictures={config.batch_pictures}; lower that, or give a data folder with pictures"
         )
     facts = report_left_out(left_out, stage)
     names = [{lang: tokenizer.encode(name) for lang, name in names.items()} for names in shelf.things]

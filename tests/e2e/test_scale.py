@@ -103,7 +103,7 @@ def test_a_large_corpus_is_read_and_trained_on_in_little_memory(tmp_path: Path) 
     recipe = tmp_path / "scale.toml"
     recipe.write_text(
         f"[data]\nvocab_size = 2048\n[[data.text]]\npath = {str(folder)!r}\nlanguage = 'en'\n"
-        "[data.cleaning]\nlanguage = false\n"
+        "[data.cleaning]\nlanguage = false\nboilerplate_documents = 4\n"
     )
     peaks = [herd("data", "build", "--recipe", recipe, "--out", data, "--workers", WORKERS)]
     shutil.rmtree(folder)

@@ -9,7 +9,7 @@ import pytest
 from model_folder import random_tokenizer
 
 from herd.cli import main
-from herd.data.loading.sft_batches import training_chats
+from herd.data.loading.chat_rows import TrainingChats
 from herd.data.media.image import ImageProcessor
 from herd.data.tokens.chat import render_messages
 from herd.data.tokens.tokenizer import Tokenizer
@@ -95,7 +95,7 @@ def test_500_chats_of_four_formats_have_the_labels_of_trl(tmp_path: Path) -> Non
         out = tmp_path / f"{form}-data"
         args = ["data", "build", "--from", str(tmp_path / f"{form}.jsonl"), "--out", str(out), "--vocab-size", "300"]
         assert main([*args, "--heldout-pairs", "1e-9"]) == 0
-        chats = training_chats(out)
+        chats = TrainingChats(out)
         assert len(chats) == len(own)
         trainer = trl.SFTTrainer(
             model=model,

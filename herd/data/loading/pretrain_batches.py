@@ -74,8 +74,8 @@ class PretrainBatches:
         """What of the data folder is not trained on, and how much of it."""
         self.config = config = self._without_what_is_missing(folder, config, processor)
         self._writer = NameWriter(config, tokenizer, processor)
-        self._pictures = NamedStream("picture", len(self.shelf.names), config.seed, self._picture)
-        clips = len(self.clip_shelf.names) if self.clip_shelf else 0
+        self._pictures = NamedStream("picture", self.shelf.rows.num_named, config.seed, self._picture)
+        clips = self.clip_shelf.rows.num_named if self.clip_shelf else 0
         self._clips = NamedStream("clip", clips, config.seed, self._clip)
         self._plans: dict[int, Plan] = {}
         self.windows = self._cut_run(folder, config.num_tokens)
@@ -85,9 +85,9 @@ class PretrainBatches:
         ):
             if end and shelf is not None:
                 what = TABLES[kind]
-                if not shelf.names:
+                if not shelf.rows.num_named:
                     raise HerdError(f"{folder} has no {what[:-1]} with a name to train on: set {kind}_share=0")
-                if nameless := len(shelf.rows) - len(shelf.names):
+                if nameless := len(shelf.rows) - shelf.rows.num_named:
                     self.left_out[f"{what} without a name"] = nameless
         self.num_steps = self.windows[-1].first_step + len(self.plan(self.windows[-1]).steps)
 
@@ -103,7 +103,7 @@ class PretrainBatches:
             schedule = getattr(config, f"{kind}_schedule")
             asked = f"{kind}_schedule={schedule}" if schedule else f"{kind}_share={shares[0]}"
             if not processor.reads_pictures:
-                self.left_out[f"{what}, {SEES_NONE}: {asked} counts as 0"] = len(shelf.names)
+                self.left_out[f"{what}, {SEES_NONE}: {asked} counts as 0"] = shelf.rows.num_named
             elif not tables.has(folder, what):
                 tokens = int(config.num_tokens * (sum(shares) / len(shares)))
                 self.left_out[f"tokens of {what}, as the data folder has none: {asked} counts as 0"] = tokens
@@ -154,13 +154,13 @@ class PretrainBatches:
     def _picture(self, index: int, rng: np.random.Generator) -> PicturePiece:
         whole = not self.shelf.is_large(index) or rng.random() > self.config.tiled_share
         part = {"type": "image", "image": self.shelf.blank(index, whole=whole)}
-        written = self._writer.write(part, self.shelf.names[index], self.questions, rng)
+        written = self._writer.write(part, self.shelf.rows.names(index), self.questions, rng)
         return PicturePiece(**written, picture=index, whole=whole)
 
     def _clip(self, index: int, rng: np.random.Generator) -> ClipPiece:
         assert self.clip_shelf is not None
         part = {"type": "video", "frames": self.clip_shelf.blank(index, self.config.frames_a_clip)}
-        written = self._writer.write(part, self.clip_shelf.names[index], self.clip_questions, rng)
+        written = self._writer.write(part, self.clip_shelf.rows.names(index), self.clip_questions, rng)
         return ClipPiece(**written, clip=index)
 
     def step_places(self, step: int) -> tuple[Plan, range]:

@@ -1,15 +1,14 @@
 """Fine-tuning batches: chats, and pieces of training documents beside them.
 
-Which chats make which step is planned once, from their lengths; pixels are cut only when a step asks for them. Batch s
-is a function of (folder, config, s): resuming needs no state.
+Which chats make which step is planned once, from their lengths; a chat is read and its pixels are cut only when a step
+asks for it. Batch s is a function of (folder, config, s): resuming needs no state.
 """
 
-import json
 from collections import Counter
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -17,6 +16,17 @@ from herd.config import PretrainConfig, SftConfig
 from herd.core.batch import Batch
 from herd.core.streams import stream
 from herd.data.loading import tables
+from herd.data.loading.chat_rows import (
+    READ,
+    REFUSED,
+    SHOWS,
+    UNSEEN,
+    TrainingChat,
+    TrainingChats,
+    chat_counts,
+    turns_of,
+    window_of,
+)
 from herd.data.loading.clip_shelf import ClipShelf
 from herd.data.loading.pack import Sample, pack, steps_of
 from herd.data.loading.picture_shelf import SEES_NONE, PictureShelf
@@ -24,27 +34,9 @@ from herd.data.loading.pretrain_batches import PretrainBatches
 from herd.data.loading.selection import kept_numbers
 from herd.data.media.image import ImageProcessor
 from herd.data.tokens.chat import parts_of, render_messages
+from herd.data.tokens.shards import tokenizer_hash
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.errors import HerdError
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingChat:
-    """A conversation to learn, and the tools that it offers."""
-
-    number: int
-    """Of the row that it comes from, which decides how its pictures are cut."""
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] = field(default_factory=list)
-
-
-def training_chats(folder: Path) -> list[TrainingChat]:
-    """The training chats of a data folder."""
-    rows = tables.read(folder, "chats", ["split", "messages"], optional=["tools"])
-    return [
-        TrainingChat(number=number, messages=json.loads(row["messages"]), tools=json.loads(row.get("tools") or "[]"))
-        for number, row in enumerate(row for row in rows if row["split"] == "train")
-    ]
 
 
 class SftBatches:
@@ -67,29 +59,28 @@ class SftBatches:
             what = f"tokens of replayed text, as the data folder has none: replay_share={replay_share} counts as 0"
             self.left_out[what] = int(config.num_tokens * replay_share)
             replay_share = 0.0
-        self.chats = training_chats(folder)
-        if selection := config.inputs().get("selection"):
-            kept = kept_numbers(selection, folder)
-            self.left_out["chats that the selection does not keep"] = len(self.chats) - len(kept)
-            self.chats = [chat for chat in self.chats if chat.number in kept]
-        lengths = self._lengths(folder)
-        fitting = list(lengths)
-        order: list[int] = []
+        self.chats = TrainingChats(folder)
+        self._windows: list[tuple[int, int, int]] = []
+        """Parts of chats that are too long: the chat, its first turn and the turn after the last."""
+        numbers, lengths = self._fitting()
+        chosen: list[np.ndarray] = []
         total = epoch = 0
         wanted = int(config.num_tokens * (1 - replay_share))
         replayed = config.num_tokens - wanted
-        if config.max_epochs and wanted > (most := config.max_epochs * sum(lengths.values())):
+        if config.max_epochs and wanted > (most := config.max_epochs * int(lengths.sum())):
             wanted, replayed = most, replayed * most // wanted
         while total < wanted:
-            for index in stream(config.seed, "chats", epoch).permutation(fitting):
-                order.append(int(index))
-                total += lengths[index]
-                if total >= wanted:
-                    break
+            places = stream(config.seed, "chats", epoch).permutation(len(numbers))
+            ends = total + np.cumsum(lengths[places])
+            places = places[: int(np.searchsorted(ends, wanted)) + 1]
+            chosen.append(places)
+            total = int(ends[len(places) - 1])
             epoch += 1
-        self.order = order
+        order = np.concatenate([np.empty(0, np.int64), *chosen])
+        self.order = numbers[order]
+        """The chats in the order in which they are shown; numbers behind those of the chats are windows."""
         chat_tokens = int(config.batch_tokens * (1 - replay_share))
-        self.steps = steps_of(np.array([lengths[index] for index in order]), chat_tokens)
+        self.steps = steps_of(lengths[order], chat_tokens)
         self.num_steps = len(self.steps)
         replay = PretrainConfig(
             seed=config.seed + 1,  # another order than pre-training's
@@ -102,88 +93,133 @@ class SftBatches:
         if self.replay is not None:
             self.left_out |= self.replay.left_out
 
-    def _lengths(self, folder: Path) -> dict[int, int]:
-        """The chats that are trained on, and their tokens; counts the others."""
-        lengths: dict[int, int] = {}
-        refusal: HerdError | None = None
-        counts: Counter[str] = Counter()
-        long = f"chats of more than context={self.config.context} tokens"
-        parts: list[TrainingChat] = []
-        for index, chat in enumerate(self.chats):
-            shown = any(part["type"] != "text" for message in chat.messages for part in parts_of(message))
-            if shown and not self.processor.reads_pictures:
-                counts[f"chats with pictures, {SEES_NONE}"] += 1
-                continue
+    def _fitting(self) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of the chats and windows that are trained on, and their tokens; counts the others."""
+        config, counts = self.config, chat_counts(self.chats, self._format(), self._count)
+        number = np.arange(len(counts))
+        if selection := config.inputs().get("selection"):
+            number = np.array(sorted(kept_numbers(selection, self.chats.folder)), np.int64)
+            self.left_out["chats that the selection does not keep"] = len(counts) - len(number)
+            counts = counts[number]
+        kind = counts["kind"]
+        is_whole = np.zeros(len(counts), np.int64)
+        for place in np.flatnonzero(kind == SHOWS).tolist():
+            is_whole[place] = self._is_whole(int(number[place]))
+        tokens = np.take_along_axis(counts["tokens"], is_whole[:, None], 1)[:, 0].astype(np.int64)
+        first = np.take_along_axis(counts["first"], is_whole[:, None], 1)[:, 0]
+        is_read = kind <= SHOWS
+        is_long = is_read & (tokens > config.context)
+        long = f"chats of more than context={config.context} tokens"
+        # Half of a picture's tokens would be of no picture.
+        is_cut = is_long & (config.long_chats == "cut") & (kind == READ) & (first >= 0) & (first < config.context)
+        has_none = is_read & ~is_long & (first < 0)
+        left_out = Counter(
+            {
+                f"chats with pictures, {SEES_NONE}": int((kind == UNSEEN).sum()),
+                "chats that the chat template refuses": int((kind == REFUSED).sum()),
+                f"{long}, cut": int(is_cut.sum()),
+                "chats without an answer": int(has_none.sum()),
+            }
+        )
+        window_tokens: list[int] = []
+        if config.long_chats == "window":
+            for place in np.flatnonzero(is_long).tolist():
+                self._cut_windows(int(number[place]), window_tokens, left_out, long)
+        else:
+            left_out[long] = int((is_long & ~is_cut).sum())
+        self.left_out |= {what: count for what, count in left_out.items() if count}
+        fits = is_read & ~has_none & (~is_long | is_cut)
+        windows = len(self.chats) + np.arange(len(self._windows))
+        lengths = np.concatenate([np.minimum(tokens[fits], config.context), np.array(window_tokens, np.int64)])
+        if not len(lengths):
+            self._refuse(left_out, number[kind == REFUSED])
+        return np.concatenate([number[fits], windows]), lengths
+
+    def _refuse(self, left_out: Mapping[str, int], refused: np.ndarray) -> NoReturn:
+        reason = ""
+        if len(refused):
             try:
-                sample = self._render(chat)
-                if len(sample.ids) > self.config.context and self.config.long_chats == "window":
-                    windows = self._windows(chat)
-                    counts[f"{long}, split into {len(windows)}"] += 1
-                    parts += windows
-                    continue
+                self._render(self.chats[int(refused[0])])
             except HerdError as error:
-                refusal = refusal or error
-                counts["chats that the chat template refuses"] += 1
-                continue
-            if len(sample.ids) > self.config.context:
-                # Half of a picture's tokens would be of no picture.
-                cuts = self.config.long_chats == "cut" and not sample.tiles
-                if cuts and sample.learnt[: self.config.context].any():
-                    counts[f"{long}, cut"] += 1
-                    lengths[index] = self.config.context
-                else:
-                    counts[long] += 1
-            elif not sample.learnt.any():
-                counts["chats without an answer"] += 1
-            else:
-                lengths[index] = len(sample.ids)
-        for chat in parts:
-            self.chats.append(chat)
-            lengths[len(self.chats) - 1] = len(self._render(chat).ids)
-        self.left_out |= counts
-        if not lengths:
-            reasons = "; ".join(f"{count:,} {what}" for what, count in counts.items()) or "it has none to train on"
-            raise HerdError(
-                f"{folder}: no chat is left to train on ({reasons}{f'; {refusal}' if refusal else ''}): raise context, "
-                "or give a data folder with other chats"
-            )
-        return lengths
+                reason = f"; {error}"
+        why = "; ".join(f"{count:,} {what}" for what, count in left_out.items() if count)
+        raise HerdError(
+            f"{self.chats.folder}: no chat is left to train on ({why or 'it has none to train on'}{reason}): raise "
+            "context, or give a data folder with other chats"
+        )
 
-    def _windows(self, chat: TrainingChat) -> list[TrainingChat]:
+    def _format(self) -> str:
+        """All that the tokens of a chat depend on beside the data."""
+        seen = self.processor.config if self.processor.reads_pictures else None
+        return repr((tokenizer_hash(self.tokenizer), self.tokenizer.template, seen, self.config.frames_a_clip))
+
+    def _count(self, chat: TrainingChat) -> tuple[list[int], list[int], int]:
+        """A row of COUNTS."""
+        kinds = {part["type"] for message in chat.messages for part in parts_of(message)} - {"text"}
+        if kinds and not self.processor.reads_pictures:
+            return [0, 0], [-1, -1], UNSEEN
+        try:
+            one = self._render(chat, whole=False)
+            samples = [one, self._render(chat, whole=True) if "image" in kinds else one]
+        except HerdError:
+            return [0, 0], [-1, -1], REFUSED
+        first = [int(sample.learnt.argmax()) if sample.learnt.any() else -1 for sample in samples]
+        return [len(sample.ids) for sample in samples], first, SHOWS if kinds else READ
+
+    def _cut_windows(self, number: int, tokens: list[int], left_out: Counter[str], long: str) -> None:
         """A chat that is too long as several, each of the system message and as many turns in a row as fit. A turn that
-        does not fit by itself is left out."""
-        system = [one for one in chat.messages if one["role"] == "system"]
-        begins = [at for at, one in enumerate(chat.messages) if one["role"] == "user"]
-        turns = [chat.messages[begin:end] for begin, end in pairwise([*begins, len(chat.messages)])]
-        windows: list[TrainingChat] = []
-        held: list[dict[str, Any]] = []
-        for turn in turns:
-            for start in (held, []):
-                window = replace(chat, messages=[*system, *start, *turn])
-                if len(self._render(window).ids) <= self.config.context:
-                    if start is not held or not held:
-                        windows.append(window)
-                    else:
-                        windows[-1] = window
-                    held = [*start, *turn]
-                    break
-            else:
-                held = []
-        return windows
+        does not fit by itself is left out. Their tokens go to `tokens`."""
+        chat = self.chats[number]
+        found: list[tuple[int, int, int]] = []
+        lengths: list[int] = []
+        begin = 0
+        try:
+            for turn in range(len(turns_of(chat))):
+                for start in sorted({begin, turn}):
+                    length = len(self._render(window_of(chat, start, turn + 1)).ids)
+                    if length <= self.config.context:
+                        if start == turn:
+                            found.append((number, start, turn + 1))
+                            lengths.append(length)
+                        else:
+                            found[-1], lengths[-1] = (number, start, turn + 1), length
+                        begin = start
+                        break
+                else:
+                    begin = turn + 1
+        except HerdError:
+            left_out["chats that the chat template refuses"] += 1
+            return
+        left_out[f"{long}, split into {len(found)}"] += 1
+        self._windows += found
+        tokens += lengths
 
-    def _render(self, chat: TrainingChat, rng: np.random.Generator | None = None) -> Sample:
+    def _chat(self, number: int) -> TrainingChat:
+        if number < len(self.chats):
+            return self.chats[number]
+        whole, begin, end = self._windows[number - len(self.chats)]
+        return window_of(self.chats[whole], begin, end)
+
+    def _is_whole(self, number: int) -> bool:
+        """Whether the pictures of a chat are whole. It is the chat's own, so that lengths are known beforehand."""
+        return bool(stream(self.config.seed, "whole", number).random() > self.config.tiled_share)
+
+    def _render(
+        self, chat: TrainingChat, rng: np.random.Generator | None = None, *, whole: bool | None = None
+    ) -> Sample:
         """A chat with its pictures; without a generator, with blank ones of the same layout."""
-        # Which cut a picture gets is the chat's own, so that lengths are known beforehand.
-        whole = stream(self.config.seed, "whole", chat.number).random() > self.config.tiled_share
+        whole = self._is_whole(chat.number) if whole is None else whole
 
         def opened(part: dict[str, Any]) -> dict[str, Any]:
             if part["type"] == "image":
-                place = self.shelf.place[part["picture"]]
+                place = self.shelf.rows.find(part["picture"])
+                assert place is not None
                 if rng is None:
                     return {"type": "image", "image": self.shelf.blank(place, whole=whole)}
                 return {"type": "image", "image": self.shelf.tiles(place, rng, whole=whole)}
             if part["type"] == "video":
-                clip, count = self.clips.place[part["clip"]], self.config.frames_a_clip
+                clip, count = self.clips.rows.find(part["clip"]), self.config.frames_a_clip
+                assert clip is not None
                 cut = self.clips.blank(clip, count) if rng is None else self.clips.frames(clip, count)
                 return {"type": "video", "frames": cut}
             return part
@@ -208,7 +244,7 @@ class SftBatches:
     def batch(self, step: int) -> Batch:
         """The batch of step `step`."""
         samples = [
-            self._cut(self._render(self.chats[self.order[place]], stream(self.config.seed, "chat", place)))
+            self._cut(self._render(self._chat(int(self.order[place])), stream(self.config.seed, "chat", place)))
             for place in self.steps[step]
         ]
         if self.replay is not None and step < self.replay.num_steps:

@@ -29,8 +29,11 @@ PICTURES = pyarrow.schema(
         ("png", _BINARY),
         ("names", _STRING),
         ("captions", _STRING),
+        ("width", pyarrow.int32()),
+        ("height", pyarrow.int32()),
     ]
 )
+"""Pictures are read one by one: their sizes are there to plan without opening them."""
 CLIPS = pyarrow.schema(
     [
         *((name, _STRING) for name in ("id", "split", "subject")),
@@ -52,6 +55,8 @@ PROMPTS = pyarrow.schema([(name, _STRING) for name in ("id", "split", "source", 
 
 GROUP_ROWS, GROUP_CHARS = 4096, 32 * 2**20
 """A group of rows is written when it has so many, or so much text."""
+SMALL_GROUP_ROWS, SMALL_GROUP_CHARS = 256, 2**21
+"""The same of tables whose rows training reads in any order: a group is read for one of its rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +96,8 @@ class Writer:
         self._temporary = path.with_suffix(".tmp")
         self._rows: list[dict[str, Any]] = []
         self._size = 0
+        is_small = schema in (PICTURES, CLIPS, CHATS)
+        self._most = (SMALL_GROUP_ROWS, SMALL_GROUP_CHARS) if is_small else (GROUP_ROWS, GROUP_CHARS)
 
     def __enter__(self) -> Self:
         with naming_full_disk(self.path):
@@ -114,8 +121,8 @@ class Writer:
         """Write one row, now or with others."""
         self._rows.append(row)
         self.num_rows += 1
-        self._size += sum(len(value) for value in row.values() if isinstance(value, (str, bytes)))
-        if len(self._rows) >= GROUP_ROWS or self._size >= GROUP_CHARS:
+        self._size += sum(_size(value) for value in row.values())
+        if len(self._rows) >= self._most[0] or self._size >= self._most[1]:
             self._flush()
 
     def add_table(self, table: pyarrow.Table) -> None:
@@ -130,6 +137,12 @@ class Writer:
         if rows:
             with naming_full_disk(self.path):
                 self._writer.write_table(pyarrow.Table.from_pylist(rows, self.schema))
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, list):
+        return sum(map(_size, value))
+    return len(value) if isinstance(value, (str, bytes)) else 0
 
 
 def write(path: Path, rows: Iterable[dict[str, Any]], schema: pyarrow.Schema) -> None:
