@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import string
 import subprocess
 import sys
 import time
@@ -28,25 +29,7 @@ def write_corpus(folder: Path, megabytes: float) -> int:
     """Files of JSON lines, of sentences of made-up words; the number of documents."""
     folder.mkdir()
     rng = random.Random(0)
-    syllables = [
-        "ba",
-        "ker",
-        "lin",
-        "to",
-        "mar",
-        "den",
-        "sil",
-        "ver",
-        "ho",
-        "pen",
-        "ta",
-        "ris",
-        "con",
-        "der",
-        "al",
-        "mo",
-    ]
-    words = ["".join(rng.choices(syllables, k=rng.randint(2, 4))) for _ in range(30_000)]
+    words = ["".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 9))) for _ in range(30_000)]
     written, documents, file = 0.0, 0, None
     while written < megabytes * 1e6:
         if file is None or file.tell() > FILE_BYTES:

@@ -142,14 +142,14 @@ def test_an_adopted_model_with_an_encoder_sees_pictures_in_its_own_format(tiny_d
     assert not any("reads text alone" in what for what in chats.left_out)
 
 
-def with_rows(monkeypatch: pytest.MonkeyPatch, table: str, rows: list[dict[str, Any]]) -> None:
-    """Have the data folder hold these rows in one of its tables."""
-    kept = tables.read
-
-    def read(folder: Path, name: str, *columns: Any, **optional: Any) -> list[dict[str, Any]]:
-        return rows if name == table else kept(folder, name, *columns, **optional)
-
-    monkeypatch.setattr(tables, "read", read)
+def with_rows(folder: Path, out: Path, table: str, rows: list[dict[str, Any]]) -> Path:
+    """The data folder with these rows in one of its tables, as `out`."""
+    out.mkdir()
+    for path in folder.iterdir():
+        (out / path.name).symlink_to(path)
+    (out / f"{table}.parquet").unlink()
+    tables.write(out / f"{table}.parquet", rows, {"chats": tables.CHATS, "pictures": tables.PICTURES}[table])
+    return out
 
 
 def chat(*messages: dict[str, Any]) -> dict[str, Any]:
@@ -157,25 +157,25 @@ def chat(*messages: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_chats_that_do_not_fit_are_counted_and_none_left_is_an_error(
-    tiny_data: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_data: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     long = chat({"role": "user", "content": "the cat " * 400}, {"role": "assistant", "content": "mat"})
     silent = chat({"role": "user", "content": "hi"})
     short = chat({"role": "user", "content": "hi"}, {"role": "assistant", "content": "mat"})
     tokenizer, processor = Tokenizer.load(tiny_data / "tokenizer"), ImageProcessor(None)
-    with_rows(monkeypatch, "chats", [long, silent])
+    data = with_rows(tiny_data, tmp_path / "data", "chats", [long, silent])
     with pytest.raises(
         HerdError,
         match=r"no chat is left to train on \(1 chats of more than context=128 tokens; 1 chats without an answer",
     ):
-        SftBatches(tiny_data, SFT, tokenizer, processor)
+        SftBatches(data, SFT, tokenizer, processor)
     with pytest.raises(HerdError, match="no chat is left"):
-        sft(SFT, tiny_folder, tiny_data, tmp_path / "out")
-    with_rows(monkeypatch, "chats", [long, long, short])
-    assert SftBatches(tiny_data, SFT, tokenizer, processor).left_out["chats of more than context=128 tokens"] == 2
+        sft(SFT, tiny_folder, data, tmp_path / "out")
+    data = with_rows(tiny_data, tmp_path / "others", "chats", [long, long, short])
+    assert SftBatches(data, SFT, tokenizer, processor).left_out["chats of more than context=128 tokens"] == 2
 
 
-def test_calls_beside_null_are_fine_tuned_on(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_beside_null_are_fine_tuned_on(tiny_data: Path, tmp_path: Path) -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"town": "Oslo"}'}}
     messages: list[dict[str, Any]] = [
         {"role": "user", "content": "how warm"},
@@ -184,22 +184,20 @@ def test_calls_beside_null_are_fine_tuned_on(tiny_data: Path, tmp_path: Path, mo
         {"role": "assistant", "content": "It is cold"},
     ]
     absent = [*messages[:1], {"role": "assistant", "tool_calls": [call]}, *messages[2:]]
-    with_rows(monkeypatch, "chats", [chat(*messages), chat(*absent)])
+    data = with_rows(tiny_data, tmp_path / "data", "chats", [chat(*messages), chat(*absent)])
     tokenizer = Tokenizer.load(tiny_data / "tokenizer")
-    batches = SftBatches(tiny_data, replace(SFT, replay_share=0.0), tokenizer, ImageProcessor(None))
+    batches = SftBatches(data, replace(SFT, replay_share=0.0), tokenizer, ImageProcessor(None))
     batch = batches.batch(0)
     learnt = tokenizer.decode([t for t, w in zip(batch.targets_N.tolist(), batch.weights_N.tolist(), strict=True) if w])
     assert '[weather(town="Oslo")]' in learnt and "It is cold" in learnt and "how warm" not in learnt
 
 
-def test_a_share_that_nothing_fills_is_an_error(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_share_that_nothing_fills_is_an_error(tiny_data: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(tiny_data / "tokenizer")
     processor = ImageProcessor(preset("tiny", vocab_size=tokenizer.vocab_size, special=tokenizer.ids).vision)
-    with_rows(monkeypatch, "pictures", [])
+    data = with_rows(tiny_data, tmp_path / "data", "pictures", [])
     with pytest.raises(HerdError, match="has no picture with a name to train on"):
-        PretrainBatches(tiny_data, PRETRAIN, tokenizer, processor, questions=NAME)
+        PretrainBatches(data, PRETRAIN, tokenizer, processor, questions=NAME)
     tables.write(tmp_path / "text.parquet", [], tables.TEXT)
     with pytest.raises(HerdError, match="has no text to train on"):
         PretrainBatches(tmp_path, replace(PRETRAIN, picture_share=0.5), tokenizer, processor, questions=NAME)

@@ -193,10 +193,10 @@ class PretrainBatches:
         piece, config = self.shown_piece(plan, place), self.config
         what: tuple[str, int]
         if isinstance(piece, PicturePiece):
-            what = (self.shelf.rows[piece.picture]["id"], piece.whole)
+            what = (self.shelf.rows.id(piece.picture), piece.whole)
         else:
             assert self.clip_shelf is not None
-            what = (self.clip_shelf.rows[piece.clip]["id"], config.frames_a_clip)
+            what = (self.clip_shelf.rows.id(piece.clip), config.frames_a_clip)
         spot = (config.seed, plan.window.number, place, *what)
         digest = hashlib.blake2b(repr(spot).encode() + piece.ids.tobytes(), digest_size=8)
         return int.from_bytes(digest.digest(), "little")

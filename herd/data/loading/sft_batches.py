@@ -95,12 +95,11 @@ class SftBatches:
 
     def _fitting(self) -> tuple[np.ndarray, np.ndarray]:
         """The numbers of the chats and windows that are trained on, and their tokens; counts the others."""
-        config, counts = self.config, chat_counts(self.chats, self._format(), self._count)
-        number = np.arange(len(counts))
+        config, number = self.config, np.arange(len(self.chats))
         if selection := config.inputs().get("selection"):
             number = np.array(sorted(kept_numbers(selection, self.chats.folder)), np.int64)
-            self.left_out["chats that the selection does not keep"] = len(counts) - len(number)
-            counts = counts[number]
+            self.left_out["chats that the selection does not keep"] = len(self.chats) - len(number)
+        counts = chat_counts(self.chats, self._format(), self._count)[number]
         kind = counts["kind"]
         is_whole = np.zeros(len(counts), np.int64)
         for place in np.flatnonzero(kind == SHOWS).tolist():
@@ -117,16 +116,16 @@ class SftBatches:
             {
                 f"chats with pictures, {SEES_NONE}": int((kind == UNSEEN).sum()),
                 "chats that the chat template refuses": int((kind == REFUSED).sum()),
+                long: int((is_long & ~is_cut).sum()),
                 f"{long}, cut": int(is_cut.sum()),
                 "chats without an answer": int(has_none.sum()),
             }
         )
         window_tokens: list[int] = []
         if config.long_chats == "window":
+            del left_out[long]
             for place in np.flatnonzero(is_long).tolist():
                 self._cut_windows(int(number[place]), window_tokens, left_out, long)
-        else:
-            left_out[long] = int((is_long & ~is_cut).sum())
         self.left_out |= {what: count for what, count in left_out.items() if count}
         fits = is_read & ~has_none & (~is_long | is_cut)
         windows = len(self.chats) + np.arange(len(self._windows))

@@ -88,10 +88,9 @@ class NamedRows:
     def __init__(self, folder: Path, table: str, columns: Sequence[str]) -> None:
         path, named, nameless = folder / f"{table}.parquet", array("q"), array("q")
         hashes: dict[bool, array[int]] = {True: array("Q"), False: array("Q")}
-        self._names: TableRows | None = None
         if tables.has(folder, table):
             tables.check_columns(path, ["id", "split", "names", *columns])
-            self._names, self._rows = TableRows(path, ["names"]), TableRows(path, columns)
+            self._light, self._rows = TableRows(path, ["id", "names"]), TableRows(path, columns)
             for number, row in enumerate(tables.rows(path, ["id", "split", "names"])):
                 if row["split"] == "train":
                     has_names = row["names"] != "{}"
@@ -121,8 +120,11 @@ class NamedRows:
 
     def spelt(self, index: int) -> str:
         """The names as they are in the table."""
-        assert self._names is not None
-        return str(self._names[self.number(index)]["names"])
+        return str(self._light[self.number(index)]["names"])
+
+    def id(self, index: int) -> str:
+        """The id of a row."""
+        return str(self._light[self.number(index)]["id"])
 
     def find(self, name: str) -> int | None:
         """The index of the row with this id; None where it is not one of training."""
