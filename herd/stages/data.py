@@ -24,8 +24,8 @@ from herd.core.lineage import Stage, hash_of
 from herd.core.progress import progress_bar
 from herd.core.workers import Workers
 from herd.data.loading import tables
-from herd.data.packages.novel import SOURCE as NOVEL
 from herd.data.media.image import picture_size
+from herd.data.packages.novel import SOURCE as NOVEL
 from herd.data.packages.text import CLEANING
 from herd.data.sources.clean import clean_files
 from herd.data.sources.fetch import Fetched, Pack, cached, fetch
