@@ -16,7 +16,7 @@ from herd.errors import HerdError, unknown
 
 def read_module(place: str, notes: Notes) -> Iterator[Row]:
     """The rows of an object. Raises HerdError where there is none."""
-    found = named(place)
+    found = load_object(place)
     values = found() if callable(found) else found
     try:
         rows = iter(values)
@@ -32,7 +32,7 @@ def read_module(place: str, notes: Notes) -> Iterator[Row]:
             notes.skip("rows that are neither dictionaries nor texts", where, type(value).__name__)
 
 
-def named(place: str) -> Any:
+def load_object(place: str) -> Any:
     """The object at `module:name`. Raises HerdError where there is none."""
     module, _, name = place.partition(":")
     try:
