@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import data_world
 import pytest
@@ -24,6 +25,7 @@ PIECES = [
     "d’", "après-midi", "porte-monnaie", "dell'", "т.д.", "т.ч.", "из-за", "buku-buku", "dr.", "word", "Wort", "él",
     "АБВ", "كتاب", "漢字", "😀", "x", "A", "\u0301",
 ]  # fmt: skip
+AROUND = (("", '"', "(", "“"), ("", '"', ")", "”", "'s"), ("", ",", ";", ":", "!", "?", "."), ("", "", '"', ")"))
 
 
 def test_the_rules_in_the_file_are_those_of_spacy() -> None:
@@ -39,6 +41,10 @@ def test_a_chunk_is_split_as_spacy_splits_it(language: str) -> None:
     chunks = exceptions[:: max(len(exceptions) // 200, 1)]
     pieces = PIECES + rng.sample(exceptions, 50)
     chunks += ["".join(rng.choices(pieces, k=rng.randint(1, 6))) for _ in range(1000)]
+    heads = re.findall(r"\w+", data_world.ARTICLE[language if language in CODES else "en"])
+    for _ in range(1000):
+        word = "-".join(rng.sample(heads, rng.choice([1, 1, 2, 3])))
+        chunks.append("".join(rng.choice(marks) + word * (at == 0) for at, marks in enumerate(AROUND)))
     for chunk in chunks:
         assert own.split(chunk) == tuple(token.text for token in tokenizer(chunk)), chunk
 
@@ -62,5 +68,6 @@ def test_a_language_that_is_not_known_has_the_rules_of_all(monkeypatch: pytest.M
     assert Passage("ab漢字か。", "ja").tokens == ["ab", "漢", "字", "か", "。"]
     monkeypatch.setattr(words, "MAX_REMEMBERED", 3)
     before = words.vocabulary("nl")
-    assert Passage("een twee drie vier", "nl").tokens == ["een", "twee", "drie", "vier"]
+    text = "een twee drie vier een vijf zes zeven vijf"
+    assert Passage(text, "nl").tokens == text.split()
     assert words.vocabulary("nl") is not before

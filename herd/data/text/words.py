@@ -11,6 +11,7 @@ a word, and each syllable of Vietnamese. Any other language has spaCy's rules fo
 """
 
 import json
+import math
 import re
 import string
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -38,7 +39,8 @@ MAX_CHUNK = 1_000
 MAX_SUFFIX = 10
 """Characters of a suffix, unless it is dots."""
 MAX_REMEMBERED = 200_000
-"""Chunks that are remembered, and words: some 50 MB a language."""
+"""Chunks that are remembered, the first ones, as frequent ones come early; of words twice as many, then a vocabulary
+starts anew. Some 60 MB a language."""
 
 _LETTERS = re.compile(
     rf"(?:[^\W\d_{UNSPACED}]\.)+"  # initials and abbreviations: U.S.
@@ -46,6 +48,10 @@ _LETTERS = re.compile(
     rf"|[^\W_{UNSPACED}][^\W{UNSPACED}]*(?:[{MARKS}\u200c\u200d]+[^\W{UNSPACED}]*)*"
     rf"|[{UNSPACED}]|\.\.\.+|[^\w\s]|_"
 )
+_LETTER_RUN = re.compile(r"[^\W\d_]+")
+_LATIN_OR_CYRILLIC = "[A-Za-zÀ-ÖØ-öø-ÿа-яА-Я]+"
+_COMMON = re.compile(rf'(["(“]?)({_LATIN_OR_CYRILLIC}(?:-{_LATIN_OR_CYRILLIC})*)([")”]?)([,;:!?]|\.[")”]?)?')
+"""Most of what is not letters alone: a word, or several with hyphens, in quotes or brackets, before a mark."""
 _INDIC_MARK = re.compile(f"([{re.escape(string.punctuation.replace(chr(92), ''))}।॥])")  # no backslash
 _INDIC_NUMBER = re.compile(r"(?:[0-9]+ [,.:/] )+[0-9]+")
 
@@ -71,7 +77,6 @@ class SpacyRules:
         words += sorted({form for word in own["cased"].split() for form in forms(word)})
         self._exceptions = {one.replace(" ", ""): tuple(one.split(" ")) for one in words}
         self._prefix, self._suffix, self._infix = (_compiled(own[name]) for name in ("prefix", "suffix", "infix"))
-        self._marks = tuple(mark for mark in ",.;:!?)" if self._suffix.search(f"a{mark}"))
         self._token, self._url = _compiled(own["token"] or "(?!)"), _compiled(rules()["url"])
         for one in [one for one in self._exceptions if JOINT in one]:
             # spaCy looks for the words that its parts are split into without exceptions.
@@ -85,6 +90,11 @@ class SpacyRules:
             parts = self._split(one, {})
             if len(parts) > 1:
                 self._rejoined.setdefault(parts[0], []).append(parts)
+        self._spelt = frozenset(part for one in self._exceptions for part in _LETTER_RUN.findall(one))
+        """What of letters is in an exception: chunks without it follow the regular expressions alone."""
+        self._splits_dots = self._suffix.search("a.") is not None
+        splits_hyphens = all(len(self._split(one, {})) == 3 for one in ("a-b", "a-B", "A-b", "A-B"))
+        self._splits_hyphens = splits_hyphens and not own["token"] and not own["cased"]
 
     def chunks(self, text: str) -> Sequence[str]:
         if self._joined:
@@ -94,16 +104,20 @@ class SpacyRules:
     def split(self, chunk: str) -> Words:
         if len(chunk) > MAX_CHUNK:
             return tuple(_LETTERS.findall(chunk))
-        # Most chunks are a word with or without a mark behind it; suffixes and infixes have no letters alone.
-        word, mark = (chunk[:-1], chunk[-1]) if chunk.endswith(self._marks) else (chunk, "")
-        if word.isalpha() and not (
-            word in self._exceptions
-            or chunk in self._exceptions
-            or (mark and word in self._rejoined)
-            or (mark == "." and not "a" <= word[-1] <= "z")
-            or self._prefix.match(word)
-        ):
-            return (word, mark) if mark else (word,)
+        if chunk.isalpha() and chunk not in self._spelt and not self._prefix.match(chunk):
+            return (chunk,)
+        if found := _COMMON.fullmatch(chunk):
+            opening, compound, closing, end = found.groups("")
+            parts = compound.split("-")
+            if (
+                self._spelt.isdisjoint(parts)
+                and (self._splits_hyphens or len(parts) == 1)
+                and (end[:1] != "." or (self._splits_dots and (closing or compound[-1].islower())))
+                and not self._prefix.match(compound)
+            ):
+                for at in range(len(parts) - 1, 0, -1):
+                    parts.insert(at, "-")
+                return self._rejoin(tuple(filter(None, (opening, *parts, closing, *end))))
         words = self._rejoin(self._split(chunk, self._exceptions))
         return tuple(word.replace(JOINT, " ") for word in words) if JOINT in chunk else words
 
@@ -240,8 +254,8 @@ class Vocabulary:
     def __init__(self, splitter: Splitter) -> None:
         self._splitter = splitter
         self._punctuation = frozenset(rules()["punctuation"])
-        self._numbers = _Remembered(self._add)
-        self._chunks = _Remembered(self._split)
+        self._numbers = _Remembered(self._add, math.inf)
+        self._chunks = _Remembered(self._split, MAX_REMEMBERED)
         self.words: list[str] = []
         self.lengths = np.zeros(0, np.int64)
         """Characters of each word; the arrays are longer than `words`."""
@@ -253,7 +267,7 @@ class Vocabulary:
     @property
     def is_full(self) -> bool:
         """Whether a new one should take its place."""
-        return max(len(self.words), len(self._chunks)) > MAX_REMEMBERED
+        return len(self.words) >= 2 * MAX_REMEMBERED
 
     def read(self, text: str) -> npt.NDArray[np.int64]:
         """The numbers of the words of a text."""
@@ -282,14 +296,16 @@ class Vocabulary:
 
 
 class _Remembered(dict[str, Value]):
-    """What a function of a string returns, computed once."""
+    """What a function of a string returns, computed once for each of the first strings."""
 
-    def __init__(self, compute: Callable[[str], Value]) -> None:
+    def __init__(self, compute: Callable[[str], Value], most: float) -> None:
         super().__init__()
-        self._compute = compute
+        self._compute, self._most = compute, most
 
     def __missing__(self, key: str) -> Value:
-        value = self[key] = self._compute(key)
+        value = self._compute(key)
+        if len(self) < self._most:
+            self[key] = value
         return value
 
 
