@@ -15,7 +15,7 @@ from spacy.lang import char_classes
 from spacy.lang.id._tokenizer_exceptions_list import ID_BASE_EXCEPTIONS
 from spacy.lang.tokenizer_exceptions import URL_PATTERN
 
-import herd.data.text.words as words
+from herd.data.text import word_rules
 
 LANGUAGES = ("xx", "en", "de", "fr", "es", "it", "pt", "ru", "id", "ar")
 CLASSES = {
@@ -40,14 +40,14 @@ FRENCH = (
 
 def rules() -> dict[str, Any]:
     """The content of the file."""
-    base = _exceptions(spacy.blank(words.OTHERS).tokenizer.rules)
+    base = _exceptions(spacy.blank(word_rules.OTHERS).tokenizer.rules)
     languages = {}
     for language in LANGUAGES:
         tokenizer = spacy.blank(language).tokenizer
         found = _exceptions(tokenizer.rules)
         cased = sorted(ID_BASE_EXCEPTIONS) if language == "id" else []
-        forms = {form for word in cased for form in words.forms(word)}
-        inherited = base if language != words.OTHERS else {}
+        forms = {form for word in cased for form in word_rules.forms(word)}
+        inherited = base if language != word_rules.OTHERS else {}
         own = sorted({chunk for chunk in found if found[chunk] != inherited.get(chunk)} - forms)
         assert set(base) | forms <= set(found) and all(found[form] == form for form in forms)
         languages[language] = {
@@ -82,7 +82,7 @@ def _exceptions(special: dict[str, list[dict[int, str]]]) -> dict[str, str]:
             continue
         if " " in chunk:
             assert len(tokens) == 1, chunk
-            chunk = words.JOINT.join(chunk.split(" "))
+            chunk = word_rules.JOINT.join(chunk.split(" "))
             found[chunk] = chunk
         else:
             found[chunk] = " ".join(token[orth] for token in tokens)
@@ -106,4 +106,4 @@ def _french(pattern: str) -> str:
 
 
 if __name__ == "__main__":
-    Path(words.RULES).write_text(text(), encoding="utf-8")
+    Path(word_rules.RULES).write_text(text(), encoding="utf-8")

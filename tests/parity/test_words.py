@@ -10,7 +10,7 @@ import spacy
 import spacy_rules
 from datatrove.utils.word_tokenizers import load_word_tokenizer
 
-from herd.data.text import words
+from herd.data.text import word_rules, words
 from herd.data.text.passage import Passage
 
 CODES = {
@@ -29,7 +29,7 @@ AROUND = (("", '"', "(", "“"), ("", '"', ")", "”", "'s"), ("", ",", ";", ":"
 
 
 def test_the_rules_in_the_file_are_those_of_spacy() -> None:
-    assert json.loads(words.RULES.read_text(encoding="utf-8")) == spacy_rules.rules()
+    assert json.loads(word_rules.RULES.read_text(encoding="utf-8")) == spacy_rules.rules()
 
 
 @pytest.mark.parametrize("language", [*CODES, "xx"])
@@ -64,7 +64,7 @@ def test_hindi_is_split_at_marks_but_not_within_numbers() -> None:
 
 
 def test_a_language_that_is_not_known_has_the_rules_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert words.splitter("nl") is words.splitter("sv") is words.splitter(words.OTHERS)
+    assert words.splitter("nl") is words.splitter("sv") is words.splitter(word_rules.OTHERS)
     assert Passage("ab漢字か。", "ja").tokens == ["ab", "漢", "字", "か", "。"]
     monkeypatch.setattr(words, "MAX_REMEMBERED", 3)
     before = words.vocabulary("nl")
