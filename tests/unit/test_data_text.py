@@ -8,6 +8,7 @@ import pytest
 from herd.config import LANGUAGES
 from herd.data.packages.names import capital_names, caption_of, country_names, name_of
 from herd.data.packages.text import CLEANING, read_language
+from herd.data.text.contamination import EvaluationIndex
 from herd.data.text.documents import Document
 from herd.data.text.languages import is_language, may_be_language
 from herd.data.text.markup import html_blocks
@@ -79,6 +80,14 @@ def test_reading_stops_at_the_budget(tmp_path: Path) -> None:
     for budget in (3_000, 12_000, 24_000):
         size = sum(document.num_bytes for document in read_language("en", packs, budget, Report()))
         assert budget <= size < budget + 3_000
+
+
+def test_documents_of_the_packages_with_a_passage_of_an_evaluation_set_are_left_out(tmp_path: Path) -> None:
+    packs, report = data_world.fetched(tmp_path).packs, Report()
+    asked = read_language("en", packs, 12_000, Report())[3].text
+    left = read_language("en", packs, 12_000, report, EvaluationIndex({"exam": [asked]}, 13))
+    assert left and not any(asked in document.text for document in left)
+    assert report.contaminated["exam"] >= 1 and sum(document.num_bytes for document in left) >= 12_000
 
 
 @pytest.mark.parametrize(
