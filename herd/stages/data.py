@@ -7,7 +7,6 @@ on after the last step whose note was made under the same config and from the sa
 
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -35,9 +34,6 @@ from herd.data.text.documents import digest
 from herd.data.text.pipeline import evaluation_index
 from herd.data.text.report import Report
 from herd.data.text.splits import HeldOutPages, held_out_pages
-from herd.data.tokens.shard_writer import write_shards
-from herd.data.tokens.shards import TokenShards
-from herd.data.tokens.tokenizer import Tokenizer, train_tokenizer
 from herd.data.view.card import write_card
 from herd.errors import HerdError
 from herd.stages.data_evaluation import chat_item, evaluation_sets
@@ -55,13 +51,8 @@ from herd.stages.data_packages import (
 )
 from herd.stages.data_sources import CHAT, OwnSources
 from herd.stages.data_summary import describe_cleaning, describe_source, losses
+from herd.stages.data_tokens import make_tokenizer, write_tokens
 
-NAMES_REPEATED = 5
-"""How often the tokenizer's training text repeats the names of the training pictures."""
-TOKENIZER_CHARS = 20_000_000
-"""Characters of each language that a new tokenizer is trained on at most: of more it would learn nothing else."""
-MEASURED_CHARS = 1_000_000
-"""Held-out characters of each language that bytes per token are measured on."""
 CLEANING_FOLDER = ".cleaning"
 """What text waits in until its table is written."""
 OWN_CHATS, OWN_PICTURES, OWN_CLIPS = "own_chats", "own_pictures", "own_clips"
@@ -393,100 +384,11 @@ def _rows_of(build: Build, what: str, names: list[str]) -> dict[str, int]:
 
 
 def _tokenizer(build: Build) -> Facts:
-    work = build.work
-    samples = _samples(work, LANGUAGES if build.fetched else ())
-    if build.cfg.tokenizer:
-        tokenizer = model_tokenizer(Path(build.cfg.tokenizer))
-    else:
-        train = samples["train"]
-        if not any(train.values()):
-            raise HerdError("there is no text to train a tokenizer on: give text too, or --tokenizer MODEL")
-        names = _picture_names(work)
-        for language, own in train.items():
-            # What the model is asked to say most often should be short in tokens.
-            own[:0] = ["\n".join(sorted({name[language] for name in names if language in name}))] * NAMES_REPEATED
-        tokenizer = train_tokenizer(_balanced(train), build.cfg.vocab_size)
-    shutil.rmtree(work / "tokenizer", ignore_errors=True)
-    shutil.rmtree(work / "tokenizer.tmp", ignore_errors=True)
-    tokenizer.save(work / "tokenizer.tmp")
-    os.replace(work / "tokenizer.tmp", work / "tokenizer")
-    bytes_per_token = {}
-    for language, held in samples["heldout"].items():
-        tokens = sum(map(len, tokenizer.encode_batch(held)))
-        bytes_per_token[language] = round(sum(len(text.encode()) for text in held) / tokens, 3) if tokens else None
-    return {"tokenizer": {"vocab_size": tokenizer.vocab_size, "bytes_per_token": bytes_per_token}}
+    return make_tokenizer(build.cfg, build.work)
 
 
 def _tokens(build: Build) -> Facts:
-    """The tokens of the documents, in shards that training maps into memory."""
-    cfg, work = build.cfg, build.work
-    tokenizer = model_tokenizer(Path(cfg.tokenizer)) if cfg.tokenizer else Tokenizer.load(work / "tokenizer")
-    written = {
-        table: TokenShards(write_shards(work, tokenizer, table=table, workers=build.workers, quiet=True))
-        for table in ("text", "books")
-        if tables.has(work, table)
-    }
-    return {"tokens": {table: {"documents": len(t), "tokens": t.num_tokens} for table, t in written.items()}}
-
-
-def model_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder, with the special ids that its config names."""
-    from herd.model.formats import huggingface  # not needed to train a new one
-
-    return Tokenizer.load(folder, ids=huggingface.open_folder(folder).config.special)
-
-
-def _samples(work: Path, languages: Iterable[str]) -> dict[str, dict[str, list[str]]]:
-    """Texts by split and language, of training documents and answers and of held-out documents, up to a size: documents
-    are in the order of their hashes, so that the first ones are a fair sample."""
-    limits = {"train": TOKENIZER_CHARS, "heldout": MEASURED_CHARS}
-    found: dict[str, dict[str, list[str]]] = {split: {name: [] for name in languages} for split in limits}
-    sizes: Counter[tuple[str, str]] = Counter()
-
-    def add(split: str, language: str, text: str) -> None:
-        own = found[split].setdefault(language, [])
-        if sizes[split, language] < limits[split]:
-            own.append(text)
-            sizes[split, language] += len(text)
-
-    if tables.has(work, "text"):
-        for row in tables.rows(work / "text.parquet", ["split", "language", "text"]):
-            add(row["split"], row["language"], row["text"])
-    if tables.has(work, "chats"):
-        for row in tables.rows(work / "chats.parquet", ["split", "language", "messages", "answer", "source"]):
-            if row["split"] == "train":
-                own = row["source"] != PACKAGES  # whose dialogues have the words of their texts
-                add("train", row["language"], _answers(row["messages"]) if own else row["answer"])
-    return found
-
-
-def _answers(messages: str) -> str:
-    said = [one["content"] for one in json.loads(messages) if one["role"] == "assistant"]
-    return "\n".join(text for text in said if isinstance(text, str))
-
-
-def _picture_names(work: Path) -> list[dict[str, str]]:
-    if not tables.has(work, "pictures"):
-        return []
-    rows = tables.rows(work / "pictures.parquet", ["split", "names"])
-    return [json.loads(row["names"]) for row in rows if row["split"] == "train"]
-
-
-def _balanced(texts: dict[str, list[str]]) -> Iterator[str]:
-    """The languages weighed by the square root of their size: small ones are repeated, a large one is cut.
-
-    Sizes are in characters and not in bytes, or scripts of three bytes a letter would be learnt at a third.
-    """
-    sizes = {language: size for language, own in texts.items() if (size := sum(map(len, own)))}
-    median = sorted(sizes.values())[len(sizes) // 2]
-    for language, size in sizes.items():
-        wanted, given = int(max(size * median, median * median) ** 0.5), 0
-        while given < wanted:
-            for text in texts[language]:
-                yield text
-                given += len(text)
-                if given >= wanted:
-                    break
+    return write_tokens(build.cfg, build.work, build.workers)
 
 
 STEPS: dict[str, Step] = {
