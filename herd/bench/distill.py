@@ -11,12 +11,14 @@ Each training is a stage's folder under `out`: what is finished is read, what wa
 import math
 import shutil
 import statistics
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from herd.bench.distill_speed import speed_rows
 from herd.bench.select import T_95, interval
 from herd.bench.table import Row, show
 from herd.config import DistillConfig, NewModelConfig, OptimizerConfig, PretrainConfig, TeachConfig
@@ -44,6 +46,7 @@ LESS = 0.6
 """Share of the tokens in which a taught student is to reach what the text alone gives in all."""
 RATES = (0.5, 1.0, 2.0)
 TUNING_SEED = 1000
+ROUNDS = 5
 DOCUMENTS, CHARACTERS = 60, 3000
 """Held-out documents of each language, and what is read of one."""
 HARD = "the text alone"
@@ -80,20 +83,25 @@ ARMS = {
 }
 
 
-def bench_distill(data: Path, teacher: Path, out: Path, *, seeds: int, num_tokens: int, as_json: bool) -> None:
+def bench_distill(
+    data: Path,
+    teacher: Path,
+    out: Path | None,
+    *,
+    cases: Sequence[str],
+    seeds: int,
+    num_tokens: int,
+    as_json: bool,
+) -> None:
     """Run what is not finished, and print."""
-    if seeds not in T_95:
-        raise HerdError(f"seeds={seeds} must be 2 to {max(T_95)}")
-    out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(data, teacher, out, num_tokens)
-    bench.make_rows()
-    rates = {soft: bench.best_rate(soft) for soft in (False, True)}
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ARMS}
-    for seed in range(seeds):
-        for name in ARMS:
-            found[name].append(bench.figures(name, seed, rates[ARMS[name].rows is not None]))
-            print(f"seed {seed}: {name}: {found[name][-1][0]:.4f} bits/byte, {found[name][-1][1]:.0f} s", flush=True)
-    report(found, bench, rates, as_json=as_json)
+    rows = speed_rows(teacher, data, rounds=ROUNDS) if "speed" in cases else []
+    if "learning" in cases:
+        if seeds not in T_95:
+            raise HerdError(f"seeds={seeds} must be 2 to {max(T_95)}")
+        if out is None:
+            raise HerdError("the case learning trains students: give --out, the folder for them")
+        rows += learning_rows(Bench(data, teacher, out, num_tokens), seeds, quiet=as_json)
+    show(rows, as_json=as_json)
 
 
 class Bench:
@@ -159,6 +167,7 @@ class Bench:
             losses = token_losses(model, model.tokenizer.encode_batch(self.texts), context=CONTEXT)
             bits = sum(float(loss.sum()) for loss in losses) / math.log(2) / self.num_bytes
             write_json(kept, {"bits": bits, "seconds": read_lineage(folder)["time_s"]})
+            print(f"{folder.name}: {bits:.4f} bits/byte", file=sys.stderr, flush=True)
         there = read_json(kept)
         return float(there["bits"]), float(there["seconds"])
 
@@ -166,7 +175,6 @@ class Bench:
         """Of the grid, on a seed of its own."""
         name = TAUGHT if soft else HARD
         tried = {rate: self.figures(name, TUNING_SEED, rate)[0] for rate in RATES}
-        print(f"{name}: " + ", ".join(f"{bits:.4f} at {rate:g}" for rate, bits in tried.items()), flush=True)
         return min(tried, key=lambda rate: tried[rate])
 
 
@@ -199,25 +207,29 @@ def copy_rows(rows: Path, out: Path, make: Callable[[np.ndarray], np.ndarray]) -
     work.rename(out)
 
 
-def report(
-    found: dict[str, list[tuple[float, float]]], bench: Bench, rates: dict[bool, float], *, as_json: bool
-) -> None:
+def learning_rows(bench: "Bench", seeds: int, *, quiet: bool) -> list[Row]:
     """Each arm beside the text alone, paired by seed; and what it costs."""
+    bench.out.mkdir(parents=True, exist_ok=True)
+    bench.make_rows()
+    rates = {soft: bench.best_rate(soft) for soft in (False, True)}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ARMS}
+    for seed in range(seeds):
+        for name in ARMS:
+            found[name].append(bench.figures(name, seed, rates[ARMS[name].rows is not None]))
     hard = [bits for bits, _ in found[HARD]]
-    rows = [
+    if not quiet:
+        print(f"rates: {rates[False]:g} of hard targets, {rates[True]:g} of soft ones; {len(hard)} seeds")
+        for name, figures in found.items():
+            differences = [bits - other for (bits, _), other in zip(figures, hard, strict=True)]
+            print(f"{name}: {interval(differences)} bits/byte, {statistics.fmean(s for _, s in figures):.0f} s")
+        print(pays(found, bench))
+    return [
         Row(
             case=f"{name}: held-out text", unit="bits/byte", ours=statistics.fmean(bits for bits, _ in figures),
             peer=statistics.fmean(hard), peer_name=HARD,
         )
         for name, figures in found.items() if name != HARD
     ]  # fmt: skip
-    if not as_json:
-        print(f"rates: {rates[False]:g} of hard targets, {rates[True]:g} of soft ones; {len(hard)} seeds")
-        for name, figures in found.items():
-            differences = [bits - other for (bits, _), other in zip(figures, hard, strict=True)]
-            print(f"{name}: {interval(differences)} bits/byte, {statistics.fmean(s for _, s in figures):.0f} s")
-        print(pays(found, bench))
-    show(rows, as_json=as_json)
 
 
 def pays(found: dict[str, list[tuple[float, float]]], bench: Bench) -> str:

@@ -1,6 +1,7 @@
 """`herd bench NAME`: the benches' usages."""
 
 from pathlib import Path
+from typing import Literal
 
 from herd.commands.command import command, load_object
 
@@ -252,20 +253,28 @@ def bench_select(*, out: Path, seeds: int = 5, json: bool = False) -> None:
 
 
 def bench_distill(
-    *, data: Path, teacher: Path, out: Path, seeds: int = 5, num_tokens: int = 600_000, json: bool = False
+    *,
+    data: Path,
+    teacher: Path,
+    out: Path | None = None,
+    cases: tuple[Literal["speed", "learning"], ...] = ("speed", "learning"),
+    seeds: int = 5,
+    num_tokens: int = 400_000,
+    json: bool = False,
 ) -> None:
-    """Train a small student with a teacher's targets, without, and with what only looks like them.
+    """Measure what teaching costs, and what small students learn from a teacher beside controls.
 
     Args:
         data: Data folder that teacher and student are trained on, of at most 65,536 tokens.
         teacher: Folder of the teacher.
-        out: Folder for the rows and the trainings; what is finished there is read.
+        out: Folder for the rows and the trainings of `learning`; what is finished there is read.
+        cases: `speed`: seconds of a teacher's and a student's step; `learning`: students of each arm.
         seeds: Students of each arm.
         num_tokens: Of the training of a student.
         json: Print one JSON object, for scripts.
     """
     load_object("herd.bench.distill:bench_distill")(
-        data, teacher, out, seeds=seeds, num_tokens=num_tokens, as_json=json
+        data, teacher, out, cases=cases, seeds=seeds, num_tokens=num_tokens, as_json=json
     )
 
 
