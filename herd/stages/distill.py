@@ -17,11 +17,11 @@ from herd.data.tokens.tokenizer import Tokenizer
 from herd.errors import HerdError
 from herd.model.formats.source import find_source
 from herd.model.parallel import Parallel, start
-from herd.model.transformer import Transformer
 from herd.stages.language import heldout_loss, open_model, train_language
 from herd.stages.model_folder import report_left_out, save_model
 from herd.stages.teach import open_teacher
 from herd.train.distillation import distillation_loss
+from herd.train.teacher import Teacher
 
 
 def distill(config: DistillConfig, model: Path, data: Path, teacher: Path, out: Path) -> Path:
@@ -29,13 +29,14 @@ def distill(config: DistillConfig, model: Path, data: Path, teacher: Path, out: 
     parallel = Parallel(start(config.parallel))
     stage = Stage("distill", out, config=config, parents={"model": model, "data": data, "teacher": teacher})
     network, tokenizer = open_model(model, config, stage, parallel)
-    reader: Transformer | None = None
+    reader: Teacher | None = None
     rows: TeacherFolder | None = None
     if (teacher / MANIFEST).exists():
         rows = open_rows(teacher, config, data, tokenizer)
     else:
-        reader = open_teacher(teacher, network.embedding.weight.dtype, Parallel(parallel.mesh))
-        check_tokenizer(tokenizer_hash(find_source(teacher).tokenizer(reader.config.special)), teacher, tokenizer)
+        opened = open_teacher(teacher, network.embedding.weight.dtype, Parallel(parallel.mesh))
+        check_tokenizer(tokenizer_hash(find_source(teacher).tokenizer(opened.config.special)), teacher, tokenizer)
+        reader = Teacher(opened, shared=parallel.is_distributed)
     processor = ImageProcessor(network.config.vision)
     student = PretrainBatches(data, config, tokenizer, processor, questions=NAME, clip_questions=CLIP)
     left_out = report_left_out(student.left_out, stage, parallel)

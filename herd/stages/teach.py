@@ -35,7 +35,7 @@ from herd.stages.language import trainable_weights
 from herd.stages.model_folder import report_left_out
 from herd.train.dtype import training_dtype
 from herd.train.loop import RESUME
-from herd.train.teacher import teacher_rows
+from herd.train.teacher import Teacher
 
 PROGRESS = "teach.json"
 """In the folder's state: the steps whose rows are on the disk."""
@@ -116,6 +116,7 @@ def write_rows(
     """Read every step that is not noted as done, and write its rows. Raises Stopped when asked to stop."""
     note = stage.work / STATE / PROGRESS
     done = read_json(note)["steps"] if note.exists() else 0
+    teacher = Teacher(model, shared=parallel.is_distributed)
     shared = parallel.share(batches, model.config.chunk_size)
     device, saved = model.embedding.weight.device, time.monotonic()
 
@@ -143,7 +144,7 @@ def write_rows(
             assert isinstance(batch, TeachBatch)
             learnt = torch.nonzero(batch.weights_N)[:, 0]
             uniforms = send(batch.uniforms_NK[learnt], device)
-            rows = teacher_rows(model, to_device(batch, device), uniforms)
+            rows = teacher.rows(to_device(batch, device), uniforms)
             packed = pack_rows(
                 rows.draws_RK.cpu().numpy(),
                 rows.logprobs_R.float().cpu().numpy(),

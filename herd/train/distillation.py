@@ -16,13 +16,13 @@ from herd.model.parallel import ALONE, Parallel
 from herd.model.transformer import Transformer
 from herd.train.balance import total_balance_loss
 from herd.train.losses import cross_entropy, distillation_cross_entropy, losses_by_kind
-from herd.train.teacher import teacher_rows
+from herd.train.teacher import Teacher
 
 LossAndMetrics = tuple[Tensor, dict[str, Number | Mean]]
 
 
 def distillation_loss(
-    config: DistillConfig, parallel: Parallel = ALONE, teacher: Transformer | None = None
+    config: DistillConfig, parallel: Parallel = ALONE, teacher: Teacher | None = None
 ) -> Callable[[Transformer, Batch], LossAndMetrics]:
     """As `language_loss`, with the teacher's rows in the batch, or read from `teacher`. The metric `loss` is the hard
     cross-entropy, as in pre-training; `alpha` is the mean share of the teacher's targets over all learnt tokens, and
@@ -62,7 +62,7 @@ def distillation_loss(
     return loss_fn
 
 
-def read_batch(teacher: Transformer, batch: ScheduledBatch, num_draws: int) -> Batch:
+def read_batch(teacher: Teacher, batch: ScheduledBatch, num_draws: int) -> Batch:
     """A part of a step with the rows of a teacher in memory; as it is once the teacher has no share left. The draws'
     numbers are torch's, which the loop seeds by the step."""
     if not batch.alpha:
@@ -70,7 +70,7 @@ def read_batch(teacher: Transformer, batch: ScheduledBatch, num_draws: int) -> B
     device, size = batch.tokens_N.device, len(batch.tokens_N)
     learnt = torch.nonzero(batch.weights_N)[:, 0]
     uniforms = torch.rand(len(learnt), num_draws, dtype=torch.float64)
-    rows = teacher_rows(teacher, batch, send(uniforms, device))
+    rows = teacher.rows(batch, send(uniforms, device))
     places = send(learnt, device)
     logprobs_N = torch.full((size,), torch.nan, device=device).index_copy(0, places, rows.logprobs_R.float())
     draws_NK = torch.zeros(size, num_draws, dtype=torch.int64, device=device).index_copy(0, places, rows.draws_RK)

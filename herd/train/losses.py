@@ -265,7 +265,7 @@ def soft_gradient(logits_RV: Tensor, target_RK: Tensor, shares: Callable[[Tensor
     """sum_k share_k * -log softmax(logits)[target_k], the shares being a function of these terms [R, K]; in place, the
     logits become its gradient, softmax - sum_k share_k onehot(target_k), as if the shares were constants."""
     at_RK = logits_RV.gather(1, target_RK).to(sum_precision(logits_RV))
-    first_R = softmax_gradient(logits_RV, target_RK[:, 0])
+    first_R = softmax_gradient(logits_RV, target_RK[:, 0].contiguous())
     loss_RK = first_R[:, None] + at_RK[:, :1] - at_RK
     share_RK = shares(loss_RK)
     # Set, not added: a sum with what stands there would keep its rounding. Equal targets get the same value.

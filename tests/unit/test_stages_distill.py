@@ -23,10 +23,9 @@ from herd.data.loading.teacher_rows import TeacherFolder, draws_of, pack_rows, u
 from herd.data.packages.wordings import CLIP, NAME
 from herd.engine.load import Model, load
 from herd.errors import HerdError, Stopped
-from herd.stages import teach as teach_module
 from herd.stages.distill import distill
 from herd.stages.teach import student_plan, teach
-from herd.train.teacher import draw
+from herd.train.teacher import Teacher, draw
 
 PLAN = {"num_tokens": 6000, "context": 64, "picture_share": 0.3, "video_share": 0.1}
 TEACH = TeachConfig(dtype="float32", draws=5, batch_tokens=1000, **PLAN)
@@ -161,7 +160,7 @@ def test_a_teacher_that_was_stopped_goes_on_and_writes_the_same(
 ) -> None:
     monkeypatch.setattr(teach_batches, "READ_TOKENS", 1500)
     whole = teach(TEACH, tiny_folder, tiny_data, tmp_path / "whole")
-    read, calls = teach_module.teacher_rows, []
+    read, calls = Teacher.rows, []
 
     def stopping(*args):
         calls.append(args)
@@ -169,10 +168,10 @@ def test_a_teacher_that_was_stopped_goes_on_and_writes_the_same(
             os.kill(os.getpid(), signal.SIGTERM)
         return read(*args)
 
-    monkeypatch.setattr(teach_module, "teacher_rows", stopping)
+    monkeypatch.setattr(Teacher, "rows", stopping)
     with pytest.raises(Stopped, match="re-run the same command to resume"):
         teach(TEACH, tiny_folder, tiny_data, tmp_path / "stopped")
-    monkeypatch.setattr(teach_module, "teacher_rows", lambda *args: calls.append(args) or read(*args))
+    monkeypatch.setattr(Teacher, "rows", lambda *args: calls.append(args) or read(*args))
     stopped = teach(TEACH, tiny_folder, tiny_data, tmp_path / "stopped")
     steps = TeachBatches(plan_of(student_plan(TEACH, 0), tiny_data, tiny_folder), TEACH).num_steps
     assert asked + 1 < len(calls) == steps

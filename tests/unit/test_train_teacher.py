@@ -1,9 +1,11 @@
 """Draws from a teacher's softmax, and the loss that learns from them."""
 
+import pytest
 import torch
+from parallel_world import RandomBatches, small_model
 
 from herd.train.losses import cross_entropy, distillation_cross_entropy, soft_cross_entropy
-from herd.train.teacher import BLOCK, draw
+from herd.train.teacher import BLOCK, Teacher, draw
 
 
 def chi_square_z(value: float, free: int) -> float:
@@ -111,3 +113,37 @@ def test_the_mean_gradient_over_ten_thousand_caches_is_that_of_the_whole_softmax
     assert chi_square_z(float(((mean / error) ** 2).sum()), 63) < 3.3
     top, _ = gradient_over_caches("top", caches=128)
     assert float(top.abs().max()) > 20 * float(error.max())
+
+
+def test_the_kernels_of_bf16_give_the_distillation_loss_of_whole_logits() -> None:
+    generator = torch.Generator().manual_seed(7)
+    hidden = torch.randn(150, 64, generator=generator).bfloat16().requires_grad_()
+    weight = (torch.randn(512, 64, generator=generator) * 0.2).bfloat16().requires_grad_()
+    targets = torch.randint(0, 512, (150,), generator=generator)
+    draws = torch.randint(0, 512, (150, 12), generator=generator)
+    teacher, weights = torch.full((150,), -2.0), torch.rand(150, generator=generator)
+    loss, terms = distillation_cross_entropy(
+        hidden, weight, targets, draws, teacher, weights, alpha=0.8, confidence_scale=1.0
+    )
+    log = torch.log_softmax((hidden.detach() @ weight.detach().T).float(), -1)
+    hard, soft = -log.gather(1, targets[:, None])[:, 0], -log.gather(1, draws).mean(1)
+    alpha = 0.8 * torch.sigmoid(teacher + hard)
+    assert torch.allclose(terms.hard_N, hard, atol=1e-3)
+    assert torch.allclose(loss, (weights * ((1 - alpha) * hard + alpha * soft)).sum(), rtol=1e-4)
+    loss.backward()
+    assert hidden.grad is not None and torch.isfinite(hidden.grad).all() and hidden.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("pictures", [False, True])
+def test_the_engines_forward_reads_what_the_transformers_own_does_beyond_a_chunk_too(pictures: bool) -> None:
+    model = small_model().eval().requires_grad_(False)
+    batch = RandomBatches(lengths=(150, 1, 9, 70), pictures=pictures).batch(0)
+    assert model.config.chunk_size < 70
+    uniforms = torch.rand(int((batch.weights_N != 0).sum()), 12, dtype=torch.float64)
+    fused, plain = Teacher(model), Teacher(model, shared=True)
+    for _ in range(2):  # the cache of the first is used again
+        ours, theirs = (teacher.rows(batch, uniforms) for teacher in (fused, plain))
+        assert torch.equal(ours.tokens_R, theirs.tokens_R)
+        assert torch.allclose(ours.logprobs_R, theirs.logprobs_R, atol=1e-3)
+        assert torch.allclose(ours.entropies_R, theirs.entropies_R, atol=1e-3)
+        assert (ours.draws_RK == theirs.draws_RK).double().mean() > 0.999
