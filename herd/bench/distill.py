@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from herd.bench.distill_speed import speed_rows
-from herd.bench.select import T_95, interval
-from herd.bench.table import Row, show
+from herd.bench.table import T_95, Row, interval, show
 from herd.config import DistillConfig, NewModelConfig, OptimizerConfig, PretrainConfig, TeachConfig
 from herd.core.files import read_json, write_json
 from herd.core.lineage import read_lineage

@@ -25,7 +25,7 @@ from herd.bench.select_world import (
     write_data,
     write_selection,
 )
-from herd.bench.table import Row, show
+from herd.bench.table import T_95, Row, interval, show
 from herd.config import SelectConfig
 from herd.core.files import read_json, write_json
 from herd.core.streams import seed_of, stream
@@ -44,8 +44,6 @@ HARD_5, RANDOM_5 = "hardest 5 %", "random 5 %"
 ARM_TOKENS, ARM_RATE = 100_000, 0.5
 ANSWERS = 4
 """Answers drawn to each held-out question."""
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Student's t for a 95 % interval of a mean, by the number of seeds."""
 
 
 def make_world(seed: int, out: Path) -> World:
@@ -151,12 +149,6 @@ def run_seed(seed: int, out: Path) -> tuple[dict[str, dict[str, float]], dict[st
         name: {part: statistics.fmean(of[cell] for cell in cells) for part, cells in parts.items()}
         for name, of in rates.items()
     }, score_facts(world)
-
-
-def interval(values: Sequence[float]) -> str:
-    """The mean and its 95 % interval by Student's t."""
-    reach = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.fmean(values):+.3f} ± {reach:.3f}"
 
 
 def bench_select(out: Path, *, seeds: int, as_json: bool) -> None:

@@ -1,13 +1,19 @@
 """Rows of a bench as a table or as JSON: {"rows": [{case, unit, ours, peer, peer_name, ratio}, …], "machine": …}."""
 
 import json
+import math
 import os
 import platform
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""Student's t for a 95 % interval of a mean, by the number of seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +38,12 @@ class Row:
         """As JSON has it."""
         names = ("case", "unit", "ours", "peer", "peer_name", "ratio")
         return {name: getattr(self, name) for name in names}
+
+
+def interval(values: Sequence[float]) -> str:
+    """The mean and its 95 % interval by Student's t."""
+    reach = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.fmean(values):+.3f} ± {reach:.3f}"
 
 
 def machine() -> dict[str, object]:

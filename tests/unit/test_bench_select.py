@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from herd.bench.select import interval
 from herd.bench.select_world import WRONG, questions, write_data, write_selection, wrong_answer
+from herd.bench.table import interval
 from herd.core.lineage import hash_of
 from herd.data.loading import tables
 from herd.data.loading.selection import kept_numbers
