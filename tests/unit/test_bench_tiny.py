@@ -19,7 +19,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "sft").mkdir(parents=True)
     world.write_data(folder / "data")
     write_json(folder / "sft" / "herd.json", world.lineage("sft"))
-    monkeypatch.setattr("herd.evaluate.evaluation.load", lambda _: world.Model([*range(20, 30), *range(40, 60)]))
+    monkeypatch.setattr(
+        "herd.evaluate.evaluation.load", lambda folder, **_: world.Model([*range(20, 30), *range(40, 60)])
+    )
     monkeypatch.setattr("herd.engine.score.log_likelihoods", world.log_likelihoods)
     monkeypatch.setattr("herd.engine.score.token_losses", world.token_losses)
     evaluate(world.CONFIG, folder / "sft", folder / "data", folder / "evaluate")

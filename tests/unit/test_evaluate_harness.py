@@ -26,7 +26,7 @@ KNOWN = [*range(20, 30), *range(40, 60)]  # half of the subjects, all styles
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     model = world.Model(KNOWN)
-    monkeypatch.setattr("herd.evaluate.evaluation.load", lambda folder: model)
+    monkeypatch.setattr("herd.evaluate.evaluation.load", lambda folder, **_: model)
     monkeypatch.setattr("herd.engine.score.log_likelihoods", world.log_likelihoods)
     monkeypatch.setattr("herd.engine.score.token_losses", world.token_losses)
     (tmp_path / "sft").mkdir()

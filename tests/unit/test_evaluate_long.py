@@ -160,7 +160,7 @@ def test_a_model_without_a_temperature_has_no_control_with_it_off(
     folder: Path, tiny_data: Path, tmp_path: Path, short: EvaluateConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(long, "TASKS", {})
-    monkeypatch.setattr(long, "load", lambda path: disable_temperature(load(path)))
+    monkeypatch.setattr(long, "load", lambda path, **_: disable_temperature(load(path)))
     one = replace(short, long=replace(short.long, lengths=(1024,), trained=None))
     results = json.loads((evaluate(one, folder, tiny_data, tmp_path / "out") / "results.json").read_text())
     [row] = results["rows"]

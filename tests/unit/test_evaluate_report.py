@@ -74,7 +74,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     world.write_data(folder / "data")
     train_stage(folder, "pretrain")
     train_stage(folder, "sft", finished="2026-01-02T00:00:00Z")
-    monkeypatch.setattr("herd.evaluate.evaluation.load", lambda _: world.Model([*range(40, 60)]))
+    monkeypatch.setattr("herd.evaluate.evaluation.load", lambda folder, **_: world.Model([*range(40, 60)]))
     monkeypatch.setattr("herd.engine.score.log_likelihoods", world.log_likelihoods)
     monkeypatch.setattr("herd.engine.score.token_losses", world.token_losses)
     evaluate(world.CONFIG, folder / "sft", folder / "data", folder / "evaluate")
