@@ -35,17 +35,18 @@ def write_corpus(folder: Path, megabytes: float) -> int:
     folder.mkdir()
     rng = random.Random(0)
     words = ["".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 9))) for _ in range(30_000)]
+    sentences = []
+    for _ in range(100_000):
+        chosen = rng.choices(words, k=rng.randint(6, 14))
+        sentence = " ".join(word for one in chosen for word in (one, rng.choice(GLUE)))
+        sentences.append(sentence[:1].upper() + sentence[1:] + ".")
     written, documents, file = 0.0, 0, None
     while written < megabytes * 1e6:
         if file is None or file.tell() > FILE_BYTES:
             if file is not None:
                 file.close()
             file = (folder / f"part-{documents:09}.jsonl").open("w", encoding="utf-8")
-        lines = []
-        for _ in range(rng.randint(3, 25)):
-            chosen = rng.choices(words, k=rng.randint(6, 14))
-            sentence = " ".join(word for one in chosen for word in (one, rng.choice(GLUE)))
-            lines.append(sentence[:1].upper() + sentence[1:] + ".")
+        lines = rng.choices(sentences, k=rng.randint(3, 25))
         line = json.dumps({"text": "\n".join(lines)}) + "\n"
         written += file.write(line)
         documents += 1

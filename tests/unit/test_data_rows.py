@@ -62,15 +62,27 @@ def test_rows_by_number_are_those_of_the_whole_table(tiny_data: Path, monkeypatc
         assert training_numbers(tiny_data / f"{name}.parquet").tolist() == train
 
 
-def test_named_rows_are_the_training_rows_those_with_names_first(tiny_data: Path) -> None:
-    for name in ("pictures", "clips"):
-        whole = [row for row in tables.read(tiny_data, name) if row["split"] == "train"]
-        whole.sort(key=lambda row: row["names"] == "{}")
-        rows = NamedRows(tiny_data, name, ["subject"])
-        assert rows.num_named == sum(row["names"] != "{}" for row in whole)
-        assert [rows[index]["subject"] for index in range(len(rows))] == [row["subject"] for row in whole]
-        assert [rows.find(row["id"]) for row in whole] == list(range(len(whole)))
-        assert rows.names(0) == json.loads(whole[0]["names"]) and rows.find("none") is None
+def test_named_rows_are_the_training_rows_those_with_names_first(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    table = [
+        {
+            "id": f"mine/{number}",
+            "split": ("train", "subjects")[int(rng.integers(2))],
+            "subject": str(number),
+            "names": ("{}", json.dumps({"en": f"thing {number}"}))[int(rng.integers(2))],
+            "png": b"png",
+        }
+        for number in range(60)
+    ]
+    tables.write(tmp_path / "pictures.parquet", table, tables.PICTURES)
+    whole = sorted((row for row in table if row["split"] == "train"), key=lambda row: row["names"] == "{}")
+    rows = NamedRows(tmp_path, "pictures", ["subject"])
+    assert 0 < rows.num_named < len(rows) == len(whole) < len(table)
+    assert rows.num_named == sum(row["names"] != "{}" for row in whole)
+    for index, row in enumerate(whole):
+        assert (rows[index]["subject"], rows.id(index), rows.find(row["id"])) == (row["subject"], row["id"], index)
+        assert rows.names(index) == json.loads(row["names"])
+    assert rows.find("none") is None and not len(NamedRows(tmp_path, "clips", ["frames"]))
 
 
 def test_sizes_of_pictures_are_in_their_table_and_found_without(
