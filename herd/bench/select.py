@@ -188,7 +188,8 @@ def bench_select(out: Path, *, seeds: int, as_json: bool) -> None:
 
 COMPARED = (
     (HARD, FULL, "hard half"), (HARD, FULL, "all"), (HARD, RANDOM, "all"), (HARD, RANDOM, "hard half"),
-    (HARD, RANDOM_LEARNABLE, "all"), (HARD, EASY, "all"), (HARD, EASY, "hard half"), (HARD, LONG, "all"),
+    (HARD, RANDOM_LEARNABLE, "all"), (HARD, RANDOM_LEARNABLE, "hard half"),
+    (HARD, EASY, "all"), (HARD, EASY, "hard half"), (HARD, LONG, "all"),
     (HARD, HARD_UNAIDED, "all"),
     (HARD_IFD, RANDOM, "all"), (HARD_5, FULL, "all"), (HARD_5, RANDOM_5, "all"), (RANDOM, FULL, "all"),
 )  # fmt: skip
