@@ -4,9 +4,9 @@ One small student, the same documents and first weights within a seed, and one a
 alone; a teacher's draws with each part of the loss and without; smoothing by a uniform and by the corpus's own
 distribution, which regularise and teach nothing; the teacher's rows at wrong positions, which must hurt; a teacher no
 larger than the student. The learning rate of each of hard and soft targets is the best of the same grid, on a seed that
-is not used again. Figures: bits per byte of held-out text in the
-language of most of the data, seconds, and how many students a teacher must have to pay. Each training is a stage's
-folder under `out`: what is finished is read, what was stopped resumes.
+is not used again. Figures: bits per byte of held-out text in the language of most of the data, seconds, and how many
+students a teacher must have to pay. Each training is a stage's folder under `out`: what is finished is read, what was
+stopped resumes.
 """
 
 import math
