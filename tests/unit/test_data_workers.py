@@ -19,6 +19,7 @@ from herd.data.sources.clean import clean_files
 from herd.data.sources.readers import files_of
 from herd.data.sources.source import Notes
 from herd.data.text.dedup import deduplicate_parts
+from herd.data.text.documents import Document
 from herd.data.text.report import Report
 from herd.errors import HerdError
 from herd.stages.data import build_data
@@ -197,3 +198,18 @@ def test_a_worker_of_ray_that_is_killed_is_replaced(tmp_path: Path, monkeypatch:
             cleaned(corpus, tmp_path / "three", Workers(ray=True))
     finally:
         ray.shutdown()
+
+
+def test_notes_are_json_and_give_back_what_was_counted() -> None:
+    report, notes = Report(), Notes()
+    documents = [Document(language="en", source=f"s{n % 2}", page="page", text=f"text {n} " * 30) for n in range(6)]
+    for one in documents[:4]:
+        report.count("read", one)
+        report.drop("document: short", one.text, one)
+    report.keep(documents[4])
+    report.cluster_sizes[3] += 2
+    report.masked["email"] += 1
+    notes.skip("empty file", "a.txt")
+    notes.change("cut", "b.txt", "line 3")
+    assert Report.from_note(json.loads(json.dumps(vars(report)))) == report
+    assert Notes.from_note(json.loads(json.dumps(vars(notes)))) == notes

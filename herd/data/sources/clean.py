@@ -6,15 +6,13 @@ What makes a part and a segment depends on the files alone, so any number of wor
 when it is done: what a killed worker or a killed run had in work is done again, and nothing else.
 """
 
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from herd.config.cleaning import CleaningConfig
 from herd.config.sources import TextSource
-from herd.core.files import write_atomic
+from herd.core.files import read_json, write_json
 from herd.core.inputs import InputFile
 from herd.core.workers import Workers
 from herd.data.sources.documents import Documents, part_chars
@@ -89,10 +87,11 @@ def clean_files(
         pass
     segments: list[Segment] = []
     for part in parts:
-        written, own_report, own_notes = _load(part.note)
-        segments += written
-        report.merge(own_report)
-        notes[part.source.name].merge(own_notes)
+        note = read_json(part.note)
+        for name, counts in note["segments"]:
+            segments.append((folder / name, {(language, script): count for language, script, count in counts}))
+        report.merge(Report.from_note(note["report"]))
+        notes[part.source.name].merge(Notes.from_note(note["notes"]))
     filtering = _Filtering(
         config=config,
         boilerplate=find_boilerplate(segments, config),
@@ -103,7 +102,7 @@ def clean_files(
     for path, _ in workers.map(_filter, filtering, to_filter, name=lambda path: f"the documents of {path}"):
         path.unlink()
     for path in paths:
-        report.merge(_load(_filtered_note(path)))
+        report.merge(Report.from_note(read_json(_filtered_note(path))))
     return [_filtered(path) for path in paths]
 
 
@@ -131,14 +130,15 @@ def _read(reading: _Reading, part: Part) -> None:
     report, notes = Report(), Notes()
     documents = Documents(part.source, part.files, notes, part_chars=reading.part_chars)
     segments = write_identified(documents, part.out, reading.config, report, segment_bytes=reading.segment_bytes)
-    write_atomic(part.note, pickle.dumps((segments, report, notes)))
+    written = [(path.name, [(*key, count) for key, count in counts.items()]) for path, counts in segments]
+    write_json(part.note, {"segments": written, "report": vars(report), "notes": vars(notes)})
 
 
 def _filter(filtering: _Filtering, path: Path) -> None:
     report = Report()
     kept = filter_identified(Spool([path]), filtering.boilerplate, filtering.index, filtering.config, report)
     write_signed(kept, _filtered(path), filtering.config)
-    write_atomic(_filtered_note(path), pickle.dumps(report))
+    write_json(_filtered_note(path), vars(report))
 
 
 def _filtered(path: Path) -> Path:
@@ -147,7 +147,3 @@ def _filtered(path: Path) -> Path:
 
 def _filtered_note(path: Path) -> Path:
     return path.with_name(f"{path.name}-filtered.note")
-
-
-def _load(note: Path) -> Any:
-    return pickle.loads(note.read_bytes())

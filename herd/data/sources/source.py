@@ -77,6 +77,11 @@ class Notes:
         for reason, places in other.places.items():
             self.places[reason] = (self.places.get(reason, []) + places)[:EXAMPLES]
 
+    @classmethod
+    def from_note(cls, note: Mapping[str, Any]) -> "Notes":
+        """What JSON kept of `vars(notes)`."""
+        return cls(skipped=Counter(note["skipped"]), changed=Counter(note["changed"]), places=dict(note["places"]))
+
     def lines(self) -> Iterator[str]:
         """A line for each reason, the most frequent first."""
         for what, counts in (("skipped", self.skipped), ("changed", self.changed)):

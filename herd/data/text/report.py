@@ -93,6 +93,28 @@ class Report:
             if isinstance(value, Counter):
                 value.update(getattr(other, name))
 
+    @classmethod
+    def from_note(cls, note: dict[str, Any]) -> "Report":
+        """What JSON kept of `vars(report)`."""
+
+        def example(parts: list[str]) -> Example:
+            key, source, shown = parts
+            return key, source, shown
+
+        made = cls()
+        for name, value in vars(made).items():
+            if isinstance(value, Counter):
+                value.update(note[name])
+        made.cluster_sizes = Counter({int(size): count for size, count in note["cluster_sizes"].items()})
+        made.left = {step: Counter(counts) for step, counts in note["left"].items()}
+        made.outcomes = {source: Counter(counts) for source, counts in note["outcomes"].items()}
+        made.examples = {reason: [example(one) for one in examples] for reason, examples in note["examples"].items()}
+        made.first_examples = {
+            source: {reason: example(one) for reason, one in of.items()}
+            for source, of in note["first_examples"].items()
+        }
+        return made
+
     def as_json(self) -> dict[str, Any]:
         """For the data card."""
         return {
