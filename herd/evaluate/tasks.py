@@ -18,7 +18,7 @@ TASK_RULE = (
     "(that of the generator in reasoning-gym that made them), and count where it gives full marks. "
     + MATCH_RULE
     + f" In {' and '.join(SIGNED_KINDS)} chats without a verifier punctuation counts, as it carries the sign: only "
-    "case and outer spaces are dropped. "
+    "case and outer spaces are dropped. So it does where the right answer is a number, but for a full stop behind it. "
     "Baseline: the most frequent answer of the training chats of the same kind and language, on the same questions."
 )
 

@@ -24,6 +24,7 @@ from herd.data.sources.preferences import Preferences
 from herd.data.sources.prompts import Prompts
 from herd.data.sources.readers import files_of
 from herd.data.sources.source import Notes
+from herd.data.tasks.gym import Problem
 from herd.data.text.documents import digest
 from herd.data.text.languages import MIN_IDENTIFIED, detect
 from herd.data.text.splits import held_out
@@ -89,11 +90,22 @@ class OwnSources:
             "kind": CHAT,
             "language": language_of("\n".join(text_of(one) for one in messages)),
             "messages": said,
-            "answer": "",
-            "verifier": "",
+            "answer": chat.answer,
+            "verifier": self._verifier(chat, source),
             "source": source.name,
             "tools": tools,
         }
+
+    def _verifier(self, chat: SourceChat, source: ChatSource) -> str:
+        """The verifier of a chat, if it names a problem of reasoning-gym; any other is not known here, and counted."""
+        if not chat.verifier or not chat.answer:
+            return ""
+        try:
+            return Problem.from_json(chat.verifier).to_json()
+        except HerdError:
+            reason = "chats whose verifier is no problem of reasoning-gym: answers are compared with answer"
+            self.notes[source.name].change(reason, chat.place, chat.verifier[:60])
+            return ""
 
     def preferences(self) -> Iterator[dict[str, Any]]:
         """Rows of preferences.parquet."""

@@ -10,6 +10,7 @@ import pytest
 from own_files import GOOD, SEA, build, jsonl, turns, write
 
 from herd.data.loading import tables
+from herd.data.tasks.chats import Chat, ChatTask
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,51 @@ def test_each_chat_format_is_found_by_its_columns(row: Any, messages: Any, tmp_p
     parquet.write_table(table, tmp_path / "p" / "c.parquet")
     [kept] = tables.read(build(tmp_path / "p", tmp_path / "p.out"), "chats")
     assert json.loads(kept["messages"]) == messages
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept"), [("1", "1"), (1, "1"), (-1.5, "-1.5"), ("so #### 4", "4"), (None, ""), ("", "")]
+)
+def test_the_answer_beside_a_chat_is_kept(answer: Any, kept: str, tmp_path: Path) -> None:
+    problem = {"dataset": "arithmetic.chain_sum", "config": {"seed": 1, "size": 1}, "index": 0}
+    rows = [
+        GOOD | {"answer": answer, "verifier": problem},
+        {"prompt": "2 + 2?", "completion": "It is 4", "answer": answer},
+        {"instruction": "2 + 3?", "output": "It is 5", "answer": answer, "verifier": json.dumps(problem)},
+    ]
+    found = tables.read(build(write(tmp_path / "in", {"a.jsonl": jsonl(*rows)}), tmp_path / "out"), "chats")
+    assert [row["answer"] for row in found] == [kept] * 3
+    assert [json.loads(row["verifier"] or "null") for row in found] == (
+        [problem, None, problem] if kept else [None] * 3
+    )
+
+
+def test_an_answer_or_a_verifier_that_cannot_be_used_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [GOOD | {"answer": ["1"]}, {"prompt": "2?", "completion": "2", "answer": "2", "verifier": "mine:is_two"}]
+    built = build(write(tmp_path / "in", {"a.jsonl": jsonl(*rows)}), tmp_path / "out")
+    assert [(row["answer"], row["verifier"]) for row in tables.read(built, "chats")] == [("", ""), ("2", "")]
+    printed = capsys.readouterr().out
+    assert "changed 1 chats whose answer is neither text nor a number: not used" in printed
+    assert "changed 1 chats whose verifier is no problem of reasoning-gym" in printed
+
+
+@pytest.mark.parametrize(
+    ("right", "given", "equal"),
+    [
+        ("-1", "1", False),
+        ("1", " 1.", True),
+        ("1.5", "15", False),
+        ("1.5", "1 5", False),
+        ("50%", "50", False),
+        ("Paris", "paris.", True),
+    ],
+)
+def test_a_number_is_compared_with_its_sign_and_its_point(right: str, given: str, equal: bool) -> None:
+    said = [{"role": "user", "content": "?"}]
+    chat = Chat(id="a", split="train", kind="chat", language="en", messages=said, answer=right)
+    assert ChatTask([chat]).grade(said, given).right is equal
 
 
 def test_calls_results_and_tools_of_both_formats_are_the_same_chat(tmp_path: Path) -> None:

@@ -4,8 +4,11 @@
 {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}], "system": "Be kind."}
 {"instruction": "Translate.", "input": "Guten Tag", "output": "Good day", "history": [["…", "…"]]}
 {"prompt": "Hi", "completion": "Hello!"}    the prompt may be a list of messages, and so may the completion
+
+Beside each of these, `answer` is a right answer to the last question, by which drawn answers are graded.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +21,9 @@ from herd.data.sources.messages import Message, Skip, check_turns, message, tool
 from herd.data.sources.readers import read_rows
 from herd.data.sources.source import Notes, ReadOptions, Row
 
+_FINAL = "#### "
+"""What GSM8K writes before the final answer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceChat:
@@ -28,6 +34,10 @@ class SourceChat:
     tools: list[dict[str, Any]] = field(default_factory=list)
     folder: Path = Path()
     """Where the paths of its pictures begin."""
+    answer: str = ""
+    """A right answer to the last question, from the row's column of this name; empty if there is none."""
+    verifier: str = ""
+    """What grades an answer, as the row has it, an object as JSON; empty if there is none."""
 
 
 class Chats:
@@ -54,7 +64,11 @@ class Chats:
             try:
                 if form is None:
                     raise Skip("chats without a message")
-                yield chat_of(row, form)
+                chat = chat_of(row, form)
+                if not chat.answer and row.values.get("answer") not in (None, ""):
+                    found = type(row.values["answer"]).__name__
+                    self.notes.change("chats whose answer is neither text nor a number: not used", row.place, found)
+                yield chat
             except Skip as skip:
                 self.notes.skip(str(skip), row.place, skip.detail)
 
@@ -70,7 +84,23 @@ def chat_of(row: Row, form: str) -> SourceChat:
         messages.insert(0, {"role": "system", "content": system})
     check_turns(messages)
     tools = tools_of(values.get("tools") or values.get("functions"))
-    return SourceChat(place=row.place, messages=messages, tools=tools, folder=row.folder)
+    verifier = values.get("verifier") or ""
+    return SourceChat(
+        place=row.place,
+        messages=messages,
+        tools=tools,
+        folder=row.folder,
+        answer=final_answer(values.get("answer")) or "",
+        verifier=verifier if isinstance(verifier, str) else json.dumps(verifier, ensure_ascii=False),
+    )
+
+
+def final_answer(value: Any) -> str | None:
+    """The right answer that a column has: of text that ends with `#### 4` the 4. None if it is neither text nor a
+    number."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    return str(value).rpartition(_FINAL)[2].strip()
 
 
 def images_of(values: Mapping[str, Any]) -> list[Any]:

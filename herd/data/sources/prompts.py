@@ -14,13 +14,11 @@ from typing import Any
 
 from herd.config.sources import PromptSource
 from herd.core.inputs import InputFile
-from herd.data.sources.chats import as_messages
+from herd.data.sources.chats import as_messages, final_answer
 from herd.data.sources.columns import ANSWERED, RULES, no_columns, pair_columns
 from herd.data.sources.messages import Message, Skip, check_turns, message
 from herd.data.sources.readers import read_rows
 from herd.data.sources.source import Notes, ReadOptions
-
-_FINAL = "#### "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +62,14 @@ def prompt_of(place: str, values: Mapping[str, Any]) -> Prompt:
     """The prompt of a row. Raises Skip."""
     columns = pair_columns(values, ANSWERED)
     asked = values[columns[0]] if columns else values.get("prompt")
-    answer = values[columns[1]] if columns else ""
+    found = values[columns[1]] if columns else ""
+    answer = final_answer(found)
     prompt = [message(one, []) for one in as_messages(asked, "user")]
     check_turns(prompt, answered=False)
-    if not isinstance(answer, (str, int, float)):
-        raise Skip("prompts whose answer is neither text nor a number", type(answer).__name__)
+    if answer is None:
+        raise Skip("prompts whose answer is neither text nor a number", type(found).__name__)
     rules = next((values[name] for name in RULES if values.get(name)), "")
     rules = rules if isinstance(rules, str) else json.dumps(rules, ensure_ascii=False)
-    answer = str(answer).rpartition(_FINAL)[2].strip()
     if not answer and not rules:
         raise Skip("prompts with neither an answer nor rules")
     return Prompt(place=place, prompt=prompt, answer=answer, rules=rules)

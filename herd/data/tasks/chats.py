@@ -1,5 +1,6 @@
 """The rows of chats.parquet, and the task that those with a right answer make."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,8 @@ from herd.errors import HerdError
 
 SIGNED_KINDS = ("arithmetic", "task")
 """Kinds in whose answers punctuation counts, as it carries the sign."""
+_NUMBER = re.compile(r"[-+−]?\d[\d.,/]*%?")
+"""Right answers in which it counts too, whatever the kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,8 @@ class Chat:
         """The form in which an answer is compared."""
         if self.kind in SIGNED_KINDS:
             return " ".join(answer.casefold().split())
+        if _NUMBER.fullmatch(self.answer):
+            return answer.strip().removesuffix(".")
         return normalise(answer, self.language)
 
 
