@@ -104,6 +104,7 @@ ALL = (
         config="herd.config:DistillConfig",
         function="herd.stages.distill:distill",
         reads=("model", "data", "teacher"),
+        check=partial(call_at, "herd.config.distill:check_taught"),
         writes="model",
         summary="Train a model on text, pictures and what a teacher says of them",
         example="herd distill runs/tiny/vision --data runs/tiny/data --teacher runs/mine/teach --out runs/mine/distill",

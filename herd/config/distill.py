@@ -1,7 +1,8 @@
 """Settings of teaching and of distillation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from herd.config.ranges import Checked, Context, Count, Positive, Seed, Share
 from herd.config.stages import PretrainConfig, PretrainPlan
@@ -71,3 +72,13 @@ class DistillConfig(PretrainConfig):
             return self.alpha
         end = num_steps * (1 - self.optimizer.decay)
         return self.alpha * max(0.0, 1 - step / end)
+
+
+def check_taught(config: DistillConfig, parents: Mapping[str, Any]) -> None:
+    """Raise HerdError where a recipe's teacher reads shorter pieces than its student."""
+    teacher = parents.get("teacher")
+    if isinstance(teacher, TeachConfig) and config.context > teacher.context:
+        raise HerdError(
+            f"context={config.context} of the student is longer than context={teacher.context} of its teacher's "
+            "pieces: give both the same"
+        )

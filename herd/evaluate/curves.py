@@ -22,7 +22,7 @@ def curve(lines: Lines, key: str) -> Points:
 
 
 def training_charts(lines: Lines) -> list[str]:
-    """Loss by kind, learning rate, gradient norm, speed and balance of one stage."""
+    """Loss by kind, learning rate, gradient norm, a teacher's share, speed and balance of one stage."""
     kinds = sorted({key for line in lines for key in line if key.endswith("_loss")})
     speeds = sorted({key for line in lines for key in line if key.endswith("_per_s")})
     losses = {"all": curve(lines, "loss"), **{kind.removesuffix("_loss"): curve(lines, kind) for kind in kinds}}
@@ -31,6 +31,11 @@ def training_charts(lines: Lines) -> list[str]:
         line_chart("Factor of the learning rates", {"factor": curve(lines, "lr_factor")}, from_zero=True),
         line_chart("Gradient norm", {"norm": curve(lines, "grad_norm")}, from_zero=True),
         line_chart("Held-out bits per byte", {"held out": curve(lines, "heldout_bits_per_byte")}),
+        line_chart(
+            "Teacher: mean share of its targets, and of the learnt tokens that have a row",
+            {"alpha": curve(lines, "alpha"), "taught": curve(lines, "taught")},
+            from_zero=True,
+        ),
         *(line_chart(_speed_title(speed), {speed: curve(lines, speed)}, from_zero=True) for speed in speeds),
         line_chart("MaxVio", violations(lines), from_zero=True),
     ]

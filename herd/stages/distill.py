@@ -23,6 +23,9 @@ from herd.stages.teach import open_teacher
 from herd.train.distillation import distillation_loss
 from herd.train.teacher import Teacher
 
+FEW = 0.9
+"""A share of tokens with rows below which the cause is named."""
+
 
 def distill(config: DistillConfig, model: Path, data: Path, teacher: Path, out: Path) -> Path:
     """Train the model folder `model` on documents and pictures, with a teacher's targets; returns the folder `out`."""
@@ -44,10 +47,14 @@ def distill(config: DistillConfig, model: Path, data: Path, teacher: Path, out: 
     loss_fn = distillation_loss(config, parallel, reader)
     batches = DistillBatches(student, config, rows)
     if rows is not None and parallel.first:
-        print(
-            f"distill: {batches.share_with_rows(0):.0%} of the first step's learnt tokens have a teacher's row",
-            flush=True,
-        )
+        share = batches.share_with_rows()
+        print(f"distill: {share:.0%} of the learnt tokens have a teacher's row", flush=True)
+        if share < FEW:
+            print(
+                f"distill: the others are learnt without {teacher}: give herd teach the settings of this training, "
+                "num_tokens and the shares of pictures and clips among them",
+                flush=True,
+            )
     train_language(network, batches, config, stage, parallel, hooks=hooks, loss_fn=loss_fn)
     facts = {**left_out, "packing_waste": round(student.packing_waste, 5)}
     return save_model(network, tokenizer, stage, parallel, facts=lambda _: facts)

@@ -46,6 +46,10 @@ def no_inputs(config: Any) -> Mapping[str, Path]:
     return {}
 
 
+def no_check(config: Any, parents: Mapping[str, Any]) -> None:
+    """Most stages fit any."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageKind:
     """What a stage is: as recipes, the command line and `--help` know it."""
@@ -76,6 +80,8 @@ class StageKind:
     """Its line of `herd --help`."""
     example: str = ""
     """A command that is complete."""
+    check: Callable[[Any, Mapping[str, Any]], None] = no_check
+    """Raises HerdError where its config does not fit those of the stages that it reads, by what they hold."""
     computes: bool = False
     """Whether it works on large tensors for minutes, so that memory is worth tuning."""
 

@@ -68,6 +68,12 @@ def run_recipe(nodes: Mapping[str, Node], run: Path, *, do: Callable[..., object
 
     `do` takes what `run_stage` takes and has it done elsewhere.
     """
+    for name, node in nodes.items():
+        read = {role: nodes[of].config for role, of in node.parents.items() if isinstance(of, str)}
+        try:
+            node.kind.check(node.config, read)
+        except HerdError as error:
+            raise HerdError(f"[{name}] {error}") from None
     now, width = code_version(), max(9, *map(len, nodes))
     for name, node in nodes.items():
         parents = {role: run / of if isinstance(of, str) else of for role, of in node.parents.items()}

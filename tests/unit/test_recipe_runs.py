@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from recipe_world import ALL, Settings, kinds, recipe, run
 
+from herd.commands.stages import STAGES
 from herd.core.files import work_folder
 from herd.core.lineage import read_lineage
 from herd.errors import HerdError
@@ -161,3 +162,10 @@ def test_a_damaged_lineage_stops_the_run_with_its_name(tmp_path: Path, capsys: p
     (tmp_path / "run" / "train" / "herd.json").write_text("{")
     with pytest.raises(HerdError, match=r"train/herd\.json is not valid JSON"):
         run(tmp_path, ALL, capsys)
+
+
+def test_a_teacher_of_shorter_pieces_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    life = "[data]\n[model]\n[pretrain]\n[teach]\ncontext = 256\n[distill]\n"
+    with pytest.raises(HerdError, match=r"\[distill\] context=512 of the student is longer than context=256"):
+        run_recipe(load_recipe(recipe(tmp_path, life), STAGES), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

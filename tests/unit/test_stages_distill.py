@@ -135,7 +135,8 @@ def test_a_student_learns_with_hard_targets_in_the_end(
     tiny_folder: Path, tiny_data: Path, taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = distill(STUDENT, tiny_folder, tiny_data, taught, tmp_path / "student")
-    assert "100% of the first step's learnt tokens have a teacher's row" in capsys.readouterr().out
+    reported = capsys.readouterr().out
+    assert "100% of the learnt tokens have a teacher's row" in reported and "herd teach" not in reported
     lines = read_metrics(out / "metrics.jsonl")
     alphas = [line.get("alpha") for line in lines]
     half = -(-len(lines) // 2)
@@ -143,6 +144,19 @@ def test_a_student_learns_with_hard_targets_in_the_end(
     assert alphas[half:] == [None] * len(alphas[half:])
     assert all(line["taught"] == 1 for line in lines[:half])
     assert set(read_lineage(out)["parents"]) == {"model", "data", "teacher"}
+
+
+def test_few_rows_are_reported_with_the_cause(tiny_folder: Path, tiny_data: Path, taught: Path) -> None:
+    batches = batches_of(replace(STUDENT, num_tokens=60_000), tiny_data, tiny_folder, taught)
+    assert 0 < batches.share_with_rows() < 0.5
+
+
+def test_rows_and_unfinished_work_are_no_models(taught: Path, tmp_path: Path) -> None:
+    with pytest.raises(HerdError, match=r"rows is no model: herd teach wrote it, for --teacher of herd distill"):
+        load(taught)
+    (tmp_path / "sft.partial").mkdir()
+    with pytest.raises(HerdError, match=r"is unfinished work, run the command that began it again: it writes .*/sft"):
+        load(tmp_path / "sft.partial")
 
 
 def test_a_model_may_be_the_teacher_itself(tiny_folder: Path, tiny_data: Path, tmp_path: Path) -> None:

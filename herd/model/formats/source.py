@@ -107,6 +107,8 @@ def find_source(path: Path, *, base: Path | None = None) -> Source:
     if not path.is_dir():
         raise HerdError(f"{path} is not a folder: give the folder of a model, such as runs/tiny/sft, or a .gguf file")
     marks = [name for name in ("config.json", "params.json") if (path / name).exists()]
+    if not marks and (made := other_stage(path)):
+        raise HerdError(f"{path} is no model: {made}")
     if len(marks) == 2:
         raise HerdError(f"{path} has both config.json and params.json: give a folder with the files of one format")
     if marks == ["params.json"]:
@@ -139,6 +141,16 @@ def find_base(adapter: Path, given: Path | None = None) -> Path:
         f"{adapter} was trained on {noted} with the hash {recorded[:12]}, {found[0]} has {hash_of(found[0])[:12]}: it "
         "has changed since, or is another model"
     )
+
+
+def other_stage(folder: Path) -> str | None:
+    """What of Herd's a folder is that is no model, and what to do."""
+    if folder.suffix == ".partial":
+        return f"it is unfinished work, run the command that began it again: it writes {folder.with_suffix('')}"
+    if not (folder / "herd.json").exists():
+        return None
+    stage = read_lineage(folder).get("stage")
+    return f"herd {stage} wrote it" + (", for --teacher of herd distill" if stage == "teach" else "")
 
 
 def other_kind(folder: Path) -> str | None:
