@@ -61,7 +61,7 @@ def speed_rows(model_folder: Path, data: Path, *, rounds: int) -> list[Row]:
         for name in ("engine", "engine, every token")
     ]  # fmt: skip
     network = load(model_folder).transformer.requires_grad_(True).train()
-    plain, soft = language_loss(0.0), distillation_loss(DistillConfig(alpha_schedule="constant"))
+    plain, soft = language_loss(0.0), distillation_loss(DistillConfig(confidence=True))
     with_rows = [add_rows(batch, model.config.vocab_size) for batch in batches]
 
     def step(loss_fn: Callable[..., tuple[torch.Tensor, object]], made: list[Batch]) -> None:

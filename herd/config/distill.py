@@ -45,11 +45,11 @@ class PruneConfig(Checked):
 class DistillConfig(PretrainConfig):
     """Pre-training that learns from a teacher's distribution beside the text: see docs/distill.md."""
 
-    alpha: Share = 0.9
-    """Share of the teacher's targets at the beginning."""
-    alpha_schedule: Literal["linear", "constant"] = "linear"
-    """`linear`: it falls to 0 at the step at which the learning rates begin to; `constant`: it stays."""
-    confidence: bool = True
+    alpha: Share = 0.75
+    """Share of the teacher's targets; the rest is that of the text."""
+    alpha_schedule: Literal["constant", "linear"] = "constant"
+    """`constant`: it stays; `linear`: it falls to 0 at the step at which the learning rates begin to."""
+    confidence: bool = False
     """Multiply it, token by token, by sigmoid((log p_T - log p_S) / confidence_scale) of the text's token: the teacher
     counts where it knows the text better than the student."""
     confidence_scale: Positive = 1.0

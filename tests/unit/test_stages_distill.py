@@ -29,7 +29,10 @@ from herd.train.teacher import Teacher, draw
 
 PLAN = {"num_tokens": 6000, "context": 64, "picture_share": 0.3, "video_share": 0.1}
 TEACH = TeachConfig(dtype="float32", draws=5, batch_tokens=1000, **PLAN)
-STUDENT = DistillConfig(dtype="float32", batch_tokens=1000, optimizer=OptimizerConfig(decay=0.5), **PLAN)
+STUDENT = DistillConfig(
+    dtype="float32", batch_tokens=1000, optimizer=OptimizerConfig(decay=0.5), alpha=0.9, alpha_schedule="linear",
+    confidence=True, **PLAN,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +221,7 @@ def test_what_is_not_the_students_is_refused(tiny_folder: Path, tiny_data: Path,
 
 def test_alpha_that_would_be_zero_throughout_is_refused() -> None:
     with pytest.raises(HerdError, match="alpha_schedule"):
-        DistillConfig(optimizer=OptimizerConfig(decay=1.0, warmup_ratio=0.0))
+        DistillConfig(alpha_schedule="linear", optimizer=OptimizerConfig(decay=1.0, warmup_ratio=0.0))
 
 
 @pytest.mark.parametrize(("vocab_size", "size"), [(8192, 28), (202_048, 40)])
