@@ -169,6 +169,19 @@ def stages_to_report(nodes: Mapping[str, Node]) -> dict[str, str | Path]:
     return {name: name for name, node in nodes.items() if not node.kind.reads_run}
 
 
+def unused_stages(nodes: Mapping[str, Node]) -> list[str]:
+    """A line for each stage whose folder a later one reads only if its config names it, and none does: a selection."""
+    lines = []
+    for name, node in nodes.items():
+        readers = {
+            other: key for other, one in nodes.items() for key, stages in one.stages.items()
+            if name in stages and node.kind.writes not in KEYS
+        }  # fmt: skip
+        if readers and not any(name == getattr(nodes[other].config, key) for other, key in readers.items()):
+            lines += [f'[{other}] does not use [{name}]: set {key} = "{name}"' for other, key in readers.items()]
+    return lines
+
+
 def read_tables(path: Path, kinds: Mapping[str, StageKind]) -> tuple[dict[str, Table], dict[str, Path]]:
     """The stages of a recipe by name, in the order of the file; and the folders that replace a stage."""
     try:

@@ -14,7 +14,7 @@ from herd.core.files import lock_folder, work_folder
 from herd.core.lineage import code_version, made_by, read_lineage
 from herd.core.ranks import rank
 from herd.errors import HerdError
-from herd.stages.recipe import Node, StageKind
+from herd.stages.recipe import Node, StageKind, unused_stages
 from herd.stages.unfinished import (
     Unfinished,
     changes_since,
@@ -74,6 +74,8 @@ def run_recipe(nodes: Mapping[str, Node], run: Path, *, do: Callable[..., object
             node.kind.check(node.config, read)
         except HerdError as error:
             raise HerdError(f"[{name}] {error}") from None
+    for line in unused_stages(nodes):
+        print(line)
     now, width = code_version(), max(9, *map(len, nodes))
     for name, node in nodes.items():
         parents = {role: run / of if isinstance(of, str) else of for role, of in node.parents.items()}

@@ -10,6 +10,7 @@ from herd.commands.stages import STAGES
 from herd.config import SftConfig
 from herd.errors import HerdError
 from herd.stages.recipe import load_recipe
+from herd.stages.runner import run_recipe
 from herd.stages.unfinished import changes, request
 
 
@@ -46,6 +47,28 @@ def test_in_a_recipe_a_selection_is_a_stage_among_others(data: Path, tiny_folder
     # Options of `herd run` may name a folder instead.
     other = replace(nodes["sft"], config=replace(nodes["sft"].config, selection="elsewhere"))
     assert other.config_in(run).selection == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("[select]\n[sft]\n", ['[sft] does not use [select]: set selection = "select"']),
+        ('[select]\n[sft]\nselection = "select"\n', []),
+        ('[select]\n[sft]\n[stage.two]\nkind = "sft"\nselection = "select"\n', []),
+        ("[sft]\n[select]\n", []),
+    ],
+)
+def test_a_selection_that_no_stage_below_uses_is_reported_before_the_run(
+    text: str, lines: list[str], data: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    nodes = load_recipe(tables_of(tmp_path, data, tiny_folder, text), STAGES)
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(nodes, tmp_path / "run", do=stop)
+    assert [line for line in capsys.readouterr().out.splitlines() if "does not use" in line] == lines
 
 
 @pytest.mark.parametrize(
