@@ -62,7 +62,7 @@ def select(config: SelectConfig, data: Path, out: Path) -> Path:
     shutil.rmtree(scores, ignore_errors=True)
     facts = selection.summary(selection.read_selection(stage.work))
     if not facts["kept"]:
-        raise HerdError(f"keep={config.keep} keeps no chat ({report(facts)}): raise keep, or leave out the teacher")
+        raise HerdError(f"keep={config.keep} keeps no chat ({report(facts)}): raise keep, or give other models")
     print(report(facts))
     return stage.finish(selection=facts)
 
@@ -154,7 +154,8 @@ def row_of(example: Example, found: dict[int, dict[str, Scored]], config: Select
         return row | {"score": selection.JUDGE, **asdict(selection.of_grades(scored["judge"]["grades"]))}
     if "given" in by[0]:
         difficulty = selection.of_losses([one["given"] for one in by], [one["alone"] for one in by])
-        return row | {"score": selection.LOG_PROBABILITY, **asdict(difficulty)}
+        why = selection.MISALIGNED if difficulty.difficulty > 1 else ""
+        return row | {"score": selection.LOG_PROBABILITY, "why": why, **asdict(difficulty)}
     passes, n = sum(one["passes"] for one in by), config.num_answers * len(by)
     row |= {"score": selection.PASS_RATE, "passes": passes, "n": n, **asdict(selection.of_passes(passes, n))}
     if config.teacher:
@@ -168,5 +169,7 @@ def report(facts: dict[str, Any]) -> str:
     parts = [f"{facts['kept']:,} of {facts['chats']:,} chats are kept"]
     if facts["not_learnable"]:
         parts.append(f"{facts['not_learnable']:,} are {selection.NOT_LEARNABLE}")
+    if facts["misaligned"]:
+        parts.append(f"{facts['misaligned']:,} are {selection.MISALIGNED}")
     parts += [f"{count:,} are not scored ({why})" for why, count in facts["not_scored"].items()]
     return "; ".join(parts)

@@ -166,6 +166,19 @@ def test_what_the_teacher_never_passes_is_set_apart(tiny_folder: Path, data: Pat
     assert set(lineage["parents"]) == {"data", "by 1", "teacher"}
 
 
+@pytest.mark.parametrize(("given", "why"), [(1.9, ""), (2.0, ""), (2.1, selection.MISALIGNED)])
+def test_a_chat_whose_prompt_makes_the_answer_less_likely_is_set_apart(given: float, why: str, data: Path):
+    example = scores.read_examples(data)[9]
+    found = {example.number: {"by 1": {"given": [given, 2.0], "alone": [2.0, 2.0]}}}
+    row = stage.row_of(example, found, replace(CONFIG, by=("a",)))
+    assert row["why"] == why
+    rows = selection.select_hardest([row | {"number": 0}, row | {"number": 1, "difficulty": 0.1, "why": ""}], 0.5, 0)
+    assert [one["kept"] for one in rows] == [not why, bool(why)]
+    facts = selection.summary(rows)
+    assert facts["misaligned"] == bool(why)
+    assert (f"1 are {selection.MISALIGNED}" in stage.report(facts)) == bool(why)
+
+
 def test_fine_tuning_takes_the_kept_chats_alone(tiny_folder: Path, data: Path, tmp_path: Path):
     select(replace(CONFIG, by=(str(tiny_folder),)), data, tmp_path / "out")
     kept = {row["number"] for row in selection.read_selection(tmp_path / "out") if row["kept"]}

@@ -5,8 +5,9 @@ Difficulties of one score are compared with each other, within one kind and lang
 
 - pass rate: 1 minus the mean of the posterior Beta(1 + passes, 1 + n - passes), with its 95 % interval.
 - log-probability: the mean log-probability of the answer's tokens given the prompt, divided by that without it; 0 where
-  the model is sure of the answer, 1 where the prompt does not help. This is IFD (Li et al., arXiv:2308.12032). The
-  interval is 1.96 standard errors of the ratio over the tokens.
+  the model is sure of the answer, 1 where the prompt does not help; above 1 it makes the answer less likely and the
+  chat is left out. This is IFD (Li et al., arXiv:2308.12032). The interval is 1.96 standard errors of the ratio over
+  the tokens.
 - judge: (grade - 1) / 4 of a grade from 1 to 5; the interval is 1.96 standard deviations of the judge's own grades.
 """
 
@@ -45,6 +46,8 @@ SELECTION = pyarrow.schema(
 """`number`: of the chat among the training rows of the data folder. `passes` of `n` answers were right, of all the
 checkpoints together; `teacher_passes` of `num_answers`. What was not scored has no difficulty."""
 HARD, EASIER, NOT_LEARNABLE = "hard", "easier than those kept", "not learnable: the teacher never passes"
+MISALIGNED = "misaligned: the prompt makes the answer less likely"
+"""Log-probability above 1, which the paper leaves out too."""
 NOT_SCORED = "not scored: "
 Z_95 = 1.959963984540054
 
@@ -143,6 +146,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "chats": len(rows),
         "kept": sum(row["kept"] for row in rows),
         "not_learnable": sum(row["why"] == NOT_LEARNABLE for row in rows),
+        "misaligned": sum(row["why"] == MISALIGNED for row in rows),
         "not_scored": dict(not_scored),
         "scores": dict(Counter(row["score"] for row in rows if row["score"])),
     }
