@@ -50,7 +50,7 @@ from herd.stages.data_packages import (
     write_books,
 )
 from herd.stages.data_sources import CHAT, OwnSources
-from herd.stages.data_summary import describe_cleaning, describe_source, losses
+from herd.stages.data_summary import describe_cleaning, describe_heldout, describe_source, losses
 from herd.stages.data_tokens import make_tokenizer, write_tokens
 
 CLEANING_FOLDER = ".cleaning"
@@ -106,6 +106,8 @@ def build_data(cfg: DataConfig, out: Path) -> Path:
     if cfg.text:
         print(describe_cleaning(facts["cleaning"]))
         for line in losses(facts["cleaning"], [source.name for source in cfg.text]):
+            print(line)
+        if line := describe_heldout(facts["documents"], share=cfg.heldout, least_bytes=cfg.heldout_bytes):
             print(line)
     left_out = packages_left_out(fetched) if fetched else []
     if not build.novel and not fetched:

@@ -26,7 +26,9 @@ OPTIONS = {
 def describe_source(facts: Facts) -> str:
     """What became of a source, in a line and one for each reason why something was not used."""
     rows = ", ".join(f"{count:,} {split}" for split, count in sorted(facts["rows"].items(), reverse=True)) or "nothing"
-    lines = [f"{facts['name']}: {facts['what']}, {facts['files']:,} files, {facts['bytes'] / 1e6:,.1f} MB, {rows}"]
+    unit = "documents " if facts["what"] == "text" else ""
+    files = count_of(facts["files"], "file")
+    lines = [f"{facts['name']}: {facts['what']}, {files}, {facts['bytes'] / 1e6:,.1f} MB, {unit}{rows}"]
     for what in ("skipped", "changed"):
         for reason, of in facts.get(what, {}).items():
             more = ", …" if of["count"] > len(of["places"]) else ""
@@ -34,13 +36,43 @@ def describe_source(facts: Facts) -> str:
     return "\n".join(lines)
 
 
-def describe_cleaning(facts: Facts) -> str:
+def describe_cleaning(facts: Mapping[str, Any]) -> str:
     """What the filters left, and what they dropped, the most first."""
     read, kept = (facts["left"].get(step, {"documents": 0})["documents"] for step in ("read", "near duplicates"))
     dropped = sorted(facts["dropped"].items(), key=lambda item: -item[1])
-    why = "".join(f"; {count:,} {reason}" for reason, count in dropped[:6])
-    more = f"; {len(dropped) - 6} more reasons in herd.json" if len(dropped) > 6 else ""
-    return f"filters: {read:,} documents read, {kept:,} kept{why}{more}"
+    why = "".join(f"; {_describe_loss(reason, count, facts)}" for reason, count in dropped[:6])
+    more = f"; {count_of(len(dropped) - 6, 'more reason')} in herd.json" if len(dropped) > 6 else ""
+    return (
+        f"filters: {count_of(read, 'document')} read (a long text file is cut into several), {kept:,} kept{why}{more}"
+    )
+
+
+def describe_heldout(documents: Mapping[str, Facts], *, share: float, least_bytes: int) -> str:
+    """Which part of the text is held out where `least_bytes` decides it in a language, from documents and bytes by
+    language and split; else empty."""
+    sizes = {language: sum(of["bytes"] for of in splits.values()) for language, splits in documents.items()}
+    if not any(0 < share * size < least_bytes for size in sizes.values()):
+        return ""
+    held = sum(splits["heldout"]["bytes"] for splits in documents.values()) / sum(sizes.values())
+    return (
+        f"held out: {held:.0%} of the text, more than heldout={share:g}, as heldout_bytes={least_bytes:,} of each "
+        "language are, or a fifth of it"
+    )
+
+
+def _describe_loss(reason: str, count: int, facts: Mapping[str, Any]) -> str:
+    """`2 documents: short`, of a reason of `dropped`; of contaminated documents with the evaluation sets."""
+    unit, _, why = reason.partition(": ")
+    line = f"{count_of(count, unit)}: {why}"
+    if reason != "document: contaminated":
+        return line
+    example = "".join(filter(str.isprintable, facts["examples"][reason][0]["text"]))[:EXAMPLE_CHARS]
+    return f'{line} (a passage of {", ".join(facts["contaminated"])}), such as "{example}"'
+
+
+def count_of(count: int, what: str) -> str:
+    """`1 file`, `1,200 files`."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
 def losses(cleaning: Mapping[str, Any], sources: Sequence[str], *, share: float = HEAVY) -> list[str]:

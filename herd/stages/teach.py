@@ -134,6 +134,8 @@ def write_rows(
         closing(prefetch(shared, done, request.__bool__)) as steps,
         naming_out_of_memory("take more ranks"),
     ):
+        if done and parallel.first:
+            bar.print(f"{stage.name}: resumes after step {done} of {batches.num_steps}")
         for step, coming in steps:
             # All ranks leave at the same step.
             asked = parallel.mesh.sum(torch.tensor([float(bool(request))], device=device), PARALLEL_AXES)

@@ -94,6 +94,8 @@ def train(
             raise HerdError(f"{start} steps are saved, more than the {batches.num_steps} asked for: set more tokens")
         if parallel.first:
             stage.record_resume(start)
+            if start:
+                bar.print(f"{stage.name}: resumes after step {start} of {batches.num_steps}")
         meter = Meter(bar, batches.unit)
         for step, coming in meter.waiting(steps):
             failed = coming.exception() if coming.done() else None

@@ -209,6 +209,7 @@ def test_a_share_of_clips_that_nothing_fills_counts_as_none_or_is_an_error(tiny_
     assert without.left_out == {
         "tokens of clips, as the data folder has none: video_schedule=(0.0, 0.0, 0.8, 0.3) counts as 0": 8800
     }
+    assert not open_batches(tmp_path, RUN, processor=ImageProcessor(None)).left_out  # nothing is there to leave out
     nameless = write_clips(tmp_path / "nameless", [Image.new("RGB", (8, 8))], names="{}")
     for name in ("text.parquet", "tokenizer", "tokens"):
         (nameless / name).symlink_to(tiny_data / name)

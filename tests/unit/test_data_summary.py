@@ -8,7 +8,7 @@ from test_text_cleaning import CASES, GERMAN, GOOD, NOTHING, run
 from herd.config import CleaningConfig
 from herd.data.text.documents import Document
 from herd.data.text.pipeline import clean
-from herd.stages.data_summary import losses
+from herd.stages.data_summary import describe_cleaning, describe_heldout, describe_source, losses
 
 DROPPING = sorted(
     name for name, case in CASES.items() if case.reason is not None and name not in ("languages", "rehydrate")
@@ -80,3 +80,28 @@ def test_every_filter_that_drops_documents_is_tried() -> None:
     switches = {one.name for one in fields(CleaningConfig)}
     others = {"languages", "normalise", "boilerplate_share", "c4_citations", "max_bytes", "mask", "rehydrate"}
     assert set(DROPPING) == switches - others
+
+
+def test_contaminated_documents_are_named_with_the_evaluation_set_and_an_example() -> None:
+    item = " ".join(f"word{number}" for number in range(20))
+    mine = documents("notes", [f"{GOOD} {item}", "Short."])
+    kept, report = clean(mine, CleaningConfig(language=False), evaluation={"quiz": [item]})
+    assert not list(kept)
+    line = describe_cleaning(report.as_json())
+    assert "2 documents read" in line
+    assert '; 1 document: contaminated (a passage of quiz), such as "' in line and "; 1 document: short" in line
+
+
+def test_one_file_is_not_files_and_what_is_counted_has_a_unit() -> None:
+    facts = {"name": "notes", "what": "text", "files": 1, "bytes": 300_000, "rows": {"train": 11, "heldout": 2}}
+    assert describe_source(facts) == "notes: text, 1 file, 0.3 MB, documents 11 train, 2 heldout"
+    assert ", 1,200 files, " in describe_source({**facts, "files": 1200})
+
+
+def test_what_is_held_out_is_printed_only_where_heldout_bytes_decides_it() -> None:
+    def line(train: int, heldout: int) -> str:
+        found = {"de": {"train": {"bytes": train}, "heldout": {"bytes": heldout}}}
+        return describe_heldout(found, share=0.04, least_bytes=60_000)
+
+    assert line(79_000, 21_000).startswith("held out: 21% of the text, more than heldout=0.04, as heldout_bytes=60,000")
+    assert not line(1_920_000, 80_000) and not line(0, 0)

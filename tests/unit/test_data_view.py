@@ -136,6 +136,9 @@ def test_the_commands_print_write_a_page_and_name_what_is_wrong(
         assert words in capsys.readouterr().err
     assert main(["data", "show", str(tmp_path)]) == 1
     assert "has no table" in capsys.readouterr().err
+    for command in ("show", "stats"):
+        assert main(["data", command, "nothere"]) == 1
+        assert "herd: nothere is not there: give a folder" in capsys.readouterr().err
 
 
 def test_preferences_and_prompts_are_shown_with_what_would_be_learnt(tmp_path: Path):

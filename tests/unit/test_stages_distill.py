@@ -173,8 +173,9 @@ def test_a_model_may_be_the_teacher_itself(tiny_folder: Path, tiny_data: Path, t
 
 @pytest.mark.parametrize("asked", [0, 1, 3])
 def test_a_teacher_that_was_stopped_goes_on_and_writes_the_same(
-    asked: int, tiny_folder: Path, tiny_data: Path, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    asked: int, tiny_folder: Path, tiny_data: Path, taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     monkeypatch.setattr(teach_batches, "READ_TOKENS", 1500)
     whole = teach(TEACH, tiny_folder, tiny_data, tmp_path / "whole")
     read, calls = Teacher.rows, []
@@ -192,6 +193,7 @@ def test_a_teacher_that_was_stopped_goes_on_and_writes_the_same(
     stopped = teach(TEACH, tiny_folder, tiny_data, tmp_path / "stopped")
     steps = TeachBatches(plan_of(student_plan(TEACH, 0), tiny_data, tiny_folder), TEACH).num_steps
     assert asked + 1 < len(calls) == steps
+    assert f"teach: resumes after step {asked + 1} of {steps}\n" in capsys.readouterr().err
     for name in ("rows-00000.bin", *teacher_rows.INDEX):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes(), name
 

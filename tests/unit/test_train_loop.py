@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import threading
 import time
@@ -85,7 +86,9 @@ def same_weights(one: Transformer, other: Transformer) -> bool:
     return all(map(torch.equal, one.parameters(), other.parameters()))
 
 
-def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def deadly(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, object]]:
         if torch.equal(batch.tokens_N, RandomBatches(6).batch(4).tokens_N):
             raise Killed
@@ -95,7 +98,9 @@ def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path)
     with pytest.raises(Killed):
         run(tmp_path / "torn", RandomBatches(6), deadly)
     assert 1 <= len(lines(tmp_path / "torn")) <= 4
+    assert "resumes" not in capsys.readouterr().err
     assert same_weights(run(tmp_path / "torn", RandomBatches(6)), whole)
+    assert re.search(r"\w+: resumes after step [1-4] of 6\n", capsys.readouterr().err)
     assert lines(tmp_path / "torn") == lines(tmp_path / "whole")
 
 

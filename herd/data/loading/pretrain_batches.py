@@ -103,7 +103,8 @@ class PretrainBatches:
             schedule = getattr(config, f"{kind}_schedule")
             asked = f"{kind}_schedule={schedule}" if schedule else f"{kind}_share={shares[0]}"
             if not processor.reads_pictures:
-                self.left_out[f"{what}, {SEES_NONE}: {asked} counts as 0"] = shelf.rows.num_named
+                if shelf.rows.num_named:
+                    self.left_out[f"{what}, {SEES_NONE}: {asked} counts as 0"] = shelf.rows.num_named
             elif not tables.has(folder, what):
                 tokens = int(config.num_tokens * (sum(shares) / len(shares)))
                 self.left_out[f"tokens of {what}, as the data folder has none: {asked} counts as 0"] = tokens

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 from pyarrow import parquet
 
+from herd.core.lineage import check_exists
 from herd.data.loading import tables
 from herd.data.media.image import ImageProcessor, Tiles, read_picture
 from herd.data.tokens.chat import parts_of, render_messages
@@ -72,7 +73,8 @@ class Wanted:
 
 
 def tables_of(folder: Path) -> list[str]:
-    """The tables that can be shown and that the folder has."""
+    """The tables that can be shown and that the folder has. Raises HerdError where there is no such folder."""
+    check_exists(folder)
     return [name for name in SHOWN if tables.has(folder, name)]
 
 
