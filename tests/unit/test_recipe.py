@@ -1,5 +1,6 @@
 """herd.stages.recipe: what a recipe may say."""
 
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args
@@ -323,3 +324,10 @@ def test_the_herd_has_one_pass_of_its_teacher_and_its_students_the_same_settings
         for one, other in ((f"{student}-midtrain", f"{student}-alone-midtrain"), (student, f"{student}-alone")):
             assert nodes[one].config == nodes[other].config
     assert nodes["teach"].parents["model"] == "behemoth-pretrain"
+
+
+def test_the_recipe_of_the_page_on_distillation_is_one(tmp_path: Path):
+    page = (Path(__file__).parents[2] / "docs" / "distill.md").read_text(encoding="utf-8")
+    [text] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    nodes = load_recipe(recipe(tmp_path, text), STAGES)
+    assert nodes["distill"].parents == {"model": "small", "data": "data", "teacher": "teach"}
