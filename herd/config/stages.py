@@ -78,7 +78,7 @@ class DataConfig(Checked):
     heldout: TrueShare = 0.04
     """Share of each language's text that is held out."""
     heldout_bytes: CountOrNone = 60_000
-    """Least text held out in each language (but never more than a fifth)."""
+    """Least text held out in each language (but at most a fifth, to the end of the page that reaches it)."""
     picture_px: Annotated[int, at_least(64)] = 336
     """Longest side of a picture; smaller ones stay as they are."""
     heldout_subjects: TrueShare = 0.15

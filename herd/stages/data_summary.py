@@ -55,8 +55,8 @@ def describe_heldout(documents: Mapping[str, Facts], *, share: float, least_byte
         return ""
     held = sum(splits["heldout"]["bytes"] for splits in documents.values()) / sum(sizes.values())
     return (
-        f"held out: {held:.0%} of the text, more than heldout={share:g}, as heldout_bytes={least_bytes:,} of each "
-        "language are, or a fifth of it"
+        f"held out: {held:.0%} of the text, more than heldout={share:g}: heldout_bytes={least_bytes:,} of each "
+        "language, but at most a fifth of it, to the end of a whole file"
     )
 
 

@@ -22,6 +22,7 @@ from herd.stages.unfinished import (
     move_aside,
     prepare_work,
     put_in_place,
+    remove_if_empty,
     report_what_is_kept,
     request,
 )
@@ -43,7 +44,11 @@ def run_stage(
     work = work_folder(out)
     with lock_folder(work), report_what_is_kept(work):
         prepare_work(out, config, wanted, unfinished)
-        kind.function(config, *parents.values(), out)
+        try:
+            kind.function(config, *parents.values(), out)
+        except HerdError:
+            remove_if_empty(work)
+            raise
     return out
 
 

@@ -9,6 +9,7 @@ gone are left out. Imports no torch.
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,6 +133,12 @@ def has_work(work: Path) -> bool:
     state = [path for path in (work / STATE).glob("step-*") if re.fullmatch(r"step-\d+(\.damaged)?", path.name)]
     others = {path.name for path in work.iterdir()} - {REQUEST, CHANGED, CHANGES, SECONDS, STATE, "metrics.jsonl"}
     return bool(state or others)
+
+
+def remove_if_empty(work: Path) -> None:
+    """Remove a work folder that has nothing but the request, of a stage that was refused before it did anything."""
+    if [path.name for path in work.iterdir()] == [REQUEST]:
+        shutil.rmtree(work)
 
 
 def move_aside(out: Path) -> None:

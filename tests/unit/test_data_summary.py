@@ -103,5 +103,5 @@ def test_what_is_held_out_is_printed_only_where_heldout_bytes_decides_it() -> No
         found = {"de": {"train": {"bytes": train}, "heldout": {"bytes": heldout}}}
         return describe_heldout(found, share=0.04, least_bytes=60_000)
 
-    assert line(79_000, 21_000).startswith("held out: 21% of the text, more than heldout=0.04, as heldout_bytes=60,000")
+    assert line(79_000, 21_000).startswith("held out: 21% of the text, more than heldout=0.04: heldout_bytes=60,000")
     assert not line(1_920_000, 80_000) and not line(0, 0)

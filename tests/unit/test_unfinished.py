@@ -268,6 +268,7 @@ def test_a_mistake_before_the_first_checkpoint_is_fixed_by_another_setting(
 ) -> None:
     assert pretrain("--batch-tokens 900") == 1
     assert not Path("out.log").exists()
+    assert not Path("out.partial").exists()  # nothing was done in it
     assert pretrain("--batch-tokens 300") == 0
 
 

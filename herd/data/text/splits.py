@@ -51,7 +51,8 @@ def held_out_pages(documents: Iterable[tuple[str, str, int]], *, share: float, l
     document. All documents of a page have the same split.
 
     In each language pages are held out, in the order of their hashes, until `share` of its bytes is reached, or
-    `least_bytes` where that is more; but never more than a fifth, and none that is more than half of the language.
+    `least_bytes` where that is more, or a fifth where that is less; the last page is held out whole, so that a language
+    of a few pages may have more than a fifth held out. None that is more than half of the language is.
 
     `documents` is read three times, so that memory holds a few sums for each language and no list of pages.
     """
