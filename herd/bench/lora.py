@@ -14,19 +14,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-
 from herd.bench.table import Row, show
 from herd.config import CheckpointConfig, EvaluateConfig, LoraConfig, SftConfig
 from herd.core.files import read_json, write_json
 from herd.core.lineage import hash_of
-from herd.data.tokens.chat import render_messages
-from herd.engine.score import token_losses
 from herd.errors import HerdError
 from herd.evaluate.bits import model_bits
+from herd.evaluate.chat_loss import chat_loss
 from herd.evaluate.evaluation import Evaluation
-from herd.evaluate.questions import has_media
-from herd.evaluate.sections import answered_chats, tasks
+from herd.evaluate.sections import answered_chats, heldout_replies, tasks
 from herd.stages.sft import sft
 from herd.stages.unfinished import changes_since, describe
 
@@ -68,33 +64,16 @@ def figures(model: Path, data: Path, path: Path) -> Figures:
         return dict(kept["figures"])
     with Evaluation(ASKED, model, data) as run:
         held = run.heldout_texts
-        if not held or answered_chats(run):
-            raise HerdError(f"{data} holds out no text, or no chats with right answers: give a data folder with both")
+        if not held or answered_chats(run) or heldout_replies(run):
+            raise HerdError(
+                f"{data} holds out no text, or no chats with right answers and replies: give a data folder with both"
+            )
         bits = model_bits(run.model, held, lambda _: None)
         num_bytes = sum(len(text.encode()) for texts in held.values() for text in texts)
-        found = {TEXT: sum(map(sum, bits.values())) / num_bytes, CHATS: chat_loss(run)}
+        found = {TEXT: sum(map(sum, bits.values())) / num_bytes, CHATS: chat_loss(run)["nats"]}
         found |= {f"{row['kind']} questions": row["share"] for row in tasks(run)["rows"]}
     write_json(path, {"request": request, "figures": found})
     return found
-
-
-def chat_loss(run: Evaluation) -> float:
-    """Nats of a token that the assistant says in held-out chats without pictures, of each kind as many as are asked."""
-    tokenizer, ids, learnt = run.model.tokenizer, list[list[int]](), list[np.ndarray]()
-    taken: dict[str, int] = {}
-    for chat in run.heldout_chats:
-        if has_media(chat.messages) or chat.messages[-1]["role"] != "assistant":
-            continue
-        if taken.setdefault(chat.kind, 0) < run.cfg.chats:
-            taken[chat.kind] += 1
-            rendered = render_messages(tokenizer, run.model.processor, chat.messages, add_generation_prompt=False)
-            begin = int(rendered.ids[0] == run.model.config.special.bos)  # which is put before again
-            ids.append(rendered.ids[begin:])
-            learnt.append(np.array(rendered.learnt[begin:]))
-    if not ids:
-        raise HerdError(f"{run.data.path} holds out no chat without pictures: give a data folder with chats")
-    losses = token_losses(run.model, ids)
-    return float(np.concatenate([loss[mask] for loss, mask in zip(losses, learnt, strict=True)]).mean())
 
 
 def rows_of(before: Figures, found: dict[str, list[Figures]]) -> list[Row]:

@@ -150,9 +150,9 @@ def _end(stage: StageFolder, key: str) -> float | None:
     return float(np.mean([value for _, value in last])) if last else None
 
 
-def headlines(results: Mapping[str, Any]) -> dict[str, tuple[float | None, int]]:
-    """The chief figures of an evaluation, of the sections that it has: value, and whether less (-1) or more (1) is
-    better."""
+def headlines(results: Mapping[str, Any]) -> dict[str, tuple[float, int]]:
+    """The chief figures of an evaluation, of the sections that it has: value, and whether less (-1) or more (1, a
+    share) is better. What was asked of nothing has none."""
     facts: dict[str, tuple[float | None, int]] = {}
     if "bits_per_byte" in results:
         facts["bits per byte"] = (results["bits_per_byte"]["all"]["model"], -1)
@@ -162,6 +162,8 @@ def headlines(results: Mapping[str, Any]) -> dict[str, tuple[float | None, int]]
                 if table["all"]:
                     facts[f"naming, {split}, {way}: right"] = (table["all"]["share"], 1)
         facts["answers in the language asked"] = (results["naming"]["language"]["all"]["share"], 1)
+    if "chat_loss" in results:
+        facts["loss on held-out chats, nats a token"] = (results["chat_loss"]["nats"], -1)
     if "tasks" in results:
         facts |= {f"{row['kind']}: right": (row["share"], 1) for row in results["tasks"]["rows"]}
-    return facts
+    return {name: (value, better) for name, (value, better) in facts.items() if value is not None}

@@ -12,6 +12,7 @@ from herd.config import EvaluateConfig
 from herd.core.files import write_json
 from herd.core.lineage import Stage
 from herd.errors import HerdError
+from herd.evaluate.against import headlines
 from herd.evaluate.evaluation import Evaluation
 from herd.evaluate.long import evaluate_long
 from herd.evaluate.section_cache import SectionCache
@@ -28,22 +29,26 @@ def evaluate(cfg: EvaluateConfig, model: Path, data: Path, out: Path) -> Path:
         results = do_sections(run, cache)
     write_json(stage.work / "results.json", results)
     cache.clear()
-    return stage.finish(metrics=headline(results))
+    out = stage.finish(metrics=headline(results))
+    for name, (value, better) in headlines(results).items():
+        print(f"{name}: {value:.1%}" if better > 0 else f"{name}: {value:.4f}")
+    return out
 
 
 def do_sections(run: Evaluation, cache: SectionCache) -> dict[str, Any]:
     """results.json: each section's result, what was left out and why, and the seconds. Raises HerdError where the
     model and the data folder have nothing that could be measured."""
     left_out = {section.name: why for section in SECTIONS if (why := section.missing(run))}
-    if len(left_out) == len(SECTIONS):
-        reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
-        raise HerdError(f"{run.data.path} gives nothing to evaluate ({reasons}): give a data folder")
     results: dict[str, Any] = {}
     for section in SECTIONS:
         if section.name not in left_out:
             result = cache.do(section.name, partial(section.work, run))
             left_out |= result.pop("left_out")
             results[section.name] = result
+    if not headlines(results):
+        reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        fix = "give a data folder with held-out text or chats, or a larger --heldout-pairs where it is built"
+        raise HerdError(f"{run.data.path} gives nothing to evaluate ({reasons}): {fix}")
     for name, why in left_out.items():
         print(f"{name}: left out, {why}")
     return {**results, "left_out": left_out, "seconds": cache.seconds}
@@ -61,6 +66,8 @@ def headline(results: dict[str, Any]) -> dict[str, Any]:
             for way, table in tables.items()
             if table["all"]
         }
+    if "chat_loss" in results:
+        figures["chat_loss"] = results["chat_loss"]["nats"]
     if "tasks" in results:
         figures["tasks"] = {row["kind"]: row["share"] for row in results["tasks"]["rows"]}
     return figures

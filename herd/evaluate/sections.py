@@ -13,6 +13,7 @@ from herd.core.progress import progress_bar
 from herd.data.text.spelling import normalise
 from herd.evaluate.answers import LanguageOfAnswers
 from herd.evaluate.bits import BASELINES, bits_table, model_bits, train_baselines
+from herd.evaluate.chat_loss import chat_loss, loss_chats
 from herd.evaluate.evaluation import Evaluation
 from herd.evaluate.inputs import TRAIN
 from herd.evaluate.naming import (
@@ -74,6 +75,10 @@ def answered_chats(run: Evaluation) -> str:
     kinds = f" of the kinds {', '.join(run.cfg.kinds)}" if run.cfg.kinds else ""
     without = ", pictures aside, as " + TEXT_ALONE if run.num_unreadable else ""
     return f"the data folder has no held-out chats{kinds} with one right answer{without}"
+
+
+def heldout_replies(run: Evaluation) -> str:
+    return "" if loss_chats(run) else "the data folder has no held-out chats that end with the assistant"
 
 
 def anything_to_say(run: Evaluation) -> str:
@@ -167,6 +172,7 @@ def samples(run: Evaluation) -> dict[str, Any]:
 SECTIONS = (
     Section(name="bits_per_byte", needs=(heldout_text,), work=bits),
     Section(name="naming", needs=(heldout_pictures, vision, naming_questions), work=naming),
+    Section(name="chat_loss", needs=(heldout_replies,), work=chat_loss),
     Section(name="tasks", needs=(answered_chats,), work=tasks),
     Section(name="samples", needs=(anything_to_say,), work=samples),
 )

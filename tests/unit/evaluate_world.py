@@ -55,6 +55,12 @@ def chat_row(number: int, kind: str, language: str, split: str, content: Any, an
     return {"id": key, "split": split, "kind": kind, "language": language, "messages": messages, "answer": answer}
 
 
+def with_reply(row: dict[str, Any]) -> dict[str, Any]:
+    """The chat with a turn of the assistant."""
+    messages = [*json.loads(row["messages"]), {"role": "assistant", "content": "hi"}]
+    return row | {"messages": json.dumps(messages)}
+
+
 def add_chats(data: Path, rows: list[dict[str, Any]]) -> None:
     """Write more rows to the folder's chats."""
     path = data / "chats.parquet"
@@ -68,7 +74,7 @@ def chat_rows() -> list[dict[str, Any]]:
         for number in range(4):
             picture = [{"type": "image", "picture": f"p{number}"}, {"type": "text", "text": QUESTIONS[language]}]
             rows.append(row(number, "name", language, "train", picture, name(number, language)))
-            rows.append(row(number, "chat", language, "heldout", f"hello {number} {language}", ""))
+            rows.append(with_reply(row(number, "chat", language, "heldout", f"hello {number} {language}", "")))
             rows.append(row(number, "capital", language, "heldout", f"capital {number}?", f"C{number}"))
             for split in ("train", "heldout"):
                 rows.append(row(number, "arithmetic", language, split, f"{number} - 2 =", str(number - 2)))
@@ -136,7 +142,7 @@ class Model:
 
     def __init__(self, known: Sequence[int]) -> None:
         self.tokenizer = Tokenizer()
-        self.config = SimpleNamespace(max_positions=4096)
+        self.config = SimpleNamespace(max_positions=4096, special=SimpleNamespace(bos=256))
         self.processor = SimpleNamespace(reads_pictures=True)
         self.known = set(known)
         self.asked = 0
@@ -173,6 +179,16 @@ class Model:
 
     async def generate(self, prompt: Prompt, params: Any, **_: str) -> AsyncIterator[Piece]:
         yield Piece(text=self.answer(prompt), token_ids=[1], finish_reason="stop")
+
+
+def render_messages(tokenizer: Tokenizer, _: Any, messages: list[dict[str, Any]], **__: bool) -> SimpleNamespace:
+    """The bytes of all messages; those of the assistant are learnt."""
+    ids, learnt = [256], [False]
+    for message in messages:
+        text = tokenizer.encode(message["content"])
+        ids += text
+        learnt += [message["role"] == "assistant"] * len(text)
+    return SimpleNamespace(ids=ids, learnt=learnt)
 
 
 def log_likelihoods(model: Model, items: list[tuple[Prompt, list[int]]]) -> list[float]:

@@ -9,11 +9,12 @@ import torch
 
 import herd
 from herd.bench import lora as bench
-from herd.bench.lora import BEFORE, CHATS, FULL, TEXT, chat_loss, rows_of
+from herd.bench.lora import BEFORE, CHATS, FULL, TEXT, rows_of
 from herd.config import EvaluateConfig
 from herd.data.loading import tables
 from herd.data.tokens.chat import render_messages
 from herd.errors import HerdError
+from herd.evaluate.chat_loss import chat_loss
 from herd.evaluate.evaluation import Evaluation
 from herd.evaluate.questions import has_media
 
@@ -22,7 +23,7 @@ RUN: dict[str, Any] = {"rank": 2, "rates": (0.01,), "seeds": 1, "num_tokens": 80
 
 def test_the_loss_of_held_out_chats_is_that_of_one_forward_for_each(tiny_folder: Path, tiny_data: Path) -> None:
     with Evaluation(EvaluateConfig(chats=1000), tiny_folder, tiny_data) as run:
-        found = chat_loss(run)
+        found = chat_loss(run)["nats"]
     model, losses, kinds = herd.load(tiny_folder), list[torch.Tensor](), list[str]()
     for row in tables.read(tiny_data, "chats"):
         messages = json.loads(row["messages"])

@@ -24,6 +24,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     monkeypatch.setattr("herd.engine.score.log_likelihoods", world.log_likelihoods)
     monkeypatch.setattr("herd.engine.score.token_losses", world.token_losses)
+    monkeypatch.setattr("herd.evaluate.chat_loss.render_messages", world.render_messages)
     evaluate(world.CONFIG, folder / "sft", folder / "data", folder / "evaluate")
     return folder
 

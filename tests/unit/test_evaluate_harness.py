@@ -29,6 +29,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr("herd.evaluate.evaluation.load", lambda folder, **_: model)
     monkeypatch.setattr("herd.engine.score.log_likelihoods", world.log_likelihoods)
     monkeypatch.setattr("herd.engine.score.token_losses", world.token_losses)
+    monkeypatch.setattr("herd.evaluate.chat_loss.render_messages", world.render_messages)
     (tmp_path / "sft").mkdir()
     write_json(tmp_path / "sft" / "herd.json", world.lineage("sft"))
     data = world.write_data(tmp_path / "data")
@@ -148,7 +149,7 @@ def test_a_table_without_a_column_is_named(folders: dict[str, Any]) -> None:
         run(folders)
 
 
-SECTIONS = {"bits_per_byte", "naming", "tasks", "samples"}
+SECTIONS = {"bits_per_byte", "naming", "chat_loss", "tasks", "samples"}
 
 
 @pytest.mark.parametrize(
@@ -160,11 +161,15 @@ SECTIONS = {"bits_per_byte", "naming", "tasks", "samples"}
             ["chats"],
             {
                 "naming": "the data folder has no chat of kind 'name' that asks for a picture's name",
+                "chat_loss": "the data folder has no held-out chats that end with the assistant",
                 "tasks": "the data folder has no held-out chats with one right answer",
             },
         ),
         (["text", "pictures"], {"bits_per_byte": "no held-out text", "naming": "no held-out pictures"}),
-        (["pictures", "chats"], {"naming": "no held-out pictures", "tasks": "no held-out chats"}),
+        (
+            ["pictures", "chats"],
+            {"naming": "no held-out pictures", "chat_loss": "no held-out chats", "tasks": "no held-out chats"},
+        ),
     ],
 )
 def test_sections_are_chosen_by_what_the_data_folder_has(
@@ -203,6 +208,32 @@ def test_a_folder_that_gives_nothing_to_evaluate_is_refused(folders: dict[str, A
         run(folders)
 
 
+def test_data_that_can_only_be_sampled_is_refused(folders: dict[str, Any]) -> None:
+    for table in ("text", "pictures", "chats"):
+        (folders["data"] / f"{table}.parquet").unlink()
+    world.add_chats(folders["data"], [world.chat_row(0, "free", "nl", "test", "hallo", "")])
+    with pytest.raises(
+        HerdError, match=r"gives nothing to evaluate .*chat_loss: the data folder has no held-out chats"
+    ):
+        run(folders)
+    assert not folders["out"].exists()
+
+
+def test_the_chief_figures_are_printed_at_the_end(folders: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    results = run(folders)
+    printed = capsys.readouterr().out.splitlines()
+    assert results["chat_loss"]["nats"] == pytest.approx(np.log(2))  # a bit for each token
+    assert (results["chat_loss"]["chats"], results["chat_loss"]["tokens"]) == (9, 18)
+    figures = [
+        "bits per byte: 1.0000",
+        "loss on held-out chats, nats a token: 0.6931",
+        "naming, styles, open: right: 100.0%",
+    ]
+    assert all(figure in printed for figure in figures)
+    shares = [f"{row['kind']}: right: {row['share']:.1%}" for row in results["tasks"]["rows"]]
+    assert printed[-len(shares) :] == shares
+
+
 def test_a_users_own_chats_are_enough_whatever_their_kinds_and_splits(folders: dict[str, Any]) -> None:
     for table in ("text", "pictures", "chats"):
         (folders["data"] / f"{table}.parquet").unlink()
@@ -217,7 +248,7 @@ def test_a_users_own_chats_are_enough_whatever_their_kinds_and_splits(folders: d
     [row] = results["tasks"]["rows"]
     assert (row["kind"], row["hits"], row["count"], row["baseline"]["hits"]) == ("support", 1, 1, 0)
     assert results["samples"]["chats"] == [{"language": "nl", "question": "hallo", "answer": "C0"}]
-    assert results["left_out"].keys() == {"bits_per_byte", "naming", "1 questions"}
+    assert results["left_out"].keys() == {"bits_per_byte", "naming", "chat_loss", "1 questions"}
     assert results["left_out"]["1 questions"] == "longer than the context"
 
 
