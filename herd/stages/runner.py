@@ -74,7 +74,7 @@ def run_recipe(nodes: Mapping[str, Node], run: Path, *, do: Callable[..., object
     `do` takes what `run_stage` takes and has it done elsewhere.
     """
     for name, node in nodes.items():
-        read = {role: nodes[of].config for role, of in node.parents.items() if isinstance(of, str)}
+        read = {role: nodes[of].config for role, of in node.parents.items() if isinstance(of, str) and of in nodes}
         try:
             node.kind.check(node.config, read)
         except HerdError as error:
