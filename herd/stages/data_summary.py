@@ -54,6 +54,8 @@ def describe_heldout(documents: Mapping[str, Facts], *, share: float, least_byte
     if not any(0 < share * size < least_bytes for size in sizes.values()):
         return ""
     held = sum(splits["heldout"]["bytes"] for splits in documents.values()) / sum(sizes.values())
+    if held <= share:
+        return ""
     return (
         f"held out: {held:.0%} of the text, more than heldout={share:g}: heldout_bytes={least_bytes:,} of each "
         "language, but at most a fifth of it, to the end of a whole file"

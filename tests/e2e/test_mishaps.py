@@ -84,9 +84,9 @@ def test_a_run_killed_in_training_resumes_to_the_same_bits(tiny_data: Path, tmp_
     vanished.rename(run / "data" / "text.parquet")
 
     code, reported, err = go(recipe, run)
-    assert (code, err) == (0, "")
-    assert reported == ["data reused", "model reused", "vision reused", "pretrain done", "report done"]
     lines = read_metrics(run / "pretrain" / "metrics.jsonl")
+    assert (code, err) == (0, f"pretrain: resumes after step {resumed} of {len(lines)}")
+    assert reported == ["data reused", "model reused", "vision reused", "pretrain done", "report done"]
     assert 0 < resumed < len(lines)
     assert lines[:resumed] == before  # with their times: what the first attempt did was not done again
     assert [line["step"] for line in lines] == list(range(len(lines)))
@@ -152,6 +152,7 @@ def test_a_full_disk_is_one_line_and_more_space_fixes_it(
         assert not (small_disk / "vision").exists()
     assert candidates(work / "state")
     resize(small_disk, 200)
-    assert go(recipe, small_disk) == (0, ["data reused", "vision done", "report done"], "")
+    resumes = "vision: resumes after step 1 of 2"
+    assert go(recipe, small_disk) == (0, ["data reused", "vision done", "report done"], resumes)
     steps = [line["step"] for line in read_metrics(small_disk / "vision" / "metrics.jsonl")]
     assert steps == list(range(len(steps)))

@@ -100,7 +100,7 @@ AWKWARD: dict[str, tuple[dict[str, bytes], list[str], list[str]]] = {
         [SEA], ["3 binary files under the name of a text"],
     ),
     "only duplicates": (
-        {f"{index}.txt": SEA.encode() for index in range(9)}, [SEA], ["8 document: exact duplicate"],
+        {f"{index}.txt": SEA.encode() for index in range(9)}, [SEA], ["8 documents: exact duplicate"],
     ),
     "damaged compression": (
         {"a.txt.gz": gzip.compress(SEA.encode() * 99)[:-20], "b.jsonl.zst": b"not zstd", "c.txt": SEA.encode()},
@@ -208,7 +208,11 @@ def test_an_awkward_folder_gives_what_is_sound_in_it_and_counts_what_is_not(
 def card_lines(out: Path) -> str:
     """What the data card has of files, rows and documents that were not used."""
     card = read_json(out / "herd.json")["card"]
-    lines = [f"{count} {reason}" for reason, count in card.get("cleaning", {}).get("dropped", {}).items()]
+    dropped = card.get("cleaning", {}).get("dropped", {})
+    lines = [
+        f"{count} {reason if count == 1 else reason.replace('document:', 'documents:')}"
+        for reason, count in dropped.items()
+    ]
     for notes in (*card["sources"], card["unread"]):
         for what in ("skipped", "changed"):
             for reason, of in notes.get(what, {}).items():

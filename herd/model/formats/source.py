@@ -31,6 +31,15 @@ from herd.model.transformer import Transformer
 HUGGING_FACE, LOW_BIT, META, GGUF, ADAPTER = "huggingface", "low-bit", "meta", "gguf", "adapter"
 """The formats."""
 PICKLES = "PyTorch pickles, which could run code: open it in transformers and save_pretrained it"
+NO_MODELS = {
+    "data": "",
+    "teach": ", for --teacher of herd distill",
+    "select": ", for --selection of herd sft",
+    "evaluate": "",
+    "evaluate-long": "",
+    "report": "",
+}
+"""Stages whose folders are no models, and what they are for."""
 OTHERS = {
     "adapter_config.json": "an adapter (LoRA): merge it into its model and save that",
     "*.onnx": "ONNX, a graph for inference: give the model that it was exported from",
@@ -150,7 +159,7 @@ def other_stage(folder: Path) -> str | None:
     if not (folder / "herd.json").exists():
         return None
     stage = read_lineage(folder).get("stage")
-    return f"herd {stage} wrote it" + (", for --teacher of herd distill" if stage == "teach" else "")
+    return f"herd {stage} wrote it{NO_MODELS[stage]}" if stage in NO_MODELS else None
 
 
 def other_kind(folder: Path) -> str | None:
