@@ -15,7 +15,7 @@ from herd.data.loading.taught_batches import ScheduledBatch, TaughtBatch
 from herd.model.parallel import ALONE, Parallel
 from herd.model.transformer import Transformer
 from herd.train.balance import total_balance_loss
-from herd.train.losses import cross_entropy, distillation_cross_entropy, losses_by_kind
+from herd.train.losses import cross_entropy, cross_entropy_metrics, distillation_cross_entropy
 from herd.train.teacher import Teacher
 
 LossAndMetrics = tuple[Tensor, dict[str, Number | Mean]]
@@ -51,13 +51,11 @@ def distillation_loss(
             wide = sum_dtype(losses_N.device)
             metrics["alpha"] = Mean(terms.alpha_N[learnt].to(wide).sum(), len(learnt))
             metrics["taught"] = Mean(known.to(wide).sum(), len(learnt))
-        else:  # in the end the targets are hard, and nothing is asked of the teacher
+        else:  # in the end the targets are hard, and the teacher is not read
             loss, losses_N = cross_entropy(hidden_ND, weight, batch.targets_N, shares_N)
-        wide = sum_dtype(losses_N.device)
-        exact = losses_N.to(wide) @ send(shares_N.to(wide), losses_N.device)
         if config.balance_coefficient:
             loss = loss + config.balance_coefficient * total_balance_loss(model, parallel.sum_counts)
-        return loss, {"loss": exact, **losses_by_kind(losses_N, batch), **metrics}
+        return loss, cross_entropy_metrics(losses_N, batch) | metrics
 
     return loss_fn
 

@@ -284,17 +284,20 @@ def language_loss(
 
     def loss_fn(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Number | Mean]]:
         hidden_ND = model(batch.tokens_N, positions_N=batch.positions_N, starts_S=batch.starts_S, images=batch.images)
-        shares_N = batch.shares_N
-        mean, losses_N = cross_entropy(hidden_ND, model.unembedding.weight, batch.targets_N, shares_N)
-        # fp64: what is recorded does not depend on how the tokens are dealt out.
-        dtype = sum_dtype(losses_N.device)
-        exact = losses_N.to(dtype) @ send(shares_N.to(dtype), losses_N.device)
-        metrics: dict[str, Number | Mean] = {"loss": exact, **losses_by_kind(losses_N, batch)}
+        mean, losses_N = cross_entropy(hidden_ND, model.unembedding.weight, batch.targets_N, batch.shares_N)
         if balance_coefficient:
             mean = mean + balance_coefficient * total_balance_loss(model, parallel.sum_counts)
-        return mean, metrics
+        return mean, cross_entropy_metrics(losses_N, batch)
 
     return loss_fn
+
+
+def cross_entropy_metrics(losses_N: Float[Tensor, "n"], batch: Batch) -> dict[str, Number | Mean]:
+    """The cross-entropy of the learnt tokens, by their weights in all and as means by kind."""
+    # fp64: what is recorded does not depend on how the tokens are dealt out.
+    dtype = sum_dtype(losses_N.device)
+    exact = losses_N.to(dtype) @ send(batch.shares_N.to(dtype), losses_N.device)
+    return {"loss": exact, **losses_by_kind(losses_N, batch)}
 
 
 def losses_by_kind(losses_N: Float[Tensor, "n"], batch: Batch) -> dict[str, Mean]:

@@ -228,14 +228,16 @@ def test_a_wrong_selection_is_refused_in_one_line(
 def test_the_command_refuses_what_it_cannot_score_with(
     tiny_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    def told(*args: str) -> str:
+    def message_of(*args: str) -> str:
         assert main(["select", str(data), "--out", str(tmp_path / "o"), *args]) == 1
         return capsys.readouterr().err.strip()
 
-    assert told() == ("herd: by is empty: give two or three earlier checkpoints, --by runs/mine/sft, or a --judge")
-    assert "none is not there" in told("--by", "none")
-    assert "keep=0.0 must be above 0" in told("--by", str(tiny_folder), "--keep", "0")
-    assert len(told("--by", str(data)).splitlines()) == 1
+    assert message_of() == (
+        "herd: by is empty: give two or three earlier checkpoints, --by runs/mine/sft, or a --judge"
+    )
+    assert "none is not there" in message_of("--by", "none")
+    assert "keep=0.0 must be above 0" in message_of("--by", str(tiny_folder), "--keep", "0")
+    assert len(message_of("--by", str(data)).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
