@@ -17,6 +17,7 @@ from herd.model.formats import huggingface
 from herd.model.init import first_weights
 from herd.stages.sft import sft
 
+OPERATIONS = ("copy", "reverse", "sort")
 LENGTHS = (3, 4, 5, 6, 7)
 DIM, LAYERS, VOCABULARY = 128, 3, 310
 EARLIER_TOKENS, STEP_TOKENS, TEACHER_TOKENS = 160_000, 80_000, 300_000
@@ -50,16 +51,14 @@ class World:
 def questions(seed: int, parts: dict[str, int]) -> dict[str, list[Question]]:
     """Of each part so many questions of each cell, all different."""
     most = sum(parts.values())
-    task = DigitsTask(num=15 * most * 4, seed=seed, lengths=LENGTHS)
-    unique: dict[tuple[str, int], dict[str, None]] = {}
-    for i in range(len(task)):
-        unique.setdefault(task.cell(i), {})[task.question(i)] = None
+    task = DigitsTask(seed, heldout=None, operations=OPERATIONS, lengths=LENGTHS)
+    unique = {cell: dict.fromkeys(task.question(cell, i) for i in range(4 * most)) for cell in task.cells}
     made: dict[str, list[Question]] = {}
     begin = 0
     for name, count in parts.items():
         made[name] = [
-            Question(text=text, operation=operation, length=length)
-            for (operation, length), texts in unique.items()
+            Question(text=text, operation=cell.split("-")[0], length=int(cell.split("-")[1]))
+            for cell, texts in unique.items()
             for text in list(texts)[begin : begin + count]
         ]
         assert len(made[name]) == count * len(unique), f"too few different questions for {name}"

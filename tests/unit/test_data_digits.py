@@ -9,45 +9,64 @@ from hypothesis import strategies as st
 from herd.data.tasks.digits import DigitsTask, solve
 from herd.data.tasks.task import UNKNOWN
 
-TASK = DigitsTask(num=60, seed=3)
+TASK = DigitsTask(3)
 
 
 def literal(question: str) -> str:
     """The answer, by other means than the task's."""
     operation, *digits = question.split()
-    if operation == "sort":
-        return " ".join(digit for value in "0123456789" for digit in digits if digit == value)
+    match operation:
+        case "sort":
+            return " ".join(digit for value in "0123456789" for digit in digits if digit == value)
+        case "dedupe":
+            return " ".join(digit for place, digit in enumerate(digits) if digit not in digits[:place])
+        case "count":
+            return str(len([digit for digit in digits if digit in "13579"]))
     return " ".join(digits if operation == "copy" else reversed(digits))
 
 
-def test_questions_are_of_each_operation_and_length_in_turn_and_their_solutions_right():
-    for i in range(len(TASK)):
-        operation, length = TASK.cell(i)
-        asked = TASK.question(i)
+@pytest.mark.parametrize("cell", TASK.cells)
+def test_the_questions_of_a_cell_are_of_its_operation_and_length_and_their_solutions_right(cell: str):
+    operation, length = cell.split("-")
+    for i in range(4):
+        asked = TASK.question(cell, i)
         assert asked.split()[0] == operation
-        assert len(asked.split()) == length + 1
-        assert TASK.solution(i) == literal(asked)
-        for said in (TASK.solution(i), f" {TASK.solution(i)}\n"):
-            assert TASK.grade(TASK.prompt(i), said).right
-    cells = [TASK.cell(i) for i in range(len(TASK))]
-    assert {cells.count(cell) for cell in cells} == {4}
-    assert len(set(cells)) == 15
+        assert len(asked.split()) == int(length) + 1
+        assert TASK.solution(cell, i) == literal(asked)
+        for said in (TASK.solution(cell, i), f" {TASK.solution(cell, i)}\n"):
+            assert TASK.grade(TASK.prompt(cell, i), said).right
 
 
-def test_a_question_is_a_function_of_seed_and_place():
-    assert [DigitsTask(num=99, seed=3).question(i) for i in range(60)] == [TASK.question(i) for i in range(60)]
-    assert [DigitsTask(num=60, seed=4).question(i) for i in range(60)] != [TASK.question(i) for i in range(60)]
+def test_a_question_is_a_function_of_seed_cell_and_index():
+    assert [DigitsTask(3).question("sort-5", i) for i in range(60)] == [TASK.question("sort-5", i) for i in range(60)]
+    assert [DigitsTask(4).question("sort-5", i) for i in range(60)] != [TASK.question("sort-5", i) for i in range(60)]
 
 
-@given(st.integers(0, 59), st.text())
-def test_every_string_has_a_grade_and_only_the_answer_is_right(i: int, said: str):
-    assert TASK.grade(TASK.prompt(i), said).right == (said.split() == literal(TASK.question(i)).split())
+@given(st.sampled_from(TASK.cells), st.integers(0, 59), st.text())
+def test_every_string_has_a_grade_and_only_the_answer_is_right(cell: str, i: int, said: str):
+    assert TASK.grade(TASK.prompt(cell, i), said).right == (said.split() == literal(TASK.question(cell, i)).split())
+
+
+def test_a_list_is_held_out_for_every_operation_whatever_the_seeds():
+    def lists(heldout: bool, seed: int) -> set[str]:
+        task = DigitsTask(seed, heldout=heldout)
+        return {task.question(cell, i).partition(" ")[2] for cell in task.cells if cell[-1] == "3" for i in range(400)}
+
+    trained, held = lists(False, 1) | lists(False, 2), lists(True, 3) | lists(True, 4)
+    assert not trained & held
+    assert len(trained) > 740  # of 1,000 lists in all
+    assert 150 < len(held) < 250
 
 
 @given(st.text(), st.text())
 def test_any_other_prompt_is_unknown(prompt: str, said: str):
     if solve(prompt) is None:
         assert TASK.grade([{"role": "user", "content": prompt}], said) == UNKNOWN
+
+
+def test_a_system_message_before_the_question_changes_nothing():
+    said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "sort 2 1"}]
+    assert TASK.grade(said, "1 2").right
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Copying, reversing and sorting digits: questions of a known difficulty, which grows with the number of digits.
+"""Lists of digits to copy, reverse, sort, dedupe or count: questions of a known difficulty, the number of digits.
 
-"sort 5 2 9" is answered by "2 5 9". Question `i` is a function of the seed and `i` alone, and an answer is graded from
-the question's text, so that a grader needs no list of questions.
+"sort 5 2 9" is answered by "2 5 9", "dedupe 4 4 1 4" by "4 1", and "count 3 8 1", of the odd ones, by "2". An answer is
+graded from the question's text, so that a grader needs no list of questions.
 """
 
 import re
@@ -9,12 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from herd.core.streams import stream
-from herd.data.tasks.task import UNKNOWN, Grade, Messages
+from herd.data.tasks.task import UNKNOWN, Grade, Messages, asked, is_heldout
 
 OPERATIONS: dict[str, Callable[[list[str]], list[str]]] = {
     "copy": list,
     "reverse": lambda digits: digits[::-1],
     "sort": sorted,
+    "dedupe": lambda digits: list(dict.fromkeys(digits)),
+    "count": lambda digits: [str(sum(int(digit) % 2 for digit in digits))],
 }
 QUESTION = re.compile(rf"({'|'.join(OPERATIONS)})((?: [0-9])+)")
 
@@ -26,44 +28,45 @@ def solve(question: str) -> str | None:
 
 
 class DigitsTask:
-    """`num` questions, of each operation and each number of digits in turn. The same question may come again."""
+    """Cells are an operation and a number of digits, as `sort-5`. A list of digits is held out for all operations.
+
+    With `heldout=None` a list is of either kind.
+    """
 
     def __init__(
         self,
-        *,
-        num: int,
         seed: int,
+        *,
+        heldout: bool | None = False,
         operations: Sequence[str] = tuple(OPERATIONS),
         lengths: Sequence[int] = (3, 4, 5, 6, 7),
     ) -> None:
-        self._num, self._seed = num, seed
-        self.cells = [(operation, length) for length in lengths for operation in operations]
-        """Operation and number of digits; question `i` is of cell `i % len(cells)`."""
+        self._seed, self._heldout = seed, heldout
+        self._cells = {f"{operation}-{length}": (operation, length) for length in lengths for operation in operations}
 
-    def __len__(self) -> int:
-        return self._num
+    @property
+    def cells(self) -> Sequence[str]:
+        return tuple(self._cells)
 
-    def cell(self, i: int) -> tuple[str, int]:
-        """The operation of question `i` and its number of digits."""
-        return self.cells[i % len(self.cells)]
+    def question(self, cell: str, index: int) -> str:
+        """The text of question `index` of `cell`."""
+        operation, length = self._cells[cell]
+        rng = stream(self._seed, "digits", operation, length, index)
+        while True:
+            digits = " ".join(map(str, rng.integers(0, 10, length)))
+            if self._heldout in (None, is_heldout(digits)):
+                return f"{operation} {digits}"
 
-    def question(self, i: int) -> str:
-        """The text of question `i`."""
-        operation, length = self.cell(i)
-        digits = stream(self._seed, "digits", operation, length, i // len(self.cells)).integers(0, 10, length)
-        return " ".join([operation, *map(str, digits)])
+    def prompt(self, cell: str, index: int) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": self.question(cell, index)}]
 
-    def prompt(self, i: int) -> list[dict[str, Any]]:
-        return [{"role": "user", "content": self.question(i)}]
-
-    def solution(self, i: int) -> str:
-        answer = solve(self.question(i))
+    def solution(self, cell: str, index: int) -> str:
+        answer = solve(self.question(cell, index))
         assert answer is not None
         return answer
 
     def grade(self, messages: Messages, answer: str) -> Grade:
-        asked = messages[0].get("content") if messages else None
-        right = solve(asked) if isinstance(asked, str) else None
+        right = solve(asked(messages))
         if right is None:
             return UNKNOWN
         passed = " ".join(answer.split()) == right

@@ -1,11 +1,13 @@
 """Tasks: prompts, and what an answer to one is worth. One task serves training data, reward and evaluation.
 
-Here is what a task is; `gym` makes tasks from reasoning-gym's generators, `chats` from the rows of a data folder.
+Here is what a task is; `gym` makes tasks from reasoning-gym's generators, `chats` from the rows of a data folder. Tasks
+in cells, which have prompts without end, are `digits` and its neighbours.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Messages = Sequence[Mapping[str, Any]]
@@ -18,6 +20,8 @@ class Grade:
     score: float
     """From 0 to 1, which is right."""
     reason: str
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """What the score is made of, by name, where it is of several parts."""
 
     @property
     def right(self) -> bool:
@@ -43,6 +47,32 @@ class Task(Protocol):
         """
 
 
+class CellTask(Protocol):
+    """Prompts without end, in cells of one kind and difficulty, with a grader.
+
+    A prompt is a function of the task's seed, its cell and its index. Whether its content is of training or held out is
+    a function of the content alone (`is_heldout`), so none is in both whatever the seeds.
+    """
+
+    @property
+    def cells(self) -> Sequence[str]:
+        """Names without spaces."""
+
+    def prompt(self, cell: str, index: int) -> list[dict[str, Any]]:
+        """The messages of prompt `index` of `cell`. The same prompt may come again."""
+
+    def solution(self, cell: str, index: int) -> str:
+        """A right answer, for demonstrations; there may be others."""
+
+    def grade(self, messages: Messages, answer: str) -> Grade:
+        """As `Task.grade`: total, and a function of its arguments alone."""
+
+
+def is_heldout(content: str) -> bool:
+    """Whether what a question is about (a list of digits, a word) is of the fifth that is held out: by its hash."""
+    return hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=8).digest()[0] % 5 == 0
+
+
 UNKNOWN = Grade(score=0.0, reason="not a prompt of this task")
 
 
@@ -51,3 +81,9 @@ def prompt_key(messages: Messages) -> str:
     roles = [message.get("role") for message in messages]
     count = roles.index("assistant") if "assistant" in roles else len(roles)
     return json.dumps([dict(message) for message in messages[:count]], sort_keys=True, default=repr)
+
+
+def asked(messages: Messages) -> str:
+    """The text of the user's first message; "" where there is none, or it is in parts."""
+    found = next((message.get("content") for message in messages if message.get("role") == "user"), None)
+    return found if isinstance(found, str) else ""
