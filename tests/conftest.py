@@ -18,7 +18,8 @@ settings.register_profile("herd", deadline=None)
 settings.load_profile("herd")
 
 # Where signatures have shapes, every call that a test makes is checked against them; never at run time.
-CHECKED = ["herd.data.media.image", "herd.engine.sampler", "herd.model", "herd.train.balance", "herd.train.losses"]
+CHECKED = ["herd.data.media.image", "herd.engine.sampler", "herd.model", "herd.rl.corrections", "herd.train.balance",
+           "herd.train.losses"]  # fmt: skip
 install_import_hook(CHECKED, "beartype.beartype")
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every program that they start.

@@ -29,6 +29,7 @@ from herd.config.presets import (
     tiny_maverick,
     tiny_scout,
 )
+from herd.config.rl_loss import CorrectionConfig, PolicyLossConfig
 from herd.config.sampling import SamplingConfig
 from herd.config.select import SelectConfig
 from herd.config.sources import (
@@ -75,6 +76,7 @@ __all__ = [
     "ChatSource",
     "CheckpointConfig",
     "CleaningConfig",
+    "CorrectionConfig",
     "DataConfig",
     "DistillConfig",
     "EncoderConfig",
@@ -91,6 +93,7 @@ __all__ = [
     "NewModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "PolicyLossConfig",
     "PreferenceSource",
     "PresetName",
     "PretrainConfig",

@@ -1,6 +1,7 @@
 """Losses over a vocabulary as pure functions; logits exist for some rows at a time and never whole.
 
-`cross_entropy` and its soft forms compute their gradients in the forward, as they know what each row weighs.
+`cross_entropy`, its soft forms and that of a policy compute their gradients in the forward, as they know what each row
+weighs.
 `token_logprobs` and `token_entropy` do not, so their backward computes the logits again: one product more. Logits have
 the precision of the hidden states; probabilities and their logarithms are fp32, or fp64 of fp64.
 """
@@ -41,7 +42,7 @@ def cross_entropy(
     Give weights that sum to 1 for a mean. They may have any sign. On the host they show which rows have a weight
     without waiting for the device.
     """
-    return _CrossEntropy.apply(hidden_ND, unembedding_VD, targets_N, None, weights_N)
+    return _CrossEntropy.apply(hidden_ND, unembedding_VD, targets_N, None, None, weights_N)
 
 
 def soft_cross_entropy(
@@ -60,7 +61,28 @@ def soft_cross_entropy(
     def fixed(rows_R: Tensor, _: Tensor) -> Tensor:
         return shares_NK[rows_R]
 
-    return _CrossEntropy.apply(hidden_ND, unembedding_VD, targets_NK, fixed, weights_N)
+    return _CrossEntropy.apply(hidden_ND, unembedding_VD, targets_NK, fixed, None, weights_N)
+
+
+FactorsOf = Callable[[Tensor, Tensor], Tensor]
+"""Numbers of tokens [R] and -log p of their targets [R] to what their weights are multiplied by [R]."""
+
+
+def policy_cross_entropy(
+    hidden_ND: Float[Tensor, "n d"],
+    unembedding_VD: Float[Tensor, "v d"],
+    targets_N: Int[Tensor, "n"],
+    weights_N: Float[Tensor, "n"],
+    factors: FactorsOf,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "n"]]:
+    """sum_i w_i * f_i * -log softmax(U h_i)[t_i], in nats, and -log softmax alone, as `cross_entropy` has them; no
+    product more than there.
+
+    f_i is a function of the token's own log-probability, as the corrections of a policy gradient are, and a constant
+    for the gradient: it is computed in the chunk, before the gradient is scaled. `factors` is called once for each
+    chunk, with the tokens that have a weight, in order.
+    """
+    return _CrossEntropy.apply(hidden_ND, unembedding_VD, targets_N, None, factors, weights_N)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +128,7 @@ def distillation_cross_entropy(
         return torch.cat([(1 - alpha_R)[:, None], draws_RK], dim=1)
 
     targets_NK = torch.cat([targets_N[:, None], draws_NK], dim=1)
-    loss, _ = _CrossEntropy.apply(hidden_ND, unembedding_VD, targets_NK, shares, weights_N)
+    loss, _ = _CrossEntropy.apply(hidden_ND, unembedding_VD, targets_NK, shares, None, weights_N)
     unlearnt_N = send(weights_N, hidden_ND.device) == 0
     return loss, DistillationTerms(
         hard_N=hard_N.masked_fill_(unlearnt_N, 0), alpha_N=alpha_N.masked_fill_(unlearnt_N, 0)
@@ -131,11 +153,15 @@ SharesOf = Callable[[Tensor, Tensor], Tensor]
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, targets, shares, weights_N):  # type: ignore[no-untyped-def]
+    def forward(ctx, hidden_ND, weight_VD, targets, shares, factors, weights_N):  # type: ignore[no-untyped-def]
         learnt = send(torch.nonzero(weights_N)[:, 0], hidden_ND.device)
         weights_N = send(weights_N, hidden_ND.device)
+        if factors is not None:
+            weights_N = weights_N.clone()  # multiplied in place
         frozen = not ctx.needs_input_grad[1]
-        losses_N, *grads = nll_gradients(hidden_ND, weight_VD, targets, shares, weights_N, learnt, frozen=frozen)
+        losses_N, *grads = nll_gradients(
+            hidden_ND, weight_VD, targets, shares, weights_N, learnt, factors=factors, frozen=frozen
+        )
         ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(losses_N)
         return (losses_N * weights_N).sum(), losses_N
@@ -143,7 +169,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_sum, _):  # type: ignore[no-untyped-def]
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_sum, None if grad_weight is None else grad_weight * grad_sum, None, None, None
+        return grad_hidden * grad_sum, None if grad_weight is None else grad_weight * grad_sum, None, None, None, None
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -215,11 +241,12 @@ def nll_gradients(
     weights_N: Tensor,
     learnt: Tensor,
     *,
+    factors: FactorsOf | None = None,
     frozen: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The terms of a cross-entropy and the gradients of their weighted sum by the hidden states and, unless that is
     `frozen`, the unembedding; only the rows `learnt`, those that weigh something, are computed. Without shares
-    `targets` is [N], else [N, K]."""
+    `targets` is [N], else [N, K]. With `factors` the weights are multiplied by them, in place."""
     losses_N = torch.zeros(len(hidden_ND), dtype=sum_precision(hidden_ND), device=hidden_ND.device)
     grad_hidden = torch.zeros_like(hidden_ND)
     grad_weight = None if frozen else torch.zeros_like(weight_VD, dtype=sum_precision(weight_VD))
@@ -232,7 +259,6 @@ def nll_gradients(
     hidden, target = learnt_rows(hidden_ND), learnt_rows(targets)
     # The weights go on the narrow side of the products.
     weight_1 = learnt_rows(weights_N)[:, None].to(hidden_ND.dtype)
-    scaled = hidden * weight_1
     grad, losses = torch.empty_like(hidden), losses_N.new_empty(len(hidden))
     for rows, logits_RV in logit_chunks(hidden, weight_VD):
         if shares is None:
@@ -242,9 +268,14 @@ def nll_gradients(
             logits_RV[len(numbers_R) :] = 0
             size = slice(rows.start, rows.start + len(numbers_R))
             losses[size] = soft_gradient(logits_RV[: len(numbers_R)], target[size], partial(shares, numbers_R))
+        if factors is not None:
+            numbers_R = learnt[rows]
+            size = slice(rows.start, rows.start + len(numbers_R))
+            weights_N[numbers_R] *= factors(numbers_R, losses[size]).to(weights_N.dtype)
+            weight_1[size] = weights_N[numbers_R, None].to(weight_1.dtype)
         torch.mm(logits_RV, weight_VD, out=grad[rows])
         if grad_weight is not None:
-            grad_weight += logits_RV.T @ scaled[rows]
+            grad_weight += logits_RV.T @ (hidden[rows] * weight_1[rows])
     losses_N[learnt] = losses[: len(learnt)]
     grad_hidden[learnt] = (grad * weight_1)[: len(learnt)]
     return losses_N, grad_hidden, None if grad_weight is None else grad_weight.to(weight_VD.dtype)
