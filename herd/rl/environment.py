@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from herd.core.streams import stream
 from herd.data.sources.module import load_object
-from herd.data.tasks.digits import DigitsTask
+from herd.data.tasks.known import NAMES, is_file, open_task
 from herd.data.tasks.task import CellTask, Messages
 from herd.errors import HerdError, unknown
 
@@ -130,19 +130,24 @@ def was_cut(answer: Mapping[str, Any]) -> bool:
 
 
 def open_environment(spec: str, data: Path | None, seed: int, *, heldout: bool = False) -> Environment:
-    """The environment that is called `spec`, or the user's `module:name`, called with `seed` and `heldout`.
+    """The environment that is called `spec`: `calculator`, a task of herd.data.tasks.known or a JSONL file of prompts,
+    or the user's `module:name`, called with `seed` and `heldout`.
 
     `data` is the data folder that it may read. Prompts that are held out are never among the others.
     Raises HerdError where there is none.
     """
-    if ":" in spec:
-        made = load_object(spec)(seed=seed, heldout=heldout)
-        if missing := [name for name in ("cells", "tools", "prompt", "respond") if not hasattr(made, name)]:
-            raise HerdError(f"{spec} gives {type(made).__name__}, which has no {missing[0]}: see docs/rl.md")
+    if spec in OTHERS:
+        made: Environment = load_object(OTHERS[spec])(seed=seed, heldout=heldout)
         return made
-    if spec not in TASKS:
-        raise unknown("environment", spec, TASKS)
-    return TaskEnvironment(TASKS[spec](seed, heldout=heldout))
+    if ":" not in spec or is_file(spec):
+        if spec not in NAMES and "/" not in spec and not is_file(spec):
+            raise unknown("environment", spec, [*NAMES, *OTHERS])
+        return TaskEnvironment(open_task(spec, data, seed, heldout=heldout))
+    made = load_object(spec)(seed=seed, heldout=heldout)
+    if missing := [name for name in ("cells", "tools", "prompt", "respond") if not hasattr(made, name)]:
+        raise HerdError(f"{spec} gives {type(made).__name__}, which has no {missing[0]}: see docs/rl.md")
+    return made
 
 
-TASKS: Mapping[str, Callable[..., CellTask]] = {"digits": DigitsTask}
+OTHERS = {"calculator": "herd.rl.calculator:CalculatorEnvironment"}
+"""Environments that are no tasks, by name."""

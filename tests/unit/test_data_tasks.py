@@ -34,18 +34,24 @@ class ChainSumDataset:
 """
 
 
-@pytest.fixture
-def pack(tmp_path: Path) -> Iterator[Pack]:
-    path = tmp_path / "gym.zip"
+def make_pack(folder: Path, modules: dict[str, str]) -> Iterator[Pack]:
+    """A package reasoning-gym with these modules, which are forgotten afterwards."""
+    path = folder / "gym.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("reasoning_gym/__init__.py", "raise ImportError('all generators')")
-        archive.writestr("reasoning_gym/arithmetic/chain_sum.py", CODE)
+        for name, code in modules.items():
+            archive.writestr(f"reasoning_gym/{name}", code)
     (gym,) = [source for source in SOURCES if source.name == "reasoning-gym"]
     before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "reasoning_gym"}
     yield Pack(source=gym, path=path, version="0", sha256="")
     for name in [name for name in sys.modules if name.partition(".")[0] == "reasoning_gym"]:
         del sys.modules[name]
     sys.modules.update(before)
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Iterator[Pack]:
+    yield from make_pack(tmp_path, {"arithmetic/chain_sum.py": CODE})
 
 
 def rows(task: GymTask) -> list[Chat]:

@@ -23,7 +23,7 @@ ANSWERED = (
     ("prompt", "ground_truth"), ("prompt", "solution"), ("question", "solution"),
 )  # fmt: skip
 """Columns of a question and what an answer is graded by."""
-RULES = ("verifier", "rules", "verification_info", "reward_model")
+RULES = ("rule", "verifier", "rules", "verification_info", "reward_model")
 """Columns that say how an answer is graded."""
 LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue", "dialogs", "chat", "turns")
 """Columns that may hold the turns of a chat."""

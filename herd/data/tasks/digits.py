@@ -6,10 +6,11 @@ graded from the question's text, so that a grader needs no list of questions.
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 from herd.core.streams import stream
-from herd.data.tasks.task import UNKNOWN, Grade, Messages, asked, is_heldout
+from herd.data.tasks.task import UNKNOWN, Grade, Messages, asked, of_split
 
 OPERATIONS: dict[str, Callable[[list[str]], list[str]]] = {
     "copy": list,
@@ -52,10 +53,8 @@ class DigitsTask:
         """The text of question `index` of `cell`."""
         operation, length = self._cells[cell]
         rng = stream(self._seed, "digits", operation, length, index)
-        while True:
-            digits = " ".join(map(str, rng.integers(0, 10, length)))
-            if self._heldout in (None, is_heldout(digits)):
-                return f"{operation} {digits}"
+        lists = (" ".join(map(str, rng.integers(0, 10, length))) for _ in count())
+        return f"{operation} {of_split(lists, self._heldout)}"
 
     def prompt(self, cell: str, index: int) -> list[dict[str, Any]]:
         return [{"role": "user", "content": self.question(cell, index)}]

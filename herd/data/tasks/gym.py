@@ -102,13 +102,36 @@ class Gym:
     def _dataset(self, problem: Problem) -> Any:
         key = json.dumps([problem.dataset, problem.config], sort_keys=True)
         if key not in self._datasets:
-            self._mount(problem.dataset.partition(".")[0])
-            module = importlib.import_module(f"reasoning_gym.{problem.dataset}")
-            name = problem.dataset.partition(".")[2]
-            stem = "".join(part.capitalize() for part in name.split("_"))
-            config = getattr(module, f"{stem}Config")(**problem.config)
-            self._datasets[key] = getattr(module, f"{stem}Dataset")(config)
+            config = self._part(problem.dataset, "Config")(**problem.config)
+            self._datasets[key] = self._part(problem.dataset, "Dataset")(config)
         return self._datasets[key]
+
+    def levels(self, dataset: str, most: int, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """The configs of a generator by the levels of its curriculum, at most so many, each with these options.
+
+        Raises HerdError where there is no such generator, or it needs what is not installed.
+        """
+        try:
+            curriculum = self._part(dataset, "Curriculum")()
+        except (ImportError, AttributeError) as error:
+            raise HerdError(f"reasoning-gym's generator {dataset} cannot be used ({error})") from None
+        highest = {name: len(attribute.levels) - 1 for name, attribute in curriculum.attributes.items()}
+        configs = {}
+        for level in range(min(most, max(highest.values(), default=0) + 1)):
+            for name, last in highest.items():
+                curriculum.set_attr_level(name, min(level, last))
+            configs[f"level-{level}"] = asdict(curriculum.generate_configuration(options))
+        return configs
+
+    def _part(self, dataset: str, part: str) -> Any:
+        """The `Config`, `Dataset` or `Curriculum` of a generator, whose names differ in capitals: `GCDConfig`."""
+        self._mount(dataset.partition(".")[0])
+        module = importlib.import_module(f"reasoning_gym.{dataset}")
+        wanted = dataset.partition(".")[2].replace("_", "") + part.lower()
+        found = next((name for name in vars(module) if name.lower() == wanted), None)
+        if found is None:
+            raise AttributeError(f"it has no {part}")
+        return vars(module)[found]
 
     def _mount(self, category: str) -> None:
         """Make `reasoning_gym` importable from inside the cached package."""

@@ -6,10 +6,14 @@ in cells, which have prompts without end, are `digits` and its neighbours.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any, Protocol, TypeVar
 
+from herd.errors import HerdError
+
+T = TypeVar("T")
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -73,6 +77,21 @@ def is_heldout(content: str) -> bool:
     return hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=8).digest()[0] % 5 == 0
 
 
+def of_split(drawn: Iterable[T], heldout: bool | None, content: Callable[[T], str] = str) -> T:
+    """The first of what is `drawn` whose content is held out or not, as asked; None: whatever it is.
+
+    Raises HerdError where there is none among many, as of a kind that has few contents in all.
+    """
+    for one in islice(drawn, MOST_DRAWN):
+        if heldout in (None, is_heldout(content(one))):
+            return one
+    raise HerdError(
+        f"of the questions drawn none is {'held out' if heldout else 'of training'}: there are too few different ones, "
+        "ask for more difficult ones"
+    )
+
+
+MOST_DRAWN = 2000
 UNKNOWN = Grade(score=0.0, reason="not a prompt of this task")
 
 
