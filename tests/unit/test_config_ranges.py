@@ -31,6 +31,7 @@ from herd.config import (
     VisionStageConfig,
 )
 from herd.config.ranges import Range
+from herd.config.rl import CurriculumConfig
 from herd.errors import HerdError
 from herd.stages.convert import ConvertConfig
 
@@ -40,6 +41,7 @@ CONFIGS = (
     TeachConfig, DistillConfig, PruneConfig,
     EvaluateConfig, LongConfig, ConvertConfig, OptimizerConfig, ParallelConfig, CheckpointConfig, LossSpikesConfig,
     LoraConfig,
+    CurriculumConfig,
 )  # fmt: skip
 
 
