@@ -34,6 +34,7 @@ from herd.config.sampling import SamplingConfig
 from herd.config.select import SelectConfig
 from herd.config.sources import (
     ChatSource,
+    DemonstrationSource,
     ImageSource,
     PreferenceSource,
     PromptSource,
@@ -78,6 +79,7 @@ __all__ = [
     "CleaningConfig",
     "CorrectionConfig",
     "DataConfig",
+    "DemonstrationSource",
     "DistillConfig",
     "EncoderConfig",
     "EngineConfig",

@@ -1,13 +1,13 @@
 """What a data folder is made of: `[[data.text]]`, `[[data.chats]]`, `[[data.preferences]]`, `[[data.prompts]]`,
-`[[data.images]]` and `[[data.videos]]`.
+`[[data.images]]` and `[[data.videos]]`; and `[[data.demonstrations]]`.
 
-Each entry names files of the user's; herd/data/sources/ reads them.
+Each entry of the first six names files of the user's; herd/data/sources/ reads them. Demonstrations are made.
 """
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from herd.config.ranges import Checked, Positive, Range
+from herd.config.ranges import Checked, Count, CountOrNone, Positive, Range
 
 ChatFormat = Literal["auto", "messages", "sharegpt", "alpaca", "pair"]
 
@@ -78,3 +78,17 @@ class ImageSource(CaptionedSource):
 @dataclass(frozen=True, kw_only=True)
 class VideoSource(CaptionedSource):
     """Videos with captions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemonstrationSource(Checked):
+    """Right answers to the prompts of an environment of reinforcement learning, as chats to begin with."""
+
+    environment: str
+    """Its name, as `[rl]` has it: `digits`, `calculator`, `mine:Shop`, a JSONL file of prompts, …"""
+    num: Count = 200
+    """Training chats, the same number of each cell as far as there are different ones."""
+    heldout: CountOrNone = 100
+    """Chats of content that is held out, for evaluation."""
+    cells: tuple[str, ...] = ()
+    """Patterns of the names of cells, such as `sort-*`; all if none is given."""

@@ -22,6 +22,7 @@ from herd.config.ranges import (
 )
 from herd.config.sources import (
     ChatSource,
+    DemonstrationSource,
     ImageSource,
     PreferenceSource,
     PromptSource,
@@ -59,6 +60,8 @@ class DataConfig(Checked):
     """Pictures with captions of yours."""
     videos: tuple[VideoSource, ...] = ()
     """Videos with captions of yours."""
+    demonstrations: tuple[DemonstrationSource, ...] = ()
+    """Environments of reinforcement learning whose right answers are shown in chats."""
     found_in: tuple[str, ...] = ()
     """Where --from found these sources: the data card lists the files there that no source reads."""
     workers: Count = field(default=1, metadata=HOW_IT_RUNS)
@@ -128,11 +131,13 @@ class DataConfig(Checked):
     @property
     def reads_packages(self) -> bool:
         """Whether the embedded packages go in."""
-        return not self.sources if self.packages is None else self.packages
+        return not (self.sources or self.demonstrations) if self.packages is None else self.packages
 
     def inputs(self) -> dict[str, Path]:
         """What of the user's is read, by what it is for."""
         found = {f"source {source.name}": Path(source.path).expanduser() for source in self.sources}
+        places = [one.environment for one in self.demonstrations]
+        found |= {f"demonstrations {place}": Path(place) for place in places if ":" in place or ".jsonl" in place}
         return found | ({"tokenizer": Path(self.tokenizer).expanduser()} if self.tokenizer else {})
 
 

@@ -129,6 +129,13 @@ class CalculatorEnvironment:
         used = float(any(message.get("role") == "tool" for message in messages))
         return Reaction(reward=score, parts={"right": score, "used": used, "answered": float(said is not None)})
 
+    def demonstration(self, cell: str, index: int) -> list[dict[str, Any]]:
+        expression = self.expression(cell, index)
+        arguments = {"expression": expression}
+        call = {"id": "call_0", "type": "function", "function": {"name": NAME, "arguments": arguments}}
+        asking = {"role": "assistant", "content": "", "tool_calls": [call]}
+        return [asking, _result(call), {"role": "assistant", "content": written(calculate(expression))}]
+
 
 def _result(call: Any) -> dict[str, Any]:
     """What the tool says to a call, whatever the call is."""

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 from herd.core.streams import stream
 from herd.data.sources.module import load_object
-from herd.data.tasks.known import NAMES, is_file, open_task
 from herd.data.tasks.task import CellTask, Messages
 from herd.errors import HerdError, unknown
 
@@ -54,6 +53,14 @@ class Environment(Protocol):
         """
 
 
+class Demonstrated(Environment, Protocol):
+    """An environment that can show how it is done."""
+
+    def demonstration(self, cell: str, index: int) -> list[dict[str, Any]]:
+        """The messages that follow prompt `index` of `cell` in a conversation that is worth 1: the assistant's, and
+        between them what the environment says. Raises HerdError where it has none to show."""
+
+
 class TaskEnvironment:
     """A task as an environment of one turn. An answer that was cut off at its limit is worth 0."""
 
@@ -74,6 +81,9 @@ class TaskEnvironment:
         is_whole = not was_cut(answer)
         parts = {**grade.parts, "score": grade.score, "ended": float(is_whole)}
         return Reaction(reward=grade.score if is_whole else 0.0, parts=parts)
+
+    def demonstration(self, cell: str, index: int) -> list[dict[str, Any]]:
+        return [{"role": "assistant", "content": self.task.solution(cell, index)}]
 
 
 class Delay:
@@ -136,6 +146,8 @@ def open_environment(spec: str, data: Path | None, seed: int, *, heldout: bool =
     `data` is the data folder that it may read. Prompts that are held out are never among the others.
     Raises HerdError where there is none.
     """
+    from herd.data.tasks.known import NAMES, is_file, open_task  # with the readers of all kinds of data, and torch
+
     if spec in OTHERS:
         made: Environment = load_object(OTHERS[spec])(seed=seed, heldout=heldout)
         return made

@@ -36,6 +36,7 @@ from herd.data.text.report import Report
 from herd.data.text.splits import HeldOutPages, held_out_pages
 from herd.data.view.card import write_card
 from herd.errors import HerdError
+from herd.rl import demonstrations
 from herd.stages.data_evaluation import chat_item, evaluation_sets
 from herd.stages.data_media import shown
 from herd.stages.data_packages import (
@@ -80,7 +81,7 @@ class Build:
 
 def build_data(cfg: DataConfig, out: Path) -> Path:
     """Write the data folder `out`. Raises HerdError when there is no text and no chat, or the packages lack theirs."""
-    if not (cfg.sources or cfg.reads_packages):
+    if not (cfg.sources or cfg.demonstrations or cfg.reads_packages):
         raise HerdError("there is nothing to make data of: give files of yours with --from, or sources in [data]")
     own = OwnSources(cfg=cfg)
     fetched = fetch() if cfg.reads_packages else None
@@ -333,7 +334,7 @@ def _clips(build: Build) -> Facts:
 
 
 def _chats(build: Build) -> Facts:
-    if not (tables.has(build.work, OWN_CHATS) or build.fetched):
+    if not (tables.has(build.work, OWN_CHATS) or build.cfg.demonstrations or build.fetched):
         return {}
     left_out: Counter[str] = Counter()
     counts: Counter[str] = Counter()
@@ -346,6 +347,10 @@ def _chats(build: Build) -> Facts:
             if row["split"] != "train":
                 name, item = chat_item(row)
                 sets.setdefault(name, []).append(item)
+        for source in build.cfg.demonstrations:
+            for row in demonstrations.rows(source, build.cfg.seed):
+                counts[f"{row['kind']} {row['split']}"] += 1
+                table.add(row)
         index = EvaluationIndex(sets, build.cfg.cleaning.contamination_ngram)
         for row in _own(build, OWN_CHATS):
             is_trained = row["kind"] == CHAT and row["split"] == "train"

@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from herd.config import LANGUAGES, DataConfig
 from herd.core.workers import Workers
 from herd.data.loading import tables
+from herd.data.tasks.rows import cell_name
 from herd.data.tokens.shard_writer import write_shards
 from herd.data.tokens.shards import TokenShards
 from herd.data.tokens.tokenizer import Tokenizer, train_tokenizer
@@ -29,7 +30,11 @@ MEASURED_CHARS = 1_000_000
 def make_tokenizer(cfg: DataConfig, work: Path) -> Facts:
     """tokenizer/: that of the model that the config names, else a new one of the training texts. Raises HerdError where
     there are none."""
-    samples = _samples(work, LANGUAGES if cfg.reads_packages else ())
+    samples = _samples(
+        work,
+        LANGUAGES if cfg.reads_packages else (),
+        {cell_name(one.environment) for one in cfg.demonstrations},
+    )
     if cfg.tokenizer:
         tokenizer = model_tokenizer(Path(cfg.tokenizer))
     else:
@@ -70,9 +75,10 @@ def model_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer.load(folder, ids=huggingface.open_folder(folder).config.special)
 
 
-def _samples(work: Path, languages: Iterable[str]) -> dict[str, dict[str, list[str]]]:
+def _samples(work: Path, languages: Iterable[str], made: Collection[str]) -> dict[str, dict[str, list[str]]]:
     """Texts by split and language, of training documents and answers and of held-out documents, up to a size: documents
-    are in the order of their hashes, so that the first ones are a fair sample."""
+    are in the order of their hashes, so that the first ones are a fair sample. Of the sources `made`, which have a few
+    words each, questions count too."""
     limits = {"train": TOKENIZER_CHARS, "heldout": MEASURED_CHARS}
     found: dict[str, dict[str, list[str]]] = {split: {name: [] for name in languages} for split in limits}
     sizes: Counter[tuple[str, str]] = Counter()
@@ -90,12 +96,13 @@ def _samples(work: Path, languages: Iterable[str]) -> dict[str, dict[str, list[s
         for row in tables.rows(work / "chats.parquet", ["split", "language", "messages", "answer", "source"]):
             if row["split"] == "train":
                 own = row["source"] != PACKAGES  # whose dialogues have the words of their texts
-                add("train", row["language"], _answers(row["messages"]) if own else row["answer"])
+                roles = ("user", "assistant") if row["source"] in made else ("assistant",)
+                add("train", row["language"], _said(row["messages"], roles) if own else row["answer"])
     return found
 
 
-def _answers(messages: str) -> str:
-    said = [one["content"] for one in json.loads(messages) if one["role"] == "assistant"]
+def _said(messages: str, roles: Collection[str]) -> str:
+    said = [one["content"] for one in json.loads(messages) if one["role"] in roles]
     return "\n".join(text for text in said if isinstance(text, str))
 
 

@@ -2,6 +2,8 @@
 
 import math
 import statistics
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -70,3 +72,8 @@ def test_an_environment_is_named_or_the_users_own():
         open_environment("digit", None, 1)
     with pytest.raises(HerdError, match="gives dict, which has no cells"):
         open_environment("builtins:dict", None, 1)
+
+
+def test_the_protocol_needs_no_torch():
+    code = "import sys, herd.rl.environment; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,5 +1,6 @@
 """The rows of chats.parquet, and the task that those with a right answer make."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from herd.data.tasks.gym import Gym, Problem
+from herd.data.tasks.made import MADE
 from herd.data.tasks.task import UNKNOWN, Grade, Messages, prompt_key
 from herd.data.text.spelling import normalise
 from herd.errors import HerdError
@@ -30,7 +32,8 @@ class Chat:
     answer: str
     """A right answer to the question; empty in free talk."""
     verifier: str = ""
-    """The `Problem` whose verifier grades answers, as JSON; empty where they are compared with `answer`."""
+    """What grades answers, as JSON: a `Problem`, or `{"task": name}` of herd.data.tasks.made; empty where they are
+    compared with `answer`."""
 
     @property
     def question(self) -> list[dict[str, Any]]:
@@ -44,6 +47,16 @@ class Chat:
         if _NUMBER.fullmatch(self.answer):
             return answer.strip().removesuffix(".")
         return normalise(answer, self.language)
+
+
+def made_task(verifier: str) -> str:
+    """The name of the task that a verifier names; empty where it is none."""
+    return next((name for name in MADE if verifier == verifier_of(name)), "")
+
+
+def verifier_of(name: str) -> str:
+    """How the task of this name stands in the column."""
+    return json.dumps({"task": name})
 
 
 class ChatTask:
@@ -78,6 +91,8 @@ class ChatTask:
         if not chat.verifier:
             right = chat.compared(answer) == chat.compared(chat.answer)
             return Grade(score=float(right), reason="right" if right else f"{chat.answer} is right")
+        if name := made_task(chat.verifier):
+            return MADE[name](0).grade(chat.messages, answer)
         problem = Problem.from_json(chat.verifier)
         if str(self._gym.entry(problem)["answer"]) != chat.answer:
             raise HerdError(

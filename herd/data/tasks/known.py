@@ -7,26 +7,15 @@ Those of `MADE` are made of nothing but a seed; those of `READ` read a data fold
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from herd.data.tasks.answers import AnswersTask
-from herd.data.tasks.chains import ChainsTask
 from herd.data.tasks.chat_cells import ChatCells
-from herd.data.tasks.digits import DigitsTask
 from herd.data.tasks.gym import PACKAGE
 from herd.data.tasks.gym_cells import GymCells
+from herd.data.tasks.made import MADE
 from herd.data.tasks.prompts import PromptsTask
-from herd.data.tasks.search import SearchTask
 from herd.data.tasks.spelling import SpellingTask
 from herd.data.tasks.task import CellTask
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.errors import HerdError, unknown
-
-MADE: Mapping[str, Callable[..., CellTask]] = {
-    "digits": DigitsTask,
-    "spelling": SpellingTask,
-    "chains": ChainsTask,
-    "search": SearchTask,
-    "answers": AnswersTask,
-}
 
 
 def words_of(data: Path) -> list[str]:

@@ -94,7 +94,10 @@ class PromptsTask:
         return self._rows[self._shuffled.row(cell, index)].messages
 
     def solution(self, cell: str, index: int) -> str:
-        return self._rows[self._shuffled.row(cell, index)].answer
+        row = self._rows[self._shuffled.row(cell, index)]
+        if not row.answer or row.rule not in SHOWN:
+            raise HerdError(f"{row.place}: the rule {row.rule!r} says what is right, but has no answer to show")
+        return row.answer
 
     def grade(self, messages: Messages, answer: str) -> Grade:
         found = self._known.get(prompt_key(messages))
@@ -136,6 +139,8 @@ def last_number(text: str) -> Decimal | None:
     return Decimal(found[-1].replace(",", "").replace("−", "-")) if found else None
 
 
+SHOWN = ("", "exact", "number", "contains")
+"""Rules under which the answer itself is right."""
 RULES: Mapping[str, Callable[[str, str], bool]] = {
     "exact": lambda right, said: said.split() == right.split(),
     "number": lambda right, said: last_number(said) == last_number(right),

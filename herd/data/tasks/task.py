@@ -4,6 +4,7 @@ Here is what a task is; `gym` makes tasks from reasoning-gym's generators, `chat
 in cells, which have prompts without end, are `digits` and its neighbours.
 """
 
+import fnmatch
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
-from herd.errors import HerdError
+from herd.errors import HerdError, unknown
 
 T = TypeVar("T")
 Messages = Sequence[Mapping[str, Any]]
@@ -106,3 +107,14 @@ def asked(messages: Messages) -> str:
     """The text of the user's first message; "" where there is none, or it is in parts."""
     found = next((message.get("content") for message in messages if message.get("role") == "user"), None)
     return found if isinstance(found, str) else ""
+
+
+def matching(cells: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:
+    """The cells whose names match one of the patterns, such as `sort-*`; all where there is none.
+
+    Raises HerdError for a pattern that none matches.
+    """
+    for pattern in patterns:
+        if not fnmatch.filter(cells, pattern):
+            raise unknown("cell", pattern, cells)
+    return tuple(cell for cell in cells if not patterns or any(fnmatch.fnmatchcase(cell, one) for one in patterns))
