@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from herd.commands.command import load_object
-from herd.config import DataConfig, EvaluateConfig, ReportConfig, SelectConfig, SftConfig
+from herd.config import DataConfig, DpoConfig, EvaluateConfig, ReportConfig, SelectConfig, SftConfig
 from herd.stages.recipe import StageKind
 
 
@@ -33,7 +33,7 @@ def report(config: ReportConfig, *stages_and_out: Path) -> Path:
     return path
 
 
-def inputs_of(config: DataConfig | EvaluateConfig | SelectConfig | SftConfig) -> dict[str, Path]:
+def inputs_of(config: DataConfig | DpoConfig | EvaluateConfig | SelectConfig | SftConfig) -> dict[str, Path]:
     """The files and folders that a config names, by what they are for."""
     return config.inputs()
 
@@ -145,6 +145,18 @@ ALL = (
         writes="model",
         summary="Fine-tune a model on chats",
         example="herd sft runs/tiny/pretrain --recipe tiny --data runs/tiny/data --out runs/mine/sft",
+        computes=True,
+    ),
+    stage(
+        "dpo",
+        config="herd.config:DpoConfig",
+        function="herd.stages.dpo:dpo",
+        reads=("model",),
+        inputs=inputs_of,
+        names={"data": "data"},
+        writes="model",
+        summary="Train a model on pairs of better and worse answers",
+        example="herd dpo runs/tiny/sft --pairs pairs.jsonl --out runs/mine/dpo",
         computes=True,
     ),
     stage(

@@ -7,6 +7,7 @@ versions of them, with the same kinds of layers in a few megabytes. `herd plan P
 
 from herd.config.cleaning import CleaningConfig
 from herd.config.distill import DistillConfig, PruneConfig, TeachConfig
+from herd.config.dpo import DpoConfig
 from herd.config.engine import EngineConfig
 from herd.config.evaluate import EvaluateConfig, LongConfig, ReportConfig
 from herd.config.model import PAGE_TOKENS, ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
@@ -81,6 +82,7 @@ __all__ = [
     "DataConfig",
     "DemonstrationSource",
     "DistillConfig",
+    "DpoConfig",
     "EncoderConfig",
     "EngineConfig",
     "EvaluateConfig",

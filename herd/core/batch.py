@@ -74,6 +74,12 @@ class Batch:
         return len(self.tokens_N)
 
     @property
+    def cuts(self) -> list[int]:
+        """Where it may be cut into parts: between documents."""
+        starts: list[int] = self.starts_S.tolist()
+        return starts
+
+    @property
     def shares_N(self) -> Tensor:
         """Each token's weight as a share of the whole step's."""
         assert self.total_weight is not None
@@ -129,21 +135,21 @@ def slice_images(images: Images, rows_R: Tensor, num_tokens: int) -> Images:
 
 
 def split_batch(batch: B, count: int) -> list[B]:
-    """A batch as `count` micro-batches of about as many tokens, whole documents each; some may be empty. Their losses
+    """A batch as `count` micro-batches of about as many tokens, cut where it may be; some may be empty. Their losses
     and gradients add up to the batch's."""
     if count == 1:  # also of a context rank, whose starts are not its own alone
         return [batch]
     starts = batch.starts_S.tolist()
     parts = []
-    for begin, end in pairwise(document_cuts(starts, count)):
+    for begin, end in pairwise(part_cuts(batch.cuts, count)):
         inner = [start - begin for start in starts if begin <= start <= end]
         parts.append(slice_batch(batch, torch.arange(begin, end), inner))
     return parts
 
 
-def document_cuts(starts: Sequence[int], parts: int) -> list[int]:
-    """Where each part's documents begin on the token axis, the last entry its end."""
-    return [nearest(starts, starts[-1] * part / parts) for part in range(parts + 1)]
+def part_cuts(cuts: Sequence[int], parts: int) -> list[int]:
+    """Where each part begins on the token axis, of the places where a batch may be cut, the last entry its end."""
+    return [nearest(cuts, cuts[-1] * part / parts) for part in range(parts + 1)]
 
 
 def nearest(places: Sequence[int], target: float) -> int:

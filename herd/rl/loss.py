@@ -74,14 +74,15 @@ def policy_loss(
     estimated by -log pi of the drawn tokens, `engine_gap` between trainer and engine where that read, `reference_k3`,
     an estimate of KL(pi | ref).
 
-    Raises HerdError for a correction by sequences on context ranks, which cut them.
+    Raises HerdError for a correction by sequences on ranks that cut them.
     """
     by_sequence = CORRECTIONS[config.correction.name].by_sequence
-    if by_sequence and parallel.mesh.sizes["context"] > 1:
-        raise HerdError(
-            f"correction={config.correction.name} needs whole answers, which context ranks cut: set "
-            "parallel.context=1, or take a correction by tokens such as tis"
-        )
+    for axis in ("context", "tensor"):
+        if by_sequence and parallel.mesh.sizes[axis] > 1:
+            raise HerdError(
+                f"correction={config.correction.name} needs whole answers, which {axis} ranks cut: set "
+                f"parallel.{axis}=1, or take a correction by tokens such as tis"
+            )
 
     def loss_fn(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Number | Mean]]:
         assert isinstance(batch, RolloutBatch)

@@ -28,6 +28,8 @@ from herd.train.loss_spikes import LossSpikes
 from herd.train.optimizer import Optimizer
 
 RESUME = "re-run the same command to resume"
+ENDED = "ended"
+"""A hook that returns this, with the reason, ends the training behind the step: it is then done as after its last."""
 STARVED = 0.1
 """Share of the time spent waiting for batches from which on the bar shows it."""
 S = TypeVar("S")
@@ -67,7 +69,8 @@ def train(
     parallel: Parallel = ALONE,
     split: Callable[[B], Sequence[B]] = lambda batch: [batch],
 ) -> None:
-    """Train `model` in place to the end of `batches`; checkpoints, metrics and the clock live in the stage's folder.
+    """Train `model` in place to the end of `batches`, or until a hook ends it; checkpoints, metrics and the clock live
+    in the stage's folder.
 
     `loss_fn` gives what is minimised and what is recorded, of a part of the step's batch, which the loop has moved to
     the model's device; what is recorded may be tensors there, which the loop reads together. Over micro-batches and
@@ -119,6 +122,9 @@ def train(
                 metrics |= hook.after_step(step, optimizer, updated=outlier is None)
             metrics |= meter.advance(size, metrics)
             tracker.log(step, **metrics, seconds=round(stage.seconds, 2))
+            if reason := metrics.get(ENDED):
+                bar.print(f"{stage.name}: ends after step {step + 1} of {batches.num_steps}: {reason}")
+                break
     if spikes.num_skipped and parallel.first:
         print(f"{stage.name}: {spikes.num_skipped} of {batches.num_steps} steps skipped as outliers")
     model.eval()

@@ -193,8 +193,9 @@ def test_the_kl_in_the_advantage_has_the_gradient_of_the_divergence_and_the_usua
     assert not torch.allclose(ours, estimator, atol=1e-2)
 
 
-def test_answers_that_context_ranks_cut_are_refused() -> None:
-    parallel = SimpleNamespace(mesh=SimpleNamespace(sizes={"context": 2}))
+@pytest.mark.parametrize("axis", ["context", "tensor"])
+def test_answers_that_ranks_cut_are_refused_where_they_are_needed_whole(axis: str) -> None:
+    parallel = SimpleNamespace(mesh=SimpleNamespace(sizes={"context": 1, "tensor": 1, axis: 2}))
     policy_loss(PolicyLossConfig(), parallel)  # type: ignore[arg-type]
-    with pytest.raises(HerdError, match="correction=gspo needs whole answers"):
+    with pytest.raises(HerdError, match=f"correction=gspo needs whole answers, which {axis} ranks cut"):
         policy_loss(PolicyLossConfig(correction=CorrectionConfig(name="gspo")), parallel)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import torch
 
-from herd.core.batch import B, Batch, document_cuts, nearest, slice_batch
+from herd.core.batch import B, Batch, nearest, part_cuts, slice_batch
 from herd.data.loading.batches import Batches, cancel
 from herd.model.parallel.mesh import DATA, Mesh, bounds
 
@@ -50,7 +50,7 @@ def share(batch: B, mesh: Mesh, chunk_size: int) -> B:
     """
     starts = batch.starts_S.tolist()
     rank = mesh.index(DATA)
-    begin, end = document_cuts(starts, mesh.count(DATA))[rank : rank + 2]
+    begin, end = part_cuts(batch.cuts, mesh.count(DATA))[rank : rank + 2]
     starts = [start - begin for start in starts if begin <= start <= end]
     rows = torch.arange(begin, end)
     if mesh.sizes["context"] > 1:
