@@ -148,6 +148,16 @@ ALL = (
         computes=True,
     ),
     stage(
+        "rl",
+        config="herd.config:RlConfig",
+        function="herd.stages.rl:rl",
+        reads=("model", "data"),
+        writes="model",
+        summary="Train a model on what its own answers are worth",
+        example="herd rl runs/tiny/sft --data runs/tiny/data --environments digits --out runs/mine/rl",
+        computes=True,
+    ),
+    stage(
         "dpo",
         config="herd.config:DpoConfig",
         function="herd.stages.dpo:dpo",

@@ -30,6 +30,7 @@ from herd.config.presets import (
     tiny_maverick,
     tiny_scout,
 )
+from herd.config.rl import RlConfig
 from herd.config.rl_loss import CorrectionConfig, PolicyLossConfig
 from herd.config.sampling import SamplingConfig
 from herd.config.select import SelectConfig
@@ -105,6 +106,7 @@ __all__ = [
     "PromptSource",
     "PruneConfig",
     "ReportConfig",
+    "RlConfig",
     "RopeScaling",
     "SamplingConfig",
     "SelectConfig",

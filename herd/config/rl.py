@@ -1,9 +1,14 @@
 """Settings of online reinforcement learning."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
-from herd.config.ranges import Checked, PartialShare, Share, TrueShare
+from herd.config.ranges import Checked, Count, CountOrNone, PartialShare, Positive, Share, TrueShare, Weight
+from herd.config.rl_loss import PolicyLossConfig
+from herd.config.training import LanguageTrainingConfig, LossSpikesConfig, OptimizerConfig
 from herd.errors import HerdError
+
+ModeName = Literal["sync", "pinned", "inflight"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,3 +41,74 @@ class CurriculumConfig(Checked):
     def target_at(self, progress: float) -> float:
         """The pass rate that is aimed at when so much of the run, from 0 to 1, is over."""
         return self.start_pass_rate + progress * (self.end_pass_rate - self.start_pass_rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RlConfig(LanguageTrainingConfig):
+    """Learning from rewards for the model's own answers: see docs/rl.md."""
+
+    environments: tuple[str, ...] = ("digits",)
+    """What is asked and graded, each for an equal share of the groups or with its own as in `digits=2`: a task of
+    Herd's, a JSONL file of prompts with answers, or your class `module:name`."""
+    num_steps: Count = 100
+    """Updates of the weights."""
+    groups: Count = 16
+    """Groups that a step is trained on: prompts with several answers each, not all worth the same."""
+    group_size: Count = 8
+    """Answers to a prompt."""
+    max_tokens: Count = 128
+    """Longest answer, over all its turns; one that is cut off gets a reward of 0."""
+    max_turns: Count = 8
+    """Most turns of the model in one answer, in environments that go on."""
+    system_prompts: tuple[str, ...] = ()
+    """One of these is put before each prompt that has none, drawn by chance; "" for none."""
+    mode: ModeName = "sync"
+    """`sync`: a step is drawn by the newest weights, and drawing and training take turns; `pinned`: by the weights of
+    `lag` steps before, meanwhile, so that the result is a function of the seed; `inflight`: answers go on under new
+    weights as soon as there are any."""
+    lag: CountOrNone = 1
+    """Steps by which the weights that draw may be older than those that are trained; without effect in `sync`."""
+    window: Share = 0.3
+    """In `inflight`: share of the groups under way by which a finished group may overtake the oldest that is not; 0:
+    strict order."""
+    advantage: Literal["mean_centred", "maxrl"] = "mean_centred"
+    """Reward less the group's mean; or also divided by the mean (MaxRL)."""
+    exact: bool = False
+    """Read the drawn tokens again by the engine's forward at the current weights: the ratio of probabilities then
+    differs from 1 by the age of the weights alone; in fp32 it is 1 to the bit where they are the same."""
+    slots: Count = 64
+    """Answers that the engine draws at a time."""
+    env_timeout_s: Positive = 60.0
+    """Longest wait for an environment's reaction, in seconds; it is asked `env_attempts` times."""
+    env_attempts: Count = 3
+    """After so many failures the group is dropped, and counted."""
+    bias_update_rate: Weight = 0.0
+    """As elsewhere; off, so that engine and trainer choose the same experts."""
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr_scale=0.05, weight_decay=0.0, decay=0.1, warmup_ratio=0.05)
+    )
+    loss_spikes: LossSpikesConfig = field(default_factory=lambda: LossSpikesConfig(skip=("not_finite", "grad_norm")))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.environments:
+            raise HerdError("environments is empty: name one, such as digits")
+        if self.group_size < 2:
+            raise HerdError("group_size=1 has no answers to compare: set at least 2")
+        if self.bias_update_rate:
+            raise HerdError("bias_update_rate is not 0: the engine would choose other experts than the trainer")
+        if self.lora.rank is not None:
+            raise HerdError("lora: the rollouts' engine draws by whole weights: herd merge the adapter, then herd rl")
+
+    @property
+    def steps_behind(self) -> int:
+        """The lag that is in effect."""
+        return 0 if self.mode == "sync" else self.lag
+
+    def shares(self) -> dict[str, float]:
+        """The share of each environment."""
+        parts = [one.rpartition("=") for one in self.environments]
+        weights = {name or share: float(share) if name else 1.0 for name, _, share in parts}
+        return {name: weight / sum(weights.values()) for name, weight in weights.items()}

@@ -106,6 +106,13 @@ class Curriculum:
                 cells[chosen].next_index += 1
         return [places[place] for place in rng.permutation(len(places))]
 
+    def mark(self, place: Place) -> None:
+        """Take a task as dealt, of a run that goes on."""
+        environment, cell, index = place
+        found = self._cells[environment][cell]
+        found.next_index = max(found.next_index, index + 1)
+        self._dealt[environment] += 1
+
     def chances(self, environment: str, wave: int, num_waves: int) -> dict[str, float]:
         """The share of each cell in an environment's groups of a wave."""
         cells, config = self._cells[environment], self.config
@@ -141,6 +148,13 @@ class Curriculum:
                 found = self._cells[name][cell]
                 kept += float(share) * chance * (1 - found.moment(group_size, 0) - found.moment(0, group_size))
         return kept
+
+    def describe(self) -> str:
+        """The pass rates of all cells."""
+        rates = [
+            f"{name} {cell} {found.pass_rate:.2f}" for name, some in self._cells.items() for cell, found in some.items()
+        ]
+        return ", ".join(rates)
 
     def state(self) -> dict[str, Any]:
         """All that it has seen and dealt, for JSON."""

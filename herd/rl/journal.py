@@ -3,10 +3,10 @@
 A head with the format's version, then records: length and crc32 of the payload (4 bytes each, little-endian), and the
 payload, which is one byte for the kind of entry and its fields as a MessagePack map, arrays as their bytes.
 
-Records after which the run relies on what they say (finished, picked, published, saved) are forced to the disk before
-`append` returns, and all earlier ones with them. Opening reads the records and keeps in memory where each finished
-group begins; the groups stay on disk. A torn end, as a kill or a full disk leaves it, is cut off. A broken record with
-whole ones behind it is damage: the file is refused and nothing is cut.
+Records after which the run relies on what they say (picked, published, saved) are forced to the disk before `append`
+returns, and all earlier ones with them; a group that was not picked yet can be drawn again. Opening reads the records
+and keeps in memory where each finished group begins; the groups stay on disk. A torn end, as a kill or a full disk
+leaves it, is cut off. A broken record with whole ones behind it is damage: the file is refused and nothing is cut.
 
 The stage's work folder is locked while the stage runs, so one process writes; others may open it with `read_only`.
 """
@@ -85,7 +85,7 @@ class Saved:
 
 
 Entry = Admitted | Finished | Dropped | Picked | Published | Saved
-DURABLE = (Finished, Picked, Published, Saved)
+DURABLE = (Picked, Published, Saved)
 
 
 @dataclass(frozen=True)

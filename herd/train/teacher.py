@@ -76,6 +76,18 @@ class Teacher:
             draws_RK[rows] = draw(masses_RV, uniforms_RK[rows])
         return TeacherRows(tokens_R=tokens_R, draws_RK=draws_RK, logprobs_R=logprobs_R, entropies_R=entropies_R)
 
+    @torch.inference_mode()
+    def logprobs(self, batch: Batch) -> Float[Tensor, "n"]:
+        """Log-probability of the target of each token with a weight, by the formula of the engine: in fp32 the same
+        bits as it recorded when it drew them. NaN elsewhere."""
+        tokens_R = send(torch.nonzero(batch.weights_N)[:, 0], batch.tokens_N.device)
+        hidden_RD, targets_R = self._hidden(batch)[tokens_R], batch.targets_N[tokens_R]
+        read_N = torch.full((len(batch.tokens_N),), torch.nan, device=hidden_RD.device)
+        for rows, logits_RV in self._logits(hidden_RD):
+            log_RV = torch.log_softmax(logits_RV.float(), -1)
+            read_N[tokens_R[rows]] = log_RV.gather(1, targets_R[rows, None])[:, 0]
+        return read_N
+
     def _logits(self, hidden_RD: Tensor) -> Iterator[tuple[slice, Tensor]]:
         if self._fused is None:
             yield from logit_chunks(hidden_RD, self.model.unembedding.weight)

@@ -319,7 +319,7 @@ def test_a_full_disk_leaves_nothing_torn_and_names_the_place(
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
         with pytest.raises(HerdError, match=r"journal cannot be written \(No space left on device\): free"):
-            journal.append(SHORT[-1])
+            journal.append(SHORT[-1] if call == "pwrite" else Saved(7))  # the one is large, the other forced
     assert path.stat().st_size == size
     assert_has(journal, SHORT[:-1])
     journal.append(SHORT[-1])
@@ -350,7 +350,7 @@ def test_what_the_run_relies_on_is_forced_to_the_disk_before_append_returns(
     monkeypatch.setattr(os, "fsync", lambda handle: forced.append(os.fstat(handle).st_size))
     for entry in SHORT:
         journal.append(entry)
-        durable = not isinstance(entry, Admitted | Dropped)
+        durable = not isinstance(entry, Admitted | Finished | Dropped)
         assert forced == [(tmp_path / "journal").stat().st_size] * durable
         forced.clear()
     journal.close()

@@ -1,0 +1,100 @@
+"""`herd rl`: a model learns from what its own answers are worth, by one more kind of batches in the loop of all."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from herd.config import RlConfig
+from herd.core.batch import Batch
+from herd.core.lineage import Stage
+from herd.core.metrics import Mean, Number
+from herd.engine.load import load
+from herd.errors import HerdError
+from herd.model.parallel import Parallel, start
+from herd.model.transformer import Transformer
+from herd.rl.batches import RolloutBatches
+from herd.rl.curriculum import Curriculum
+from herd.rl.draw import Drawer
+from herd.rl.environment import Environment, open_environment
+from herd.rl.journal import Journal
+from herd.rl.loss import RolloutBatch, policy_loss
+from herd.rl.rollouts import Rollouts
+from herd.rl.watch import Watch
+from herd.rl.weights import Publish
+from herd.stages.language import heldout_loss, open_model, train_language
+from herd.stages.model_folder import save_model
+from herd.train.loop import Hook, LossFunction
+from herd.train.teacher import Teacher
+
+JOURNAL = "journal"
+
+
+def rl(config: RlConfig, model: Path, data: Path, out: Path) -> Path:
+    """Train the model folder `model` in environments; returns the finished folder `out`, with the journal of what was
+    drawn."""
+    parallel = Parallel(start(config.parallel))
+    if parallel.is_distributed:
+        raise HerdError("herd rl trains on one rank: leave out --parallel")
+    stage = Stage("rl", out, config=config, parents={"model": model, "data": data})
+    if config.mode != "sync" and not torch.cuda.is_available():
+        torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # drawing and training share the cores
+    network, tokenizer = open_model(model, config, stage, parallel)
+    environments = {spec: open_environment(spec, data, config.seed) for spec in config.shares()}
+    rollouts = open_rollouts(config, model, environments, stage, network.embedding.weight.dtype)
+    publish = Publish(network, rollouts)
+    batches = RolloutBatches(rollouts, publish.start, advantage=config.advantage, patch_id=tokenizer.ids.patch)
+    loss_fn: LossFunction[Batch] = policy_loss(config.loss, parallel)
+    if config.exact:
+        loss_fn = with_engine_logprobs(loss_fn, Teacher(network))
+    hooks: list[Hook] = [
+        publish,
+        Watch(rollouts, environments),
+        *heldout_loss(network, tokenizer, data, config, parallel),
+    ]
+    try:
+        train_language(network, batches, config, stage, parallel, hooks=hooks, loss_fn=loss_fn)
+    finally:
+        rollouts.close()
+    return save_model(network, tokenizer, stage, parallel)
+
+
+def with_engine_logprobs(loss_fn: LossFunction[Batch], reader: Teacher) -> LossFunction[Batch]:
+    """A loss whose batch has the log-probabilities by the engine's forward, at the weights that are trained."""
+
+    def read(model: Transformer, batch: Batch) -> tuple[Tensor, Mapping[str, Number | Mean]]:
+        assert isinstance(batch, RolloutBatch)
+        return loss_fn(model, replace(batch, current_N=reader.logprobs(batch).clone()))
+
+    return read
+
+
+def open_rollouts(
+    config: RlConfig, model: Path, environments: dict[str, Environment], stage: Stage, dtype: torch.dtype
+) -> Rollouts:
+    """What draws, with an engine of its own."""
+    cells = {name: environment.cells for name, environment in environments.items()}
+    longest = min(config.slots, config.groups * config.group_size)
+    drawer = Drawer(
+        load(model, dtype=dtype).engine(max_num_seqs=longest),
+        environments,
+        group_size=config.group_size,
+        max_tokens=config.max_tokens,
+        max_turns=config.max_turns,
+        timeout_s=config.env_timeout_s,
+        attempts=config.env_attempts,
+        system_prompts=config.system_prompts,
+    )
+    window = max(1, int(config.window * (config.lag + 1) * config.groups))
+    return Rollouts(
+        drawer,
+        Curriculum(cells, config.shares(), config.curriculum),
+        Journal(stage.work / JOURNAL),
+        seed=config.seed,
+        num_steps=config.num_steps,
+        groups=config.groups,
+        lag=config.steps_behind,
+        window=window if config.mode == "inflight" else None,
+    )

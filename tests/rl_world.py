@@ -1,0 +1,104 @@
+"""A model, data and environments for tests of online RL: random weights, and rewards that need no skill."""
+
+import random
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from herd.bench.select_world import new_model, questions, write_data
+from herd.config import CheckpointConfig, RlConfig
+from herd.rl.environment import Reaction
+
+
+class Parity:
+    """Asks for digits; right is an answer of an even number of characters, which about half are."""
+
+    cells = ("easy", "hard")
+    tools = ()
+
+    def __init__(self, seed: int = 0, heldout: bool = False) -> None:
+        self.seed = seed
+
+    def prompt(self, cell: str, index: int) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": f"{cell[0]} {index}"}]
+
+    def respond(self, messages: Any, answer: Mapping[str, Any], *, seed: int = 0) -> Reaction:
+        return Reaction(reward=float(len(answer["content"]) % 2 == 0))
+
+
+class Jittered(Parity):
+    """The same after a wait that no seed decides."""
+
+    def respond(self, messages: Any, answer: Mapping[str, Any], *, seed: int = 0) -> Reaction:
+        time.sleep(random.Random().expovariate(200))
+        return super().respond(messages, answer, seed=seed)
+
+
+class Talking(Parity):
+    """Answers twice before it gives the reward, of all that was said."""
+
+    def respond(self, messages: Any, answer: Mapping[str, Any], *, seed: int = 0) -> Reaction:
+        said = [one for one in messages if one["role"] == "assistant"]
+        if len(said) < 2:
+            return Reaction(reward=None, messages=({"role": "user", "content": f"go on {len(said)}"},))
+        return super().respond(messages, answer, seed=seed)
+
+
+class Raising(Parity):
+    """Raises at each prompt of the cell `hard`."""
+
+    def respond(self, messages: Any, answer: Mapping[str, Any], *, seed: int = 0) -> Reaction:
+        if messages[0]["content"].startswith("h"):
+            raise OSError("the sandbox is gone")
+        return super().respond(messages, answer, seed=seed)
+
+
+class Sometimes(Parity):
+    """Raises the first time that it is asked about an answer, never again."""
+
+    asked: ClassVar[set[str]] = set()
+
+    def respond(self, messages: Any, answer: Mapping[str, Any], *, seed: int = 0) -> Reaction:
+        key = repr((messages[0]["content"], seed))
+        if key not in self.asked:
+            self.asked.add(key)
+            raise OSError("busy")
+        return super().respond(messages, answer, seed=seed)
+
+
+class Hanging(Parity):
+    """Never answers."""
+
+    def respond(self, messages: Any, answer: Mapping[str, Any], *, seed: int = 0) -> Reaction:
+        time.sleep(10_000)
+        raise AssertionError
+
+
+class Wrong(Parity):
+    """A reward that is none."""
+
+    def respond(self, messages: Any, answer: Mapping[str, Any], *, seed: int = 0) -> Reaction:
+        return Reaction(reward=float("nan"))
+
+
+class Same(Parity):
+    """All answers are worth the same."""
+
+    def respond(self, messages: Any, answer: Mapping[str, Any], *, seed: int = 0) -> Reaction:
+        return Reaction(reward=0.1 + 0.2)
+
+
+def make_world(folder: Path) -> tuple[Path, Path]:
+    """A model folder and a data folder."""
+    model = new_model(folder / "model", 0)
+    data = write_data(folder / "data", questions(0, {"data": 2})["data"], 0)
+    return model, data
+
+
+def settings(environment: type | str = Parity, **changes: Any) -> RlConfig:
+    """A short run in fp32."""
+    name = environment if isinstance(environment, str) else f"rl_world:{environment.__name__}"
+    changes = {"num_steps": 3, "groups": 3, "group_size": 4, "max_tokens": 8, "dtype": "float32", **changes}
+    changes.setdefault("checkpoint", CheckpointConfig(every_s=0))
+    return RlConfig(environments=(name,), **changes)
