@@ -23,7 +23,7 @@ class Reaction:
     """What follows an answer."""
 
     reward: float | None
-    """From 0 to 1; None: the conversation goes on."""
+    """A finite number, of tasks from 0 to 1; None: the conversation goes on."""
     messages: tuple[Mapping[str, Any], ...] = ()
     """What the environment says next (role `tool` or `user`), where it goes on."""
     parts: Mapping[str, float] = field(default_factory=dict)
@@ -141,7 +141,7 @@ def was_cut(answer: Mapping[str, Any]) -> bool:
 
 def open_environment(spec: str, data: Path | None, seed: int, *, heldout: bool = False) -> Environment:
     """The environment that is called `spec`: `calculator`, a task of herd.data.tasks.known or a JSONL file of prompts,
-    or the user's `module:name`, called with `seed` and `heldout`.
+    `openenv/URL`, `verifiers/NAME`, or the user's `module:name`, called with `seed` and `heldout`.
 
     `data` is the data folder that it may read. Prompts that are held out are never among the others.
     Raises HerdError where there is none.
@@ -151,15 +151,24 @@ def open_environment(spec: str, data: Path | None, seed: int, *, heldout: bool =
     if spec in OTHERS:
         made: Environment = load_object(OTHERS[spec])(seed=seed, heldout=heldout)
         return made
+    adapter, _, place = spec.partition("/")
+    if adapter in ADAPTERS and place:
+        made = load_object(ADAPTERS[adapter])(place, seed=seed, heldout=heldout)
+        return made
     if ":" not in spec or is_file(spec):
         if spec not in NAMES and "/" not in spec and not is_file(spec):
             raise unknown("environment", spec, [*NAMES, *OTHERS])
         return TaskEnvironment(open_task(spec, data, seed, heldout=heldout))
     made = load_object(spec)(seed=seed, heldout=heldout)
     if missing := [name for name in ("cells", "tools", "prompt", "respond") if not hasattr(made, name)]:
-        raise HerdError(f"{spec} gives {type(made).__name__}, which has no {missing[0]}: see docs/rl.md")
+        raise HerdError(f"{spec} gives {type(made).__name__}, which has no {missing[0]}: see docs/environments.md")
     return made
 
 
 OTHERS = {"calculator": "herd.rl.calculator:CalculatorEnvironment"}
 """Environments that are no tasks, by name."""
+ADAPTERS = {
+    "openenv": "herd.rl.adapters.openenv:OpenEnvironment",
+    "verifiers": "herd.rl.adapters.verifiers:TasksetEnvironment",
+}
+"""Those of other frameworks, `name/place`."""

@@ -157,6 +157,12 @@ def test_any_way_through_a_maze_counts_and_no_others(distance: int, index: int, 
     assert len(task.solution(f"maze-{distance}", index).split()) == distance
 
 
+def test_a_way_through_a_maze_goes_to_no_field_twice():
+    prompt = [{"role": "user", "content": "maze S . E . . # . . ."}]
+    grades = [SearchTask(1).grade(prompt, way).right for way in ("R R", "D R U R", "R L R R", "D U R R")]
+    assert grades == [True, True, False, False]
+
+
 def test_a_maze_of_each_distance_has_a_way_of_that_length_and_no_shorter_one():
     task = SearchTask(1)
     for distance, grids in mazes().items():

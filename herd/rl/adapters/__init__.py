@@ -1,0 +1,1 @@
+"""Environments of other frameworks, each an extra of its own."""
