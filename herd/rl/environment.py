@@ -6,6 +6,7 @@ the caller's affair.
 """
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 
 from herd.core.streams import stream
 from herd.data.sources.module import load_object
-from herd.data.tasks.task import CellTask, Messages
+from herd.data.tasks.task import CellTask, Messages, matching
 from herd.errors import HerdError, unknown
 
 
@@ -86,6 +87,24 @@ class TaskEnvironment:
         return [{"role": "assistant", "content": self.task.solution(cell, index)}]
 
 
+class SomeCells:
+    """An environment without some of its cells."""
+
+    def __init__(self, environment: Environment, patterns: Sequence[str]) -> None:
+        """Raises HerdError for a pattern that no cell matches."""
+        self.environment, self.cells = environment, matching(environment.cells, patterns)
+
+    @property
+    def tools(self) -> Sequence[Mapping[str, Any]]:
+        return self.environment.tools
+
+    def prompt(self, cell: str, index: int) -> list[dict[str, Any]]:
+        return self.environment.prompt(cell, index)
+
+    def respond(self, messages: Messages, answer: Mapping[str, Any], *, seed: int = 0) -> Reaction:
+        return self.environment.respond(messages, answer, seed=seed)
+
+
 class Delay:
     """An environment that takes its time: a log-normal wait (sigma 1) before each reaction.
 
@@ -141,11 +160,14 @@ def was_cut(answer: Mapping[str, Any]) -> bool:
 
 def open_environment(spec: str, data: Path | None, seed: int, *, heldout: bool = False) -> Environment:
     """The environment that is called `spec`: `calculator`, a task of herd.data.tasks.known or a JSONL file of prompts,
-    `openenv/URL`, `verifiers/NAME`, or the user's `module:name`, called with `seed` and `heldout`.
+    `openenv/URL`, `verifiers/NAME`, or the user's `module:name`, called with `seed` and `heldout`. Behind any of them
+    `[sort-*,copy-3]` leaves only the cells that match.
 
     `data` is the data folder that it may read. Prompts that are held out are never among the others.
     Raises HerdError where there is none.
     """
+    if found := re.fullmatch(r"(.+)\[([^\[\]]+)\]", spec):
+        return SomeCells(open_environment(found[1], data, seed, heldout=heldout), found[2].split(","))
     from herd.data.tasks.known import NAMES, is_file, open_task  # with the readers of all kinds of data, and torch
 
     if spec in OTHERS:

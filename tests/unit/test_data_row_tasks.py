@@ -47,6 +47,7 @@ def first_words(task: CellTask, count: int) -> list[str]:
 def test_rules(rule: str, right: str, said: str, is_right: bool):
     task = PromptsTask([ruled("?", right, rule)], 1)
     assert task.grade(asking("?"), said).right == is_right
+    assert task.grade([{"role": "system", "content": "Be brief."}, *asking("?")], said).right == is_right
     assert task.grade(asking("!"), said) == UNKNOWN
 
 
@@ -148,6 +149,7 @@ def test_the_prompts_and_chats_of_a_data_folder_keep_its_splits(tmp_path: Path):
     names = open_task("names", tmp_path, 1)
     assert names.cells == ("name-de",) and names.prompt("name-de", 0) == [{"role": "user", "content": picture}]
     assert names.solution("name-de", 3) == "Hund" and names.grade(names.prompt("name-de", 0), "hund.").right
+    assert names.grade([{"role": "system", "content": "Be brief."}, *names.prompt("name-de", 0)], "Hund").right
     assert first_words(open_task("names", tmp_path, 1, heldout=True), 1) == ["B?"]
     assert open_task("chats", tmp_path, 1).cells == ("capital-en", "name-de")
     with pytest.raises(HerdError, match="has no held-out chats of the kind capital"):

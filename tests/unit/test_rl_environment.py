@@ -74,6 +74,16 @@ def test_an_environment_is_named_or_the_users_own():
         open_environment("builtins:dict", None, 1)
 
 
+def test_an_environment_may_be_had_without_some_of_its_cells():
+    some = open_environment("digits[sort-*,copy-3]", None, 1)
+    assert set(some.cells) == {"copy-3", *(f"sort-{length}" for length in range(3, 8))}
+    assert some.prompt("sort-4", 7) == DigitsTask(1).prompt("sort-4", 7)
+    assert some.respond(ASKED, answer("1 2 3")).reward == 1
+    assert open_environment(f"{__name__}:Mine[on*]", None, 5).cells == ("only",)
+    with pytest.raises(HerdError, match="unknown cell 'sorts-3', did you mean 'sort-3'"):
+        open_environment("digits[sorts-3]", None, 1)
+
+
 def test_the_protocol_needs_no_torch():
     code = "import sys, herd.rl.environment; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

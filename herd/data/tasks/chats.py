@@ -9,7 +9,7 @@ from typing import Any
 
 from herd.data.tasks.gym import Gym, Problem
 from herd.data.tasks.made import MADE
-from herd.data.tasks.task import UNKNOWN, Grade, Messages, prompt_key
+from herd.data.tasks.task import UNKNOWN, Grade, Messages, prompt_key, prompt_keys
 from herd.data.text.spelling import normalise
 from herd.errors import HerdError
 
@@ -76,7 +76,8 @@ class ChatTask:
         return self.chats[i].answer
 
     def grade(self, messages: Messages, answer: str) -> Grade:
-        grades = [self._grade(chat, answer) for chat in self._by_prompt.get(prompt_key(messages), ())]
+        found = next((self._by_prompt[key] for key in prompt_keys(messages) if key in self._by_prompt), ())
+        grades = [self._grade(chat, answer) for chat in found]
         return max(grades, key=lambda grade: grade.score, default=UNKNOWN)
 
     @cached_property

@@ -24,7 +24,7 @@ from herd.data.sources.prompts import Prompts
 from herd.data.sources.readers import files_of
 from herd.data.sources.source import Notes
 from herd.data.tasks.rows import Shuffled, cell_name
-from herd.data.tasks.task import UNKNOWN, Grade, Messages, is_heldout, prompt_key
+from herd.data.tasks.task import UNKNOWN, Grade, Messages, is_heldout, prompt_key, prompt_keys
 from herd.errors import HerdError, unknown
 
 Rule = Callable[[Messages, str], float]
@@ -100,7 +100,7 @@ class PromptsTask:
         return row.answer
 
     def grade(self, messages: Messages, answer: str) -> Grade:
-        found = self._known.get(prompt_key(messages))
+        found = next((self._known[key] for key in prompt_keys(messages) if key in self._known), None)
         if found is None:
             return UNKNOWN
         score = max(rule(messages, answer) for rule, _ in found)

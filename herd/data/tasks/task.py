@@ -103,6 +103,12 @@ def prompt_key(messages: Messages) -> str:
     return json.dumps([dict(message) for message in messages[:count]], sort_keys=True, default=repr)
 
 
+def prompt_keys(messages: Messages) -> tuple[str, str]:
+    """The key of a prompt, and of the same without its first system message, which RL may have put before it."""
+    is_system = bool(messages) and messages[0].get("role") == "system"
+    return prompt_key(messages), prompt_key(messages[1:] if is_system else messages)
+
+
 def asked(messages: Messages) -> str:
     """The text of the user's first message; "" where there is none, or it is in parts."""
     found = next((message.get("content") for message in messages if message.get("role") == "user"), None)
