@@ -20,8 +20,8 @@ the cache, evaluation, checkpoints; a step of training takes a constant time a g
 
 import heapq
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from math import inf
 
 from herd.bench.rl_model import GroupWork, Machine, Schedule
@@ -109,6 +109,23 @@ class Engine:
         return ended
 
 
+def calibrate(machine: Machine, groups: Iterable[GroupWork], *, draw_s: float, fixed_share: float) -> Machine:
+    """The machine whose engine draws `groups`, all there at once, in `draw_s`; `fixed_share` of it is `fixed_s`."""
+    groups = list(groups)
+    engine = Engine(replace(machine, fixed_s=1.0, token_s=0.0, prefill_s=0.0), padded=False)
+    for ordinal, work in enumerate(groups):
+        size = len(work.tokens)
+        engine.add(Group(ordinal=ordinal, version=0, last_version=0, wave=0, work=work, to_draw=size, to_judge=size))
+    while engine.busy:
+        engine.advance(inf)
+    rest = draw_s - machine.prefill_s * len(groups)
+    fixed_s, token_s = (
+        fixed_share * rest / engine.virtual,
+        (1 - fixed_share) * rest / sum(sum(w.tokens) for w in groups),
+    )
+    return replace(machine, fixed_s=fixed_s, token_s=token_s)
+
+
 def simulate(
     schedule: Schedule, machine: Machine, group: Callable[[int], GroupWork], *, steps: int = 100, warm_up: int = 20
 ) -> Result:
@@ -127,13 +144,16 @@ class _Simulation:
         self.batch: list[Group] = []
         self.trained = self.version = self.engine_version = 0
         self.unpublished = self.judging = self.busy_groups = 0
+        self.changed = True  # so that something may start
         self.spent = dict.fromkeys(("trainer", "engine", "groups", "any"), 0.0)
 
     def run(self, steps: int, warm_up: int) -> Result:
         begin, before = 0.0, dict(self.spent)
         while self.trained < warm_up + steps:
             already = self.trained
-            self.start()
+            if self.changed:
+                self.changed = False
+                self.start()
             self.advance()
             if already < warm_up == self.trained:
                 begin, before = self.now, dict(self.spent)
@@ -193,8 +213,12 @@ class _Simulation:
         for group, member in self.engine.advance(inf if seconds >= engine_s else seconds * engine_speed):
             group.to_draw -= 1
             group.last_version = self.engine_version
-            self.judging += 1
-            heapq.heappush(self.environment, (self.now + group.work.env_s[member], self.judging, group))
+            self.changed |= group.to_draw == 0
+            if env_s := group.work.env_s[member]:
+                self.judging += 1
+                heapq.heappush(self.environment, (self.now + env_s, self.judging, group))
+            else:
+                self._judge(group)
         while self.environment and self.environment[0][0] <= self.now:
             self._judge(heapq.heappop(self.environment)[2])
         self.training_s -= seconds * trainer_speed if self.batch else 0.0
@@ -204,11 +228,13 @@ class _Simulation:
     def _judge(self, group: Group) -> None:
         group.to_judge -= 1
         if group.to_judge == 0:
+            self.changed = True
             group.dropped = not group.work.has_signal
             self.busy_groups -= 1
             self.ledger.judged(group)
 
     def _finish_step(self) -> None:
+        self.changed = True
         self.trained += 1
         self.unpublished += len(self.batch)
         self.batch = []

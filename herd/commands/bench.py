@@ -278,6 +278,34 @@ def bench_distill(
     )
 
 
+def bench_rl(
+    *,
+    cases: tuple[Literal["simulated", "published", "cluster"], ...] = ("simulated",),
+    latencies: tuple[float, ...] = (0.0, 0.1, 0.3, 1.0, 3.0),
+    draw_s: float = 0.73,
+    train_s: float = 0.80,
+    publish_s: float = 0.0,
+    keep: float = 1.0,
+    steps: int = 60,
+    json: bool = False,
+) -> None:
+    """Seconds of a trained group, by the latency of the environment and the kind of schedule.
+
+    Args:
+        cases: `simulated`: a discrete-event model; `published`: that model beside public runs (minutes); `cluster`: a
+            Behemoth on 1,024 to 32,768 GPUs (a minute).
+        latencies: Medians of the environment, in seconds.
+        draw_s: Measured seconds to draw a step's 384 answers on one core.
+        train_s: Measured seconds to train on them on one core.
+        publish_s: Measured seconds to hand new weights to the engine.
+        keep: Share of the groups whose rewards differ.
+        steps: Simulated steps of each schedule.
+        json: Print one JSON object, for scripts.
+    """
+    service = load_object("herd.bench.rl:Service")(draw_s=draw_s, train_s=train_s, publish_s=publish_s, keep=keep)
+    load_object("herd.bench.rl:bench_rl")(cases=cases, latencies=latencies, service=service, steps=steps, as_json=json)
+
+
 BENCHES = {
     "bench needle": command(
         bench_needle,
@@ -318,6 +346,7 @@ BENCHES = {
         example="herd bench distill --data runs/tiny/data --teacher runs/tiny/pretrain --out runs/distill",
         computes=True,
     ),
+    "bench rl": command(bench_rl, example="herd bench rl --cases simulated --latencies 0 1"),
     "bench data": command(bench_data, example="herd bench data --cases cleaning --json"),
     "bench gpu": command(bench_gpu, example="herd bench gpu --json"),
 }

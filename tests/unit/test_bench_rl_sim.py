@@ -249,4 +249,4 @@ def test_equal_seeds_give_equal_runs_and_a_group_does_not_depend_on_those_before
     assert first == second
     assert workload(7) == workload(7) != replace(workload, seed=5)(7)
     tokens = [token for ordinal in range(300) for token in workload(ordinal).tokens]
-    assert 1 <= min(tokens) and max(tokens) == 20
+    assert min(tokens) >= 1 and max(tokens) == 20
