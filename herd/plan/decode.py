@@ -83,3 +83,12 @@ def published_decoding() -> list[tuple[str, float, float]]:
         )
         for name, config, gpus, published in runs
     ]
+
+
+def table() -> list[str]:
+    """Lines of markdown."""
+    lines = ["| model and H100 cards | published, tokens/s | predicted | predicted / published |", "|---|---|---|---|"]
+    return lines + [
+        f"| {name} | {published:,.0f} | {predicted:,.0f} | {predicted / published:.2f} |"
+        for name, published, predicted in published_decoding()
+    ]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ from herd.config import preset
 from herd.errors import HerdError
 from herd.plan.cluster import GPUS
 from herd.plan.counts import weight_bytes
-from herd.plan.decode import decoder, published_decoding, smallest_replica
+from herd.plan.decode import decoder, published_decoding, smallest_replica, table
 
 
 def test_a_calibrated_engine_draws_its_groups_in_the_time_that_was_measured() -> None:
@@ -87,6 +88,8 @@ def test_a_decoding_step_reads_the_weights_once_and_is_held_beside_published_thr
     ratios = [predicted / published for _, published, predicted in published_decoding()]
     assert ratios[0] == pytest.approx(1, abs=0.03)
     assert max(max(ratio, 1 / ratio) for ratio in ratios) < 2.3
+    page = (Path(__file__).parents[2] / "docs/plan.md").read_text(encoding="utf-8")
+    assert "\n".join(table()) in page, "the lines of herd.plan.decode.table()"
     with pytest.raises(HerdError, match="take more"):
         decoder(preset("behemoth"), card, gpus=8, context=1024)
     gpus = smallest_replica(preset("behemoth"), card)
