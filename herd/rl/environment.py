@@ -43,7 +43,8 @@ class Environment(Protocol):
         """OpenAI's objects of the tools that the model may call; () if none."""
 
     def prompt(self, cell: str, index: int) -> list[dict[str, Any]]:
-        """The messages of prompt `index` of `cell`: a function of the environment's seed and these two."""
+        """The messages of prompt `index` of `cell`: a function of the environment's seed and these two. Pictures are
+        opened, as herd.data.tokens.chat takes them; keys beside role and content are the environment's own."""
 
     def respond(self, messages: Messages, answer: Mapping[str, Any], *, seed: int = 0) -> Reaction:
         """What follows the assistant's message `answer` to `messages`, which are all before it.
@@ -180,13 +181,21 @@ def open_environment(spec: str, data: Path | None, seed: int, *, heldout: bool =
     if ":" not in spec or is_file(spec):
         if spec not in NAMES and "/" not in spec and not is_file(spec):
             raise unknown("environment", spec, [*NAMES, *OTHERS])
-        return TaskEnvironment(open_task(spec, data, seed, heldout=heldout))
+        task = TaskEnvironment(open_task(spec, data, seed, heldout=heldout))
+        if spec not in SHOWN or data is None:
+            return task
+        from herd.data.loading.chat_media import ChatMedia
+        from herd.rl.pictures import PictureEnvironment
+
+        return PictureEnvironment(task, ChatMedia.read(data))
     made = load_object(spec)(seed=seed, heldout=heldout)
     if missing := [name for name in ("cells", "tools", "prompt", "respond") if not hasattr(made, name)]:
         raise HerdError(f"{spec} gives {type(made).__name__}, which has no {missing[0]}: see docs/environments.md")
     return made
 
 
+SHOWN = ("names", "chats")
+"""Tasks that may ask about pictures."""
 OTHERS = {"calculator": "herd.rl.calculator:CalculatorEnvironment"}
 """Environments that are no tasks, by name."""
 ADAPTERS = {

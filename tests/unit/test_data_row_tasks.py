@@ -1,5 +1,6 @@
 """Rows as tasks in cells: prompts with rules, of a file or a data folder, and chats with a right answer."""
 
+import io
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from herd.data.loading import tables
 from herd.data.tasks.chat_cells import ChatCells
@@ -158,3 +160,21 @@ def test_the_prompts_and_chats_of_a_data_folder_keep_its_splits(tmp_path: Path):
         open_task("names", None, 1)
     with pytest.raises(HerdError, match="unknown task 'digitz', did you mean 'digits'"):
         open_task("digitz", None, 1)
+
+
+def test_pictures_are_opened_for_the_model_and_graded_by_their_ids(tmp_path: Path):
+    png = io.BytesIO()
+    Image.new("RGB", (8, 6), "red").save(png, "PNG")
+    row = {"id": "p1", "split": "train", "source": "s", "subject": "", "names": "{}", "captions": "{}"}
+    tables.write(tmp_path / "pictures.parquet", [{**row, "png": png.getvalue()}], tables.PICTURES)
+    said = [
+        {"role": "user", "content": [{"type": "image", "picture": "p1"}, {"type": "text", "text": "What is this?"}]},
+        {"role": "assistant", "content": "Red"},
+    ]
+    chat = {"id": "1", "split": "train", "kind": "name", "language": "en", "answer": "Red", "verifier": "", "tools": ""}
+    tables.write(tmp_path / "chats.parquet", [{**chat, "source": "s", "messages": json.dumps(said)}], tables.CHATS)
+    names = open_environment("names", tmp_path, 1)
+    asked = names.prompt("name-en", 5)
+    assert asked[0]["content"][0]["image"].size == (8, 6) and asked[0]["content"][1]["text"] == "What is this?"
+    right, wrong = (names.respond(asked, {"role": "assistant", "content": one}).reward for one in ("red", "blue"))
+    assert (right, wrong) == (1, 0)

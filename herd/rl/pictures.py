@@ -1,0 +1,51 @@
+"""Environments that ask about the pictures and clips of a data folder: opened for the model, ids for the grader."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from herd.data.loading.chat_media import ChatMedia
+from herd.data.tasks.task import Messages
+from herd.rl.environment import Environment, Reaction
+
+OPENED = ("image", "frames")
+"""What a part has once it is opened."""
+
+
+class PictureEnvironment:
+    """An environment whose prompts name pictures and clips by their ids."""
+
+    def __init__(self, environment: Environment, media: ChatMedia) -> None:
+        self.environment, self._media = environment, media
+
+    @property
+    def cells(self) -> Sequence[str]:
+        return self.environment.cells
+
+    @property
+    def tools(self) -> Sequence[Mapping[str, Any]]:
+        return self.environment.tools
+
+    def prompt(self, cell: str, index: int) -> list[dict[str, Any]]:
+        asked = self.environment.prompt(cell, index)
+        return [
+            {**message, "content": _joined(message["content"], shown["content"])}
+            for message, shown in zip(asked, self._media.open(asked), strict=True)
+        ]
+
+    def respond(self, messages: Messages, answer: Mapping[str, Any], *, seed: int = 0) -> Reaction:
+        return self.environment.respond([_named(one) for one in messages], answer, seed=seed)
+
+
+def _joined(content: Any, shown: Any) -> Any:
+    """Parts with their ids and what was opened."""
+    if not isinstance(content, list):
+        return content
+    return [{**part, **other} for part, other in zip(content, shown, strict=True)]
+
+
+def _named(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message without what was opened."""
+    content = message.get("content")
+    if isinstance(content, list):
+        content = [{name: value for name, value in part.items() if name not in OPENED} for part in content]
+    return {**message, "content": content}
