@@ -21,13 +21,18 @@ def curve(lines: Lines, key: str) -> Points:
     return [(float(step), float(value)) for step, value in found if np.isfinite(value)]
 
 
+def learns_from_rewards(lines: Lines) -> bool:
+    """Whether a stage of reinforcement learning wrote them."""
+    return any("reward" in line for line in lines)
+
+
 def training_charts(lines: Lines) -> list[str]:
     """Loss by kind, learning rate, gradient norm, a teacher's share, speed and balance of one stage."""
     kinds = sorted({key for line in lines for key in line if key.endswith("_loss")})
     speeds = sorted({key for line in lines for key in line if key.endswith("_per_s")})
     losses = {"all": curve(lines, "loss"), **{kind.removesuffix("_loss"): curve(lines, kind) for kind in kinds}}
     charts = [
-        line_chart("Loss, nats per token", losses),
+        line_chart("Policy loss" if learns_from_rewards(lines) else "Loss, nats per token", losses),
         line_chart("Factor of the learning rates", {"factor": curve(lines, "lr_factor")}, from_zero=True),
         line_chart("Gradient norm", {"norm": curve(lines, "grad_norm")}, from_zero=True),
         line_chart("Held-out bits per byte", {"held out": curve(lines, "heldout_bits_per_byte")}),

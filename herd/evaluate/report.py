@@ -23,6 +23,7 @@ from herd.evaluate.bits import BASELINES
 from herd.evaluate.charts import dot_plot
 from herd.evaluate.curves import load_at_the_end, load_charts, training_charts
 from herd.evaluate.load import expert_counts, load_facts
+from herd.evaluate.rewards import all_learned
 from herd.evaluate.run_folder import (
     PARTIAL,
     StageFolder,
@@ -128,6 +129,7 @@ def render(
         bits_chart=_bits_chart(results),
         competitors=_competitors(results),
         training=_training(every),
+        rewards=all_learned(every),
         beside=beside or {},
         card=next((one.lineage["card"] for one in stages if "card" in one.lineage), None),
         stages=stages,
