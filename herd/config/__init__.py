@@ -30,7 +30,7 @@ from herd.config.presets import (
     tiny_maverick,
     tiny_scout,
 )
-from herd.config.rl import RlConfig
+from herd.config.rl import CurriculumConfig, RlConfig
 from herd.config.rl_loss import CorrectionConfig, PolicyLossConfig
 from herd.config.sampling import SamplingConfig
 from herd.config.select import SelectConfig
@@ -80,6 +80,7 @@ __all__ = [
     "CheckpointConfig",
     "CleaningConfig",
     "CorrectionConfig",
+    "CurriculumConfig",
     "DataConfig",
     "DemonstrationSource",
     "DistillConfig",

@@ -1,6 +1,6 @@
 """`herd rl`: a model learns from what its own answers are worth, by one more kind of batches in the loop of all."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from herd.config import RlConfig
 from herd.core.batch import Batch
 from herd.core.lineage import Stage
 from herd.core.metrics import Mean, Number
+from herd.data.tasks.task import matching
 from herd.engine.load import load
 from herd.errors import HerdError
 from herd.model.parallel import Parallel, start
@@ -61,6 +62,18 @@ def rl(config: RlConfig, model: Path, data: Path, out: Path) -> Path:
     return save_model(network, tokenizer, stage, parallel)
 
 
+def cells_of(environments: Mapping[str, Environment], patterns: Sequence[str]) -> dict[str, Sequence[str]]:
+    """The cells of each environment whose names match one of the patterns. Raises HerdError for a pattern that matches
+    none, and for an environment that has none left."""
+    every = [cell for environment in environments.values() for cell in environment.cells]
+    chosen = set(matching(every, patterns))
+    found: dict[str, Sequence[str]]
+    found = {name: [cell for cell in one.cells if cell in chosen] for name, one in environments.items()}
+    if left := [name for name, cells in found.items() if not cells]:
+        raise HerdError(f"cells={patterns} leave nothing of {left[0]}: name some of {', '.join(every)}")
+    return found
+
+
 def with_engine_logprobs(loss_fn: LossFunction[Batch], reader: Teacher) -> LossFunction[Batch]:
     """A loss whose batch has the log-probabilities by the engine's forward, at the weights that are trained."""
 
@@ -75,7 +88,7 @@ def open_rollouts(
     config: RlConfig, model: Path, environments: dict[str, Environment], stage: Stage, dtype: torch.dtype
 ) -> Rollouts:
     """What draws, with an engine of its own."""
-    cells = {name: environment.cells for name, environment in environments.items()}
+    cells = cells_of(environments, config.cells)
     longest = min(config.slots, config.groups * config.group_size)
     drawer = Drawer(
         load(model, dtype=dtype).engine(max_num_seqs=longest),
