@@ -43,7 +43,7 @@ from herd.stages.sft import sft
 CELLS = {"digits": ("sort-*", "reverse-*"), "search": ("ten-*",)}
 DEMONSTRATIONS = {"digits": 180, "search": 60}
 BASE_TOKENS = 450_000
-STEPS, GROUPS, RATE = 100, 32, 0.2
+STEPS, GROUPS, RATE = 100, 32, 0.1
 SFT_RATES = (0.25, 0.5, 1.0)
 ASKED, ANSWERS = 20, 8
 """Held-out prompts of each cell, and answers to each."""
