@@ -1,11 +1,12 @@
 """Settings of online reinforcement learning."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from herd.config.ranges import Checked, Count, CountOrNone, PartialShare, Positive, Share, TrueShare, Weight
 from herd.config.rl_loss import PolicyLossConfig
-from herd.config.training import LanguageTrainingConfig, LossSpikesConfig, OptimizerConfig
+from herd.config.training import HOW_IT_RUNS, LanguageTrainingConfig, LossSpikesConfig, OptimizerConfig
 from herd.errors import HerdError
 
 ModeName = Literal["sync", "pinned", "inflight"]
@@ -78,6 +79,11 @@ class RlConfig(LanguageTrainingConfig):
     exact: bool = False
     """Read the drawn tokens again by the engine's forward at the current weights: the ratio of probabilities then
     differs from 1 by the age of the weights alone; in fp32 it is 1 to the bit where they are the same."""
+    teacher: str = field(default="", metadata=HOW_IT_RUNS)
+    """Model folder that reads what was drawn; its log-probability less the student's is added to each token's
+    advantage (on-policy distillation). None if not given."""
+    teacher_weight: Weight = 1.0
+    """Factor on that."""
     slots: Count = 64
     """Answers that the engine draws at a time."""
     env_timeout_s: Positive = 60.0
@@ -103,6 +109,10 @@ class RlConfig(LanguageTrainingConfig):
             raise HerdError("bias_update_rate is not 0: the engine would choose other experts than the trainer")
         if self.lora.rank is not None:
             raise HerdError("lora: the rollouts' engine draws by whole weights: herd merge the adapter, then herd rl")
+
+    def inputs(self) -> dict[str, Path]:
+        """The teacher, if given."""
+        return {"teacher": Path(self.teacher).expanduser()} if self.teacher else {}
 
     @property
     def steps_behind(self) -> int:

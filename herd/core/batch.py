@@ -88,7 +88,7 @@ class Batch:
 
 KINDS = ("text", "picture", "chat", "planted", "video")
 """Names of the values of `Batch.kinds_N`."""
-HOST = {"positions_N", "starts_S", "weights_N", "kinds_N"}
+HOST = {"positions_N", "starts_S", "weights_N", "kinds_N", "prompts_N"}
 """Fields that stay on the host."""
 B = TypeVar("B", bound=Batch)
 T = TypeVar("T")

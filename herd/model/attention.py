@@ -218,6 +218,17 @@ def query_temperature(positions_N: Int[Tensor, "n"], config: ModelConfig) -> Flo
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sharing:
+    """Documents that begin alike, whose common beginning is computed once: M tokens stand for the N of the pack. What
+    is computed token by token sees the M; attention alone sees all N, with the beginnings repeated."""
+
+    expand_N: Tensor
+    """Which of the M tokens each token of the pack is."""
+    pick_M: Tensor
+    """A place in the pack of each of the M."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttentionPlan:
     """What all layers of one forward share: who attends to whom, rotations and temperatures."""
 
@@ -226,6 +237,7 @@ class AttentionPlan:
     """None for both while a cache is used: the cache then determines what is visible."""
     rotation_NC: Tensor
     temperature_N: Tensor | None
+    sharing: Sharing | None = None
 
 
 def plan_attention(
@@ -235,6 +247,7 @@ def plan_attention(
     *,
     cached: bool,
     device: torch.device = CPU,
+    sharing: Sharing | None = None,
 ) -> AttentionPlan:
     """Prepare a forward on `device` over documents (or requests) that begin at `starts_S` in the pack."""
     assert positions_N.device.type == starts_S.device.type == "cpu", "a forward is planned on the host"
@@ -244,6 +257,7 @@ def plan_attention(
         whole=None if cached else plan_spans(positions_N, starts_S, None, device),
         rotation_NC=rope_angles(there_N, config),
         temperature_N=query_temperature(there_N, config) if config.temperature_tuning else None,
+        sharing=sharing,
     )
 
 
@@ -261,11 +275,17 @@ class Attention(nn.Module):
         self.out = Linear(heads * width, config.dim)
 
     def forward(self, x_ND: Tensor, shared: AttentionPlan, cache: CacheView | None) -> Tensor:
+        qkv_NHC = self.qkv(x_ND).unflatten(-1, (-1, self.config.head_dim))
+        if shared.sharing is None:
+            return self.out(self._attend(qkv_NHC, shared, cache).flatten(1))
+        out_NHC = self._attend(qkv_NHC.index_select(0, shared.sharing.expand_N), shared, cache)
+        return self.out(out_NHC.index_select(0, shared.sharing.pick_M).flatten(1))
+
+    def _attend(self, qkv_NHC: Tensor, shared: AttentionPlan, cache: CacheView | None) -> Tensor:
         config = self.config
-        qkv_NHC = self.qkv(x_ND).unflatten(-1, (-1, config.head_dim))
         spans = shared.whole if self.is_global else shared.local
         if spans is not None and native.why_not(qkv_NHC, native.ATTENTION) is None:
-            out_NHC = native.attention(
+            return native.attention(
                 qkv_NHC,
                 spans.begins_S,
                 num_kv_heads=config.num_kv_heads,
@@ -273,14 +293,11 @@ class Attention(nn.Module):
                 temperature_N=shared.temperature_N if self.is_global else None,
                 norm_eps=config.norm_eps if config.qk_norm else None,
             )
-            return self.out(out_NHC.flatten(1))
         q_NHC, k_NKC, v_NKC = self.prepare_qkv(qkv_NHC, shared)
         if cache is not None:
-            out_NHC = cache.attend(self.layer, q_NHC, k_NKC, v_NKC)
-        else:
-            assert spans is not None
-            out_NHC = attend(q_NHC, k_NKC, v_NKC, spans.groups)
-        return self.out(out_NHC.flatten(1))
+            return cache.attend(self.layer, q_NHC, k_NKC, v_NKC)
+        assert spans is not None
+        return attend(q_NHC, k_NKC, v_NKC, spans.groups)
 
     def fill_cache(self, x_ND: Tensor, shared: AttentionPlan, cache: CacheView) -> None:
         """Store the keys and values of tokens, without attending."""

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from herd import native
 from herd.config import ModelConfig
 from herd.core.batch import Images
-from herd.model.attention import Attention, AttentionPlan, plan_attention
+from herd.model.attention import Attention, AttentionPlan, Sharing, plan_attention
 from herd.model.cache import CacheView
 from herd.model.moe import OBSERVED, FeedForward, MoE
 from herd.model.pack import Pack
@@ -109,20 +109,27 @@ class Transformer(nn.Module):
         starts_S: Int[Tensor, "s1"],
         images: Images | None = None,
         cache: CacheView | None = None,
+        sharing: Sharing | None = None,
     ) -> Float[Tensor, "n d"]:
         """Hidden states before the unembedding.
 
         `positions_N` count from 0 in each document or request; `starts_S` are the cumulative starts of the runs in the
-        pack, the last entry N; both are on the host. With a `cache`, each run continues the request in its slot.
+        pack, the last entry N; both are on the host. With a `cache`, each run continues the request in its slot. With
+        `sharing` what documents have in common at their beginning is computed once, but for attention.
         """
         x_ND = self.embed(tokens_N, images)
-        shared = plan_attention(positions_N, starts_S, self.config, cached=cache is not None, device=x_ND.device)
+        if sharing is not None:
+            x_ND = x_ND.index_select(0, sharing.pick_M)
+        shared = plan_attention(
+            positions_N, starts_S, self.config, cached=cache is not None, device=x_ND.device, sharing=sharing
+        )
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
                 x_ND = recompute_layer(layer, x_ND, shared)
             else:
                 x_ND = layer(x_ND, shared, cache)
-        return self.norm(x_ND)
+        hidden_ND = self.norm(x_ND)
+        return hidden_ND if sharing is None else hidden_ND.index_select(0, sharing.expand_N)
 
     def forward_packed(self, pack: Pack, *, images: Images | None = None, cache: CacheView | None = None) -> Tensor:
         """Hidden states [N, D] of packed sequences."""

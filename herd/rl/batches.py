@@ -50,6 +50,7 @@ def pack_groups(
     """Lay rollouts end to end, each a document. Learnt are the tokens that were drawn; all weigh the same."""
     samples: list[Sample] = []
     fields: tuple[list[np.ndarray], ...] = ([], [], [])
+    prompts: list[np.ndarray] = []
     for group in groups:
         shows = patch_id is not None and bool((group.rollouts[0].prompt == patch_id).any())
         tiles = list(prompt_of(group).tiles) if shows else []
@@ -58,6 +59,7 @@ def pack_groups(
             drawn = np.concatenate([np.zeros(num_prompt, dtype=bool), rollout.drawn])
             ids = np.concatenate([rollout.prompt, rollout.ids]).astype(np.int32)
             samples.append(Sample(ids=ids, learnt=drawn, kind="chat", tiles=tiles))
+            prompts.append(np.where(np.arange(len(ids)) < num_prompt, group.ordinal, -1))
             behind = (
                 np.where(rollout.drawn, advantage, 0).astype(np.float32),
                 rollout.logprobs,
@@ -72,6 +74,7 @@ def pack_groups(
         logprobs_N=logprobs_N,
         versions_N=versions_N,
         current_N=torch.full_like(logprobs_N, torch.nan),
+        prompts_N=torch.from_numpy(np.concatenate(prompts)),
     )
 
 

@@ -4,7 +4,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from herd.core.batch import Batch
 from herd.core.device import send, sum_dtype
 from herd.core.metrics import Mean, Number
 from herd.errors import HerdError
+from herd.model.attention import Sharing
 from herd.model.parallel import ALONE, Parallel
 from herd.model.transformer import Transformer
 from herd.rl.corrections import CORRECTIONS, Corrected, correct, ratio
@@ -39,6 +42,8 @@ class RolloutBatch(Batch):
     """int64, of the weights that drew the target."""
     current_N: Tensor
     """float32, log-probability of the target by the engine at the weights that are trained; NaN where not read."""
+    prompts_N: Tensor | None = None
+    """int64, of the tokens of a prompt the number of its group, -1 elsewhere: what neighbours have in common."""
     reference_N: Tensor | None = None
     """float32, log-probability of the target by the reference model; NaN where not read."""
     newest_version: int | None = None
@@ -86,7 +91,13 @@ def policy_loss(
 
     def loss_fn(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Number | Mean]]:
         assert isinstance(batch, RolloutBatch)
-        hidden_ND = model(batch.tokens_N, positions_N=batch.positions_N, starts_S=batch.starts_S, images=batch.images)
+        hidden_ND = model(
+            batch.tokens_N,
+            positions_N=batch.positions_N,
+            starts_S=batch.starts_S,
+            images=batch.images,
+            sharing=None if parallel.is_distributed else share_prompts(batch, model.embedding.weight.device),
+        )
         unembedding_VD, device = model.unembedding.weight, hidden_ND.device
         numbers = torch.nonzero(batch.weights_N)[:, 0]
         sequences_N = torch.bucketize(torch.arange(len(batch.tokens_N)), batch.starts_S[1:], right=True)
@@ -111,6 +122,30 @@ def policy_loss(
         return loss, _metrics(batch, drawn_N, nll_N[drawn_N], terms)
 
     return loss_fn
+
+
+def share_prompts(batch: RolloutBatch, device: torch.device) -> Sharing | None:
+    """The prompts of neighbouring answers of a group as one; None where none is repeated."""
+    if batch.prompts_N is None:
+        return None
+    groups, starts = batch.prompts_N.numpy(), batch.starts_S.numpy()
+    kept = np.ones(len(groups), dtype=bool)
+    source = np.arange(len(groups))
+    first = 0
+    for place, (begin, end) in enumerate(pairwise(starts)):
+        length = int((groups[begin:end] >= 0).sum())
+        if place and length and groups[begin] == groups[first]:
+            kept[begin : begin + length] = False
+            source[begin : begin + length] = np.arange(first, first + length)
+        else:
+            first = begin
+    if kept.all():
+        return None
+    places = np.cumsum(kept) - 1
+    return Sharing(
+        expand_N=send(torch.from_numpy(places[source]), device),
+        pick_M=send(torch.from_numpy(np.flatnonzero(kept)), device),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

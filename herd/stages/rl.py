@@ -1,17 +1,16 @@
 """`herd rl`: a model learns from what its own answers are worth, by one more kind of batches in the loop of all."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from herd.config import RlConfig
 from herd.core.batch import Batch
 from herd.core.lineage import Stage
-from herd.core.metrics import Mean, Number
 from herd.data.tasks.task import matching
+from herd.data.tokens.shards import tokenizer_hash
+from herd.data.tokens.tokenizer import Tokenizer
 from herd.engine.load import load
 from herd.errors import HerdError
 from herd.model.parallel import Parallel, start
@@ -21,10 +20,12 @@ from herd.rl.curriculum import Curriculum
 from herd.rl.draw import Drawer
 from herd.rl.environment import Environment, open_environment
 from herd.rl.journal import Journal
-from herd.rl.loss import RolloutBatch, policy_loss
+from herd.rl.loss import policy_loss
+from herd.rl.readers import with_readers
 from herd.rl.rollouts import Rollouts
 from herd.rl.watch import Watch
 from herd.rl.weights import Publish
+from herd.stages.distill import check_tokenizer
 from herd.stages.language import heldout_loss, open_model, train_language
 from herd.stages.model_folder import save_model
 from herd.train.loop import Hook, LossFunction
@@ -39,7 +40,7 @@ def rl(config: RlConfig, model: Path, data: Path, out: Path) -> Path:
     parallel = Parallel(start(config.parallel))
     if parallel.is_distributed:
         raise HerdError("herd rl trains on one rank: leave out --parallel")
-    stage = Stage("rl", out, config=config, parents={"model": model, "data": data})
+    stage = Stage("rl", out, config=config, parents={"model": model, "data": data, **config.inputs()})
     if config.mode != "sync" and not torch.cuda.is_available():
         torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # drawing and training share the cores
     network, tokenizer = open_model(model, config, stage, parallel)
@@ -47,9 +48,7 @@ def rl(config: RlConfig, model: Path, data: Path, out: Path) -> Path:
     rollouts = open_rollouts(config, model, environments, stage, network.embedding.weight.dtype)
     publish = Publish(network, rollouts)
     batches = RolloutBatches(rollouts, publish.start, advantage=config.advantage, patch_id=tokenizer.ids.patch)
-    loss_fn: LossFunction[Batch] = policy_loss(config.loss, parallel)
-    if config.exact:
-        loss_fn = with_engine_logprobs(loss_fn, Teacher(network))
+    loss_fn = with_other_readers(policy_loss(config.loss, parallel), config, network, tokenizer, model)
     hooks: list[Hook] = [
         publish,
         Watch(rollouts, environments),
@@ -74,14 +73,25 @@ def cells_of(environments: Mapping[str, Environment], patterns: Sequence[str]) -
     return found
 
 
-def with_engine_logprobs(loss_fn: LossFunction[Batch], reader: Teacher) -> LossFunction[Batch]:
-    """A loss whose batch has the log-probabilities by the engine's forward, at the weights that are trained."""
+def with_other_readers(
+    loss_fn: LossFunction[Batch], config: RlConfig, network: Transformer, tokenizer: Tokenizer, model: Path
+) -> LossFunction[Batch]:
+    """The loss with what the config asks other models to read."""
 
-    def read(model: Transformer, batch: Batch) -> tuple[Tensor, Mapping[str, Number | Mean]]:
-        assert isinstance(batch, RolloutBatch)
-        return loss_fn(model, replace(batch, current_N=reader.logprobs(batch).clone()))
+    def frozen(folder: Path) -> Teacher:
+        opened = load(folder, dtype=network.embedding.weight.dtype)
+        check_tokenizer(tokenizer_hash(opened.tokenizer), folder, tokenizer)
+        return Teacher(opened.transformer)
 
-    return read
+    if not (config.exact or config.loss.reference_kl or config.teacher):
+        return loss_fn
+    return with_readers(
+        loss_fn,
+        engine=Teacher(network) if config.exact else None,
+        reference=frozen(model) if config.loss.reference_kl else None,
+        teacher=frozen(config.inputs()["teacher"]) if config.teacher else None,
+        teacher_weight=config.teacher_weight,
+    )
 
 
 def open_rollouts(

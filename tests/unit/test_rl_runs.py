@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rl_world import Hanging, Jittered, Raising, Same, Sometimes, Talking, Wrong, make_world, settings
 
+from herd.config.rl_loss import PolicyLossConfig
 from herd.errors import HerdError
 from herd.rl.journal import Journal
 from herd.stages.rl import JOURNAL, rl
@@ -58,6 +59,18 @@ def test_on_policy_every_ratio_is_1_to_the_bit_in_fp32(world, tmp_path, one_thre
 def test_by_older_weights_the_ratio_is_not_1(world, tmp_path, one_thread):
     run(settings(exact=True, num_steps=4, mode="pinned", lag=2), world, tmp_path / "out")
     assert [step["k3"] > 0 for step in metrics(tmp_path / "out")] == [False, True, True, True]
+
+
+def test_a_teacher_and_a_reference_pull_once_the_model_has_left_them(world, tmp_path, one_thread):
+    plain = run(settings(exact=True), world, tmp_path / "plain").published
+    for name, changes in {
+        "teacher": {"teacher": str(world[0])},
+        "reference": {"loss": PolicyLossConfig(reference_kl=1.0)},
+    }.items():
+        pulled = run(settings(exact=True, **changes), world, tmp_path / name).published
+        assert pulled[1] == plain[1]  # the model itself: no difference to be paid for
+        assert pulled[2] != plain[2]
+    assert [step["reference_k3"] > 0 for step in metrics(tmp_path / "reference")] == [False, True, True]
 
 
 def test_answers_in_flight_have_spans_and_the_journal_gives_the_same_weights(world, tmp_path, one_thread):
