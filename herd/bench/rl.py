@@ -1,14 +1,18 @@
 """`herd bench rl`: seconds of a trained group, over the latency of the environment and the kind of schedule.
 
 `simulated` is the model of rl_sim.py with measured service times; `published` holds the model against public runs
-(rl_published.py); `cluster` estimates large ones (rl_cluster.py). The gain over the synchronous control is at most
+(rl_published.py); `cluster` estimates large ones (rl_cluster.py); `real` runs the schedules (rl_dial.py); `learning`
+says what RL is worth (rl_learning.py). The gain over the synchronous control is at most
 lag + 1 where groups are trained in their order, and a window may add to it; so each line names ages beside seconds.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from herd.bench import rl_cluster, rl_published
+from herd.bench.rl_dial import real_rows
+from herd.bench.rl_learning import learning_rows
 from herd.bench.rl_model import Machine, Schedule, Workload, inflight, naive, pinned, strong
 from herd.bench.rl_sim import Result, calibrate, simulate
 from herd.bench.table import Row, show
@@ -17,7 +21,6 @@ from herd.errors import HerdError
 LATENCIES = (0.0, 0.1, 0.3, 1.0, 3.0)
 LAGS = (1, 2, 4, 8)
 CONTROL, NAIVE = "strong synchronous", "naive"
-CASES = ("simulated", "published", "cluster")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,37 +65,56 @@ class Service:
         groups = map(self.workload(0.0), range(self.groups))
         return calibrate(one, groups, draw_s=self.draw_s, fixed_share=self.fixed_share)
 
-    def schedules(self) -> dict[str, tuple[Schedule, Machine]]:
+    def schedules(self, lags: Sequence[int] = LAGS) -> dict[str, tuple[Schedule, Machine]]:
         """Those of the dial, the controls first. What is synchronous has all cores in turn."""
         shared, split, of_step = self.machine(shared=True), self.machine(shared=False), self.groups
         return {
             NAIVE: (naive(of_step, keep=self.keep), shared),
             CONTROL: (strong(of_step, keep=self.keep), shared),
             "pinned, lag 0 on halved cores": (pinned(of_step, 0, keep=self.keep), split),
-            **{f"pinned, lag {lag}": (pinned(of_step, lag, keep=self.keep), split) for lag in LAGS},
-            **{f"in flight, lag {lag}": (inflight(of_step, lag), split) for lag in LAGS},
+            **{f"pinned, lag {lag}": (pinned(of_step, lag, keep=self.keep), split) for lag in lags},
+            **{f"in flight, lag {lag}": (inflight(of_step, lag), split) for lag in lags},
         }
 
 
-def bench_rl(*, cases: Sequence[str], latencies: Sequence[float], service: Service, steps: int, as_json: bool) -> None:
+def bench_rl(
+    *,
+    cases: Sequence[str],
+    latencies: Sequence[float],
+    lags: Sequence[int],
+    service: Service,
+    steps: int,
+    seeds: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
     """Run what was asked for, and print."""
     rows: list[Row] = []
+    trained = [case for case in cases if case in ("real", "learning")]
+    if trained and out is None:
+        raise HerdError(f"the case {trained[0]} trains models: give --out, the folder for them")
     if "simulated" in cases:
-        rows += simulated(service, latencies, steps=steps, quiet=as_json)
+        rows += simulated(service, latencies, lags, steps=steps, quiet=as_json)
     if "published" in cases:
         rows += published(quiet=as_json)
     if "cluster" in cases:
         rows += clusters(quiet=as_json)
+    if out is not None and "real" in cases:
+        rows += real_rows(out, latencies, lags, steps, quiet=as_json)
+    if out is not None and "learning" in cases:
+        rows += learning_rows(out, seeds, quiet=as_json)
     show(rows, as_json=as_json)
 
 
-def simulated(service: Service, latencies: Sequence[float], *, steps: int, quiet: bool) -> list[Row]:
+def simulated(
+    service: Service, latencies: Sequence[float], lags: Sequence[int], *, steps: int, quiet: bool
+) -> list[Row]:
     """The dial by the model."""
     rows = []
     for latency_s in latencies:
         found = {
             name: simulate(schedule, machine, service.workload(latency_s), steps=steps, warm_up=20)
-            for name, (schedule, machine) in service.schedules().items()
+            for name, (schedule, machine) in service.schedules(lags).items()
         }
         if not quiet:
             print("\n".join(dial(latency_s, found)))

@@ -184,7 +184,7 @@ def run_seed(seed: int, out: Path) -> dict[str, dict[str, float]]:
         seconds = seconds or took
     tokens = int(seconds * world.tokens_per_s)
     for rate in SFT_RATES:
-        folder = world.folder / f"sft-{rate:g}"
+        folder = world.folder / f"sft-{100 * rate:.0f}"
         took = timed(folder, lambda folder=folder, rate=rate: fine_tune(  # type: ignore[misc]
             folder, world.base, world.data, tokens, seed + 1, rate
         ))  # fmt: skip

@@ -280,30 +280,39 @@ def bench_distill(
 
 def bench_rl(
     *,
-    cases: tuple[Literal["simulated", "published", "cluster"], ...] = ("simulated",),
+    cases: tuple[Literal["simulated", "published", "cluster", "real", "learning"], ...] = ("simulated",),
     latencies: tuple[float, ...] = (0.0, 0.1, 0.3, 1.0, 3.0),
+    lags: tuple[int, ...] = (1, 2, 4, 8),
     draw_s: float = 0.73,
     train_s: float = 0.80,
     publish_s: float = 0.0,
     keep: float = 1.0,
     steps: int = 60,
+    seeds: int = 5,
+    out: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Seconds of a trained group, by the latency of the environment and the kind of schedule.
+    """Seconds of a trained group, by the latency of the environment and the schedule; and what RL is worth.
 
     Args:
         cases: `simulated`: a discrete-event model; `published`: that model beside public runs (minutes); `cluster`: a
-            Behemoth on 1,024 to 32,768 GPUs (a minute).
+            Behemoth on 1,024 to 32,768 GPUs (a minute); `real`: the schedules as runs (an hour); `learning`: RL beside
+            more fine-tuning, uniform dealing and random rewards (half an hour a seed).
         latencies: Medians of the environment, in seconds.
+        lags: Of the asynchronous schedules.
         draw_s: Measured seconds to draw a step's 384 answers on one core.
         train_s: Measured seconds to train on them on one core.
         publish_s: Measured seconds to hand new weights to the engine.
         keep: Share of the groups whose rewards differ.
-        steps: Simulated steps of each schedule.
+        steps: Simulated or real steps of each schedule.
+        seeds: Repetitions of `learning`, each with its own data and models.
+        out: Folder for the models of `real` and `learning`; what is finished there is read.
         json: Print one JSON object, for scripts.
     """
     service = load_object("herd.bench.rl:Service")(draw_s=draw_s, train_s=train_s, publish_s=publish_s, keep=keep)
-    load_object("herd.bench.rl:bench_rl")(cases=cases, latencies=latencies, service=service, steps=steps, as_json=json)
+    load_object("herd.bench.rl:bench_rl")(
+        cases=cases, latencies=latencies, lags=lags, service=service, steps=steps, seeds=seeds, out=out, as_json=json
+    )
 
 
 BENCHES = {

@@ -86,6 +86,8 @@ class RlConfig(LanguageTrainingConfig):
     """Factor on that."""
     slots: Count = 64
     """Answers that the engine draws at a time."""
+    max_groups: CountOrNone = field(default=0, metadata=HOW_IT_RUNS)
+    """Groups that are drawn and graded at a time, where the environment bears no more; 0: no limit."""
     env_timeout_s: Positive = 60.0
     """Longest wait for an environment's reaction, in seconds; it is asked `env_attempts` times."""
     env_attempts: Count = 3

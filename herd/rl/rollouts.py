@@ -50,10 +50,12 @@ class Rollouts:
         groups: int,
         lag: int,
         window: int | None,
+        max_groups: int = 0,
     ) -> None:
         """`window` of mode `inflight`; None: the lag is pinned."""
         self.drawer, self.engine, self.curriculum, self.journal = drawer, drawer.engine, curriculum, journal
         self.seed, self.num_steps, self.num_groups, self.lag, self.window = seed, num_steps, groups, lag, window
+        self._room = asyncio.Semaphore(max_groups) if max_groups else contextlib.nullcontext()
         self.version = 0
         self._loaded: int | None = None
         self._weights: dict[int, Mapping[str, Tensor]] = {}
@@ -277,7 +279,8 @@ class Rollouts:
         ordinal = admitted.ordinal
         try:
             try:
-                group = await self.drawer.draw(admitted, lambda: self._drawn(ordinal))
+                async with self._room:
+                    group = await self.drawer.draw(admitted, lambda: self._drawn(ordinal))
                 self.journal.append(Finished(group=group))
                 self._num_invalid = 0
             except Failure as failure:

@@ -120,4 +120,5 @@ def open_rollouts(
         groups=config.groups,
         lag=config.steps_behind,
         window=window if config.mode == "inflight" else None,
+        max_groups=config.max_groups,
     )

@@ -31,7 +31,10 @@ def test_a_calibrated_engine_draws_its_groups_in_the_time_that_was_measured() ->
 def test_the_dial_holds_the_targets_at_waiting_environments_and_loses_nothing_at_none(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    bench_rl(cases=["simulated"], latencies=[0.0, 0.1, 1.0], service=Service(), steps=30, as_json=True)
+    bench_rl(
+        cases=["simulated"], latencies=[0.0, 0.1, 1.0], lags=LAGS, service=Service(), steps=30, seeds=2, out=None,
+        as_json=True,
+    )  # fmt: skip
     rows = {
         (row["case"].removeprefix("simulated, latency "), row["peer_name"]): row
         for row in json.loads(capsys.readouterr().out)["rows"]
