@@ -1,6 +1,7 @@
 """The data and the models of `herd bench select`: digits to copy, reverse and sort, with wrong labels planted."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,17 +80,22 @@ def write_data(folder: Path, asked: list[Question], seed: int, *, wrong: bool = 
     """A data folder of chats, the share WRONG_SHARE of them with a wrong answer if `wrong`."""
     if (folder / "herd.json").exists():
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
     planted = set(stream(seed, "planted").permutation(len(asked))[: int(WRONG_SHARE * len(asked))]) if wrong else set()
+    said = [wrong_answer(one, seed) if at in planted else str(solve(one.text)) for at, one in enumerate(asked)]
+    sources = [WRONG if at in planted else "digits" for at in range(len(asked))]
+    return write_chats(folder, asked, said, sources)
+
+
+def write_chats(folder: Path, asked: Sequence[Question], answers: Sequence[str], sources: Sequence[str]) -> Path:
+    """A data folder of chats, one for each question."""
+    folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    for place, one in enumerate(asked):
-        answer = wrong_answer(one, seed) if place in planted else str(solve(one.text))
+    for one, answer, source in zip(asked, answers, sources, strict=True):
         said = [{"role": "user", "content": one.text}, {"role": "assistant", "content": answer}]
         rows.append(
             {
                 "id": one.text, "split": "train", "kind": one.operation, "language": "und", "answer": answer,
-                "messages": json.dumps(said), "verifier": "", "source": WRONG if place in planted else "digits",
-                "tools": "",
+                "messages": json.dumps(said), "verifier": "", "source": source, "tools": "",
             }
         )  # fmt: skip
     tables.write(folder / "chats.parquet", rows, tables.CHATS)

@@ -9,7 +9,7 @@ from herd.commands.answers import chat, generate, serve
 from herd.commands.bench import BENCHES
 from herd.commands.command import Command, command
 from herd.commands.data_view import data_show, data_stats
-from herd.commands.folders import adopt, convert, data_fetch, merge, report
+from herd.commands.folders import adopt, convert, data_fetch, data_pairs, merge, report
 from herd.commands.machine import doctor, plan
 from herd.commands.run import RUN
 from herd.commands.single import stage_command
@@ -20,6 +20,7 @@ COMMANDS: dict[str, Command] = {
     "data fetch": command(data_fetch, example="herd data fetch"),
     "data show": command(data_show, example="herd data show runs/tiny/data --table chats --num 2"),
     "data stats": command(data_stats, example="herd data stats runs/tiny/data"),
+    "data pairs": command(data_pairs, example="herd data pairs runs/mine/rl --out pairs.jsonl"),
     **{kind.command: stage_command(kind) for kind in STAGES.values() if kind.command},
     "report": command(report, example="herd report runs/tiny"),
     "adopt": command(adopt, example="herd adopt SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2"),

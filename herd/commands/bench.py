@@ -252,6 +252,17 @@ def bench_select(*, out: Path, seeds: int = 5, json: bool = False) -> None:
     load_object("herd.bench.select:bench_select")(out, seeds=seeds, as_json=json)
 
 
+def bench_dpo(*, out: Path, seeds: int = 5, json: bool = False) -> None:
+    """Train small models on pairs that prefer one form of right answers, beside a random winner and fine-tuning.
+
+    Args:
+        out: Folder of the runs; those that are there are resumed or read.
+        seeds: Repetitions, each with its own data, model and pairs.
+        json: Print one JSON object, for scripts.
+    """
+    load_object("herd.bench.dpo:bench_dpo")(out, seeds=seeds, as_json=json)
+
+
 def bench_distill(
     *,
     data: Path,
@@ -350,6 +361,7 @@ BENCHES = {
     "bench tiny": command(bench_tiny, example="herd bench tiny runs/tiny --json"),
     "bench scaling": command(bench_scaling, example="herd bench scaling --json"),
     "bench select": command(bench_select, example="herd bench select --out runs/select", computes=True),
+    "bench dpo": command(bench_dpo, example="herd bench dpo --out runs/dpo", computes=True),
     "bench distill": command(
         bench_distill,
         example="herd bench distill --data runs/tiny/data --teacher runs/tiny/pretrain --out runs/distill",

@@ -1,4 +1,4 @@
-"""Commands that write a folder without training: `herd data fetch`, `report`, `adopt`, `merge`, `convert`."""
+"""Commands that write without training: `herd data fetch`, `data pairs`, `report`, `adopt`, `merge`, `convert`."""
 
 from pathlib import Path
 
@@ -13,6 +13,19 @@ def data_fetch() -> None:
     size = sum(pack.path.stat().st_size for pack in fetched.packs.values())
     folder = load_object("herd.core.files:cache_folder")()
     print(f"{len(fetched.packs)} packages, {size / 1e6:,.0f} MB, are in {folder}")
+
+
+def data_pairs(run: Path, /, *, out: Path) -> None:
+    """Write pairs of better and worse answers, for herd dpo, from what a run of herd rl has drawn.
+
+    Args:
+        run: Finished folder of herd rl.
+        out: JSONL file to write, with prompt, chosen and rejected.
+    """
+    count, left_out = load_object("herd.rl.pairs:write_pairs")(run, out)
+    for what, number in left_out.items():
+        print(f"left out {number:,} {what}")
+    print(f"wrote {out}: {count:,} pairs")
 
 
 def report(

@@ -15,10 +15,11 @@ class DpoConfig(LanguageTrainingConfig):
 
     # Compared by their hashes, as parents are.
     pairs: str = field(default="", metadata=HOW_IT_RUNS)
-    """A file, folder or pattern of rows with prompt, chosen and rejected, as TRL has them; the preferences of the data
-    folder if not given."""
+    """A file, folder or pattern of rows with prompt, chosen and rejected, as TRL has them."""
+    run: str = field(default="", metadata=HOW_IT_RUNS)
+    """Folder of herd rl, in place of `pairs`: the best and the worst answer of each group in its journal."""
     data: str = field(default="", metadata=HOW_IT_RUNS)
-    """Data folder with preferences, and with the held-out text that `heldout_every` reads."""
+    """Data folder: its preferences are the pairs if neither is given; `heldout_every` reads its held-out text."""
     loss: Literal["sigmoid", "ipo", "robust"] = "sigmoid"
     """`sigmoid`: DPO; `ipo`: a squared distance to a fixed margin, by the token; `robust`: sigmoid, unbiased where the
     share `label_smoothing` of the pairs is the wrong way round."""
@@ -26,8 +27,8 @@ class DpoConfig(LanguageTrainingConfig):
     """How strongly the reference holds: the larger, the nearer the model stays."""
     label_smoothing: Annotated[float, Range(0, 0.5, below=True)] = 0.1
     """Of `robust`."""
-    nll: Weight = 0.1
-    """Weight of the cross-entropy of the chosen answers, which keeps them likely."""
+    nll: Weight = 5.0
+    """Weight of the cross-entropy of the chosen answers' tokens, which keeps them likely, and what they know."""
     batch_pairs: Count = 16
     """Pairs of one optimizer step."""
     epochs: Count = 1
@@ -37,7 +38,7 @@ class DpoConfig(LanguageTrainingConfig):
     context: Context = 512
     """Tokens of the longest prompt with its answer; pairs with a longer one are left out."""
     heldout: Share = 0.1
-    """Share of the prompts of `pairs` that is held out; a data folder has its own."""
+    """Share of the prompts of `pairs` or `run` that is held out; a data folder has its own."""
     max_end_drop: Positive = 0.1
     """The training ends when the log-probability of the token that ends a chosen answer has fallen this far below the
     reference's, in nats, as a mean over the last steps."""
@@ -48,15 +49,17 @@ class DpoConfig(LanguageTrainingConfig):
     loss_spikes: LossSpikesConfig = field(default_factory=lambda: LossSpikesConfig(skip=("not_finite",)))
     """Losses and norms are not judged: both fall as pairs are learnt."""
     optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(lr_scale=0.05, weight_decay=0.0, warmup_ratio=0.1, decay=0.5)
+        default_factory=lambda: OptimizerConfig(lr_scale=0.02, weight_decay=0.0, warmup_ratio=0.1, decay=0.5)
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pairs and self.run:
+            raise HerdError(f"pairs={self.pairs} and run={self.run} are both given: give one of them")
         if self.bias_update_rate:
             raise HerdError(f"bias_update_rate={self.bias_update_rate} would change the routers' choices: set it to 0")
 
     def inputs(self) -> dict[str, Path]:
-        """The file of pairs and the data folder, if given."""
-        found = {"pairs": self.pairs, "data": self.data}
+        """What is given of pairs, run and data folder."""
+        found = {"pairs": self.pairs, "run": self.run, "data": self.data}
         return {role: Path(place).expanduser() for role, place in found.items() if place}

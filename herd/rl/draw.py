@@ -96,12 +96,7 @@ class Drawer:
 
     def messages(self, admitted: Admitted) -> list[dict[str, Any]]:
         """What the model is asked, with one of the system prompts where the environment has none."""
-        asked = self.environments[admitted.environment].prompt(admitted.cell, admitted.index)
-        if self.system_prompts and asked[0]["role"] != "system":
-            place = seed_of(admitted.seed, "system prompt") % len(self.system_prompts)
-            if said := self.system_prompts[place]:
-                asked = [{"role": "system", "content": said}, *asked]
-        return asked
+        return asked_messages(self.environments[admitted.environment], admitted, self.system_prompts)
 
     def prompt(self, admitted: Admitted) -> Prompt:
         """The same as tokens and tiles."""
@@ -229,6 +224,16 @@ class Drawer:
         if model.tokenizer.template is not None:
             raise HerdError("environments of several turns need Llama 4's chat format: this model has a template")
         return model.render([dict(one) for one in messages]).token_ids[1:]
+
+
+def asked_messages(environment: Environment, admitted: Admitted, system_prompts: Sequence[str]) -> list[dict[str, Any]]:
+    """The messages of an admission's prompt, with one of the system prompts where it has none."""
+    asked = environment.prompt(admitted.cell, admitted.index)
+    if system_prompts and asked[0]["role"] != "system":
+        place = seed_of(admitted.seed, "system prompt") % len(system_prompts)
+        if said := system_prompts[place]:
+            asked = [{"role": "system", "content": said}, *asked]
+    return asked
 
 
 def message_of(output: CompletionOutput, tools: set[str]) -> dict[str, Any]:

@@ -3,6 +3,8 @@ reference, whose log-probabilities of both answers are read once, before the tra
 
 import json
 import shutil
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from herd.data.text.splits import held_out
 from herd.errors import HerdError
 from herd.model.parallel import Parallel, start
 from herd.model.transformer import Transformer
+from herd.rl.pairs import pair_rows
 from herd.stages.language import heldout_loss, open_model, train_language
 from herd.stages.model_folder import report_left_out, save_model
 from herd.train.preference import PreferenceLossFunction, preference_loss
@@ -47,7 +50,9 @@ def dpo(config: DpoConfig, model: Path, out: Path) -> Path:
     )
     facts = report_left_out(left_out, stage, parallel)
     if all(pair.heldout for pair in pairs):
-        raise HerdError(f"no pair is left to train on of {config.pairs or config.data}: give more, or lower heldout")
+        raise HerdError(
+            f"no pair is left to train on of {config.pairs or config.run or config.data}: give more, or lower heldout"
+        )
     identity = f"{hash_of(model)} {network.embedding.weight.dtype}"
     work = stage.work / REFERENCE
     reference = reference_logprobs(network, pairs, work, identity, parallel)
@@ -76,23 +81,30 @@ def dpo(config: DpoConfig, model: Path, out: Path) -> Path:
 
 def read_pairs(config: DpoConfig) -> list[Pair]:
     """The pairs that a config names. Raises HerdError where it names none."""
-    if config.pairs:
-        notes, path = Notes(), str(Path(config.pairs).expanduser())
-        source = Preferences(PreferenceSource(path=path, name="pairs"), files_of(path, notes), notes)
-        found = [Pair(prompt=one.prompt, chosen=one.chosen, rejected=one.rejected, tools=one.tools) for one in source]
-        for line in notes.lines():
-            print(f"dpo: {line}", flush=True)
-        return [_split(pair, config.heldout) for pair in found]
+    if config.pairs or config.run:
+        found = _from_run(Path(config.run).expanduser()) if config.run else _from_files(config.pairs)
+        return [replace(one, heldout=held_out("pairs", prompt_key(one), share=config.heldout)) for one in found]
     if config.data and tables.has(data := Path(config.data).expanduser(), "preferences"):
         return [_pair_of(row) for row in tables.read(data, "preferences")]
     where = f"{config.data} has no preferences" if config.data else "herd dpo needs pairs of answers"
-    raise HerdError(f"{where}: give --pairs FILE, or a data folder that was built with preferences")
+    raise HerdError(f"{where}: give --pairs FILE, --run FOLDER, or a data folder that was built with preferences")
 
 
-def _split(pair: Pair, share: float) -> Pair:
-    """The pair, held out if its prompt is one of the share."""
-    heldout = held_out("pairs", prompt_key(pair), share=share)
-    return Pair(**{**vars(pair), "heldout": heldout})
+def _from_files(pairs: str) -> list[Pair]:
+    notes, path = Notes(), str(Path(pairs).expanduser())
+    source = Preferences(PreferenceSource(path=path, name="pairs"), files_of(path, notes), notes)
+    found = [Pair(prompt=one.prompt, chosen=one.chosen, rejected=one.rejected, tools=one.tools) for one in source]
+    for line in notes.lines():
+        print(f"dpo: {line}", flush=True)
+    return found
+
+
+def _from_run(run: Path) -> list[Pair]:
+    left_out: Counter[str] = Counter()
+    found = [Pair(**row) for row in pair_rows(run, left_out)]
+    for what, count in left_out.items():
+        print(f"dpo: left out {count:,} {what}", flush=True)
+    return found
 
 
 def _pair_of(row: dict[str, Any]) -> Pair:

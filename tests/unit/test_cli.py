@@ -120,7 +120,7 @@ def test_each_stage_is_where_the_table_says_and_takes_what_it_is_given(kind: Sta
     [
         (["pretrian"], "unknown command 'pretrian', did you mean 'pretrain'?"),
         (["data", "bild"], "unknown command 'data bild', did you mean 'data build'?"),
-        (["data"], "'data' is one of several commands: data build, data fetch, data show, data stats"),
+        (["data"], "'data' is one of several commands: data build, data fetch, data pairs, data show, data stats"),
         (["--recipe"], "unknown command '--recipe'"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from herd.bench.select_world import new_model
-from herd.config import CheckpointConfig, DataConfig, DpoConfig, OptimizerConfig, PreferenceSource
+from herd.config import DataConfig, DpoConfig, OptimizerConfig, PreferenceSource
 from herd.core.files import write_json
 from herd.core.lineage import read_lineage
 from herd.core.tracker import read_metrics
@@ -114,7 +114,7 @@ def test_a_run_ends_by_itself_and_says_why(
 def test_a_run_that_was_stopped_ends_with_the_same_weights_and_reads_the_reference_once(
     pairs: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(CONFIG, pairs=str(pairs), checkpoint=CheckpointConfig(every_s=0.0))
+    config = replace(CONFIG, pairs=str(pairs))
     whole = dpo(config, base, tmp_path / "whole")
     batch, read, calls = stage.PairBatches.batch, reference_module._read, []
 
@@ -135,7 +135,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights_and_reads_the_referen
 
 
 def test_what_cannot_be_trained_on_is_refused_with_what_to_give(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(HerdError, match="herd dpo needs pairs of answers: give --pairs FILE, or a data folder"):
+    with pytest.raises(
+        HerdError, match="herd dpo needs pairs of answers: give --pairs FILE, --run FOLDER, or a data folder"
+    ):
         dpo(CONFIG, base, tmp_path / "out")
     path = write_pairs(tmp_path / "pairs.jsonl", 3)
     with pytest.raises(HerdError, match="no pair is left to train on of"):
