@@ -1,6 +1,8 @@
 """A model, data and environments for tests of online RL: random weights, and rewards that need no skill."""
 
+import os
 import random
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +35,25 @@ class Jittered(Parity):
     def respond(self, messages: Any, answer: Mapping[str, Any], *, seed: int = 0) -> Reaction:
         time.sleep(random.Random().expovariate(200))
         return super().respond(messages, answer, seed=seed)
+
+
+class Dying(Jittered):
+    """Ends its process at the tenth answer that it grades, as long as the folder that DYING_FLAGS names has room: it
+    holds at most DYING_TIMES flags, one for each death."""
+
+    def __init__(self, seed: int = 0, heldout: bool = False) -> None:
+        super().__init__(seed)
+        self.num_graded = 0
+
+    def respond(self, messages: Any, answer: Mapping[str, Any], *, seed: int = 0) -> Reaction:
+        reaction = super().respond(messages, answer, seed=seed)
+        self.num_graded += 1
+        if self.num_graded == 10 and "DYING_FLAGS" in os.environ:
+            flags = Path(os.environ["DYING_FLAGS"])
+            if len(list(flags.iterdir())) < int(os.environ["DYING_TIMES"]):
+                (flags / str(os.getpid())).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return reaction
 
 
 class Talking(Parity):
@@ -68,9 +89,11 @@ class Sometimes(Parity):
 
 
 class Hanging(Parity):
-    """Never answers."""
+    """Never answers; makes the file that HANGING_FLAG names, if it does."""
 
     def respond(self, messages: Any, answer: Mapping[str, Any], *, seed: int = 0) -> Reaction:
+        if flag := os.environ.get("HANGING_FLAG"):
+            Path(flag).touch()
         time.sleep(10_000)
         raise AssertionError
 

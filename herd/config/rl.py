@@ -88,6 +88,11 @@ class RlConfig(LanguageTrainingConfig):
     """Answers that the engine draws at a time."""
     max_groups: CountOrNone = field(default=0, metadata=HOW_IT_RUNS)
     """Groups that are drawn and graded at a time, where the environment bears no more; 0: no limit."""
+    on: Literal["thread", "process", "ray"] = field(default="thread", metadata=HOW_IT_RUNS)
+    """Where engine and environments run: beside the training in its process, in `workers` processes of this machine, or
+    in as many actors of a Ray cluster, whose machines see the same files."""
+    workers: Count = field(default=1, metadata=HOW_IT_RUNS)
+    """Engines, with on=process or ray."""
     env_timeout_s: Positive = 60.0
     """Longest wait for an environment's reaction, in seconds; it is asked `env_attempts` times."""
     env_attempts: Count = 3
@@ -107,6 +112,8 @@ class RlConfig(LanguageTrainingConfig):
             raise HerdError("environments is empty: name one, such as digits")
         if self.group_size < 2:
             raise HerdError("group_size=1 has no answers to compare: set at least 2")
+        if self.on == "thread" and self.workers > 1:
+            raise HerdError(f"workers={self.workers} need a process each: set on=process, or on=ray")
         if self.bias_update_rate:
             raise HerdError("bias_update_rate is not 0: the engine would choose other experts than the trainer")
         if self.lora.rank is not None:

@@ -9,6 +9,7 @@ from herd.data.loading.pack import Sample, pack
 from herd.engine.model import Prompt
 from herd.rl.advantages import ADVANTAGES
 from herd.rl.loss import RolloutBatch
+from herd.rl.prompts import Prompts
 from herd.rl.record import Group
 from herd.rl.rollouts import Rollouts
 
@@ -18,11 +19,19 @@ class RolloutBatches:
 
     unit = "tokens"
 
-    def __init__(self, rollouts: Rollouts, start: Callable[[], None], *, advantage: str, patch_id: int | None) -> None:
+    def __init__(
+        self,
+        rollouts: Rollouts,
+        start: Callable[[], None],
+        *,
+        advantage: str,
+        prompts: Prompts,
+        patch_id: int | None,
+    ) -> None:
         """`start` is called before the first batch: only then is it known where a run resumes."""
         self.rollouts, self.num_steps = rollouts, rollouts.num_steps
         self._start: Callable[[], None] | None = start
-        self._advantages, self._patch_id = ADVANTAGES[advantage], patch_id
+        self._advantages, self._prompts, self._patch_id = ADVANTAGES[advantage], prompts, patch_id
 
     def batch(self, step: int) -> RolloutBatch:
         """The batch of step `step`, always packed in the order of groups and members: sums do not depend on timing."""
@@ -31,9 +40,8 @@ class RolloutBatches:
             start()
         groups = self.rollouts.groups(step)
         admitted = self.rollouts.journal.admitted
-        drawer = self.rollouts.drawer
         return pack_groups(
-            groups, self._advantages, lambda group: drawer.prompt(admitted[group.ordinal]), self._patch_id
+            groups, self._advantages, lambda group: self._prompts.prompt(admitted[group.ordinal]), self._patch_id
         )
 
     def cancel(self) -> None:

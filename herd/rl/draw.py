@@ -28,6 +28,7 @@ from herd.engine.sampler import SamplingParams
 from herd.errors import HerdError
 from herd.rl.environment import Environment, Reaction
 from herd.rl.journal import Admitted
+from herd.rl.prompts import Prompts
 from herd.rl.record import Group, Rollout, Span
 
 T = TypeVar("T")
@@ -39,6 +40,10 @@ class Failure(Exception):
 
 class InvalidGroup(Failure):
     """A reward or a log-probability that cannot be."""
+
+
+class EngineFailed(Failure):
+    """The engine itself failed, each time."""
 
 
 @dataclass(kw_only=True)
@@ -80,33 +85,23 @@ class Drawer:
     def __init__(
         self,
         engine: Engine,
-        environments: Mapping[str, Environment],
+        prompts: Prompts,
         *,
         group_size: int,
         max_tokens: int,
         max_turns: int,
         timeout_s: float,
         attempts: int,
-        system_prompts: Sequence[str] = (),
     ) -> None:
-        self.engine, self.environments = engine, environments
+        self.engine, self.prompts = engine, prompts
         self.group_size, self.max_tokens, self.max_turns = group_size, max_tokens, max_turns
-        self.timeout_s, self.attempts, self.system_prompts = timeout_s, attempts, system_prompts
+        self.timeout_s, self.attempts = timeout_s, attempts
         self._params = SamplingParams(temperature=1.0, max_tokens=max_tokens, logprobs=0)
-
-    def messages(self, admitted: Admitted) -> list[dict[str, Any]]:
-        """What the model is asked, with one of the system prompts where the environment has none."""
-        return asked_messages(self.environments[admitted.environment], admitted, self.system_prompts)
-
-    def prompt(self, admitted: Admitted) -> Prompt:
-        """The same as tokens and tiles."""
-        tools = self.environments[admitted.environment].tools
-        return self.engine.model.render(self.messages(admitted), tools=tools)
 
     async def draw(self, admitted: Admitted, drawn: Callable[[], None]) -> Group:
         """The group of an admission; `drawn` is called once the engine is no longer needed for it. Raises Failure."""
-        environment = self.environments[admitted.environment]
-        prompt = self.prompt(admitted)
+        environment = self.prompts.environments[admitted.environment]
+        prompt = self.prompts.prompt(admitted)
         left = self.group_size
 
         def member_drawn() -> None:
@@ -122,7 +117,7 @@ class Drawer:
             except EngineFault as error:
                 attempt, left = attempt + 1, self.group_size
                 if attempt == self.attempts:
-                    raise Failure(f"the engine failed {attempt} times: {error}") from None
+                    raise EngineFailed(f"the engine failed {attempt} times: {error}") from None
 
     async def _group(
         self, admitted: Admitted, environment: Environment, prompt: Prompt, drawn: Callable[[], None], attempt: int
@@ -159,7 +154,7 @@ class Drawer:
         drawn: Callable[[], None],
         attempt: int,
     ) -> Rollout:
-        talk = Talk(messages=[*self.messages(admitted)], ids=[], drawn=[], logprobs=[], versions=[])
+        talk = Talk(messages=[*self.prompts.messages(admitted)], ids=[], drawn=[], logprobs=[], versions=[])
         names = {tool["function"]["name"] for tool in environment.tools}
         reaction, env_s, several = Reaction(reward=None), 0.0, bool(environment.tools)
         if not several:
@@ -224,16 +219,6 @@ class Drawer:
         if model.tokenizer.template is not None:
             raise HerdError("environments of several turns need Llama 4's chat format: this model has a template")
         return model.render([dict(one) for one in messages]).token_ids[1:]
-
-
-def asked_messages(environment: Environment, admitted: Admitted, system_prompts: Sequence[str]) -> list[dict[str, Any]]:
-    """The messages of an admission's prompt, with one of the system prompts where it has none."""
-    asked = environment.prompt(admitted.cell, admitted.index)
-    if system_prompts and asked[0]["role"] != "system":
-        place = seed_of(admitted.seed, "system prompt") % len(system_prompts)
-        if said := system_prompts[place]:
-            asked = [{"role": "system", "content": said}, *asked]
-    return asked
 
 
 def message_of(output: CompletionOutput, tools: set[str]) -> dict[str, Any]:

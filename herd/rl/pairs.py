@@ -15,9 +15,9 @@ from herd.core.files import write_atomic
 from herd.core.lineage import read_lineage
 from herd.data.tokens.chat import parts_of
 from herd.errors import HerdError
-from herd.rl.draw import asked_messages
 from herd.rl.environment import open_environment
 from herd.rl.journal import Journal
+from herd.rl.prompts import asked_messages
 from herd.rl.record import Group, Rollout
 
 JOURNAL = "journal"

@@ -20,10 +20,11 @@ from herd.core.streams import seed_of
 from herd.engine.weights import weights_digest
 from herd.errors import HerdError
 from herd.rl.curriculum import Curriculum
-from herd.rl.draw import Drawer, Failure, InvalidGroup
+from herd.rl.draw import Failure, InvalidGroup
 from herd.rl.journal import Admitted, Dropped, Finished, Journal, Picked, Published
 from herd.rl.ledger import MAX_ROUNDS, Deal, Ledger, Waves, Window
 from herd.rl.record import Group
+from herd.rl.worker import Worker, WorkerLost
 
 MOST_DROPPED, JUDGED_FROM = 0.2, 10
 """A run ends when more than this share of a cell's groups were dropped for failures, once it has had so many."""
@@ -41,20 +42,22 @@ class Rollouts:
 
     def __init__(
         self,
-        drawer: Drawer,
+        worker: Worker,
         curriculum: Curriculum,
         journal: Journal,
         *,
         seed: int,
         num_steps: int,
         groups: int,
+        group_size: int,
         lag: int,
         window: int | None,
         max_groups: int = 0,
     ) -> None:
         """`window` of mode `inflight`; None: the lag is pinned."""
-        self.drawer, self.engine, self.curriculum, self.journal = drawer, drawer.engine, curriculum, journal
-        self.seed, self.num_steps, self.num_groups, self.lag, self.window = seed, num_steps, groups, lag, window
+        self.worker, self.curriculum, self.journal = worker, curriculum, journal
+        self.seed, self.num_steps, self.num_groups, self.group_size = seed, num_steps, groups, group_size
+        self.lag, self.window = lag, window
         self._room = asyncio.Semaphore(max_groups) if max_groups else contextlib.nullcontext()
         self.version = 0
         self._loaded: int | None = None
@@ -68,6 +71,8 @@ class Rollouts:
         self._closed = False
         self._drawing: set[int] = set()
         """Groups that still need the engine."""
+        self._lost: list[Admitted] = []
+        """Groups whose worker ended before they were there."""
         self._results: dict[int, list[tuple[Admitted, Group]]] = {}
         """Of the waves whose results the curriculum has not had."""
         self._outcomes: dict[tuple[str, str], Counter[str]] = {}
@@ -134,8 +139,9 @@ class Rollouts:
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._news.set)
+        self.worker.close()  # first, as the thread may wait for it
+        if self._loop is not None:
             self._thread.join(GRACE_S)
-        self.engine.close()
         self.journal.close()
 
     def _keep(self, version: int, tensors: Mapping[str, Tensor]) -> None:
@@ -155,7 +161,7 @@ class Rollouts:
         """Have the engine draw by a version."""
         if version not in self._weights:
             raise HerdError(f"the weights of version {version} are not kept, and groups are to be drawn by them")
-        digest = self.engine.update_weights(version, self._weights[version])
+        digest = self.worker.load(version, self._weights[version])
         if digest != self.journal.published[version]:
             raise HerdError(
                 f"the engine holds other weights ({digest[:12]}) than those of version {version} "
@@ -185,6 +191,9 @@ class Rollouts:
                         f"{MAX_ROUNDS} times in a row all answers to a prompt had the same reward: give tasks that the "
                         f"model sometimes gets right; estimated pass rates: {self.curriculum.describe()}"
                     )
+                if self._lost:
+                    await self._draw_again()
+                    continue
                 if (deal := self._ledger.next_deal()) is None:
                     await self._news.wait()
                     self._news.clear()
@@ -227,7 +236,7 @@ class Rollouts:
             self._num_applied = max(self._num_applied, self._ledger.settled())
         count = deal.count
         if count is None:
-            rate = self.curriculum.keep_rate(self.drawer.group_size, deal.wave, self.num_steps)
+            rate = self.curriculum.keep_rate(self.group_size, deal.wave, self.num_steps)
             share = max(rate, 1 / MOST_DEALT)
             count = ceil(self.num_groups / share)
         seed = seed_of(self.seed, "deal", deal.round) if self.window is None else seed_of(self.seed, "deal")
@@ -258,6 +267,14 @@ class Rollouts:
             self._news.clear()
         await asyncio.to_thread(self._load, version)
 
+    async def _draw_again(self) -> None:
+        """Draw what was lost, by the weights that it was drawn by: the engine may have newer ones since."""
+        lost, self._lost = sorted(self._lost, key=lambda one: one.ordinal), []
+        for admitted in lost:
+            if self.window is None:
+                await self._use(admitted.version)
+            self._start(admitted)
+
     def _admit(self, admitted: Admitted) -> None:
         if admitted.ordinal not in self.journal.admitted:
             self.journal.append(admitted)
@@ -280,13 +297,15 @@ class Rollouts:
         try:
             try:
                 async with self._room:
-                    group = await self.drawer.draw(admitted, lambda: self._drawn(ordinal))
+                    group = await self.worker.draw(admitted, lambda: self._drawn(ordinal))
                 self.journal.append(Finished(group=group))
                 self._num_invalid = 0
             except Failure as failure:
                 self.journal.append(Dropped(ordinal=ordinal, why=str(failure)))
                 self._judge(admitted, failure)
             self._settle(admitted)
+        except WorkerLost:
+            self._lost.append(admitted)
         except Exception as error:
             self._fail(error)
         finally:
@@ -355,6 +374,7 @@ class Rollouts:
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
-            self._error = self._error or error
+            if not self._closed:  # of what is closed, anything may fail
+                self._error = self._error or error
             self._changed.notify_all()
         self._news.set()

@@ -8,23 +8,29 @@ import torch
 from herd.config import RlConfig
 from herd.core.batch import Batch
 from herd.core.lineage import Stage
+from herd.data.media.image import ImageProcessor
 from herd.data.tasks.task import matching
 from herd.data.tokens.shards import tokenizer_hash
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.engine.load import load
+from herd.engine.model import LoadedModel
 from herd.errors import HerdError
 from herd.model.parallel import Parallel, start
 from herd.model.transformer import Transformer
 from herd.rl.batches import RolloutBatches
 from herd.rl.curriculum import Curriculum
-from herd.rl.draw import Drawer
-from herd.rl.environment import Environment, open_environment
+from herd.rl.environment import Environment
 from herd.rl.journal import Journal
 from herd.rl.loss import policy_loss
+from herd.rl.process import Processes
+from herd.rl.prompts import Prompts
 from herd.rl.readers import with_readers
+from herd.rl.remote import Actors
 from herd.rl.rollouts import Rollouts
+from herd.rl.team import Team
 from herd.rl.watch import Watch
 from herd.rl.weights import Publish
+from herd.rl.worker import Here, Opening, Worker
 from herd.stages.distill import check_tokenizer
 from herd.stages.language import heldout_loss, open_model, train_language
 from herd.stages.model_folder import save_model
@@ -44,10 +50,22 @@ def rl(config: RlConfig, model: Path, data: Path, out: Path) -> Path:
     if config.mode != "sync" and not torch.cuda.is_available():
         torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # drawing and training share the cores
     network, tokenizer = open_model(model, config, stage, parallel)
-    environments = {spec: open_environment(spec, data, config.seed) for spec in config.shares()}
-    rollouts = open_rollouts(config, model, environments, stage, network.embedding.weight.dtype)
+    processor = ImageProcessor(network.config.vision)
+    trained = LoadedModel(config=network.config, transformer=network, tokenizer=tokenizer, processor=processor)
+    opening = Opening(
+        config=config,
+        model=model,
+        data=data,
+        dtype=network.embedding.weight.dtype,
+        num_threads=torch.get_num_threads(),
+    )
+    environments = opening.environments()
+    prompts = Prompts(trained, environments, config.system_prompts)
+    rollouts = open_rollouts(config, opening, network, prompts, stage)
     publish = Publish(network, rollouts)
-    batches = RolloutBatches(rollouts, publish.start, advantage=config.advantage, patch_id=tokenizer.ids.patch)
+    batches = RolloutBatches(
+        rollouts, publish.start, advantage=config.advantage, prompts=prompts, patch_id=tokenizer.ids.patch
+    )
     loss_fn = with_other_readers(policy_loss(config.loss, parallel), config, network, tokenizer, model)
     hooks: list[Hook] = [
         publish,
@@ -94,31 +112,29 @@ def with_other_readers(
     )
 
 
-def open_rollouts(
-    config: RlConfig, model: Path, environments: dict[str, Environment], stage: Stage, dtype: torch.dtype
-) -> Rollouts:
-    """What draws, with an engine of its own."""
-    cells = cells_of(environments, config.cells)
-    longest = min(config.slots, config.groups * config.group_size)
-    drawer = Drawer(
-        load(model, dtype=dtype).engine(max_num_seqs=longest),
-        environments,
-        group_size=config.group_size,
-        max_tokens=config.max_tokens,
-        max_turns=config.max_turns,
-        timeout_s=config.env_timeout_s,
-        attempts=config.env_attempts,
-        system_prompts=config.system_prompts,
-    )
+def open_rollouts(config: RlConfig, opening: Opening, network: Transformer, prompts: Prompts, stage: Stage) -> Rollouts:
+    """What draws, with engines of its own."""
+    cells = cells_of(prompts.environments, config.cells)
     window = max(1, int(config.window * (config.lag + 1) * config.groups))
     return Rollouts(
-        drawer,
+        open_worker(opening, network, prompts),
         Curriculum(cells, config.shares(), config.curriculum),
         Journal(stage.work / JOURNAL),
         seed=config.seed,
         num_steps=config.num_steps,
         groups=config.groups,
+        group_size=config.group_size,
         lag=config.steps_behind,
         window=window if config.mode == "inflight" else None,
         max_groups=config.max_groups,
     )
+
+
+def open_worker(opening: Opening, network: Transformer, prompts: Prompts) -> Worker:
+    """Who draws, where the config says."""
+    config = opening.config
+    if config.on == "thread":
+        return Here(opening.open(prompts.environments))
+    if config.on == "process":
+        return Team(Processes(opening, network.state_dict()), config.workers)
+    return Team(Actors(opening, config.workers), config.workers)
