@@ -1,13 +1,15 @@
 """Demonstrations: chats that show right answers to the prompts of an environment, for fine-tuning before RL.
 
 They are of training content, as the prompts of RL are, and the held-out ones of what is held out there. Their rows keep
-what grades an answer, so that evaluation grades as RL does.
+what grades an answer, so that evaluation grades as RL does. Their seed is another than that of RL under the same seed:
+RL would begin with the prompts that the model has learnt by heart, of which all answers are right.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 from herd.config import DemonstrationSource
+from herd.core.streams import seed_of
 from herd.data.loading import tables
 from herd.data.tasks.chats import verifier_of
 from herd.data.tasks.made import MADE
@@ -25,9 +27,10 @@ FRUITLESS = 100
 
 def rows(source: DemonstrationSource, seed: int) -> Iterator[dict[str, Any]]:
     """Rows of chats.parquet, each prompt once. Raises HerdError where there are too few different ones."""
+    own = seed_of(seed, "demonstrations")
     for heldout, count in ((False, source.num), (True, source.heldout)):
         if count:
-            environment = open_environment(source.environment, None, seed, heldout=heldout)
+            environment = open_environment(source.environment, None, own, heldout=heldout)
             yield from _rows(
                 source, demonstrated(source.environment, environment), "heldout" if heldout else "train", count
             )

@@ -41,6 +41,12 @@ def test_each_row_shows_what_the_environment_rewards_and_evaluation_grades_alike
     assert not prompts["train"] & prompts["heldout"]
 
 
+def test_rl_under_the_same_seed_does_not_begin_with_what_was_shown():
+    shown = {json.loads(row["messages"])[0]["content"] for row in rows(DemonstrationSource(environment="digits"), 3)}
+    digits = open_environment("digits[*-7]", None, 3)
+    assert not shown & {digits.prompt(cell, i)[0]["content"] for cell in digits.cells for i in range(50)}
+
+
 def test_any_right_answer_to_a_search_counts_in_evaluation_too():
     [row] = rows(DemonstrationSource(environment="search", num=1, heldout=0, cells=("ten-3",)), 3)
     chat = chat_of(row)
