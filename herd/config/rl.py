@@ -84,6 +84,9 @@ class RlConfig(LanguageTrainingConfig):
     advantage (on-policy distillation). None if not given."""
     teacher_weight: Weight = 1.0
     """Factor on that."""
+    quantize: Literal["none", "int8", "int4", "fp8"] = "none"
+    """Weights of the engine that draws, packed again at each update; the correction accounts for what it draws
+    differently."""
     slots: Count = 64
     """Answers that the engine draws at a time."""
     max_groups: CountOrNone = field(default=0, metadata=HOW_IT_RUNS)

@@ -14,6 +14,7 @@ compressed-tensors 0.20. The other choice of scales, `fit="search"`, is Herd's o
 # R rows, K in, N out, E experts, G scales of a row
 
 import fnmatch
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -249,6 +250,22 @@ def replace(model: nn.Module, name: str, packed: Packed) -> None:
         mixture = model.get_submodule(path)
         delattr(mixture, leaf)
         mixture.add_module(leaf, packed)
+
+
+def quantize_tensors(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], scheme: Scheme
+) -> dict[str, Tensor]:
+    """The state of a model that `quantize_model` has made, from that of the model before; `shapes` as `quantizable`
+    has them."""
+    found = {}
+    for name, tensor in tensors.items():
+        if name in shapes:
+            path = name.removesuffix(".weight")
+            codes, scale = quantize(tensor.mT if tensor.ndim == 3 else tensor, scheme, name)
+            found[f"{path}.weight"], found[f"{path}.scale"] = codes.contiguous(), scale.contiguous()
+        else:
+            found[name] = tensor
+    return found
 
 
 def quantize_model(model: nn.Module, scheme: Scheme, config: ModelConfig) -> None:

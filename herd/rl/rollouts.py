@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import ceil
 
 import numpy as np
@@ -53,12 +53,15 @@ class Rollouts:
         lag: int,
         window: int | None,
         max_groups: int = 0,
+        prepare: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda tensors: tensors,
     ) -> None:
-        """`window` of mode `inflight`; None: the lag is pinned."""
+        """`window` of mode `inflight`; None: the lag is pinned. `prepare`: from the trainer's weights to those that
+        the engine holds."""
         self.worker, self.curriculum, self.journal = worker, curriculum, journal
         self.seed, self.num_steps, self.num_groups, self.group_size = seed, num_steps, groups, group_size
         self.lag, self.window = lag, window
         self._room = asyncio.Semaphore(max_groups) if max_groups else contextlib.nullcontext()
+        self._prepare = prepare
         self.version = 0
         self._loaded: int | None = None
         self._weights: dict[int, Mapping[str, Tensor]] = {}
@@ -161,11 +164,12 @@ class Rollouts:
         """Have the engine draw by a version."""
         if version not in self._weights:
             raise HerdError(f"the weights of version {version} are not kept, and groups are to be drawn by them")
-        digest = self.worker.load(version, self._weights[version])
-        if digest != self.journal.published[version]:
+        tensors = self._prepare(self._weights[version])
+        digest, wanted = self.worker.load(version, tensors), weights_digest(tensors)
+        if digest != wanted:
             raise HerdError(
-                f"the engine holds other weights ({digest[:12]}) than those of version {version} "
-                f"({self.journal.published[version][:12]}): nothing is drawn by them"
+                f"the engine holds other weights ({digest[:12]}) than those of version {version} ({wanted[:12]}): "
+                "nothing is drawn by them"
             )
         self._loaded = version
 

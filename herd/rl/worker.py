@@ -11,6 +11,7 @@ from torch import Tensor
 
 from herd.config import RlConfig
 from herd.engine.load import load
+from herd.model.quantize import Scheme, quantize_model
 from herd.rl.draw import Drawer
 from herd.rl.environment import Environment, open_environment
 from herd.rl.journal import Admitted
@@ -73,6 +74,8 @@ class Opening:
     def open(self, environments: Mapping[str, Environment]) -> Drawer:
         """A drawer with an engine of its own."""
         config, model = self.config, load(self.model, dtype=self.dtype)
+        if config.quantize != "none":
+            quantize_model(model.transformer, Scheme(name=config.quantize), model.config)
         return Drawer(
             model.engine(max_num_seqs=min(config.slots, config.groups * config.group_size)),
             Prompts(model, environments, config.system_prompts),

@@ -1,9 +1,11 @@
 """`herd rl`: a model learns from what its own answers are worth, by one more kind of batches in the loop of all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from herd.config import RlConfig
 from herd.core.batch import Batch
@@ -16,6 +18,7 @@ from herd.engine.load import load
 from herd.engine.model import LoadedModel
 from herd.errors import HerdError
 from herd.model.parallel import Parallel, start
+from herd.model.quantize import Scheme, quantizable, quantize_tensors
 from herd.model.transformer import Transformer
 from herd.rl.batches import RolloutBatches
 from herd.rl.curriculum import Curriculum
@@ -127,7 +130,16 @@ def open_rollouts(config: RlConfig, opening: Opening, network: Transformer, prom
         lag=config.steps_behind,
         window=window if config.mode == "inflight" else None,
         max_groups=config.max_groups,
+        prepare=packing(config, network),
     )
+
+
+def packing(config: RlConfig, network: Transformer) -> Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]:
+    """What makes the engine's weights of the trainer's."""
+    if config.quantize == "none":
+        return lambda tensors: tensors
+    scheme = Scheme(name=config.quantize)
+    return partial(quantize_tensors, shapes=quantizable(network, scheme, network.config), scheme=scheme)
 
 
 def open_worker(opening: Opening, network: Transformer, prompts: Prompts) -> Worker:

@@ -73,6 +73,14 @@ def test_a_teacher_and_a_reference_pull_once_the_model_has_left_them(world, tmp_
     assert [step["reference_k3"] > 0 for step in metrics(tmp_path / "reference")] == [False, True, True]
 
 
+def test_a_quantised_engine_is_packed_again_at_each_update_and_corrected_for(world, tmp_path, one_thread):
+    config = settings(quantize="int8", dtype="bfloat16", num_steps=4)
+    journal = run(config, world, tmp_path / "out")
+    assert len(set(journal.published.values())) == 5
+    # On policy but for the rounding; the first weights give all tokens the same probability.
+    assert [0 < step["k3"] < 0.05 for step in metrics(tmp_path / "out")] == [False, True, True, True]
+
+
 def test_answers_in_flight_have_spans_and_the_journal_gives_the_same_weights(world, tmp_path, one_thread):
     config = settings(Jittered, num_steps=8, mode="inflight", lag=2, max_tokens=24, slots=4)
     journal = run(config, world, tmp_path / "out")
