@@ -36,7 +36,9 @@ class Service:
     groups: int = 24
     group_size: int = 16
     tokens: float = 11.0
-    token_sigma: float = 0.45
+    token_sigma: float = 0.02
+    group_sigma: float = 0.47
+    """Of the lengths' logarithm between prompts; within a group they hardly differ on short tasks (measured)."""
     fixed_share: float = 0.15
     """Of the time to draw a step's answers all at once, what is spent on steps, however full they are."""
     slots: int = 64
@@ -52,8 +54,8 @@ class Service:
 
     def workload(self, latency_s: float) -> Workload:
         return Workload(
-            group_size=self.group_size, mean_tokens=self.tokens, token_sigma=self.token_sigma, latency_s=latency_s,
-            keep=self.keep,
+            group_size=self.group_size, mean_tokens=self.tokens, token_sigma=self.token_sigma,
+            group_sigma=self.group_sigma, latency_s=latency_s, keep=self.keep,
         )  # fmt: skip
 
     def machine(self, *, shared: bool) -> Machine:

@@ -28,7 +28,9 @@ class Workload:
     mean_tokens: float
     """Of an answer, before it is cut."""
     token_sigma: float = 0.0
-    """Of the logarithm of the lengths, which is normal."""
+    """Of the logarithm of the lengths within a group, which is normal."""
+    group_sigma: float = 0.0
+    """Of what a group's lengths have in common."""
     max_tokens: float = inf
     latency_s: float = 0.0
     """Median of the environment's latency, which is lognormal."""
@@ -42,11 +44,12 @@ class Workload:
     def __call__(self, ordinal: int) -> GroupWork:
         draw = stream(self.seed, "group", ordinal)
         normal = draw.standard_normal((2, self.group_size))
-        tokens = self.mean_tokens * np.exp(self.token_sigma * normal[0] - self.token_sigma**2 / 2)
+        has_signal, common = bool(draw.random() < self.keep), draw.standard_normal()
+        spread = (self.token_sigma**2 + self.group_sigma**2) / 2
+        tokens = self.mean_tokens * np.exp(self.token_sigma * normal[0] + self.group_sigma * common - spread)
         tokens = np.clip(tokens, 1.0, self.max_tokens)
         env_s = self.latency_s * np.exp(self.latency_sigma * normal[1])
         env_s *= (tokens / self.mean_tokens) ** self.latency_by_length
-        has_signal = bool(draw.random() < self.keep)
         return GroupWork(tokens=tuple(tokens.tolist()), env_s=tuple(env_s.tolist()), has_signal=has_signal)
 
 
@@ -81,7 +84,7 @@ class Schedule:
     wave: int = 0
     """Pinned: groups admitted for a step, of which those with signal are trained."""
     window: int = 1
-    """In flight: ordinals from the oldest group that is not trained; others must wait."""
+    """In flight: groups from the oldest on that is not judged; younger ones must wait."""
     max_groups: float = inf
     """Groups in the engine and the environment at once."""
     padded: bool = False

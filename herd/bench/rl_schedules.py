@@ -1,7 +1,10 @@
-"""The two ways to admit groups and to put steps together, for rl_sim.py, which describes them."""
+"""The two ways to admit groups and to put steps together, for rl_sim.py, which describes them.
 
-from collections import deque
+They are those of herd/rl/ledger.py, for groups that are admitted one by one; tests hold each decision to it.
+"""
+
 from dataclasses import dataclass
+from itertools import takewhile
 
 from herd.bench.rl_model import GroupWork, Schedule
 
@@ -84,38 +87,59 @@ class Window:
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self._under_way = 0
-        self._open: deque[Group] = deque()  # from the oldest on that is neither picked nor dropped
-        self._picked: deque[Group] = deque()
-        self._ready: dict[int, Group] = {}  # judged, not picked
+        self._line: dict[int, Group] = {}
+        """Admitted and not dropped, by ordinal, from the oldest that is not picked on."""
+        self._picked: set[int] = set()
+        """Of those, which are in a batch."""
+        self._num_done = 0
+        """Of those, how many are judged and not picked."""
+        self._next: list[Group] = []
+        """A batch that is ready while the one before is trained."""
 
     def next_wave(self, version: int) -> int | None:
         return 0 if self._under_way < self.schedule.capacity else None
 
     def admit(self, group: Group) -> None:
         self._under_way += 1
-        self._open.append(group)
+        self._line[group.ordinal] = group
 
     def judged(self, group: Group) -> None:
         if group.dropped:
             self._under_way -= 1
+            del self._line[group.ordinal]
         else:
-            self._ready[group.ordinal] = group
-        while True:
-            while self._open and not self._open[0].to_judge and self._open[0].ordinal not in self._ready:
-                self._open.popleft()
-            end = self._open[0].ordinal + self.schedule.window if self._open else 0
-            picked = [ordinal for ordinal in self._ready if ordinal < end]
-            if not picked:
-                return
-            self._picked.extend(self._ready.pop(ordinal) for ordinal in picked)
+            self._num_done += 1
+        self.pick()
+
+    def pick(self) -> None:
+        """Form the next batch, if there is none and enough of the window is judged."""
+        if self._next or self._num_done < self.schedule.groups_per_step:
+            return
+        done: list[Group] = []
+        room: int | None = None
+        for ordinal, group in self._line.items():
+            if group.to_judge and room is None:
+                room = self.schedule.window
+            if room == 0 or len(done) == self.schedule.groups_per_step:
+                break
+            if not group.to_judge and ordinal not in self._picked:
+                done.append(group)
+            room = None if room is None else room - 1
+        if len(done) == self.schedule.groups_per_step:
+            self._next = done
+            self._num_done -= len(done)
+            self._picked.update(one.ordinal for one in done)
+            for ordinal in list(takewhile(self._picked.__contains__, self._line)):
+                del self._line[ordinal]
+                self._picked.remove(ordinal)
 
     def takes(self, version: int) -> bool:
         return True
 
     def next_batch(self) -> list[Group] | None:
-        if len(self._picked) < self.schedule.groups_per_step:
-            return None
-        return [self._picked.popleft() for _ in range(self.schedule.groups_per_step)]
+        batch, self._next = self._next, []
+        self.pick()
+        return batch or None
 
     def publish(self, num_groups: int) -> None:
         self._under_way -= num_groups

@@ -11,8 +11,8 @@ a token. So one number is followed, the tokens that a rollout would have that ha
             all tokens of wave v + lag are drawn. A wave follows when one group of the last is known to have signal
             (else that one is drawn on). A step is trained on the whole of its wave. Lag 0 is synchronous
   inflight  at most (lag + 1) P groups are under way, from admission to the version that has learnt from them. Trained
-            next is what is finished among the `window` ordinals from the oldest on. Weights arrive between two steps of
-            the engine
+            next are the first P that are judged, in their order, among the `window` groups from the oldest on that is
+            not. Weights arrive between two steps of the engine
 
 Both are the modes of herd/rl/ledger.py. Left out: failures, several engines that are unevenly loaded, room for
 the cache, evaluation, checkpoints; a step of training takes a constant time a group.
