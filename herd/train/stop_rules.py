@@ -16,7 +16,7 @@ from herd.train.loop import ENDED
 from herd.train.optimizer import Optimizer
 from herd.train.preference import PreferenceLossFunction
 
-WINDOW = 8
+WINDOW = 4
 """Steps whose pairs a rule's mean is taken over; no rule is applied before as many."""
 WATCHED = ("end_change", "kl")
 

@@ -104,10 +104,10 @@ def test_a_run_ends_by_itself_and_says_why(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     out = dpo(replace(CONFIG, pairs=str(pairs), max_kl=1e-5), base, tmp_path / "out")
-    assert len(read_metrics(out / "metrics.jsonl")) == 8
+    assert len(read_metrics(out / "metrics.jsonl")) == 4
     reason = "the KL divergence from the reference is about"
     assert reason in read_lineage(out)["ended"]
-    assert f"dpo: ends after step 8 of 10: {reason}" in capsys.readouterr().err
+    assert f"dpo: ends after step 4 of 10: {reason}" in capsys.readouterr().err
     assert load(out)
 
 
