@@ -119,6 +119,8 @@ class RlConfig(LanguageTrainingConfig):
             raise HerdError(f"workers={self.workers} need a process each: set on=process, or on=ray")
         if self.bias_update_rate:
             raise HerdError("bias_update_rate is not 0: the engine would choose other experts than the trainer")
+        if self.balance_coefficient:
+            raise HerdError("balance_coefficient is not 0: the policy gradient has no such term, leave it out")
         if self.lora.rank is not None:
             raise HerdError("lora: the rollouts' engine draws by whole weights: herd merge the adapter, then herd rl")
 

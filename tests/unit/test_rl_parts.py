@@ -47,6 +47,7 @@ def test_settings_that_make_no_sense_are_refused():
         ({"environments": ()}, "environments is empty"),
         ({"group_size": 1}, "no answers to compare"),
         ({"bias_update_rate": 0.1}, "other experts"),
+        ({"balance_coefficient": 0.1}, "no such term"),
     ):
         with pytest.raises(HerdError, match=match):
             RlConfig(**changes)
