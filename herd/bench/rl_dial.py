@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from herd.bench.rl_learning import CELLS, MAX_TOKENS, World, make_world, measure
+from herd.bench.rl_learning import MAX_TOKENS, SPECS, World, make_world, measure
 from herd.bench.table import Row
 from herd.config import CheckpointConfig, RlConfig
 from herd.config.rl import ModeName
@@ -30,7 +30,7 @@ _latency_s = 0.0
 
 def delayed(seed: int, heldout: bool) -> Delay:
     """The environment of the cell that runs, as `module:name`."""
-    return Delay(open_environment("digits", None, seed, heldout=heldout), _latency_s, seed)
+    return Delay(open_environment(SPECS["digits"], None, seed, heldout=heldout), _latency_s, seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def run_cell(world: World, name: str, cell: Cell, latency_s: float, steps: int, 
     if not folder.exists():
         base = RlConfig()
         config = RlConfig(
-            environments=(f"{__name__}:delayed",), cells=CELLS["digits"], num_steps=cell.exact_steps or steps,
+            environments=(f"{__name__}:delayed",), num_steps=cell.exact_steps or steps,
             groups=GROUPS, group_size=GROUP_SIZE, max_tokens=MAX_TOKENS, seed=world.seed, dtype="bfloat16",
             optimizer=replace(base.optimizer, lr_scale=0.1, decay=0.0), checkpoint=CheckpointConfig(every_s=3600),
             mode=cell.mode, lag=cell.lag, max_groups=cell.max_groups, slots=GROUPS * GROUP_SIZE,

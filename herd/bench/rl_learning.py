@@ -29,7 +29,6 @@ from herd.config import (
 )
 from herd.core.files import read_json, write_json
 from herd.core.streams import stream
-from herd.data.tasks.task import matching
 from herd.engine.load import load
 from herd.engine.sampler import SamplingParams
 from herd.errors import HerdError
@@ -41,6 +40,7 @@ from herd.stages.rl import rl
 from herd.stages.sft import sft
 
 CELLS = {"digits": ("sort-*", "reverse-*"), "search": ("ten-*",)}
+SPECS = {name: f"{name}[{','.join(cells)}]" for name, cells in CELLS.items()}
 DEMONSTRATIONS = {"digits": 180, "search": 60}
 BASE_TOKENS = 450_000
 STEPS, GROUPS, RATE = 100, 32, 0.1
@@ -66,12 +66,12 @@ class RandomRewards:
 
 def random_digits(seed: int, heldout: bool) -> RandomRewards:
     """As an environment by `module:name`."""
-    return RandomRewards(open_environment("digits", None, seed, heldout=heldout))
+    return RandomRewards(open_environment(SPECS["digits"], None, seed, heldout=heldout))
 
 
 def random_search(seed: int, heldout: bool) -> RandomRewards:
     """As an environment by `module:name`."""
-    return RandomRewards(open_environment("search", None, seed, heldout=heldout))
+    return RandomRewards(open_environment(SPECS["search"], None, seed, heldout=heldout))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ def reinforce(out: Path, world: World, **changes: Any) -> None:
     base = RlConfig()
     config = RlConfig(
         **{
-            "environments": ("digits", "search"), "cells": sum(CELLS.values(), ()), "num_steps": STEPS,
+            "environments": tuple(SPECS.values()), "num_steps": STEPS,
             "groups": GROUPS, "max_tokens": MAX_TOKENS, "seed": world.seed, "dtype": "bfloat16",
             "optimizer": replace(base.optimizer, lr_scale=RATE), "checkpoint": CheckpointConfig(every_s=600), **changes,
         }
@@ -151,10 +151,10 @@ def measure(model: Path, seed: int, kept: Path) -> dict[str, list[int]]:
         opened, params = load(model), SamplingParams(max_tokens=MAX_TOKENS, temperature=1.0)
         found: dict[str, list[int]] = {}
         with closing(opened.engine(max_num_seqs=128)) as engine:
-            for name, patterns in CELLS.items():
-                environment = open_environment(name, None, seed, heldout=True)
+            for name, spec in SPECS.items():
+                environment = open_environment(spec, None, seed, heldout=True)
                 asked = []
-                for cell in matching(environment.cells, patterns):
+                for cell in environment.cells:
                     for index in range(ASKED):
                         prompt = environment.prompt(cell, index)
                         request = engine.submit(opened.render(prompt), params, seed=index, n=ANSWERS)

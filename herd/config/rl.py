@@ -50,9 +50,8 @@ class RlConfig(LanguageTrainingConfig):
 
     environments: tuple[str, ...] = ("digits",)
     """What is asked and graded, each for an equal share of the groups or with its own as in `digits=2`: a task of
-    Herd's, a JSONL file of prompts with answers, or your class `module:name`."""
-    cells: tuple[str, ...] = ()
-    """Patterns of the names of the cells that are asked, such as `sort-*`; all if none is given."""
+    Herd's, some of its cells as in `digits[sort-*]`, a JSONL file of prompts with answers, or your class
+    `module:name`; see docs/environments.md."""
     num_steps: Count = 100
     """Updates of the weights."""
     groups: Count = 16

@@ -184,10 +184,8 @@ def open_environment(spec: str, data: Path | None, seed: int, *, heldout: bool =
         task = TaskEnvironment(open_task(spec, data, seed, heldout=heldout))
         if spec not in SHOWN or data is None:
             return task
-        from herd.data.loading.chat_media import ChatMedia
-        from herd.rl.pictures import PictureEnvironment
-
-        return PictureEnvironment(task, ChatMedia.read(data))
+        shown: Environment = load_object("herd.rl.pictures:open_pictures")(task, data)
+        return shown
     made = load_object(spec)(seed=seed, heldout=heldout)
     if missing := [name for name in ("cells", "tools", "prompt", "respond") if not hasattr(made, name)]:
         raise HerdError(f"{spec} gives {type(made).__name__}, which has no {missing[0]}: see docs/environments.md")

@@ -1,6 +1,7 @@
 """Environments that ask about the pictures and clips of a data folder: opened for the model, ids for the grader."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from herd.data.loading.chat_media import ChatMedia
@@ -34,6 +35,11 @@ class PictureEnvironment:
 
     def respond(self, messages: Messages, answer: Mapping[str, Any], *, seed: int = 0) -> Reaction:
         return self.environment.respond([_named(one) for one in messages], answer, seed=seed)
+
+
+def open_pictures(environment: Environment, data: Path) -> PictureEnvironment:
+    """An environment with what its prompts show, of a data folder."""
+    return PictureEnvironment(environment, ChatMedia.read(data))
 
 
 def _joined(content: Any, shown: Any) -> Any:

@@ -1,6 +1,6 @@
 """`herd rl`: a model learns from what its own answers are worth, by one more kind of batches in the loop of all."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from herd.config import RlConfig
 from herd.core.batch import Batch
 from herd.core.lineage import Stage
 from herd.data.media.image import ImageProcessor
-from herd.data.tasks.task import matching
 from herd.data.tokens.shards import tokenizer_hash
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.engine.load import load
@@ -22,7 +21,6 @@ from herd.model.quantize import Scheme, quantizable, quantize_tensors
 from herd.model.transformer import Transformer
 from herd.rl.batches import RolloutBatches
 from herd.rl.curriculum import Curriculum
-from herd.rl.environment import Environment
 from herd.rl.journal import Journal
 from herd.rl.loss import policy_loss
 from herd.rl.process import Processes
@@ -82,18 +80,6 @@ def rl(config: RlConfig, model: Path, data: Path, out: Path) -> Path:
     return save_model(network, tokenizer, stage, parallel)
 
 
-def cells_of(environments: Mapping[str, Environment], patterns: Sequence[str]) -> dict[str, Sequence[str]]:
-    """The cells of each environment whose names match one of the patterns. Raises HerdError for a pattern that matches
-    none, and for an environment that has none left."""
-    every = [cell for environment in environments.values() for cell in environment.cells]
-    chosen = set(matching(every, patterns))
-    found: dict[str, Sequence[str]]
-    found = {name: [cell for cell in one.cells if cell in chosen] for name, one in environments.items()}
-    if left := [name for name, cells in found.items() if not cells]:
-        raise HerdError(f"cells={patterns} leave nothing of {left[0]}: name some of {', '.join(every)}")
-    return found
-
-
 def with_other_readers(
     loss_fn: LossFunction[Batch], config: RlConfig, network: Transformer, tokenizer: Tokenizer, model: Path
 ) -> LossFunction[Batch]:
@@ -117,7 +103,7 @@ def with_other_readers(
 
 def open_rollouts(config: RlConfig, opening: Opening, network: Transformer, prompts: Prompts, stage: Stage) -> Rollouts:
     """What draws, with engines of its own."""
-    cells = cells_of(prompts.environments, config.cells)
+    cells = {name: environment.cells for name, environment in prompts.environments.items()}
     window = max(1, int(config.window * (config.lag + 1) * config.groups))
     return Rollouts(
         open_worker(opening, network, prompts),

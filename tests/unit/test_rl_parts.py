@@ -3,29 +3,11 @@
 import numpy as np
 import pytest
 from rl_groups import group
-from rl_world import Parity
 
 from herd.config import RlConfig
 from herd.errors import HerdError
 from herd.rl.batches import at_targets
 from herd.rl.draw import InvalidGroup, check
-from herd.stages.rl import cells_of
-
-
-def test_cells_are_chosen_by_patterns_over_all_environments():
-    environments = {"a": Parity(), "b": Parity()}
-    assert cells_of(environments, ()) == {"a": ["easy", "hard"], "b": ["easy", "hard"]}
-    assert cells_of(environments, ("h*",)) == {"a": ["hard"], "b": ["hard"]}
-    with pytest.raises(HerdError, match=r"'x\*'"):
-        cells_of(environments, ("x*",))
-
-
-def test_an_environment_without_a_cell_left_is_refused():
-    class Other(Parity):
-        cells = ("other",)
-
-    with pytest.raises(HerdError, match="leave nothing of b: name some of easy, hard, other"):
-        cells_of({"a": Parity(), "b": Other()}, ("easy",))
 
 
 def test_what_a_token_has_stands_where_it_is_the_target():
