@@ -239,7 +239,7 @@ def check(rollout: Rollout) -> None:
         raise InvalidGroup(f"log-probability {worst} of a drawn token")
 
 
-async def in_thread(function: Callable[[], T], timeout_s: float) -> T:
+async def in_thread(function: Callable[[], T], timeout_s: float | None) -> T:
     """The result of a function that may block, in a thread that nobody waits for. Raises TimeoutError."""
     # Not an executor's: Python waits for those threads when it ends.
     loop = asyncio.get_running_loop()

@@ -35,7 +35,7 @@ class Processes:
     """Where child processes are started, with room for weights that they share."""
 
     def __init__(self, opening: Opening, tensors: Mapping[str, Tensor]) -> None:
-        """`tensors`: as large as all that will be put."""
+        """`tensors`: what is put is not larger."""
         self.opening = opening
         num_bytes = places_of(tensors)[1]
         try:

@@ -67,10 +67,7 @@ class ActorMember:
 
     def load(self, version: int, weights: tuple[tuple[Place, ...], Any]) -> Callable[[], str]:
         places, data = weights
-        try:
-            coming = self._actor.load.remote(msgspec.msgpack.encode(Load(version, places)), data).future()
-        except self._lost:
-            raise WorkerLost from None
+        coming = self._actor.load.remote(msgspec.msgpack.encode(Load(version, places)), data).future()
 
         def wait() -> str:
             try:
@@ -91,6 +88,7 @@ class Actor:
     """What runs in the cluster."""
 
     def __init__(self, opening: Opening) -> None:
+        os.chdir(opening.folder)
         torch.set_num_threads(opening.num_threads)
         self._refused: Reply | None = None
         try:

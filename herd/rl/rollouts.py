@@ -20,7 +20,7 @@ from herd.core.streams import seed_of
 from herd.engine.weights import weights_digest
 from herd.errors import HerdError
 from herd.rl.curriculum import Curriculum
-from herd.rl.draw import Failure, InvalidGroup
+from herd.rl.draw import Failure, InvalidGroup, in_thread
 from herd.rl.journal import Admitted, Dropped, Finished, Journal, Picked, Published
 from herd.rl.ledger import MAX_ROUNDS, Deal, Ledger, Waves, Window
 from herd.rl.record import Group
@@ -269,7 +269,7 @@ class Rollouts:
         while self._drawing and not self._closed and self._error is None:
             await self._news.wait()
             self._news.clear()
-        await asyncio.to_thread(self._load, version)
+        await in_thread(lambda: self._load(version), None)
 
     async def _draw_again(self) -> None:
         """Draw what was lost, by the weights that it was drawn by: the engine may have newer ones since."""

@@ -4,7 +4,6 @@ all, and one that ends is started again with the newest weights.
 The groups that it had are lost: `draw` says so, and its caller draws them again, with the same seeds.
 """
 
-import asyncio
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -13,16 +12,17 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from herd.errors import HerdError
+from herd.rl.draw import in_thread
 from herd.rl.journal import Admitted
 from herd.rl.record import Group
 from herd.rl.worker import WorkerLost
 
 MOST_LOST = 3
-"""Workers that end without any group in between, before the run does."""
+"""As many workers may end without any group in between, for each that there is."""
 
 
 class Member(Protocol):
-    """One worker. What is asked of it raises WorkerLost once it has ended."""
+    """One worker. What waits for it raises WorkerLost once it has ended."""
 
     async def draw(self, admitted: Admitted, drawn: Callable[[], None]) -> Group: ...
 
@@ -62,7 +62,7 @@ class Team:
         self._busy[place] += 1
         try:
             if self._members[place] in self._gone:
-                await asyncio.to_thread(self._replace_gone)
+                await in_thread(self._replace_gone, None)
             member = self._members[place]
             try:
                 group = await member.draw(admitted, drawn)
@@ -112,7 +112,7 @@ class Team:
                     self._gone.remove(member)
                     member.kill()
                     self._num_lost += 1
-                    if self._num_lost > MOST_LOST:
+                    if self._num_lost > MOST_LOST * len(self._members):
                         raise HerdError(
                             f"rollout workers ended {self._num_lost} times in a row before a group was drawn, most "
                             "likely out of memory: close other programs or lower slots, then re-run the same command "

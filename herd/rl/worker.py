@@ -62,6 +62,8 @@ class Opening:
     model: Path
     """Of its folder the engine takes the shape; weights come with `load`."""
     data: Path
+    folder: Path
+    """From which relative paths are meant."""
     dtype: torch.dtype
     num_threads: int
     """That torch computes on: with another number sums may differ in the last bit."""

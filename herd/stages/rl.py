@@ -57,6 +57,7 @@ def rl(config: RlConfig, model: Path, data: Path, out: Path) -> Path:
         config=config,
         model=model,
         data=data,
+        folder=Path.cwd(),
         dtype=network.embedding.weight.dtype,
         num_threads=torch.get_num_threads(),
     )

@@ -86,7 +86,7 @@ def test_the_run_leaves_while_an_environment_of_a_child_hangs(world, tmp_path, m
 def opening(world, **changes) -> Opening:
     model, data = world
     config = settings(**changes)
-    return Opening(config=config, model=model, data=data, dtype=torch.float32, num_threads=1)
+    return Opening(config=config, model=model, data=data, folder=Path.cwd(), dtype=torch.float32, num_threads=1)
 
 
 def test_what_a_child_cannot_open_is_said_in_its_words(world, one_thread):
@@ -107,7 +107,8 @@ from herd.rl.worker import Opening
 if __name__ == "__main__":
     model, data = map(Path, sys.argv[1:])
     tensors = load(model, dtype=torch.float32).transformer.state_dict()
-    child = Processes(Opening(config=settings(), model=model, data=data, dtype=torch.float32, num_threads=1), tensors)
+    options = {"folder": Path(), "dtype": torch.float32, "num_threads": 1}
+    child = Processes(Opening(config=settings(), model=model, data=data, **options), tensors)
     member = child.start()
     print(member.load(0, child.put(tensors))(), member._process.pid, flush=True)
     time.sleep(1000)

@@ -99,14 +99,13 @@ class Fake:
         return await self.drawing[-1]
 
     def load(self, version, weights):
-        if self.killed:
-            raise WorkerLost
         return lambda: self._load(weights)
 
     def _load(self, weights):
-        if self.ground.deaths:
+        if self.ground.deaths and not self.killed:
             self.ground.deaths -= 1
             self.kill()
+        if self.killed:
             raise WorkerLost
         self.held = weights
         return weights if self not in self.ground.wrong else "other"
@@ -190,6 +189,16 @@ def test_those_that_end_while_they_load_are_started_again(deaths):
     assert team.load(5, {"digest": "b"}) == "b"
     assert [one.held for one in ground.started if not one.killed] == ["b", "b"]
     assert len(ground.started) == 2 + deaths
+
+
+def test_one_that_ended_while_nothing_was_asked_of_it_is_started_again():
+    ground = FakeGround()
+    team = Team(ground, 2)
+    team.load(0, {"digest": "a"})
+    ground.started[1].die()
+    assert team.load(1, {"digest": "b"}) == "b"
+    assert [one.held for one in ground.started if not one.killed] == ["b", "b"]
+    assert len(ground.started) == 3
 
 
 def test_workers_that_end_again_and_again_end_the_run():
