@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,13 @@ def test_a_child_that_always_ends_ends_the_run(world, tmp_path, deaths, monkeypa
     with pytest.raises(HerdError, match=r"rollout workers ended 4 times in a row"):
         rl(config, *world, tmp_path / "out")
     assert len(list(deaths.iterdir())) == 4
+
+
+@pytest.mark.slow
+def test_a_quantised_engine_in_a_child_draws_the_same(world, tmp_path, one_thread):
+    config = settings(quantize="int8", dtype="bfloat16", mode="pinned", num_steps=4)
+    here = run(config, world, tmp_path / "here").published
+    assert run(replace(config, on="process"), world, tmp_path / "process").published == here
 
 
 @pytest.mark.slow
