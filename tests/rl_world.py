@@ -66,6 +66,14 @@ class Talking(Parity):
         return super().respond(messages, answer, seed=seed)
 
 
+class Wandering(Talking):
+    """The same, after waits that no seed decides."""
+
+    def respond(self, messages: Any, answer: Mapping[str, Any], *, seed: int = 0) -> Reaction:
+        time.sleep(random.Random().expovariate(100))
+        return super().respond(messages, answer, seed=seed)
+
+
 class Raising(Parity):
     """Raises at each prompt of the cell `hard`."""
 

@@ -26,7 +26,7 @@ from herd.engine.reply import tool_call_objects
 from herd.engine.request import CompletionOutput, EngineFault, make_output
 from herd.engine.sampler import SamplingParams
 from herd.errors import HerdError
-from herd.rl.environment import Environment, Reaction
+from herd.rl.environment import Environment, Reaction, is_single_turn
 from herd.rl.journal import Admitted
 from herd.rl.prompts import Prompts
 from herd.rl.record import Group, Rollout, Span
@@ -156,7 +156,7 @@ class Drawer:
     ) -> Rollout:
         talk = Talk(messages=[*self.prompts.messages(admitted)], ids=[], drawn=[], logprobs=[], versions=[])
         names = {tool["function"]["name"] for tool in environment.tools}
-        reaction, env_s, several = Reaction(reward=None), 0.0, bool(environment.tools)
+        reaction, env_s, several = Reaction(reward=None), 0.0, not is_single_turn(environment)
         if not several:
             drawn()
         for turn in range(self.max_turns):

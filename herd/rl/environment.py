@@ -67,6 +67,7 @@ class TaskEnvironment:
     """A task as an environment of one turn. An answer that was cut off at its limit is worth 0."""
 
     tools: Sequence[Mapping[str, Any]] = ()
+    single_turn = True
 
     def __init__(self, task: CellTask) -> None:
         self.task = task
@@ -98,6 +99,10 @@ class SomeCells:
     @property
     def tools(self) -> Sequence[Mapping[str, Any]]:
         return self.environment.tools
+
+    @property
+    def single_turn(self) -> bool:
+        return is_single_turn(self.environment)
 
     def prompt(self, cell: str, index: int) -> list[dict[str, Any]]:
         return self.environment.prompt(cell, index)
@@ -133,6 +138,10 @@ class Delay:
     def tools(self) -> Sequence[Mapping[str, Any]]:
         return self.environment.tools
 
+    @property
+    def single_turn(self) -> bool:
+        return is_single_turn(self.environment)
+
     def prompt(self, cell: str, index: int) -> list[dict[str, Any]]:
         return self.environment.prompt(cell, index)
 
@@ -146,6 +155,11 @@ class Delay:
     def respond(self, messages: Messages, answer: Mapping[str, Any], *, seed: int = 0) -> Reaction:
         self._sleep(self.wait_s(messages, answer, seed=seed))
         return self.environment.respond(messages, answer, seed=seed)
+
+
+def is_single_turn(environment: Environment) -> bool:
+    """Whether its first reaction is always a reward: that of a class which does not say so may be another message."""
+    return bool(getattr(environment, "single_turn", False))
 
 
 def text_of(answer: Mapping[str, Any]) -> str:

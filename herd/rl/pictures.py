@@ -6,7 +6,7 @@ from typing import Any
 
 from herd.data.loading.chat_media import ChatMedia
 from herd.data.tasks.task import Messages
-from herd.rl.environment import Environment, Reaction
+from herd.rl.environment import Environment, Reaction, is_single_turn
 
 OPENED = ("image", "frames")
 """What a part has once it is opened."""
@@ -25,6 +25,10 @@ class PictureEnvironment:
     @property
     def tools(self) -> Sequence[Mapping[str, Any]]:
         return self.environment.tools
+
+    @property
+    def single_turn(self) -> bool:
+        return is_single_turn(self.environment)
 
     def prompt(self, cell: str, index: int) -> list[dict[str, Any]]:
         asked = self.environment.prompt(cell, index)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rl_world import Hanging, Jittered, Raising, Same, Sometimes, Talking, Wrong, make_world, settings
+from rl_world import Hanging, Jittered, Raising, Same, Sometimes, Talking, Wandering, Wrong, make_world, settings
 
 from herd.config.rl_loss import PolicyLossConfig
 from herd.errors import HerdError
@@ -115,6 +115,17 @@ def test_several_turns_are_one_sequence_of_which_the_drawn_tokens_are_learnt(wor
     assert any(not r.drawn.all() for r in rollouts)
     assert all((r.logprobs[~r.drawn] == 0).all() and (r.logprobs[r.drawn] < 0).all() for r in rollouts)
     assert all(step["k3"] == 0 for step in metrics(tmp_path / "out"))
+
+
+def test_several_turns_are_drawn_by_the_same_weights_where_these_are_pinned(world, tmp_path, one_thread):
+    runs = [
+        run(settings(Wandering, max_tokens=60, mode="pinned", lag=1, num_steps=4), world, tmp_path / name)
+        for name in "ab"
+    ]
+    assert runs[0].published == runs[1].published
+    for ordinal in runs[0].finished:
+        assert {one.spans[0].version for one in runs[0].group(ordinal).rollouts} == {runs[0].admitted[ordinal].version}
+        assert all(len(one.spans) == 1 for one in runs[0].group(ordinal).rollouts)
 
 
 def test_an_environment_that_recovers_is_asked_again_and_one_that_does_not_ends_the_run(world, tmp_path, one_thread):
