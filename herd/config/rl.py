@@ -10,6 +10,7 @@ from herd.config.training import HOW_IT_RUNS, LanguageTrainingConfig, LossSpikes
 from herd.errors import HerdError
 
 ModeName = Literal["sync", "pinned", "inflight"]
+ReplayName = Literal["off", "auto", "on"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,9 @@ class RlConfig(LanguageTrainingConfig):
     strict order."""
     advantage: Literal["mean_centred", "maxrl"] = "mean_centred"
     """Reward less the group's mean; or also divided by the mean (MaxRL)."""
+    replay: ReplayName = "off"
+    """Whether the trainer uses the experts that the engine used for a token, in place of its router's choice: `auto`
+    does where the two may differ: in bf16, where quantised weights draw, and where older ones do."""
     exact: bool = False
     """Read the drawn tokens again by the engine's forward at the current weights: the ratio of probabilities then
     differs from 1 by the age of the weights alone; in fp32 it is 1 to the bit where they are the same."""
@@ -120,6 +124,10 @@ class RlConfig(LanguageTrainingConfig):
             raise HerdError("bias_update_rate is not 0: the engine would choose other experts than the trainer")
         if self.balance_coefficient:
             raise HerdError("balance_coefficient is not 0: the policy gradient has no such term, leave it out")
+        if self.replay != "off" and self.exact:
+            raise HerdError(
+                f"replay={self.replay} with exact: what exact reads is routed anew; set replay=off, or leave exact out"
+            )
         if self.lora.rank is not None:
             raise HerdError("lora: the rollouts' engine draws by whole weights: herd merge the adapter, then herd rl")
 
@@ -131,6 +139,11 @@ class RlConfig(LanguageTrainingConfig):
     def steps_behind(self) -> int:
         """The lag that is in effect."""
         return 0 if self.mode == "sync" else self.lag
+
+    def replays(self, *, narrow: bool) -> bool:
+        """Whether routes are replayed; `narrow`: the model computes in less than fp32."""
+        may_differ = narrow or self.quantize != "none" or self.steps_behind > 0
+        return self.replay == "on" or (self.replay == "auto" and may_differ)
 
     def shares(self) -> dict[str, float]:
         """The share of each environment."""

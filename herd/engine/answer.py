@@ -9,9 +9,10 @@ goes on while the sampled token is the drafted one, so that the answer is the sa
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -56,6 +57,9 @@ class Piece:
     """The token that ended the answer, which is not among `token_ids`."""
     version: int = 0
     """Of the weights that these tokens were drawn from; see `Engine.update_weights`."""
+    routes: np.ndarray | None = field(default=None, compare=False)
+    """With the last piece, from an engine that records them: the experts of the tokens of prompt and answer but the
+    last one, which was not computed; uint8 [tokens, mixture layers * top_k]."""
     prompt_logprobs: tuple[float, ...] = ()
     """With the first piece, where asked for: of every token of the prompt but the first."""
 

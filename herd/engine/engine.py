@@ -35,6 +35,7 @@ from herd.engine.speculative import Drafter, DraftModel, NGrams, draft_tokens, n
 from herd.engine.weights import replace_weights, weights_digest
 from herd.errors import HerdError
 from herd.model.cache import KVCache
+from herd.model.moe import UNKNOWN
 from herd.plan.counts import page_bytes
 
 T = TypeVar("T")
@@ -51,7 +52,17 @@ class PendingCall:
 class Engine:
     """Answers prompts; safe to call from any thread or event loop."""
 
-    def __init__(self, model: LoadedModel, config: EngineConfig, *, draft_model: LoadedModel | None = None) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        config: EngineConfig,
+        *,
+        draft_model: LoadedModel | None = None,
+        record_routes: bool = False,
+    ) -> None:
+        """`record_routes`: outputs have the experts of each token (`CompletionOutput.routes`)."""
+        if record_routes and model.config.moe.num_experts > UNKNOWN:
+            raise HerdError(f"routes of {model.config.moe.num_experts} experts are not recorded: at most {UNKNOWN}")
         if draft_model is not None and not config.num_speculative_tokens:
             raise HerdError("num_speculative_tokens=0 with a draft model: set how many tokens it drafts at most")
         self.model, self.version = model, 0
@@ -68,9 +79,10 @@ class Engine:
                 device=weight.device,
                 int8=int8,
                 folder=config.kv_cache_folder,
+                routes=record_routes,
             )
         self.cache_bytes = cache.num_bytes
-        self._runner = Runner(model, cache)
+        self._runner, self._records_routes = Runner(model, cache), record_routes
         self._pages = PageManager(
             page_tokens=model.config.page_tokens,
             chunk_size=model.config.chunk_size,
@@ -357,6 +369,9 @@ class Engine:
             known = len(request.ids)
             for token in request.answer.tokens[known - request.num_prompt :]:
                 request.append(token)
+            if self._records_routes and piece.finish_reason in ("stop", "length"):
+                num_computed = len(request.ids) - (piece.end_token is None)
+                piece = replace(piece, routes=self._runner.routes(request, num_computed))
             self._scheduler.truncate(request, len(request.ids) - 1)
             request.draft, request.prompt_logprobs = [], []
             if piece.finish_reason is None:

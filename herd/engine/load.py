@@ -62,12 +62,13 @@ class Model(LoadedModel):
         runs. Servers and the like start an engine of their own."""
         return AnswerPipeline(self, self.engine())
 
-    def engine(self, *, draft_model: LoadedModel | None = None, **options: Any) -> Engine:
+    def engine(self, *, draft_model: LoadedModel | None = None, record_routes: bool = False, **options: Any) -> Engine:
         """Start an engine; the options are the fields of herd.config.EngineConfig.
 
-        `draft_model`: a smaller model of the same tokenizer, which drafts `num_speculative_tokens`.
+        `draft_model`: a smaller model of the same tokenizer, which drafts `num_speculative_tokens`. `record_routes`:
+        outputs have the experts of each token.
         """
-        return Engine(self, EngineConfig(**options), draft_model=draft_model)
+        return Engine(self, EngineConfig(**options), draft_model=draft_model, record_routes=record_routes)
 
 
 def load(

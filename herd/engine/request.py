@@ -9,6 +9,8 @@ import queue
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from herd.engine.answer import Answer, Piece, TokenLogprob
 from herd.engine.runner import TokenRequest
 from herd.errors import HerdError
@@ -32,6 +34,8 @@ class CompletionOutput:
     """Of the weights that a token was drawn from; see `Engine.update_weights`."""
     prompt_logprobs: list[float]
     finish_reason: str
+    routes: np.ndarray | None = field(default=None, compare=False)
+    """Of `Piece.routes`."""
 
 
 class EngineRequest:
@@ -121,6 +125,7 @@ def make_output(pieces: Sequence[Piece], seed: int) -> CompletionOutput:
         versions=versions,
         prompt_logprobs=[one for piece in pieces for one in piece.prompt_logprobs],
         finish_reason=pieces[-1].finish_reason,
+        routes=pieces[-1].routes,
     )
 
 

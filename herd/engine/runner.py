@@ -5,12 +5,13 @@ The forward is one native call where that serves (herd.model.fused) and was foun
 the log-probabilities of prompts that asked for them. A request whose pictures cannot be encoded fails alone.
 """
 
-# N tokens of the pack, D width, V vocabulary, R rows of one request
+# N tokens of the pack, D width, V vocabulary, R rows of one request, J = mixture layers * top_k
 
 import hashlib
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,14 +95,20 @@ class Runner:
             [one.request.table.global_pages for one in scheduled],
             [one.request.table.local_pages for one in scheduled],
         )
-        # Of requests whose prompt is scored all rows are read, of the others those before a token that is drawn.
+        # Of requests whose prompt is scored all rows are read, of the others those before a token that is drawn. Where
+        # routes are recorded, the last layer is computed for all rows.
         ends = pack.starts_S.tolist()[1:]
         kept = [
-            range(end - length if one.request.scored else end - one.num_logits, end)
+            range(end - length if one.request.scored or self.cache.routes is not None else end - one.num_logits, end)
             for one, length, end in zip(scheduled, pack.lengths, ends, strict=True)
         ]
         rows_R = send(torch.tensor([row for rows in kept for row in rows], dtype=torch.int64), self.model.device)
-        hidden_RD = self._forward(pack, self._images(scheduled, ends), view, rows_R)
+        routes_NJ = None
+        if self.cache.routes is not None:
+            routes_NJ = torch.zeros(len(pack.tokens_N), self.cache.routes.shape[-1], dtype=torch.uint8)
+        hidden_RD = self._forward(pack, self._images(scheduled, ends), view, rows_R, routes_NJ)
+        if routes_NJ is not None and self.cache.routes is not None:
+            self.cache.routes[view.global_pages.page_N.cpu(), view.global_pages.slot_N.cpu()] = routes_NJ
         parts = hidden_RD.split([len(rows) for rows in kept])
         counts = [one.num_logits for one in scheduled]
         drawn = [part[len(part) - count :] for part, count in zip(parts, counts, strict=True)]
@@ -111,13 +118,26 @@ class Runner:
             for one, logits, part in zip(scheduled, logits_RV.split(counts), parts, strict=True)
         ]
 
-    def _forward(self, pack: Pack, images: Images | None, view: CacheView, rows_R: Tensor) -> Tensor:
-        """Hidden states of the rows that are read."""
+    def _forward(
+        self, pack: Pack, images: Images | None, view: CacheView, rows_R: Tensor, routes_NJ: Tensor | None
+    ) -> Tensor:
+        """Hidden states of the rows that are read; `routes_NJ` is filled with the experts of all."""
         transformer = self.model.transformer
         if self._fused is not None:
             embedded = None if images is None else transformer.embed(pack.tokens_N, images)
-            return self._fused(pack, cache=view, rows_R=rows_R, embedded_ND=embedded)
-        return transformer.forward_packed(pack, images=images, cache=view)[rows_R]
+            return self._fused(pack, cache=view, rows_R=rows_R, embedded_ND=embedded, routes_NJ=routes_NJ)
+        hidden_ND = transformer.forward_packed(pack, images=images, cache=view)
+        if routes_NJ is not None:
+            routes_NJ.copy_(transformer.routers_choice())
+        return hidden_ND[rows_R]
+
+    def routes(self, request: T, length: int) -> np.ndarray:
+        """The experts [length, J], uint8, of the first tokens of a request, which must be computed."""
+        assert self.cache.routes is not None and length <= request.table.length
+        places, size = torch.arange(length), self.cache.config.page_tokens
+        pages = torch.tensor(request.table.global_pages)[places // size]
+        found: np.ndarray = self.cache.routes[pages, places % size].numpy()
+        return found
 
     def _unembed(self, hidden_RD: Tensor) -> Tensor:
         if self._fused is not None:

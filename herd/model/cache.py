@@ -50,8 +50,10 @@ class KVCache:
         device: torch.device,
         int8: bool = False,
         folder: Path | None = None,
+        routes: bool = False,
     ) -> None:
-        """Global pages in 8 bits with `int8`, in a file in `folder` if one is given; see herd.model.page_store."""
+        """Global pages in 8 bits with `int8`, in a file in `folder` if one is given; see herd.model.page_store. With
+        `routes` the experts of each token are kept beside them."""
         self.config, self.int8 = config, int8
         heads, size, width = config.num_kv_heads, config.page_tokens, config.head_dim
         self.keys: list[Tensor] = []
@@ -75,6 +77,13 @@ class KVCache:
                 else None
             )
 
+        experts = sum(map(config.is_moe, range(config.num_layers))) * config.moe.top_k
+        self.routes: Tensor | None = None
+        """uint8 [P, L, mixture layers * top_k], on the host. In global pages, as all tokens of a request have those;
+        so routes are shared, copied and dropped with the keys and values of their tokens."""
+        if routes:
+            self.routes = torch.zeros(num_global, size, experts, dtype=torch.uint8)
+
     @property
     def num_bytes(self) -> int:
         return sum(sum(tensor.nbytes for tensor in self._tensors(layer)) for layer in range(self.config.num_layers))
@@ -89,6 +98,8 @@ class KVCache:
             if self.config.is_global(layer) == is_global:
                 for tensor in self._tensors(layer):
                     tensor[target] = tensor[source]
+        if is_global and self.routes is not None:
+            self.routes[target] = self.routes[source]
 
     def _tensors(self, layer: int) -> list[Tensor]:
         return [self.keys[layer], self.values[layer], *(self.scales[layer] or ())]

@@ -9,7 +9,7 @@ that bf16 results differ by rounding; in fp32 those of a row depend neither on r
 on how its prompt was cut.
 """
 
-# N tokens, D width, R rows whose outputs are wanted, V vocabulary
+# N tokens, D width, R rows whose outputs are wanted, V vocabulary, J = mixture layers * top_k
 
 import ctypes
 from collections.abc import Iterator
@@ -155,13 +155,22 @@ class FusedForward:
             if weight.is_contiguous():
                 call.huge_pages(weight)
 
-    def __call__(self, pack: Pack, *, cache: CacheView, rows_R: Tensor, embedded_ND: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        pack: Pack,
+        *,
+        cache: CacheView,
+        rows_R: Tensor,
+        embedded_ND: Tensor | None = None,
+        routes_NJ: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states [R, D], fp32, of the rows `rows_R` (ascending); all rows' keys and values go to the cache.
 
-        `embedded_ND` replaces the embeddings of the tokens, where pictures are among them.
+        `embedded_ND` replaces the embeddings of the tokens, where pictures are among them. `routes_NJ`, uint8, is
+        filled with the experts of each token, in the last layer of the wanted rows alone.
         """
         self._use(cache.cache)
-        return self._run(self._model, pack, cache, rows_R, embedded_ND)
+        return self._run(self._model, pack, cache, rows_R, embedded_ND, routes_NJ)
 
     def layer(self, index: int, x_ND: Tensor, pack: Pack, *, cache: CacheView) -> Tensor:
         """The final norm [N, D], fp32, of the output of layer `index` alone on the input `x_ND`; the pack's tokens are
@@ -172,7 +181,13 @@ class FusedForward:
         return self._run(alone, pack, cache, torch.arange(len(x_ND)), x_ND)
 
     def _run(
-        self, model: call.Model, pack: Pack, cache: CacheView, rows_R: Tensor, embedded_ND: Tensor | None
+        self,
+        model: call.Model,
+        pack: Pack,
+        cache: CacheView,
+        rows_R: Tensor,
+        embedded_ND: Tensor | None,
+        routes_NJ: Tensor | None = None,
     ) -> Tensor:
         self._set_biases()
         hidden_RD = torch.empty(len(rows_R), model.dim)
@@ -183,6 +198,9 @@ class FusedForward:
         starts_S = cache.starts_S.int().contiguous()
         if embedded_ND is not None:
             embedded_ND = embedded_ND.to(self._transformer.embedding.weight.dtype).contiguous()
+        if routes_NJ is not None:
+            assert routes_NJ.shape == (len(tokens_N), len(self._mixtures) * model.top_k)
+            assert routes_NJ.dtype == torch.uint8 and routes_NJ.is_contiguous()
         batch = call.Batch(
             tokens=tokens_N.data_ptr(),
             embedded=None if embedded_ND is None else embedded_ND.data_ptr(),
@@ -193,6 +211,7 @@ class FusedForward:
             blocks=tuple(table.shape[1] for table in tables),
             wanted=rows_R.data_ptr(),
             hidden=hidden_RD.data_ptr(),
+            routes=None if routes_NJ is None else routes_NJ.data_ptr(),
             rows=len(tokens_N),
             sequences=len(starts_S) - 1,
             num_wanted=len(rows_R),

@@ -37,7 +37,7 @@ MODULE_FIELDS: dict[type[nn.Module], set[str]] = {
     FeedForward: {"gate_up", "down"},
     MoE: {
         *("config", "router", "gate_up_EDF", "down_EFD", "shared", "bias_E"),
-        *("logits_NE", "load_E", "count_E"),  # what training reads
+        *("logits_NE", "load_E", "count_E", "expert_Nk"),  # what is read after a forward
     },
     Linear: {"in_features", "out_features", "weight", "bias"},
     Packed: {"scheme", "weight", "scale"},

@@ -7,7 +7,7 @@ Inference on a CPU has a second implementation, routing included: herd/native/fo
 here must be made there too; agreement.py compares the two whenever an engine is started on a model.
 """
 
-# N tokens, D width, E experts, F hidden width, R = N * top_k routed rows
+# N tokens, D width, E experts, F hidden width, k = top_k, R = N * k routed rows
 
 from functools import partial
 
@@ -41,8 +41,10 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-OBSERVED = ("logits_NE", "load_E", "count_E")
+OBSERVED = ("logits_NE", "load_E", "count_E", "expert_Nk")
 """What a forward in training leaves to be read."""
+UNKNOWN = 255
+"""In recorded routes, in place of an expert: the router chooses."""
 
 
 class MoE(nn.Module):
@@ -50,7 +52,8 @@ class MoE(nn.Module):
 
     What training reads and sets (see herd.train.balance): `logits_NE` and `load_E`, each expert's share of the routed
     rows, of the last forward; `count_E`, the rows of each expert since it was last cleared; `bias_E`, added to the
-    logits where experts are chosen and nowhere else. A finished model has no bias.
+    logits where experts are chosen and nowhere else. A finished model has no bias. `expert_Nk`: the router's choice in
+    the last forward, whether it was followed or not.
     """
 
     def __init__(self, dim: int, config: MoEConfig) -> None:
@@ -65,13 +68,19 @@ class MoE(nn.Module):
         self.load_E: Tensor | None = None
         self.count_E: Tensor | None = None
         self.bias_E: Tensor | None = None
+        self.expert_Nk: Tensor | None = None
 
-    def forward(self, x_ND: Tensor) -> Tensor:
+    def forward(self, x_ND: Tensor, routes_Nk: Tensor | None = None) -> Tensor:
+        """`routes_Nk`, uint8: the experts to use in place of the router's choice, UNKNOWN where that holds."""
         top_k = self.config.top_k
         # fp32: near ties pick another expert in bf16.
         logits_NE = batch_invariant(partial(F.linear, weight=self.router.weight.float()), x_ND.float())
         chosen_Nk, expert_Nk = torch.topk(logits_NE if self.bias_E is None else logits_NE + self.bias_E, top_k, dim=-1)
-        if self.bias_E is not None:
+        self.expert_Nk = expert_Nk
+        if routes_Nk is not None:
+            expert_Nk = torch.where(routes_Nk == UNKNOWN, expert_Nk, routes_Nk.long())
+        if self.bias_E is not None or routes_Nk is not None:
+            # From all logits: the gate's gradient reaches the router for experts that it would not choose now, too.
             chosen_Nk = logits_NE.gather(-1, expert_Nk)
         expert_R = expert_Nk.flatten()
         sorted_R, order_R = torch.sort(expert_R, stable=True)

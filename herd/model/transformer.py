@@ -8,14 +8,14 @@ Inference on a CPU has a second implementation of all this: herd/native/forward.
 must be made there too; agreement.py compares the two whenever an engine is started on a model.
 """
 
-# N tokens, D width, V vocabulary, S documents or requests
+# N tokens, D width, V vocabulary, S documents or requests, J = mixture layers * k, k = top_k
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -56,12 +56,15 @@ class Layer(nn.Module):
             MoE(config.dim, config.moe) if config.is_moe(layer) else FeedForward(config.dim, config.dense_ffn_dim)
         )
 
-    def forward(self, x_ND: Tensor, shared: AttentionPlan, cache: CacheView | None) -> Tensor:
+    def forward(
+        self, x_ND: Tensor, shared: AttentionPlan, cache: CacheView | None, routes_Nk: Tensor | None = None
+    ) -> Tensor:
         x_ND = x_ND + self.attention(self.attention_norm(x_ND), shared, cache)
-        return x_ND + self.ffn(self.ffn_norm(x_ND))
+        routes = () if routes_Nk is None else (routes_Nk,)
+        return x_ND + self.ffn(self.ffn_norm(x_ND), *routes)
 
 
-def recompute_layer(layer: nn.Module, x_ND: Tensor, shared: AttentionPlan) -> Tensor:
+def recompute_layer(layer: nn.Module, x_ND: Tensor, shared: AttentionPlan, routes_Nk: Tensor | None = None) -> Tensor:
     """A layer's output, which keeps only its input for the backward; gradients have the same bits."""
 
     @contextmanager
@@ -80,6 +83,7 @@ def recompute_layer(layer: nn.Module, x_ND: Tensor, shared: AttentionPlan) -> Te
         x_ND,
         shared,
         None,
+        routes_Nk,
         use_reentrant=False,
         preserve_rng_state=False,
         context_fn=lambda: (nullcontext(), keep_observed()),
@@ -110,24 +114,30 @@ class Transformer(nn.Module):
         images: Images | None = None,
         cache: CacheView | None = None,
         sharing: Sharing | None = None,
+        routes_NJ: UInt8[Tensor, "n j"] | None = None,
     ) -> Float[Tensor, "n d"]:
         """Hidden states before the unembedding.
 
         `positions_N` count from 0 in each document or request; `starts_S` are the cumulative starts of the runs in the
         pack, the last entry N; both are on the host. With a `cache`, each run continues the request in its slot. With
-        `sharing` what documents have in common at their beginning is computed once, but for attention.
+        `sharing` what documents have in common at their beginning is computed once, but for attention. `routes_NJ`: the
+        experts that an engine recorded (`record_routes`), which are used in place of the routers' choice.
         """
         x_ND = self.embed(tokens_N, images)
         if sharing is not None:
             x_ND = x_ND.index_select(0, sharing.pick_M)
+            routes_NJ = routes_NJ if routes_NJ is None else routes_NJ.index_select(0, sharing.pick_M)
         shared = plan_attention(
             positions_N, starts_S, self.config, cached=cache is not None, device=x_ND.device, sharing=sharing
         )
-        for layer in self.layers:
+        routes = iter(() if routes_NJ is None else routes_NJ.split(self.config.moe.top_k, dim=1))
+        for index, layer in enumerate(self.layers):
+            routes_Nk = next(routes, None) if self.config.is_moe(index) else None
             if self.recompute and torch.is_grad_enabled():
-                x_ND = recompute_layer(layer, x_ND, shared)
+                x_ND = recompute_layer(layer, x_ND, shared, routes_Nk)
             else:
-                x_ND = layer(x_ND, shared, cache)
+                x_ND = layer(x_ND, shared, cache, routes_Nk)
+        assert next(routes, None) is None, "routes of more mixtures than the model has"
         hidden_ND = self.norm(x_ND)
         return hidden_ND if sharing is None else hidden_ND.index_select(0, sharing.expand_N)
 
@@ -137,6 +147,13 @@ class Transformer(nn.Module):
             pack.tokens_N, positions_N=pack.positions_N, starts_S=pack.starts_S, images=images, cache=cache
         )
         return hidden_ND
+
+    def routers_choice(self) -> UInt8[Tensor, "n j"]:
+        """The experts that the routers chose in the last forward, of each token and mixture layer in turn."""
+        mixtures = [layer.ffn for layer in self.layers if isinstance(layer.ffn, MoE)]
+        chosen = [one.expert_Nk for one in mixtures if one.expert_Nk is not None]
+        assert len(chosen) == len(mixtures)
+        return torch.cat(chosen, dim=1).to(torch.uint8)
 
     def fill_cache(self, pack: Pack, *, cache: CacheView) -> None:
         """Store the keys and values of tokens as `forward` does, with no output: the last layer attends to nothing.

@@ -43,6 +43,7 @@ struct Batch {
   i64 blocks[2];
   const i64* wanted;  // ascending
   float* hidden;  // [num_wanted, dim], normed
+  uint8_t* routes;  // [rows, mixture layers, top_k], the experts of each row that goes through the layer, if not null
   i64 rows, sequences, num_wanted;
 };
 
@@ -98,6 +99,7 @@ struct Forward {
   };
   std::vector<View> views;
   std::vector<i64> sequence;
+  i64 mixtures = 0;
 
   float *x, *chosen_x, *normed, *qkv, *attended, *out, *hidden, *routed_hidden, *routed_out, *turns, *gates, *slots;
   Value* q;
@@ -106,6 +108,7 @@ struct Forward {
 
   Forward(const Model& m, const Batch& b) : m(m), b(b) {
     team.size = omp_get_max_threads();
+    for (i64 l = 0; l < m.num_layers; ++l) mixtures += m.layers[l].router != nullptr;
     sequence.resize(b.rows);
     for (i64 s = 0; s < b.sequences; ++s) std::fill(&sequence[b.starts[s]], &sequence[0] + b.starts[s + 1], s);
     for (i64 kind = 0; kind < 2; ++kind) views.push_back(view(kind, nullptr));
@@ -175,6 +178,7 @@ struct Forward {
       widest = std::max({widest, m.heads * m.c, m.layers[l].down.in, m.layers[l].router ? m.layers[l].expert_down.in : 0});
     float* row = scratch<float>(15, widest + BLOCK);
     Routing routing;
+    i64 mixture = 0;
 
     split(rows);
     for (i64 i = begin; i < end; ++i) start(i);
@@ -210,8 +214,11 @@ struct Forward {
       prepare(layer.gate_up, rows, prepared, row, begin, end, [&](i64 i) {
         add(x + i * m.dim, out + i * m.dim);
         norm(x + i * m.dim, layer.ffn_norm, row);
-        if (layer.router) route(layer, i, row);
+        if (!layer.router) return;
+        route(layer, i, row);
+        if (b.routes) record(last ? b.wanted[i] : i, mixture, i);
       });
+      mixture += layer.router != nullptr;
       team.wait();
       feed_forward(layer, rows, row, thread, routing);
     }
@@ -323,6 +330,12 @@ struct Forward {
       scores[picked[s]] = -INFINITY;
     }
     memcpy(normed + i * m.dim, row, m.dim * sizeof(float));
+  }
+
+  // Where the experts of row i, `at` in `picked`, are asked for.
+  void record(i64 i, i64 mixture, i64 at) const {
+    for (i64 k = 0; k < m.top_k; ++k)
+      b.routes[(i * mixtures + mixture) * m.top_k + k] = (uint8_t)picked[at * m.top_k + k];
   }
 
   void feed_forward(const Layer& layer, i64 rows, float* row, int thread, Routing& routing) {

@@ -67,13 +67,14 @@ class Model(ctypes.Structure):
 
 
 class Batch(ctypes.Structure):
-    """One call: `tables`, `seen` and `blocks` of local layers, then of global ones."""
+    """One call: `tables`, `seen` and `blocks` of local layers, then of global ones; `routes`, to be filled with the
+    experts of each row in each mixture, is null where these are not wanted."""
 
     _fields_ = [
         *((name, c_void_p) for name in ("tokens", "embedded", "positions", "starts")),
         *((name, c_void_p * 2) for name in ("tables", "seen")),
         ("blocks", c_int64 * 2),
-        *((name, c_void_p) for name in ("wanted", "hidden")),
+        *((name, c_void_p) for name in ("wanted", "hidden", "routes")),
         *((name, c_int64) for name in ("rows", "sequences", "num_wanted")),
     ]
 

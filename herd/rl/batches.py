@@ -59,6 +59,7 @@ def pack_groups(
     samples: list[Sample] = []
     fields: tuple[list[np.ndarray], ...] = ([], [], [])
     prompts: list[np.ndarray] = []
+    routes = [rollout.routes for group in groups for rollout in group.rollouts if rollout.routes is not None]
     for group in groups:
         shows = patch_id is not None and bool((group.rollouts[0].prompt == patch_id).any())
         tiles = list(prompt_of(group).tiles) if shows else []
@@ -75,6 +76,7 @@ def pack_groups(
             )
             for rows, values in zip(fields, behind, strict=True):
                 rows.append(at_targets(values, num_prompt))
+    assert len(routes) in (0, len(samples)), "routes are recorded for all answers or for none"
     advantages_N, logprobs_N, versions_N = (torch.from_numpy(np.concatenate(rows)) for rows in fields)
     return RolloutBatch(
         **vars(pack(samples, patch_id=patch_id)),
@@ -83,6 +85,7 @@ def pack_groups(
         versions_N=versions_N,
         current_N=torch.full_like(logprobs_N, torch.nan),
         prompts_N=torch.from_numpy(np.concatenate(prompts)),
+        routes_NJ=torch.from_numpy(np.concatenate(routes)) if routes else None,
     )
 
 

@@ -26,6 +26,7 @@ from herd.engine.reply import tool_call_objects
 from herd.engine.request import CompletionOutput, EngineFault, make_output
 from herd.engine.sampler import SamplingParams
 from herd.errors import HerdError
+from herd.model.moe import UNKNOWN
 from herd.rl.environment import Environment, Reaction, is_single_turn
 from herd.rl.journal import Admitted
 from herd.rl.prompts import Prompts
@@ -55,6 +56,8 @@ class Talk:
     drawn: list[bool]
     logprobs: list[float]
     versions: list[int]
+    routes: np.ndarray | None = None
+    """Of the prompt and `ids`, as far as the engine computed them."""
 
     def add(self, output: CompletionOutput) -> None:
         """Append what the model drew."""
@@ -62,6 +65,7 @@ class Talk:
         self.drawn += [True] * len(output.token_ids)
         self.logprobs += [one.sampled_logprob for one in output.logprobs]
         self.versions += output.versions
+        self.routes = output.routes  # of a further turn, those of all before it, too
 
     def hear(self, ids: Sequence[int]) -> None:
         """Append what the environment said."""
@@ -69,6 +73,14 @@ class Talk:
         self.drawn += [False] * len(ids)
         self.logprobs += [0.0] * len(ids)
         self.versions += [self.versions[-1]] * len(ids)
+
+    def all_routes(self, num_prompt: int) -> np.ndarray | None:
+        """Of the prompt and all `ids`."""
+        if self.routes is None:
+            return None
+        routes = np.full((num_prompt + len(self.ids), self.routes.shape[1]), UNKNOWN, dtype=np.uint8)
+        routes[: len(self.routes)] = self.routes
+        return routes
 
     def spans(self) -> tuple[Span, ...]:
         spans, begin = [], 0
@@ -192,6 +204,7 @@ class Drawer:
             reward=0.0 if reaction.reward is None else float(reaction.reward),
             parts=dict(reaction.parts),
             env_s=env_s,
+            routes=talk.all_routes(len(prompt.token_ids)),
         )
         check(rollout)
         return rollout

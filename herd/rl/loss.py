@@ -1,6 +1,6 @@
 """The loss of online reinforcement learning: a policy gradient on drawn tokens, corrected for who drew them."""
 
-# N tokens, S documents, R drawn tokens of a chunk
+# N tokens, S documents, R drawn tokens of a chunk, M tokens that are computed, J = mixture layers * k, k = top_k
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from herd.model.attention import Sharing
 from herd.model.parallel import ALONE, Parallel
 from herd.model.transformer import Transformer
 from herd.rl.corrections import CORRECTIONS, Corrected, correct, ratio
+from herd.rl.routes import route_flips
 from herd.train.losses import policy_cross_entropy, token_logprobs
 
 OLDEST = 3
@@ -46,6 +47,9 @@ class RolloutBatch(Batch):
     """int64, of the tokens of a prompt the number of its group, -1 elsewhere: what neighbours have in common."""
     reference_N: Tensor | None = None
     """float32, log-probability of the target by the reference model; NaN where not read."""
+    routes_NJ: Tensor | None = None
+    """uint8, the experts of each token in the engine (`Rollout.routes`), which the trainer then uses; None: its router
+    chooses."""
     newest_version: int | None = None
     """The newest of the whole step's versions, from which ages are counted; by default that of `versions_N`."""
 
@@ -77,7 +81,7 @@ def policy_loss(
     Metrics are means over the drawn tokens: `ratio` and `ratio_squared` (see `effective_share`), `k3` = ratio - 1 - log
     ratio, an estimate of KL(mu | pi), `clipped` and `masked` shares, |log ratio| by age in versions, `entropy`
     estimated by -log pi of the drawn tokens, `engine_gap` between trainer and engine where that read, `reference_k3`,
-    an estimate of KL(pi | ref).
+    an estimate of KL(pi | ref), and with routes those of `route_flips`.
 
     Raises HerdError for a correction by sequences on ranks that cut them.
     """
@@ -91,14 +95,21 @@ def policy_loss(
 
     def loss_fn(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Number | Mean]]:
         assert isinstance(batch, RolloutBatch)
+        device = model.embedding.weight.device
+        sharing = None if parallel.is_distributed else share_prompts(batch, device)
         hidden_ND = model(
             batch.tokens_N,
             positions_N=batch.positions_N,
             starts_S=batch.starts_S,
             images=batch.images,
-            sharing=None if parallel.is_distributed else share_prompts(batch, model.embedding.weight.device),
+            sharing=sharing,
+            routes_NJ=batch.routes_NJ,
         )
-        unembedding_VD, device = model.unembedding.weight, hidden_ND.device
+        flips: dict[str, Number | Mean] = {}
+        if batch.routes_NJ is not None:
+            routes_MJ = batch.routes_NJ if sharing is None else batch.routes_NJ[sharing.pick_M]
+            flips = route_flips(routes_MJ, model.routers_choice(), model.config.moe.top_k)
+        unembedding_VD = model.unembedding.weight
         numbers = torch.nonzero(batch.weights_N)[:, 0]
         sequences_N = torch.bucketize(torch.arange(len(batch.tokens_N)), batch.starts_S[1:], right=True)
         drawn_N, sequences_N = send(numbers, device), send(sequences_N, device)
@@ -119,13 +130,14 @@ def policy_loss(
             return terms[-1].factors_R
 
         loss, nll_N = policy_cross_entropy(hidden_ND, unembedding_VD, batch.targets_N, batch.shares_N, factors)
-        return loss, _metrics(batch, drawn_N, nll_N[drawn_N], terms)
+        return loss, {**_metrics(batch, drawn_N, nll_N[drawn_N], terms), **flips}
 
     return loss_fn
 
 
 def share_prompts(batch: RolloutBatch, device: torch.device) -> Sharing | None:
-    """The prompts of neighbouring answers of a group as one; None where none is repeated."""
+    """The prompts of neighbouring answers of a group as one, up to a token that was routed otherwise; None where none
+    is repeated."""
     if batch.prompts_N is None:
         return None
     groups, starts = batch.prompts_N.numpy(), batch.starts_S.numpy()
@@ -135,6 +147,9 @@ def share_prompts(batch: RolloutBatch, device: torch.device) -> Sharing | None:
     for place, (begin, end) in enumerate(pairwise(starts)):
         length = int((groups[begin:end] >= 0).sum())
         if place and length and groups[begin] == groups[first]:
+            if batch.routes_NJ is not None:
+                same_P = (batch.routes_NJ[begin : begin + length] == batch.routes_NJ[first : first + length]).all(1)
+                length = int(same_P.long().cumprod(0).sum())
             kept[begin : begin + length] = False
             source[begin : begin + length] = np.arange(first, first + length)
         else:

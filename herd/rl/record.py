@@ -42,6 +42,9 @@ class Rollout:
     parts: dict[str, float] = field(default_factory=dict)
     """What the reward is made of, by name."""
     env_s: float = 0.0
+    routes: np.ndarray | None = None
+    """uint8 [tokens of prompt and ids, mixture layers * top_k], the experts of each token in the engine, where they are
+    recorded; 255 of tokens that it did not compute, as the last one."""
     """Seconds that the environment took."""
 
     @property

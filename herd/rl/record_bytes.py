@@ -17,7 +17,8 @@ ARRAYS = {
     "drawn": np.dtype("?"),
     "logprobs": np.dtype("<f4"),
 }
-"""The number format of each array of a rollout, which is not written: a record has the bytes alone."""
+"""The number format of each array of a rollout, which is not written: a record has the bytes alone. `routes`, where
+there are any, are bytes."""
 
 
 def check_arrays(group: Group) -> None:
@@ -26,6 +27,8 @@ def check_arrays(group: Group) -> None:
         for name, dtype in ARRAYS.items():
             found = vars(rollout)[name].dtype
             assert found == dtype, f"{name} of a rollout is {found}, not {dtype}"
+        if rollout.routes is not None:
+            assert rollout.routes.dtype == np.uint8 and len(rollout.routes) == len(rollout.prompt) + len(rollout.ids)
 
 
 def array_bytes(value: Any) -> bytes:
@@ -41,6 +44,9 @@ def decode_group(raw: dict[str, Any]) -> Group:
 
 def _rollout(raw: dict[str, Any]) -> Rollout:
     arrays = {name: np.frombuffer(raw[name], dtype) for name, dtype in ARRAYS.items()}
+    if raw.get("routes") is not None:  # journals of before have no such field
+        num_tokens = len(arrays["prompt"]) + len(arrays["ids"])
+        arrays["routes"] = np.frombuffer(raw["routes"], np.uint8).reshape(num_tokens, -1)
     return Rollout(**raw | arrays | {"spans": tuple(Span(**span) for span in raw["spans"])})
 
 

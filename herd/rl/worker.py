@@ -78,8 +78,12 @@ class Opening:
         config, model = self.config, load(self.model, dtype=self.dtype)
         if config.quantize != "none":
             quantize_model(model.transformer, Scheme(name=config.quantize), model.config)
+        shape, narrow = model.config, self.dtype.itemsize < torch.float32.itemsize
         return Drawer(
-            model.engine(max_num_seqs=min(config.slots, config.groups * config.group_size)),
+            model.engine(
+                max_num_seqs=min(config.slots, config.groups * config.group_size),
+                record_routes=config.replays(narrow=narrow) and any(map(shape.is_moe, range(shape.num_layers))),
+            ),
             Prompts(model, environments, config.system_prompts),
             group_size=config.group_size,
             max_tokens=config.max_tokens,
