@@ -206,14 +206,16 @@ class Engine:
         """Replace all weights, by their names in the transformer's state dict, between two steps. Returns the digest
         (herd.engine.weights) of what is then loaded; raises HerdError, and changes nothing, where not all of them fit.
 
-        Running requests go on with the keys and values that they have, tokens from then on by the new weights; nothing
-        that older weights computed is shared with requests that come later.
+        Running answers go on with the keys and values that they have, tokens from then on by the new weights; a request
+        whose prompt is not read to its end begins again. Nothing that older weights computed is shared with requests
+        that come later.
         """
 
         def update() -> str:
             replace_weights(self.model.transformer, tensors)
             self.version = version
             self._scheduler.reset_prefix_cache()
+            self._scheduler.restart_prompts()
             return weights_digest(self.model.transformer.state_dict())
 
         return self._run_between_steps(update)
@@ -337,7 +339,8 @@ class Engine:
         results = self._runner.run(step)
         sampling: list[tuple[Generation, Tensor]] = []
         for one, result in zip(step.scheduled.values(), results, strict=True):
-            one.request.prompt_logprobs += result.prompt_logprobs
+            # At their place: what was preempted is read again.
+            one.request.prompt_logprobs[one.begin :] = result.prompt_logprobs
             self._num_prefilled += max(0, min(one.end, one.request.num_prompt) - one.begin)
             if one.num_logits:
                 sampling.append((one.request, result.logits_RV))
@@ -365,6 +368,7 @@ class Engine:
         for request, piece in zip(requests, pieces, strict=True):
             if request.prompt_logprobs:
                 piece = replace(piece, prompt_logprobs=tuple(request.prompt_logprobs))
+                request.scored = False  # they are given once
             # What was computed after a rejected draft is dropped; the last token is not computed yet.
             known = len(request.ids)
             for token in request.answer.tokens[known - request.num_prompt :]:

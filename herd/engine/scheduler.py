@@ -177,8 +177,16 @@ class Scheduler(Generic[R]):
             self._remove_idle_callers()
 
     def reset_prefix_cache(self) -> None:
-        """Share nothing that was computed before, as after new weights; running requests keep their pages."""
+        """Share nothing that was computed before; running requests keep their pages."""
         self.pages.reset_prefix_cache()
+
+    def restart_prompts(self) -> None:
+        """Have running requests without a drawn token begin again, so that no prompt is read by two versions of the
+        weights."""
+        for request in [r for r in self.running if len(r.content) == r.num_prompt]:
+            self.running.remove(request)
+            self._release(request, 0)
+            self._enqueue(request)
 
     def _is_decoding(self, request: R) -> bool:
         """Whether all of the request but its last token is computed, and no tile has to be encoded first."""

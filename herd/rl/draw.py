@@ -167,6 +167,7 @@ class Drawer:
         attempt: int,
     ) -> Rollout:
         talk = Talk(messages=[*self.prompts.messages(admitted)], ids=[], drawn=[], logprobs=[], versions=[])
+        index, seed = output.index, output.seed  # later turns are requests of their own
         names = {tool["function"]["name"] for tool in environment.tools}
         reaction, env_s, several = Reaction(reward=None), 0.0, not is_single_turn(environment)
         if not several:
@@ -175,7 +176,7 @@ class Drawer:
             talk.add(output)
             answer = message_of(output, names)
             begin = time.monotonic()
-            reaction, attempt = await self._respond(environment, talk.messages, answer, output.seed, attempt)
+            reaction, attempt = await self._respond(environment, talk.messages, answer, seed, attempt)
             env_s += time.monotonic() - begin
             if reaction.reward is not None or output.finish_reason == "length":
                 break
@@ -190,8 +191,8 @@ class Drawer:
         if several:
             drawn()
         rollout = Rollout(
-            member=output.index,
-            seed=output.seed,
+            member=index,
+            seed=seed,
             attempt=attempt,
             prompt=np.array(prompt.token_ids, dtype=np.uint32),
             ids=np.array(talk.ids, dtype=np.uint32),
