@@ -1,6 +1,6 @@
 """Who may be drawn next, by which weights, and what a step is trained on. Pure: no torch, no clock, no thread.
 
-A ledger is told what happened and answers what may happen now. There are two:
+A ledger is given what happened and answers what may happen now. There are two:
 
 * `Waves`, modes `sync` and `pinned`: wave w holds the groups of step w, all drawn by version max(0, w - lag), where
   version v is the weights after v steps. A step is trained on all groups of its wave whose rewards differ. A wave

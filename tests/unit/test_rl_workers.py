@@ -86,7 +86,7 @@ def test_in_flight_lost_groups_are_drawn_again_by_what_is_there(world, tmp_path,
 
 
 class Fake:
-    """A member that answers by what it is told."""
+    """A member that answers as it is set to."""
 
     def __init__(self, ground):
         self.ground, self.held, self.killed = ground, None, False
