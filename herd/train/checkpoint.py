@@ -106,7 +106,8 @@ class Checkpoints:
             state = self._state()
             load(found, state)
             for name, part in self.parts.items():
-                part.load_state_dict(state[name])
+                if name in state:  # the others keep nothing
+                    part.load_state_dict(state[name])
             mark = read_json(found / MARK)
             self.step, self.number = mark["step"], mark["number"]
         return self.step

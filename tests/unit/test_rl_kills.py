@@ -28,7 +28,7 @@ def size_of(path: Path) -> int:
 
 
 def run(world: tuple[Path, Path], out: Path, num_steps: int, num_kills: int, seed: int) -> Journal:
-    """Run to the end, with `num_kills` kills on the way."""
+    """Run to the end, with `num_kills` kills on the way, the first once there is a checkpoint to resume from."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     rng, kills, journal = random.Random(seed), 0, out.parent / f"{out.name}.partial" / JOURNAL
@@ -38,11 +38,13 @@ def run(world: tuple[Path, Path], out: Path, num_steps: int, num_kills: int, see
         child.start()
         if kills < num_kills:
             # Some while it starts, most after some progress, and always within whatever is at work.
-            wanted = size + rng.choice([0, *range(200, 10_000, 200)])
+            wanted = size + rng.choice([0, *range(200, 5_000, 200)])
             while child.is_alive() and size_of(journal) < wanted:
                 time.sleep(0.002)
+            while child.is_alive() and not kills and not any(journal.parent.glob("state/step-*/.metadata")):
+                time.sleep(0.002)
             time.sleep(rng.uniform(0, 0.05))
-            os.kill(child.pid, signal.SIGKILL)
+            child.kill()
         child.join()
         size = size_of(journal)
         if child.exitcode == 0:
