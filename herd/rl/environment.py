@@ -89,12 +89,15 @@ class TaskEnvironment:
         return [{"role": "assistant", "content": self.task.solution(cell, index)}]
 
 
-class SomeCells:
-    """An environment without some of its cells."""
+class Wrapped:
+    """An environment as it is, for those that change a part of another."""
 
-    def __init__(self, environment: Environment, patterns: Sequence[str]) -> None:
-        """Raises HerdError for a pattern that no cell matches."""
-        self.environment, self.cells = environment, matching(environment.cells, patterns)
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+
+    @property
+    def cells(self) -> Sequence[str]:
+        return self.environment.cells
 
     @property
     def tools(self) -> Sequence[Mapping[str, Any]]:
@@ -111,7 +114,20 @@ class SomeCells:
         return self.environment.respond(messages, answer, seed=seed)
 
 
-class Delay:
+class SomeCells(Wrapped):
+    """An environment without some of its cells."""
+
+    def __init__(self, environment: Environment, patterns: Sequence[str]) -> None:
+        """Raises HerdError for a pattern that no cell matches."""
+        super().__init__(environment)
+        self._chosen = matching(environment.cells, patterns)
+
+    @property
+    def cells(self) -> Sequence[str]:
+        return self._chosen
+
+
+class Delay(Wrapped):
     """An environment that takes its time: a log-normal wait (sigma 1) before each reaction.
 
     The wait is a function of `seed`, the rollout's seed, the conversation and the answer, so a run that is repeated
@@ -127,23 +143,9 @@ class Delay:
         growth: float = 0.0,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.environment, self.seconds, self.seed, self.growth = environment, seconds, seed, growth
+        super().__init__(environment)
+        self.seconds, self.seed, self.growth = seconds, seed, growth
         self._sleep = sleep
-
-    @property
-    def cells(self) -> Sequence[str]:
-        return self.environment.cells
-
-    @property
-    def tools(self) -> Sequence[Mapping[str, Any]]:
-        return self.environment.tools
-
-    @property
-    def single_turn(self) -> bool:
-        return is_single_turn(self.environment)
-
-    def prompt(self, cell: str, index: int) -> list[dict[str, Any]]:
-        return self.environment.prompt(cell, index)
 
     def wait_s(self, messages: Messages, answer: Mapping[str, Any], *, seed: int = 0) -> float:
         """Seconds that the reaction to this answer is delayed."""

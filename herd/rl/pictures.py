@@ -1,34 +1,23 @@
 """Environments that ask about the pictures and clips of a data folder: opened for the model, ids for the grader."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from herd.data.loading.chat_media import ChatMedia
 from herd.data.tasks.task import Messages
-from herd.rl.environment import Environment, Reaction, is_single_turn
+from herd.rl.environment import Environment, Reaction, Wrapped
 
 OPENED = ("image", "frames")
 """What a part has once it is opened."""
 
 
-class PictureEnvironment:
+class PictureEnvironment(Wrapped):
     """An environment whose prompts name pictures and clips by their ids."""
 
     def __init__(self, environment: Environment, media: ChatMedia) -> None:
-        self.environment, self._media = environment, media
-
-    @property
-    def cells(self) -> Sequence[str]:
-        return self.environment.cells
-
-    @property
-    def tools(self) -> Sequence[Mapping[str, Any]]:
-        return self.environment.tools
-
-    @property
-    def single_turn(self) -> bool:
-        return is_single_turn(self.environment)
+        super().__init__(environment)
+        self._media = media
 
     def prompt(self, cell: str, index: int) -> list[dict[str, Any]]:
         asked = self.environment.prompt(cell, index)
