@@ -8,6 +8,7 @@ import numpy as np
 
 from herd.bench.select_world import WRONG, World
 from herd.core.files import read_json, write_json
+from herd.core.statistics import spearman
 from herd.core.streams import stream
 from herd.data.loading import tables
 from herd.data.loading.selection import NOT_LEARNABLE, read_selection, select_hardest
@@ -15,7 +16,6 @@ from herd.data.tasks.digits import solve
 from herd.engine.load import load
 from herd.engine.model import Prompt
 from herd.engine.score import prompt_losses
-from herd.evaluate.statistics import spearman
 
 
 def score_facts(world: World) -> dict[str, float]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from herd.core.statistics import mean_interval
 from herd.evaluate.compress import xz_bytes, xz_bytes_after
 from herd.evaluate.ngram import KneserNey
-from herd.evaluate.statistics import mean_interval
 
 if TYPE_CHECKING:
     from herd.data.tokens.tokenizer import Tokenizer

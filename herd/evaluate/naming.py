@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from herd.core.statistics import share
 from herd.data.loading.tables import Picture
 from herd.data.tasks.chats import Chat
 from herd.data.text.spelling import normalise
 from herd.evaluate.answers import LANGUAGE_RULE, MATCH_RULE, LanguageOfAnswers
 from herd.evaluate.questions import Asker, Done, naming_question, replace_picture, text_of
-from herd.evaluate.statistics import RATIO_RULE, Group, ratio_to_control, share
+from herd.evaluate.statistics import RATIO_RULE, Group, ratio_to_control
 
 if TYPE_CHECKING:
     from herd.engine.model import Prompt

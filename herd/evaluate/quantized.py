@@ -16,12 +16,12 @@ from torch import Tensor
 
 from herd.core.files import read_json, read_text, write_atomic
 from herd.core.lineage import Stage, remove_leftovers
+from herd.core.statistics import mean_interval
 from herd.engine.load import Model, load
 from herd.engine.score import LOGIT_ROWS
 from herd.errors import HerdError
 from herd.evaluate.bits import cap_documents
 from herd.evaluate.inputs import DataFolder
-from herd.evaluate.statistics import mean_interval
 from herd.model.formats import compressed
 from herd.model.formats.config_json import config_from_json
 from herd.model.formats.source import ADAPTER, find_source

@@ -7,11 +7,11 @@ values were never trained on (herd.data.packages.statements); `Haystack.ask` pla
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from herd.core.statistics import wilson
 from herd.core.streams import stream
 from herd.data.packages.planted import Keys, Values, statement
 from herd.data.packages.statements import KINDS, Wordings
 from herd.evaluate.needle import DEPTHS, AnswerToQuiz, Haystack
-from herd.evaluate.statistics import wilson
 
 
 @dataclass(frozen=True, kw_only=True)

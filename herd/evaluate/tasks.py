@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from herd.core.statistics import share
 from herd.data.tasks.chats import SIGNED_KINDS, Chat, ChatTask
 from herd.evaluate.answers import MATCH_RULE
 from herd.evaluate.inputs import TRAIN
 from herd.evaluate.questions import NAMING_KIND, Asker
-from herd.evaluate.statistics import share
 
 if TYPE_CHECKING:
     from herd.engine.model import Prompt

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.evaluate.statistics import Z_95, Group, mean_interval, ratio_to_control, spearman, wilson
+from herd.core.statistics import Z_95, mean_interval, spearman, wilson
+from herd.evaluate.statistics import Group, ratio_to_control
 
 
 @given(st.integers(1, 500).flatmap(lambda count: st.tuples(st.integers(0, count), st.just(count))))
