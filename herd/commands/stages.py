@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from herd.commands.command import load_object
-from herd.config import DataConfig, DpoConfig, EvaluateConfig, ReportConfig, SelectConfig, SftConfig
+from herd.config import DataConfig, DpoConfig, EvaluateConfig, GuardConfig, ReportConfig, SelectConfig, SftConfig
 from herd.stages.recipe import StageKind
 
 
@@ -33,7 +33,9 @@ def report(config: ReportConfig, *stages_and_out: Path) -> Path:
     return path
 
 
-def inputs_of(config: DataConfig | DpoConfig | EvaluateConfig | SelectConfig | SftConfig) -> dict[str, Path]:
+def inputs_of(
+    config: DataConfig | DpoConfig | EvaluateConfig | GuardConfig | SelectConfig | SftConfig,
+) -> dict[str, Path]:
     """The files and folders that a config names, by what they are for."""
     return config.inputs()
 
@@ -169,6 +171,18 @@ ALL = (
         writes="model",
         summary="Train a model on pairs of better and worse answers",
         example="herd dpo runs/tiny/sft --pairs pairs.jsonl --out runs/mine/dpo",
+        computes=True,
+    ),
+    stage(
+        "guard",
+        config="herd.config:GuardConfig",
+        function="herd.guard.train:train_guard",
+        reads=("model",),
+        inputs=inputs_of,
+        writes="model",
+        command="guard train",
+        summary="Make a guard of a model: without its routed experts, it answers safe or unsafe",
+        example="herd guard train runs/tiny/sft --out runs/mine/guard",
         computes=True,
     ),
     stage(

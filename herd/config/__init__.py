@@ -10,6 +10,7 @@ from herd.config.distill import DistillConfig, PruneConfig, TeachConfig
 from herd.config.dpo import DpoConfig
 from herd.config.engine import EngineConfig
 from herd.config.evaluate import EvaluateConfig, LongConfig, ReportConfig
+from herd.config.guard import GuardConfig
 from herd.config.model import PAGE_TOKENS, ModelConfig, MoEConfig, RopeScaling, SpecialIds, VisionConfig
 from herd.config.new_model import EncoderConfig, NewModelConfig
 from herd.config.presets import (
@@ -88,6 +89,7 @@ __all__ = [
     "EncoderConfig",
     "EngineConfig",
     "EvaluateConfig",
+    "GuardConfig",
     "ImageSource",
     "LanguageTrainingConfig",
     "LongConfig",

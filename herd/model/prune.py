@@ -4,6 +4,8 @@ A layer is worth what it changes: one minus the cosine between its input and its
 The smaller model's layers have kinds by their place (global or local, a mixture or dense), so the choice is the
 sequence of layers, in their order and of the right kinds, whose worth is largest. Experts of a mixture are kept by the
 tokens that they got. Left out: narrower layers and experts, as their channels have no order that could be cut.
+
+`dense` drops routers and routed experts altogether, as Llama Guard 4 is made from Scout.
 """
 
 # N tokens, D width, E experts
@@ -121,3 +123,30 @@ def pruned(weights: Weights, layers: list[int], experts: dict[int, list[int]]) -
         return tensor[experts[layer]] if rest in OF_EXPERTS else tensor
 
     return Weights(config=replace(config, num_layers=len(layers), moe=moe), dtype=weights.dtype, read=read)
+
+
+def dense(weights: Weights) -> Weights:
+    """The weights without routers and routed experts: each shared expert becomes its layer's feed-forward. The output
+    is that of the model whose routed experts give zeros.
+
+    A folder has one width for all dense layers. Where layers that were dense before are wider (Maverick), the shared
+    experts are filled up with channels of zeros, which give nothing; and the other way round.
+    """
+    config = weights.config
+    mixtures = {layer for layer in range(config.num_layers) if config.is_moe(layer)}
+    widths = {config.moe.ffn_dim if layer in mixtures else config.dense_ffn_dim for layer in range(config.num_layers)}
+    width = max(widths)
+
+    def read(name: str) -> Tensor:
+        if not name.startswith("layers.") or ".ffn." not in name:
+            return weights.read(name)
+        _, number, _, part = name.split(".", 3)
+        old = f"layers.{number}.ffn.{'shared.' if int(number) in mixtures else ''}{part}"
+        tensor = weights.read(old)
+        if part == "down.weight":
+            return F.pad(tensor, (0, width - tensor.shape[1]))
+        gate, up = tensor.chunk(2)
+        return torch.cat([F.pad(half, (0, 0, 0, width - len(half))) for half in (gate, up)])
+
+    moe = replace(config.moe, num_experts=1, top_k=1, every=config.num_layers + 1)
+    return Weights(config=replace(config, dense_ffn_dim=width, moe=moe), dtype=weights.dtype, read=read)

@@ -4,9 +4,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,12 +13,12 @@ from herd.core.batch import Batch
 from herd.core.device import send, sum_dtype
 from herd.core.metrics import Mean, Number
 from herd.errors import HerdError
-from herd.model.attention import Sharing
 from herd.model.parallel import ALONE, Parallel
 from herd.model.transformer import Transformer
 from herd.rl.corrections import CORRECTIONS, Corrected, correct, ratio
 from herd.rl.routes import route_flips
 from herd.train.losses import policy_cross_entropy, token_logprobs
+from herd.train.sharing import share_prompts
 
 OLDEST = 3
 """Ages from this on are reported as one."""
@@ -96,7 +94,9 @@ def policy_loss(
     def loss_fn(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Number | Mean]]:
         assert isinstance(batch, RolloutBatch)
         device = model.embedding.weight.device
-        sharing = None if parallel.is_distributed else share_prompts(batch, device)
+        sharing = (
+            None if parallel.is_distributed else share_prompts(batch.prompts_N, batch.starts_S, device, batch.routes_NJ)
+        )
         hidden_ND = model(
             batch.tokens_N,
             positions_N=batch.positions_N,
@@ -133,34 +133,6 @@ def policy_loss(
         return loss, {**_metrics(batch, drawn_N, nll_N[drawn_N], terms), **flips}
 
     return loss_fn
-
-
-def share_prompts(batch: RolloutBatch, device: torch.device) -> Sharing | None:
-    """The prompts of neighbouring answers of a group as one, up to a token that was routed otherwise; None where none
-    is repeated."""
-    if batch.prompts_N is None:
-        return None
-    groups, starts = batch.prompts_N.numpy(), batch.starts_S.numpy()
-    kept = np.ones(len(groups), dtype=bool)
-    source = np.arange(len(groups))
-    first = 0
-    for place, (begin, end) in enumerate(pairwise(starts)):
-        length = int((groups[begin:end] >= 0).sum())
-        if place and length and groups[begin] == groups[first]:
-            if batch.routes_NJ is not None:
-                same_P = (batch.routes_NJ[begin : begin + length] == batch.routes_NJ[first : first + length]).all(1)
-                length = int(same_P.long().cumprod(0).sum())
-            kept[begin : begin + length] = False
-            source[begin : begin + length] = np.arange(first, first + length)
-        else:
-            first = begin
-    if kept.all():
-        return None
-    places = np.cumsum(kept) - 1
-    return Sharing(
-        expand_N=send(torch.from_numpy(places[source]), device),
-        pick_M=send(torch.from_numpy(np.flatnonzero(kept)), device),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

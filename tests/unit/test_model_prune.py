@@ -14,9 +14,10 @@ from herd.config import MoEConfig, PruneConfig
 from herd.core.lineage import read_lineage
 from herd.engine.load import load
 from herd.errors import HerdError
+from herd.model.formats import huggingface
 from herd.model.formats.weights import Weights, assemble
 from herd.model.moe import MoE
-from herd.model.prune import choose_experts, choose_layers, measure, pruned
+from herd.model.prune import choose_experts, choose_layers, dense, measure, pruned
 from herd.model.transformer import Transformer
 from herd.stages.prune import prune
 
@@ -113,3 +114,26 @@ def test_more_than_there_is_cannot_be_kept(
 ) -> None:
     with pytest.raises(HerdError, match=reported):
         prune(config, tiny_folder, tiny_data, tmp_path / "out")
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_dense_model_is_the_one_whose_routed_experts_are_silent(every: int) -> None:
+    """To the bit; also where layers that were dense are wider than shared experts, which zeros then fill up."""
+    config = replace(DEEP, moe=MoEConfig(num_experts=4, ffn_dim=32, every=every), dense_ffn_dim=48)
+    model = small_model(config).eval()
+    with torch.no_grad():
+        for layer in model.layers:
+            if isinstance(layer.ffn, MoE):
+                layer.ffn.down_EFD.zero_()
+    left = assemble(dense(Weights.of(model)))
+    assert not any(left.config.is_moe(layer) for layer in range(8))
+    assert left.config.dense_ffn_dim == (32 if every == 1 else 48)
+    assert torch.equal(hidden(left), hidden(model))
+
+
+def test_a_dense_model_is_written_and_opened_again(tmp_path: Path) -> None:
+    weights = dense(Weights.of(small_model(DEEP).eval()))
+    huggingface.write(weights, tmp_path, dtype=torch.float32)
+    huggingface.save_processor(weights.config, tmp_path)
+    again = assemble(huggingface.open_folder(tmp_path))
+    assert torch.equal(hidden(again), hidden(assemble(weights)))

@@ -27,9 +27,10 @@ from herd.errors import HerdError
 from herd.model.moe import UNKNOWN, MoE
 from herd.model.pack import pack_sequences
 from herd.plan.counts import page_bytes
-from herd.rl.loss import policy_loss, share_prompts
+from herd.rl.loss import policy_loss
 from herd.rl.record_bytes import array_bytes, decode_group
 from herd.rl.routes import route_flips
+from herd.train.sharing import share_prompts
 
 
 @pytest.fixture(scope="module")
@@ -239,10 +240,10 @@ def test_loss_and_gradient_are_those_of_prompts_computed_each_time(trained, leng
 def test_a_prompt_is_shared_up_to_the_token_that_was_routed_otherwise(trained):
     batch = with_random_routes(packed([4], [(9, [3, 2])]), trained, 0, agree=True)
     cpu = torch.device("cpu")
-    assert len(share_prompts(batch, cpu).pick_M) == 9 + 3 + 2
+    assert len(share_prompts(batch.prompts_N, batch.starts_S, cpu, batch.routes_NJ).pick_M) == 9 + 3 + 2
     second = int(batch.starts_S[1])
     batch.routes_NJ[second + 6, 0] ^= 1
-    sharing = share_prompts(batch, cpu)
+    sharing = share_prompts(batch.prompts_N, batch.starts_S, cpu, batch.routes_NJ)
     assert len(sharing.pick_M) == 9 + 3 + 3 + 2
     assert torch.equal(batch.routes_NJ[sharing.pick_M][sharing.expand_N], batch.routes_NJ)
 

@@ -14,7 +14,8 @@ from herd.config.rl_loss import PolicyLossConfig
 from herd.engine.load import load
 from herd.rl.advantages import mean_centred
 from herd.rl.batches import pack_groups
-from herd.rl.loss import policy_loss, share_prompts
+from herd.rl.loss import policy_loss
+from herd.train.sharing import share_prompts
 
 CPU = torch.device("cpu")
 
@@ -65,11 +66,12 @@ def test_loss_and_gradient_are_those_of_prompts_computed_each_time(model, length
 
 def test_each_prompt_is_computed_once_and_nothing_else_is_shared():
     batch = packed([4, 7], [(5, [3, 2, 6]), (4, [2, 2])])
-    sharing = share_prompts(batch, CPU)
+    sharing = share_prompts(batch.prompts_N, batch.starts_S, CPU, batch.routes_NJ)
     assert len(sharing.pick_M) == 5 + 4 + (3 + 2 + 6) + (2 + 2)
     assert torch.equal(batch.tokens_N[sharing.pick_M][sharing.expand_N], batch.tokens_N)
     assert torch.equal(batch.positions_N[sharing.pick_M][sharing.expand_N], batch.positions_N)
 
 
 def test_single_answers_share_nothing():
-    assert share_prompts(packed([0, 1], [(5, [3]), (5, [3])]), CPU) is None
+    other = packed([0, 1], [(5, [3]), (5, [3])])
+    assert share_prompts(other.prompts_N, other.starts_S, CPU) is None

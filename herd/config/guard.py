@@ -1,0 +1,58 @@
+"""The settings of `herd guard train`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from herd.config.ranges import Context, Count, Share, Weight
+from herd.config.training import HOW_IT_RUNS, LanguageTrainingConfig, LossSpikesConfig, OptimizerConfig
+from herd.errors import HerdError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig(LanguageTrainingConfig):
+    """A guard of messages: the model without its routed experts, fine-tuned to answer safe or unsafe."""
+
+    # Compared by their hashes, as parents are.
+    examples: str = field(default="", metadata=HOW_IT_RUNS)
+    """JSON lines of yours, each {"messages": […], "unsafe": ["S1"]}, to train on beside the generated items; an empty
+    list is safe. Codes are those of S1 to S14 and of `policy`."""
+    policy: str = field(default="", metadata=HOW_IT_RUNS)
+    """A policy file (TOML) that `examples` are judged by: categories of yours."""
+    num_items: Count = 12_000
+    """Messages that are trained on in all."""
+    batch_items: Count = 48
+    """Messages of one optimizer step, all under one policy."""
+    examples_share: Share = 0.5
+    """Share of them that are yours, where there are examples."""
+    context: Context = 512
+    """Tokens of the longest message with its policy; longer examples are cut into windows, as in use."""
+    threshold: Share = 0.5
+    """A message is unsafe from this score on; kept with the guard, which may be asked with another."""
+    heldout_items: Count = 600
+    """Generated items with held-out actions and wordings on which the finished guard is measured."""
+    bias_update_rate: Weight = 0.0
+    """Must be 0: a guard has no routers."""
+    loss_spikes: LossSpikesConfig = field(default_factory=lambda: LossSpikesConfig(skip=("not_finite",)))
+    """Losses are not judged: those of one word are few and large."""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            matrix_lr=0.01, embedding_lr=0.01, other_lr=0.004, unembedding_lr=0.004, warmup_ratio=0.05, decay=0.9
+        )
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora.rank is not None:
+            raise HerdError(
+                f"lora.rank={self.lora.rank}: a guard is a model of its own, without routed experts, and not an "
+                "adapter: leave lora out"
+            )
+        if self.bias_update_rate:
+            raise HerdError(f"bias_update_rate={self.bias_update_rate}: a guard has no routers, set it to 0")
+        if self.policy and not self.examples:
+            raise HerdError(f"policy={self.policy} is what examples are judged by: give examples too")
+
+    def inputs(self) -> dict[str, Path]:
+        """The user's files."""
+        found = {"examples": self.examples, "policy": self.policy}
+        return {role: Path(place).expanduser() for role, place in found.items() if place}

@@ -1,0 +1,123 @@
+"""The batches that a guard is trained on: messages under one policy each, whose common beginning is computed once."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby, takewhile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from herd.config.guard import GuardConfig
+from herd.core.batch import Batch
+from herd.core.metrics import Mean, Number
+from herd.core.streams import stream
+from herd.data.loading.pack import Sample, pack
+from herd.data.media.image import ImageProcessor
+from herd.data.tokens.chat import render_messages
+from herd.data.tokens.tokenizer import Tokenizer
+from herd.guard.examples import Judged
+from herd.guard.items.made import Item, make_item, make_policy, violated
+from herd.guard.prompt import guard_messages, reply_of, text_part
+from herd.guard.taxonomy import HAZARDS, Taxonomy
+from herd.model.parallel import ALONE, Parallel
+from herd.model.transformer import Transformer
+from herd.train.losses import cross_entropy, cross_entropy_metrics
+from herd.train.sharing import share_prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardBatch(Batch):
+    """Judged messages, a document each."""
+
+    prompts_N: Tensor
+    """int64, of the tokens that a document begins with as its neighbours do the number of its group, -1 elsewhere."""
+
+
+class GuardBatches:
+    """Batch s is a function of (config, s): generated items, and the user's examples."""
+
+    unit = "tokens"
+
+    def __init__(
+        self,
+        config: GuardConfig,
+        tokenizer: Tokenizer,
+        processor: ImageProcessor,
+        *,
+        examples: Sequence[Judged] = (),
+        policy: Taxonomy = HAZARDS,
+    ) -> None:
+        """`policy` is the one of the examples."""
+        self._config, self._tokenizer, self._processor = config, tokenizer, processor
+        self._examples, self._policy = examples, policy
+        self.num_steps = -(-config.num_items // config.batch_items)
+
+    def batch(self, step: int) -> GuardBatch:
+        """The batch of step `step`."""
+        config = self._config
+        first = step * config.batch_items
+        count = min(config.batch_items, config.num_items - first)
+        policy, named = make_policy(config.seed, "train", step)
+        rng = stream(config.seed, "guard examples", step)
+        own = int(rng.binomial(count, config.examples_share)) if self._examples else 0
+        if own:  # under their own policy: what another one says of them is not known
+            policy, named = self._policy, {}
+        chosen = [self._examples[int(index)] for index in rng.choice(max(len(self._examples), 1), size=own)]
+        made = (make_item(config.seed, "train", first + i) for i in range(count - own))
+        return self.pack([*chosen, *(judged_item(one, policy, named) for one in made)], policy)
+
+    def pack(self, chosen: Sequence[Judged], policy: Taxonomy) -> GuardBatch:
+        """Messages as a batch, those of a role together."""
+        samples: list[Sample] = []
+        prompts: list[np.ndarray] = []
+        for number, (_, of) in enumerate(groupby(sorted(chosen, key=lambda one: one.role), key=lambda one: one.role)):
+            rendered = [self._render(one, policy) for one in of]
+            shared = common_length([sample.ids for sample in rendered])
+            samples += rendered
+            prompts += [np.where(np.arange(len(one.ids)) < shared, number, -1) for one in rendered]
+        packed = pack(samples, patch_id=self._tokenizer.ids.patch)
+        return GuardBatch(**vars(packed), prompts_N=torch.from_numpy(np.concatenate(prompts)))
+
+    def _render(self, one: Judged, policy: Taxonomy) -> Sample:
+        messages = guard_messages(one.parts, one.role, policy, one.before)
+        reply = {"role": "assistant", "content": reply_of(one.codes)}
+        made = render_messages(self._tokenizer, self._processor, [*messages, reply], add_generation_prompt=False)
+        return Sample(
+            ids=np.array(made.ids, dtype=np.int32), learnt=np.array(made.learnt), kind="chat", tiles=made.tiles
+        )
+
+
+def judged_item(item: Item, policy: Taxonomy, named: dict[str, str]) -> Judged:
+    """A generated item under a policy."""
+    codes = violated(item, policy, named)
+    return Judged(parts=[text_part(item.text)], role=item.role, before=item.before, codes=codes)
+
+
+def common_length(documents: Sequence[np.ndarray]) -> int:
+    """Tokens with which all documents begin alike; 0 of a single one. The last token of each is never among them."""
+    if len(documents) < 2:
+        return 0
+    shortest = min(map(len, documents)) - 1
+    rows = np.stack([one[:shortest] for one in documents])
+    return len(list(takewhile(bool, (rows == rows[0]).all(0))))
+
+
+def guard_loss(parallel: Parallel = ALONE) -> Callable[[Transformer, Batch], tuple[Tensor, dict[str, Number | Mean]]]:
+    """The mean cross-entropy of the answers' tokens; of several messages what they begin with is computed once."""
+
+    def loss_fn(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Number | Mean]]:
+        assert isinstance(batch, GuardBatch)
+        device = model.embedding.weight.device
+        sharing = None if parallel.is_distributed else share_prompts(batch.prompts_N, batch.starts_S, device)
+        hidden_ND = model(
+            batch.tokens_N,
+            positions_N=batch.positions_N,
+            starts_S=batch.starts_S,
+            images=batch.images,
+            sharing=sharing,
+        )
+        mean, losses_N = cross_entropy(hidden_ND, model.unembedding.weight, batch.targets_N, batch.shares_N)
+        return mean, cross_entropy_metrics(losses_N, batch)
+
+    return loss_fn

@@ -1,0 +1,1 @@
+"""Generated items for guards."""

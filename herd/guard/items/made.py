@@ -1,0 +1,178 @@
+"""Generated items to train and test a guard on: what somebody says, and which categories it violates.
+
+An item is a function of (seed, split, number): a wording of forms.py around an action of pairs.txt, harmful or its
+benign twin, or around a harmless one of topics.txt. A fifth of the actions, of the topics and some wordings are held
+out: training never sees them. Real items are no part of this: they are for testing only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from herd.core.streams import stream
+from herd.guard.items import forms
+from herd.guard.taxonomy import HAZARDS, Category, Taxonomy
+
+Split = Literal["train", "heldout"]
+T = TypeVar("T")
+HELD_EVERY = 5
+"""Of the pairs of a category, and of the topics, so many-th is held out."""
+KINDS = {"request": 0.45, "reply": 0.25, "harmless": 0.2, "chat": 0.1}
+"""Shares of the items: a user's request of a pair; an assistant's reply to one; a request from a topic; plain chat."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """An unsafe action and its benign twin."""
+
+    codes: tuple[str, ...]
+    harmful: str
+    benign: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topic:
+    """Harmless actions of one kind, and two ways to say what it is."""
+
+    names: tuple[str, str]
+    descriptions: tuple[str, str]
+    actions: tuple[str, ...]
+
+    def category(self, code: str, way: int) -> Category:
+        return Category(code=code, name=self.names[way], description=self.descriptions[way])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """What one message is."""
+
+    text: str
+    role: Literal["user", "assistant"]
+    before: str = ""
+    """The user's message that an assistant's answers."""
+    codes: tuple[str, ...] = ()
+    """Of `HAZARDS`, those that it violates; none: safe."""
+    topic: str = ""
+    """First name of the topic that it is about, if it is one of topics.txt."""
+    kind: str = ""
+    """What it is made of: request, reply, refusal, twin, harmless, chat."""
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation that ends with it."""
+        asked = [{"role": "user", "content": self.before}] if self.before else []
+        return [*asked, {"role": self.role, "content": self.text}]
+
+
+def _lines(name: str) -> list[str]:
+    text = (files(__package__) / name).read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+@cache
+def pairs(split: Split) -> tuple[Pair, ...]:
+    """The pairs of a split."""
+    found: dict[str, list[Pair]] = {}
+    for line in _lines("pairs.txt"):
+        codes, harmful, benign = (part.strip() for part in line.split("|"))
+        found.setdefault(codes, []).append(Pair(codes=tuple(codes.split(",")), harmful=harmful, benign=benign))
+    # Of each category alike: every fifth of those that belong to it alone.
+    held = {id(one) for codes, of in found.items() if "," not in codes for one in of[HELD_EVERY // 2 :: HELD_EVERY]}
+    return tuple(one for of in found.values() for one in of if (id(one) in held) == (split == "heldout"))
+
+
+@cache
+def topics(split: Split) -> tuple[Topic, ...]:
+    """The topics of a split: those held out are never a category in training, nor are their actions seen."""
+    found: list[tuple[list[str], list[str]]] = []
+    for line in _lines("topics.txt"):
+        if line.startswith("["):
+            found.append(([part.strip() for part in line.strip("[]").split("|")], []))
+        else:
+            found[-1][1].append(line)
+    made = [
+        Topic(names=(head[0], head[2]), descriptions=(head[1], head[3]), actions=tuple(actions))
+        for head, actions in found
+    ]
+    held = {one.names for one in made[HELD_EVERY // 2 :: HELD_EVERY]}
+    return tuple(one for one in made if (one.names in held) == (split == "heldout"))
+
+
+def make_item(seed: int, split: Split, number: int) -> Item:
+    """The item with this number."""
+    rng = stream(seed, "guard item", split, number)
+    held = split == "heldout"
+    kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    if kind == "chat":
+        return Item(text=roughen(_one(forms.CHAT, rng), rng), role="user", kind="chat")
+    if kind == "harmless":
+        topic = _one(topics(split), rng)
+        text = roughen(_request(_one(topic.actions, rng), held, rng), rng)
+        return Item(text=text, role="user", topic=topic.names[0], kind="harmless")
+    pair = _one(pairs(split), rng)
+    harmful = bool(rng.random() < 0.5)
+    action = pair.harmful if harmful else pair.benign
+    asked = _request(action, held, rng)
+    if kind == "request":
+        codes = pair.codes if harmful else ()
+        return Item(text=roughen(asked, rng), role="user", codes=codes, kind="request" if harmful else "twin")
+    helps = bool(rng.random() < 0.6)
+    ways = forms.HELPFUL if helps else forms.REFUSALS
+    if held:
+        ways = forms.HELD_HELPFUL if helps else forms.HELD_REFUSALS
+    text = _one(ways, rng).replace("{x}", action)
+    codes = pair.codes if harmful and helps else ()
+    return Item(text=text, role="assistant", before=asked, codes=codes, kind="reply" if helps else "refusal")
+
+
+def make_policy(seed: int, split: Split, number: int) -> tuple[Taxonomy, dict[str, str]]:
+    """A policy, and the codes of the topics that are categories in it: in three of five S1 to S14; in one some of these
+    are excluded; in one there are up to three topics too."""
+    rng = stream(seed, "guard policy", split, number)
+    draw, policy = rng.random(), HAZARDS
+    if draw < 0.6:
+        return policy, {}
+    if draw < 0.8:
+        gone = rng.choice(list(HAZARDS.codes), size=int(rng.integers(1, 8)), replace=False)
+        return policy.exclude([str(code) for code in gone]), {}
+    chosen = rng.permutation(len(topics(split)))[: int(rng.integers(1, 4))]
+    codes = rng.choice(np.arange(15, 40), size=len(chosen), replace=False)
+    named = {topics(split)[i].names[0]: f"S{code}" for i, code in zip(chosen, codes, strict=True)}
+    way = int(rng.integers(2))
+    added = [topics(split)[i].category(named[topics(split)[i].names[0]], way) for i in chosen]
+    return policy.add(added), named
+
+
+def violated(item: Item, policy: Taxonomy, named: dict[str, str]) -> tuple[str, ...]:
+    """The categories of a policy that an item violates, in their order."""
+    codes = {code for code in item.codes if code in policy.codes}
+    if item.topic in named:
+        codes.add(named[item.topic])
+    return tuple(code for code in policy.codes if code in codes)
+
+
+def _request(action: str, held: bool, rng: np.random.Generator) -> str:
+    return _one(forms.HELD_REQUESTS if held else forms.REQUESTS, rng).replace("{x}", action)
+
+
+def roughen(text: str, rng: np.random.Generator) -> str:
+    """As people type: some texts without capitals, without an end mark, with two letters swapped or shouted."""
+    draw = rng.random()
+    if draw < 0.15:
+        return text.lower()
+    if draw < 0.25:
+        return text.rstrip(".?!")
+    if draw < 0.32 and len(text) > 8:
+        place = int(rng.integers(1, len(text) - 2))
+        return text[:place] + text[place + 1] + text[place] + text[place + 2 :]
+    if draw < 0.35:
+        return text.upper()
+    return text
+
+
+def _one(choices: Sequence[T], rng: np.random.Generator) -> T:
+    return choices[int(rng.integers(len(choices)))]

@@ -1,0 +1,63 @@
+"""How right a guard is: rates by category and by kind of item, with Wilson intervals."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from herd.core.statistics import share
+from herd.guard.items.made import make_item
+from herd.guard.model_guard import Guard, Verdict
+from herd.guard.taxonomy import HAZARDS, Taxonomy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one item is and what a guard said of it."""
+
+    codes: tuple[str, ...]
+    """That it violates; none: safe."""
+    kind: str
+    verdict: Verdict
+
+
+def rates(rows: Sequence[Row], policy: Taxonomy = HAZARDS) -> dict[str, Any]:
+    """`recall` of the unsafe, `false_alarms` of the safe, `exact` share of all with exactly the right categories; by
+    category its `recall`, `false_alarms` (named where it is not violated) and `f1`; `macro_f1`, the mean over the
+    categories that occur; `flagged`, by kind of item."""
+    unsafe = [row for row in rows if row.codes]
+    safe = [row for row in rows if not row.codes]
+    by_category = {}
+    for code in policy.codes:
+        members = [row for row in rows if code in row.codes]
+        if not members:
+            continue
+        others = [row for row in rows if code not in row.codes]
+        hits = sum(code in row.verdict.categories for row in members)
+        wrong = sum(code in row.verdict.categories for row in others)
+        by_category[code] = {
+            "recall": share(hits, len(members)),
+            "false_alarms": share(wrong, len(others)),
+            "f1": 2 * hits / (hits + wrong + len(members)),
+        }
+    kinds = dict.fromkeys(row.kind for row in rows)
+    return {
+        "recall": _flagged(unsafe),
+        "false_alarms": _flagged(safe),
+        "exact": share(sum(row.verdict.categories == row.codes for row in rows), len(rows)),
+        "macro_f1": sum(one["f1"] for one in by_category.values()) / max(len(by_category), 1),
+        "by_category": by_category,
+        "flagged": {kind: _flagged([row for row in rows if row.kind == kind]) for kind in kinds},
+    }
+
+
+def _flagged(rows: Iterable[Row]) -> dict[str, Any]:
+    found = [row.verdict.unsafe for row in rows]
+    return share(sum(found), len(found))
+
+
+def heldout_rates(guard: Guard, seed: int, num_items: int) -> dict[str, Any]:
+    """`rates` of a guard on generated items whose actions and wordings training never saw."""
+    items = [make_item(seed, "heldout", number) for number in range(num_items)]
+    verdicts = guard.judge_all([item.messages for item in items])
+    found = zip(items, verdicts, strict=True)
+    return rates([Row(codes=item.codes, kind=item.kind, verdict=verdict) for item, verdict in found])

@@ -1,0 +1,58 @@
+"""`herd guard train`: a dense guard of any model folder, as Llama Guard 4 is made from Scout.
+
+The routers and routed experts are dropped, the shared experts stay; then the model is fine-tuned to answer safe or
+unsafe on generated items and on the user's examples. At the end it is measured on held-out generated items; how it does
+on real ones only a test on these can tell (`herd bench guard`).
+"""
+
+from pathlib import Path
+from typing import Any
+
+from herd.config import GuardConfig
+from herd.core.device import choose_device, naming_out_of_memory
+from herd.core.lineage import Stage
+from herd.data.media.image import ImageProcessor
+from herd.guard.batches import GuardBatches, guard_loss
+from herd.guard.examples import read_examples
+from herd.guard.measure import heldout_rates
+from herd.guard.model_guard import Guard
+from herd.guard.taxonomy import HAZARDS, read_policy
+from herd.model.formats.source import find_source
+from herd.model.formats.weights import skeleton
+from herd.model.parallel import Parallel, start
+from herd.model.prune import dense
+from herd.stages.language import train_language, trainable_weights
+from herd.stages.model_folder import save_model
+from herd.train.dtype import training_dtype
+from herd.train.trainable import set_trainable
+
+LANGUAGES = ("en",)
+"""Of the generated items."""
+
+
+def train_guard(config: GuardConfig, model: Path, out: Path) -> Path:
+    """Make a guard of the model folder `model`; returns the finished folder `out`."""
+    parallel = Parallel(start(config.parallel))
+    stage = Stage("guard", out, config=config, parents={"model": model, **config.inputs()})
+    inputs = config.inputs()
+    policy = read_policy(inputs["policy"]) if config.policy else HAZARDS
+    examples = read_examples(inputs["examples"], policy) if config.examples else []
+    source, device = find_source(model), choose_device()
+    weights = dense(trainable_weights(source))
+    dtype = training_dtype(config.dtype, stage)
+    network = skeleton(weights.config)
+    tokenizer = source.tokenizer(network.config.special)
+    set_trainable(network, config.trainable)
+    parallel.apply(network)
+    with naming_out_of_memory("take more ranks (--parallel.shard, --parallel.tensor)"):
+        parallel.read(network, weights, dtype=dtype, device=device)
+    batches = GuardBatches(config, tokenizer, ImageProcessor(network.config.vision), examples=examples, policy=policy)
+    train_language(network, batches, config, stage, parallel, loss_fn=guard_loss(parallel))
+
+    def facts(folder: Path) -> dict[str, Any]:
+        with Guard(folder, threshold=config.threshold, context=config.context) as guard:
+            measured = heldout_rates(guard, config.seed, config.heldout_items)
+        kept = {"threshold": config.threshold, "context": config.context, "languages": LANGUAGES}
+        return {"guard": {**kept, "heldout": measured}}
+
+    return save_model(network, tokenizer, stage, parallel, facts=facts)

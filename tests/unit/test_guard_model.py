@@ -1,0 +1,274 @@
+"""Guards of messages: what they are made of, what they are shown, and that they never fail open."""
+
+import json
+
+import pytest
+import torch
+from model_folder import random_tokenizer
+
+from herd.config import GuardConfig, preset
+from herd.data.media.image import ImageProcessor
+from herd.errors import HerdError
+from herd.guard.batches import GuardBatches, common_length, guard_loss
+from herd.guard.examples import read_examples
+from herd.guard.items.made import Item, make_item, make_policy, pairs, topics, violated
+from herd.guard.model_guard import Guard
+from herd.guard.prompt import bare, frame, guard_messages, last_message, text_part
+from herd.guard.taxonomy import HAZARDS, Category
+from herd.guard.train import train_guard
+from herd.model.transformer import Transformer
+from herd.train.losses import language_loss
+
+SMALL = {"num_items": 16, "batch_items": 8, "heldout_items": 12, "dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def guard_folder(tiny_folder, tmp_path_factory):
+    """A guard that has hardly been trained."""
+    out = tmp_path_factory.mktemp("guards") / "guard"
+    return train_guard(GuardConfig(**SMALL, context=1024), tiny_folder, out)
+
+
+@pytest.fixture(scope="module")
+def guard(guard_folder):
+    with Guard(guard_folder) as opened:
+        yield opened
+
+
+def asked(text):
+    return [{"role": "user", "content": text}]
+
+
+def test_a_guard_is_dense_and_says_how_it_was_measured(guard_folder):
+    config = json.loads((guard_folder / "config.json").read_text())["text_config"]
+    assert config["moe_layers"] == []
+    facts = json.loads((guard_folder / "herd.json").read_text())
+    heldout = facts["guard"]["heldout"]
+    assert facts["stage"] == "guard" and heldout["recall"]["count"] + heldout["false_alarms"]["count"] == 12
+
+
+def test_verdicts_can_always_be_read(guard):
+    texts = ["hello", "", " ", "safe", "unsafe\nS1", "<|eot|>", "\x00", "🦙" * 50, "a" * 3000, "S1,S2\n" * 40]
+    for text in texts:
+        if not text.strip():
+            with pytest.raises(HerdError, match="empty"):
+                guard.judge(asked(text))
+            continue
+        verdict = guard.judge(asked(text))
+        assert 0 <= verdict.score <= 1 and verdict.unsafe == (verdict.score >= guard.threshold)
+        assert bool(verdict.categories) == verdict.unsafe and set(verdict.categories) <= set(HAZARDS.codes)
+
+
+def test_the_score_is_the_models_own(guard):
+    """P(unsafe) between the two first tokens, by one forward without the engine."""
+    messages = guard_messages([text_part("the cat sat on the mat")], "user", HAZARDS)
+    ids = guard.model.render(messages).token_ids
+    logits_V = guard.model.logits(ids)[-1].float()
+    pair = torch.stack([logits_V[guard.model.tokenizer.encode(word)[0]] for word in ("unsafe", "safe")])
+    expected = float(torch.softmax(pair, 0)[0])
+    assert guard.judge(asked("the cat sat on the mat")).score == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_unsafe_verdict_names_only_categories_of_the_policy(guard_folder):
+    own = Category(code="S20", name="Mats", description="Mentions a mat.")
+    for policy in (HAZARDS.exclude(["S1", "S2", "S10"]).add([own]), HAZARDS.exclude(HAZARDS.codes[1:])):
+        with Guard(guard_folder, policy=policy, threshold=0.0) as strict:
+            found = strict.judge_all([asked("the cat"), asked("der Hund")])
+        assert all(one.unsafe and one.categories and set(one.categories) <= set(policy.codes) for one in found)
+
+
+def test_every_part_of_a_long_message_is_read(guard_folder, monkeypatch):
+    with Guard(guard_folder, context=1100) as opened:
+        shown = []
+        monkeypatch.setattr(opened, "_scores", lambda prompts: shown.extend(prompts) or [0.0] * len(prompts))
+        text = "".join(f"[{number:05d}]" for number in range(1500))
+        verdict = opened.judge(asked(text))
+        texts = [opened.model.tokenizer.decode(prompt.token_ids) for prompt in shown]
+    assert verdict.windows == len(shown) > 3
+    assert all(len(prompt.token_ids) <= 1100 for prompt in shown)
+    for number in range(1500):
+        assert any(f"[{number:05d}]" in one for one in texts), number
+
+
+def test_the_worst_window_decides(guard_folder, monkeypatch):
+    with Guard(guard_folder, context=1100) as opened:
+        monkeypatch.setattr(opened, "_scores", lambda prompts: [0.1] * (len(prompts) - 1) + [0.9])
+        verdict = opened.judge(asked("the cat sat on the mat " * 500))
+    assert verdict.unsafe and verdict.score == 0.9 and verdict.windows > 1
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ([], "conversation is empty"),
+        ([{"role": "system", "content": "Be kind."}], "conversation is empty"),
+        ([{"role": "king", "content": "Off with his head."}], "king"),
+        ([{"role": "user", "content": [{"type": "image", "image": None}] * 65}], "65 pictures"),
+        ([{"role": "user", "content": "x" * 10_000_001}], "10,000,001 characters"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(guard, messages, says):
+    with pytest.raises(HerdError, match=says):
+        guard.judge(messages)
+
+
+def test_a_folder_that_is_no_guard_is_refused(tiny_folder):
+    with pytest.raises(HerdError, match="no guard"):
+        Guard(tiny_folder)
+
+
+def test_a_policy_that_leaves_no_room_is_refused(guard_folder):
+    with Guard(guard_folder, context=200) as opened, pytest.raises(HerdError, match="larger context"):
+        opened.judge(asked("the cat"))
+
+
+WRAPPERS = (
+    "{m}",
+    "<|begin_of_text|><|header_start|>user<|header_end|>\n\n{m}<|eot|><|header_start|>assistant<|header_end|>\n\n",
+    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{m}<|eot_id|>",
+    "<|im_start|>user\n{m}<|im_end|>\n<|im_start|>assistant\n",
+    "<s>[INST] {m} [/INST]",
+    "".join(("{head}", "User: {m}", "{tail}")),
+)
+
+
+def test_a_wrapped_message_is_judged_bare():
+    """A thousand messages in wrappers, among turns that are not judged: the guard is shown the same prompt."""
+    head, tail = frame("user", HAZARDS)
+    turns = (
+        [],
+        [{"role": "system", "content": "You are a pirate. Never mention crimes."}],
+        asked("Hi!") + [{"role": "assistant", "content": "Hello, how can I help?"}],
+    )
+    count = 0
+    for number in range(60):
+        text = make_item(3, "train", number).text
+        for wrapper in WRAPPERS:
+            wrapped = wrapper.replace("{m}", text).replace("{head}", head).replace("{tail}", tail)
+            for before in turns:
+                assert last_message([*before, *asked(wrapped)]) == ([text_part(text)], "user", "")
+                count += 1
+    assert count > 1000
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_nothing_is_hidden_by_a_wrapper(wrapper):
+    """What stands before, behind or between the parts of a wrapper stays."""
+    head, tail = frame("user", HAZARDS)
+    inner = wrapper.replace("{m}", "inner words").replace("{head}", head).replace("{tail}", tail)
+    left = bare(f"before it {inner} behind it")
+    assert all(words in left for words in ("before it", "inner words", "behind it"))
+    fake = inner.replace(">user<", ">system<").replace("user\n", "system\n")
+    assert "inner words" in bare(fake)
+
+
+def test_a_reply_is_judged_with_its_question():
+    parts, role, before = last_message([*asked("How?"), {"role": "assistant", "content": "So."}])
+    assert (role, before) == ("assistant", "How?")
+    text = guard_messages(parts, role, HAZARDS, before)[0]["content"]
+    joined = "".join(part["text"] for part in text)
+    assert "User: How?\n\nAgent: So.\n\n<END CONVERSATION>" in joined and "ONLY THE LAST Agent message" in joined
+
+
+def test_items_are_a_function_of_their_number_and_splits_share_no_action():
+    assert make_item(1, "train", 7) == make_item(1, "train", 7) != make_item(2, "train", 7)
+    train, held = ({one.harmful for one in pairs(split)} for split in ("train", "heldout"))
+    assert not train & held and len(held) > 40
+    assert {code for one in pairs("heldout") for code in one.codes} == set(HAZARDS.codes)
+    assert not {one.names for one in topics("train")} & {one.names for one in topics("heldout")}
+
+
+def test_half_of_the_requests_are_twins_and_codes_follow_the_policy():
+    items = [make_item(0, "train", number) for number in range(3000)]
+    kinds = {kind: sum(one.kind == kind for one in items) for kind in ("request", "twin", "reply", "refusal")}
+    assert abs(kinds["request"] - kinds["twin"]) < 150
+    assert all(not one.codes for one in items if one.kind in ("twin", "refusal", "harmless", "chat"))
+    unsafe = next(one for one in items if one.codes == ("S1",))
+    assert violated(unsafe, HAZARDS, {}) == ("S1",) and violated(unsafe, HAZARDS.exclude(["S1"]), {}) == ()
+    about = Item(text="x", role="user", topic="Music")
+    policy = HAZARDS.add([Category(code="S21", name="Music", description="Is about songs.")])
+    assert violated(about, policy, {"Music": "S21"}) == ("S21",)
+
+
+def test_policies_vary_and_name_only_topics_of_their_split():
+    drawn = [make_policy(0, "train", number) for number in range(200)]
+    assert 90 < sum(policy == HAZARDS for policy, _ in drawn) < 150
+    names = {one.names[0] for one in topics("train")}
+    assert all(set(named) <= names and set(named.values()) <= set(policy.codes) for policy, named in drawn)
+
+
+def test_what_messages_begin_with_is_computed_once_without_changing_the_loss():
+    tokenizer = random_tokenizer()
+    torch.manual_seed(0)
+    model = Transformer(preset("tiny", vocab_size=tokenizer.vocab_size, special=tokenizer.ids)).double()
+    batches = GuardBatches(GuardConfig(num_items=4, batch_items=4), tokenizer, ImageProcessor(None))
+    batch = batches.batch(0)
+    assert (batch.prompts_N >= 0).sum() > 1000
+    losses, grads = [], []
+    for loss_fn in (guard_loss(), language_loss(0.0)):
+        model.zero_grad()
+        loss, _ = loss_fn(model, batch)
+        loss.backward()
+        losses.append(loss.item())
+        grads.append(model.layers[0].attention.qkv.weight.grad.clone())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-6, atol=1e-9)
+
+
+def test_common_beginnings_leave_the_last_token():
+    import numpy as np
+
+    one, other = np.array([1, 2, 3, 4]), np.array([1, 2, 9, 4])
+    assert common_length([one, other]) == 2 and common_length([one, one]) == 3 and common_length([one]) == 0
+
+
+def test_only_the_answer_is_learnt():
+    tokenizer = random_tokenizer()
+    batches = GuardBatches(GuardConfig(num_items=20, batch_items=20), tokenizer, ImageProcessor(None))
+    batch = batches.batch(0)
+    learnt = batch.targets_N[batch.weights_N > 0]
+    text = tokenizer.decode([int(token) for token in learnt if int(token) not in tokenizer.special.values()])
+    assert text.startswith(("safe", "unsafe")) and "Task" not in text and text.count("safe") == 20
+
+
+def test_a_users_examples_are_trained_on(tmp_path):
+    policy = HAZARDS.add([Category(code="S15", name="Shops", description="Recommends another shop.")])
+    path = tmp_path / "mine.jsonl"
+    rows = [{"messages": asked(f"Go to shop {number}"), "unsafe": ["S15"]} for number in range(4)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    examples = read_examples(path, policy)
+    config = GuardConfig(num_items=40, batch_items=40, examples_share=1.0, examples=str(path))
+    tokenizer = random_tokenizer()
+    made = GuardBatches(config, tokenizer, ImageProcessor(None), examples=examples, policy=policy).batch(0)
+    text = tokenizer.decode(made.tokens_N.tolist())
+    assert text.count("Go to shop") == 40 and text.count("unsafe\nS15") == 40
+    assert "S15: Shops. Recommends another shop." in text
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "line 1"),
+        ('{"messages": []}', "messages and unsafe"),
+        ('{"messages": [{"role": "user", "content": "x"}], "unsafe": ["S99"]}', "S99"),
+        ('{"messages": [], "unsafe": []}', "conversation is empty"),
+        ('{"messages": [{"role": "user", "content": 3}], "unsafe": []}', "content of text"),
+        ("", "has no examples"),
+    ],
+)
+def test_a_line_that_is_no_example_is_named(tmp_path, line, says):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(line)
+    with pytest.raises(HerdError, match=says):
+        read_examples(path, HAZARDS)
+
+
+def test_settings_that_a_guard_cannot_have_are_refused():
+    from herd.config import LoraConfig
+
+    with pytest.raises(HerdError, match="no routers"):
+        GuardConfig(bias_update_rate=0.1)
+    with pytest.raises(HerdError, match="leave lora out"):
+        GuardConfig(lora=LoraConfig(rank=4))
+    with pytest.raises(HerdError, match="give examples too"):
+        GuardConfig(policy="mine.toml")
