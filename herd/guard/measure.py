@@ -26,7 +26,7 @@ def rates(rows: Sequence[Row], policy: Taxonomy = HAZARDS) -> dict[str, Any]:
     categories that occur; `flagged`, by kind of item."""
     unsafe = [row for row in rows if row.codes]
     safe = [row for row in rows if not row.codes]
-    by_category = {}
+    by_category: dict[str, dict[str, Any]] = {}
     for code in policy.codes:
         members = [row for row in rows if code in row.codes]
         if not members:
@@ -44,7 +44,7 @@ def rates(rows: Sequence[Row], policy: Taxonomy = HAZARDS) -> dict[str, Any]:
         "recall": _flagged(unsafe),
         "false_alarms": _flagged(safe),
         "exact": share(sum(row.verdict.categories == row.codes for row in rows), len(rows)),
-        "macro_f1": sum(one["f1"] for one in by_category.values()) / max(len(by_category), 1),
+        "macro_f1": sum(float(one["f1"]) for one in by_category.values()) / max(len(by_category), 1),
         "by_category": by_category,
         "flagged": {kind: _flagged([row for row in rows if row.kind == kind]) for kind in kinds},
     }
