@@ -14,10 +14,11 @@ from herd.core.metrics import Mean, Number
 from herd.core.streams import stream
 from herd.data.loading.pack import Sample, pack
 from herd.data.media.image import ImageProcessor
+from herd.data.tasks.safety.items import Item, make_item
 from herd.data.tokens.chat import render_messages
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.guard.examples import Judged
-from herd.guard.items.made import Item, make_item, make_policy, violated
+from herd.guard.policies import make_policy, violated
 from herd.guard.prompt import guard_messages, reply_of, text_part
 from herd.guard.taxonomy import HAZARDS, Taxonomy
 from herd.model.parallel import ALONE, Parallel

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from herd.core.statistics import share
-from herd.guard.items.made import make_item
+from herd.data.tasks.safety.items import make_item
 from herd.guard.model_guard import Guard, Verdict
 from herd.guard.taxonomy import HAZARDS, Taxonomy
 

@@ -8,11 +8,12 @@ from model_folder import random_tokenizer
 
 from herd.config import GuardConfig, preset
 from herd.data.media.image import ImageProcessor
+from herd.data.tasks.safety.items import Item, make_item, pairs, topics
 from herd.errors import HerdError
 from herd.guard.batches import GuardBatches, common_length, guard_loss
 from herd.guard.examples import read_examples
-from herd.guard.items.made import Item, make_item, make_policy, pairs, topics, violated
 from herd.guard.model_guard import Guard
+from herd.guard.policies import make_policy, violated
 from herd.guard.prompt import bare, frame, guard_messages, last_message, text_part
 from herd.guard.taxonomy import HAZARDS, Category
 from herd.guard.train import train_guard

@@ -1,4 +1,4 @@
-"""Generated items to train and test a guard on: what somebody says, and which categories it violates.
+"""Generated items: what somebody says, and which categories of hazards it violates (S1 to S14, herd.guard.taxonomy).
 
 An item is a function of (seed, split, number): a wording of forms.py around an action of pairs.txt, harmful or its
 benign twin, or around a harmless one of topics.txt. A fifth of the actions, of the topics and some wordings are held
@@ -14,8 +14,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from herd.core.streams import stream
-from herd.guard.items import forms
-from herd.guard.taxonomy import HAZARDS, Category, Taxonomy
+from herd.data.tasks.safety import forms
 
 Split = Literal["train", "heldout"]
 T = TypeVar("T")
@@ -42,9 +41,6 @@ class Topic:
     descriptions: tuple[str, str]
     actions: tuple[str, ...]
 
-    def category(self, code: str, way: int) -> Category:
-        return Category(code=code, name=self.names[way], description=self.descriptions[way])
-
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
@@ -55,7 +51,7 @@ class Item:
     before: str = ""
     """The user's message that an assistant's answers."""
     codes: tuple[str, ...] = ()
-    """Of `HAZARDS`, those that it violates; none: safe."""
+    """S1 to S14, those that it violates; none: safe."""
     topic: str = ""
     """First name of the topic that it is about, if it is one of topics.txt."""
     kind: str = ""
@@ -127,32 +123,6 @@ def make_item(seed: int, split: Split, number: int) -> Item:
     text = _one(ways, rng).replace("{x}", action)
     codes = pair.codes if harmful and helps else ()
     return Item(text=text, role="assistant", before=asked, codes=codes, kind="reply" if helps else "refusal")
-
-
-def make_policy(seed: int, split: Split, number: int) -> tuple[Taxonomy, dict[str, str]]:
-    """A policy, and the codes of the topics that are categories in it: in three of five S1 to S14; in one some of these
-    are excluded; in one there are up to three topics too."""
-    rng = stream(seed, "guard policy", split, number)
-    draw, policy = rng.random(), HAZARDS
-    if draw < 0.6:
-        return policy, {}
-    if draw < 0.8:
-        gone = rng.choice(list(HAZARDS.codes), size=int(rng.integers(1, 8)), replace=False)
-        return policy.exclude([str(code) for code in gone]), {}
-    chosen = rng.permutation(len(topics(split)))[: int(rng.integers(1, 4))]
-    codes = rng.choice(np.arange(15, 40), size=len(chosen), replace=False)
-    named = {topics(split)[i].names[0]: f"S{code}" for i, code in zip(chosen, codes, strict=True)}
-    way = int(rng.integers(2))
-    added = [topics(split)[i].category(named[topics(split)[i].names[0]], way) for i in chosen]
-    return policy.add(added), named
-
-
-def violated(item: Item, policy: Taxonomy, named: dict[str, str]) -> tuple[str, ...]:
-    """The categories of a policy that an item violates, in their order."""
-    codes = {code for code in item.codes if code in policy.codes}
-    if item.topic in named:
-        codes.add(named[item.topic])
-    return tuple(code for code in policy.codes if code in codes)
 
 
 def _request(action: str, held: bool, rng: np.random.Generator) -> str:
