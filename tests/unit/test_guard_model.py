@@ -6,6 +6,7 @@ import pytest
 import torch
 from model_folder import random_tokenizer
 
+from herd.cli import main
 from herd.config import GuardConfig, preset
 from herd.data.media.image import ImageProcessor
 from herd.data.tasks.safety.items import Item, make_item, pairs, topics
@@ -273,3 +274,32 @@ def test_settings_that_a_guard_cannot_have_are_refused():
         GuardConfig(lora=LoraConfig(rank=4))
     with pytest.raises(HerdError, match="give examples too"):
         GuardConfig(policy="mine.toml")
+
+
+def run(capsys, *args):
+    code = main(["guard", "check", *args])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_command_prints_verdicts_and_its_exit_code_says_unsafe(guard_folder, tmp_path, capsys):
+    folder = str(guard_folder)
+    code, out, _ = run(capsys, folder, "the cat", "--threshold", "1")
+    assert code == 0 and out.startswith("safe (")
+    code, out, _ = run(capsys, folder, "the cat", "--threshold", "0", "--exclude", *HAZARDS.codes[1:])
+    assert code == 3 and out.startswith("unsafe (") and out.rstrip().endswith(": S1 Violent Crimes")
+    path = tmp_path / "messages.jsonl"
+    rows = ["the cat", {"prompt": "der Hund"}, {"messages": asked("sat on")}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    code, out, _ = run(capsys, folder, "--file", str(path), "--json", "--threshold", "1")
+    verdicts = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and len(verdicts) == 3 and all(not one["unsafe"] for one in verdicts)
+
+
+def test_the_command_says_what_it_needs(guard_folder, tmp_path, capsys):
+    assert "give one message" in run(capsys, str(guard_folder))[2]
+    path = tmp_path / "messages.jsonl"
+    path.write_text('{"question": "x"}')
+    code, _, error = run(capsys, str(guard_folder), "--file", str(path))
+    assert code == 1 and "line 1" in error and "prompt" in error
+    assert "S99" in run(capsys, str(guard_folder), "x", "--exclude", "S99")[2]
