@@ -1,0 +1,144 @@
+"""Ways to write a text so that a filter does not read it: what training augments with, and what the bench measures."""
+
+import base64
+import binascii
+import codecs
+from collections.abc import Callable
+
+import numpy as np
+
+from herd.guard.prompt_guard.decode import ATBASH, BRAILLE, MORSE
+from herd.guard.prompt_guard.letters import LOOK_ALIKES
+
+Evasion = Callable[[str, np.random.Generator], str]
+
+_ALIKE: dict[str, list[str]] = {}
+for _foreign, _latin in LOOK_ALIKES.items():
+    if len(_latin) == 1 and _foreign > "\u02ff":
+        _ALIKE.setdefault(_latin, []).append(_foreign)
+_LEET = {"a": "4@", "e": "3", "i": "1!", "o": "0", "s": "5$", "t": "7", "g": "9", "b": "8", "l": "1"}
+_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
+_MARKS = "".join(map(chr, range(0x300, 0x36F)))
+_TO_MORSE = {letter: code for code, letter in MORSE.items()}
+_TO_BRAILLE = {letter: cell for cell, letter in BRAILLE.items()}
+
+
+def _each(text: str, rng: np.random.Generator, share: float, change: Callable[[str], str]) -> str:
+    draws = rng.random(len(text))
+    return "".join(change(letter) if draw < share else letter for letter, draw in zip(text, draws, strict=True))
+
+
+def spacing(text: str, rng: np.random.Generator) -> str:
+    """`i g n o r e`, with one of several signs between letters, words apart by a wider gap or not."""
+    sign = str(rng.choice([" ", " ", ".", "-", "_"]))
+    gap = str(rng.choice(["   ", " "])) if sign == " " else " "
+    return gap.join(sign.join(word) for word in text.split())
+
+
+def homoglyph(text: str, rng: np.random.Generator) -> str:
+    """Half of the letters as look-alikes of other scripts."""
+    return _each(text, rng, 0.5, lambda a: str(rng.choice(_ALIKE[a.lower()])) if a.lower() in _ALIKE else a)
+
+
+def zero_width(text: str, rng: np.random.Generator) -> str:
+    """Invisible characters inside words."""
+    return _each(text, rng, 0.5, lambda a: a + str(rng.choice(list(_INVISIBLE))))
+
+
+def leetspeak(text: str, rng: np.random.Generator) -> str:
+    """Digits and signs for letters."""
+    return _each(text, rng, 0.7, lambda a: str(rng.choice(list(_LEET[a.lower()]))) if a.lower() in _LEET else a)
+
+
+def base_64(text: str, rng: np.random.Generator) -> str:
+    """The whole text as base64."""
+    return base64.b64encode(text.encode()).decode()
+
+
+def hexadecimal(text: str, rng: np.random.Generator) -> str:
+    """The whole text as hexadecimal digits."""
+    return binascii.hexlify(text.encode()).decode()
+
+
+def rot13(text: str, rng: np.random.Generator) -> str:
+    """Letters moved by thirteen places."""
+    return codecs.encode(text, "rot13")
+
+
+def reversed_text(text: str, rng: np.random.Generator) -> str:
+    """Each line from its end."""
+    return "\n".join(line[::-1] for line in text.split("\n"))
+
+
+def no_spaces(text: str, rng: np.random.Generator) -> str:
+    """Words written together."""
+    return "\n".join("".join(line.split()) for line in text.split("\n"))
+
+
+def full_width(text: str, rng: np.random.Generator) -> str:
+    """Full-width letters."""
+    return "".join(chr(ord(letter) + 0xFEE0) if "!" <= letter <= "~" else letter for letter in text)
+
+
+def tag_characters(text: str, rng: np.random.Generator) -> str:
+    """Invisible tag characters of Unicode."""
+    return "".join(chr(0xE0000 + ord(letter)) if " " <= letter <= "~" else letter for letter in text)
+
+
+def piled_marks(text: str, rng: np.random.Generator) -> str:
+    """Several marks piled on each letter."""
+    return _each(text, rng, 0.8, lambda a: a + "".join(rng.choice(list(_MARKS), 3)) if a.isalpha() else a)
+
+
+def atbash(text: str, rng: np.random.Generator) -> str:
+    """The alphabet from its end."""
+    return text.translate(ATBASH)
+
+
+def morse(text: str, rng: np.random.Generator) -> str:
+    """Morse code of the letters."""
+    words = ([_TO_MORSE[letter] for letter in word.lower() if letter in _TO_MORSE] for word in text.split())
+    return " / ".join(" ".join(word) for word in words if word)
+
+
+def braille(text: str, rng: np.random.Generator) -> str:
+    """Braille cells of the letters."""
+    return "".join(_TO_BRAILLE.get(letter.lower(), " " if letter.isspace() else "") for letter in text)
+
+
+def typos(text: str, rng: np.random.Generator) -> str:
+    """Letters swapped, dropped or doubled."""
+    letters = list(text)
+    for at in rng.integers(0, max(len(letters), 1), len(letters) // 12 + 1):
+        if at + 1 < len(letters) and letters[at].isalpha() and letters[at + 1].isalpha():
+            kind = rng.integers(3)
+            if kind == 0:
+                letters[at], letters[at + 1] = letters[at + 1], letters[at]
+            else:
+                letters[at] = "" if kind == 1 else letters[at] * 2
+    return "".join(letters)
+
+
+BARRED: dict[str, Evasion] = {
+    "spacing": spacing,
+    "homoglyph": homoglyph,
+    "zero_width": zero_width,
+    "leetspeak": leetspeak,
+    "base64": base_64,
+}
+"""Those that the target names, besides translation, which no function makes."""
+
+OTHERS: dict[str, Evasion] = {
+    "hexadecimal": hexadecimal,
+    "rot13": rot13,
+    "reversed": reversed_text,
+    "no_spaces": no_spaces,
+    "full_width": full_width,
+    "tag_characters": tag_characters,
+    "piled_marks": piled_marks,
+    "atbash": atbash,
+    "morse": morse,
+    "braille": braille,
+    "typos": typos,
+}
+EVASIONS = BARRED | OTHERS

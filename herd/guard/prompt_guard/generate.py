@@ -1,0 +1,204 @@
+"""Attacks and their benign twins, generated from the lists of attacks.toml, benign.toml and languages.toml.
+
+A twin shares what is not decisive with an attack: the harmful request without the jailbreak around it, the role without
+the broken rules, the quoted injection, the document without the injection in it, the encoded key.
+"""
+
+import base64
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from herd.guard.prompt_guard.evasions import EVASIONS
+
+Rng = np.random.Generator
+_SLOT = re.compile(r"\{(\w+)\}")
+_CHOICE = re.compile(r"‹([^‹›]*)›")
+CIPHERS = ("base64", "hexadecimal", "rot13", "reversed", "morse", "braille", "atbash")
+
+
+@lru_cache(maxsize=4)
+def phrases(name: str) -> dict[str, Any]:
+    """A list of this folder."""
+    return tomllib.loads(files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+
+
+class Grammar:
+    """Fills slots at random; with `heldout` only from every fifth top-level phrase, else from the others: phrases of
+    validation are not those of training."""
+
+    def __init__(self, rng: Rng, *, heldout: bool = False) -> None:
+        self.rng, self.heldout = rng, heldout
+        # What comes of a slot may hold slots, so it is filled until there is none; braces of a text are ❴ and ❵.
+        self.slots: dict[str, list[str]] = phrases("attacks") | phrases("benign")
+
+    def pick(self, options: Sequence[str]) -> str:
+        """One of the options."""
+        return options[int(self.rng.integers(len(options)))]
+
+    def top(self, slot: str) -> str:
+        """A phrase of `slot`, of those held out or of the others, filled."""
+        options = self.slots[slot]
+        return self.fill(self.pick([one for at, one in enumerate(options) if (at % 5 == 4) is self.heldout] or options))
+
+    def fill(self, phrase: str) -> str:
+        """With all slots replaced."""
+        while _SLOT.search(phrase):
+            phrase = _SLOT.sub(self._slot, phrase)
+        return phrase.replace("❴", "{").replace("❵", "}")
+
+    def _slot(self, match: re.Match[str]) -> str:
+        name = match[1]
+        if name == "hex":
+            return self.rng.bytes(12).hex()
+        if name == "b64":
+            return base64.b64encode(self.rng.bytes(int(self.rng.integers(24, 90)))).decode()
+        if name == "Goal":
+            goal = self.pick(self.slots["goal"])
+            return goal[0].upper() + goal[1:]
+        if name not in self.slots:
+            return name
+        return self.pick(self.slots[name])
+
+    def choices(self, phrase: str) -> str:
+        """With each `‹a|b›` replaced by one of its parts, innermost first."""
+        while _CHOICE.search(phrase):
+            phrase = _CHOICE.sub(lambda match: self.pick(match[1].split("|")), phrase)
+        return phrase
+
+
+def _override(g: Grammar) -> str:
+    text = g.fill(g.top("ignore") + " {prior} {rules}{then}.")
+    return text[0].upper() + text[1:]
+
+
+def _persona(g: Grammar) -> str:
+    """A role-play jailbreak of two to twenty sentences, with one name throughout."""
+    name = g.fill("{botname}")
+    # What stays of {botname} is the same name in all sentences.
+    slots, g.slots = g.slots, g.slots | {"botname": [name]}
+    rules = [g.top("rule") for _ in range(int(g.rng.choice([0, 1, 2, 4, 8, 12, 16])))]
+    if g.rng.random() < 0.2:
+        rules = [f"{number}. {rule}" for number, rule in enumerate(rules, 1)]
+    parts = [g.top("opening"), *dict.fromkeys(rules)]
+    parts += [g.top("format")] * int(g.rng.random() < 0.6) + [g.top("suppress")] * int(g.rng.random() < 0.3)
+    parts += [g.top("closing")]
+    g.slots = slots
+    return g.pick([" ", " ", "\n", "\n\n"]).join(part for part in parts if part)
+
+
+def _wrapped(slot: str) -> Callable[[Grammar], str]:
+    def make(g: Grammar) -> str:
+        text = g.top(slot)
+        return text + " " + g.top("suppress") if g.rng.random() < 0.25 else text
+
+    return make
+
+
+def _latent(documents: Sequence[str]) -> Callable[[Grammar], str]:
+    """An injection in a document, an email or a result of a tool."""
+
+    def make(g: Grammar) -> str:
+        inject = g.top("inject")
+        inject = inject[0].upper() + inject[1:]
+        marker = g.fill(g.pick(g.slots["marker"]).replace("{inject}", "\x02")).replace("\x02", inject)
+        text = _document(g, documents)
+        lines = re.split(r"(?<=[.!?\n]) +", text)
+        at = int(g.rng.integers(len(lines) + 1)) if g.rng.random() < 0.6 else len(lines)
+        gap = g.pick(["\n", " ", "\n\n"])
+        return g.fill(g.top("document_task")) + " ".join(lines[:at]) + gap + marker + gap + " ".join(lines[at:])
+
+    return make
+
+
+def _document(g: Grammar, documents: Sequence[str]) -> str:
+    if g.rng.random() < 0.5 or not documents:
+        return " ".join(g.top("email") for _ in range(int(g.rng.integers(1, 4))))
+    text = g.pick(documents)
+    return text[: int(g.rng.integers(80, 1500))]
+
+
+def _plain_document(documents: Sequence[str]) -> Callable[[Grammar], str]:
+    return lambda g: g.fill(g.top("document_task")) + _document(g, documents)
+
+
+def _encoded(g: Grammar) -> str:
+    """An encoded request, with or without the wish to decode it."""
+    text = g.pick([g.top("harm_request"), _override(g), g.top("benign_request"), g.top("story")])
+    blob = EVASIONS[g.pick(CIPHERS)](text, g.rng)
+    return g.top("decode").replace("{blob}", blob).replace("blob", blob)
+
+
+def _language(kind: str) -> Callable[[Grammar], str]:
+    def make(g: Grammar) -> str:
+        lists = phrases("languages")
+        options = lists[g.pick(list(lists))][kind]
+        return g.choices(g.pick([one for at, one in enumerate(options) if (at % 5 == 4) is g.heldout] or options))
+
+    return make
+
+
+def _roles(g: Grammar) -> str:
+    """A benign role of one to a dozen sentences, as long as a jailbreak."""
+    extra = [g.top("style") for _ in range(int(g.rng.choice([0, 0, 2, 5, 9])))]
+    return " ".join([g.top("role"), *extra])
+
+
+def _several(slot: str) -> Callable[[Grammar], str]:
+    return lambda g: " ".join(g.top(slot) for _ in range(int(g.rng.choice([1, 1, 1, 2, 4]))))
+
+
+Kinds = Mapping[str, tuple[float, Callable[[Grammar], str]]]
+
+
+def attack_kinds(documents: Sequence[str]) -> Kinds:
+    """By kind of attack, its share and what makes one."""
+    return {
+        "override": (2.0, _override),
+        "persona": (5.0, _persona),
+        "fiction": (1.5, _wrapped("fiction")),
+        "authority": (1.0, _wrapped("authority")),
+        "leak": (0.6, _wrapped("leak")),
+        "split": (1.2, _wrapped("split")),
+        "latent": (4.0, _latent(documents)),
+        "encoded": (1.2, _encoded),
+        "languages": (2.0, _language("attack")),
+    }
+
+
+def benign_kinds(documents: Sequence[str]) -> Kinds:
+    """By kind of benign text, its share and what makes one."""
+    return {
+        "roles": (2.5, _roles),
+        "system": (0.8, _several("system")),
+        "story": (1.0, _several("story")),
+        "mention": (1.2, _wrapped_plain("mention")),
+        "correction": (1.5, _wrapped_plain("correction")),
+        "requests": (1.5, _several("benign_request")),
+        "harmful": (2.5, _several("harm_request")),
+        "documents": (2.5, _plain_document(documents)),
+        "blobs": (0.5, _wrapped_plain("code_blob")),
+        "languages": (2.0, _language("benign")),
+    }
+
+
+def _wrapped_plain(slot: str) -> Callable[[Grammar], str]:
+    return lambda g: g.top(slot)
+
+
+def generate(kinds: Kinds, count: int, rng: Rng, *, heldout: bool = False) -> list[tuple[str, str]]:
+    """`count` different texts with their kinds, in proportion to the shares."""
+    grammar, names = Grammar(rng, heldout=heldout), list(kinds)
+    shares = np.array([kinds[name][0] for name in names])
+    found: dict[str, str] = {}
+    for _ in range(count * 4):
+        if len(found) >= count:
+            break
+        name = names[int(rng.choice(len(names), p=shares / shares.sum()))]
+        found.setdefault(kinds[name][1](grammar).strip(), name)
+    return [(text, name) for text, name in found.items() if text]

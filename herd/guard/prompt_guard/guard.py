@@ -1,0 +1,157 @@
+"""A trained prompt guard: texts of any length to a score between 0 and 1.
+
+A text is read in up to three ways (`views`), each is cut into overlapping windows of words, equal windows are scored
+once, and the score is the highest of them. Nothing is truncated. The folder has `model.safetensors`, `config.json`
+(shape, threshold, the scripts and frequent words of the training texts) and `herd.json`.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from herd.core.files import read_json, write_json
+from herd.errors import HerdError
+from herd.guard.prompt_guard.letters import script_of
+from herd.guard.prompt_guard.network import Network, PromptGuardConfig
+from herd.guard.prompt_guard.views import views
+from herd.guard.prompt_guard.windows import tensors, windows
+from herd.guard.prompt_guard.words import Lexicon, split
+
+KIND = "herd-prompt-guard"
+BATCH_WORDS = 4096
+"""Words that are scored at a time."""
+SEEN_LETTERS = 2000
+"""A script of which training had fewer letters counts as not seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptVerdict:
+    """What a guard finds in a text."""
+
+    score: float
+    """From 0, benign, to 1, an injection or jailbreak: the highest of all windows of all readings."""
+    flagged: bool
+    """Whether the score reaches the guard's threshold."""
+    passage: str
+    """The words of the window with that score."""
+    reading: int
+    """0: the text as it is; 1 and 2: a plain or decoded reading of it."""
+    num_windows: int
+    note: str = ""
+    """What limits the verdict, such as a script that training has not seen."""
+
+
+class PromptGuard:
+    """The guard of a folder that `herd guard train-prompt` wrote."""
+
+    def __init__(self, folder: Path | str) -> None:
+        folder = Path(folder)
+        made = read_json(folder / "config.json")
+        if not isinstance(made, dict) or made.get("kind") != KIND:
+            raise HerdError(f"{folder} is no prompt guard: give a folder that `herd guard train-prompt` wrote")
+        network = Network(PromptGuardConfig(**made["shape"]))
+        try:
+            network.load_state_dict(load_file(folder / "model.safetensors"))
+        except (OSError, RuntimeError, KeyError) as error:
+            raise HerdError(f"{folder}/model.safetensors does not fit its config.json: {error}") from None
+        self._init(network, Lexicon(made["lexicon"]), made["scripts"], made["threshold"])
+
+    def _init(self, network: Network, lexicon: Lexicon, scripts: dict[str, int], threshold: float) -> None:
+        self.network, self.lexicon, self.scripts, self.threshold = network.eval(), lexicon, scripts, threshold
+        self.config = network.config
+
+    @classmethod
+    def of(
+        cls, network: Network, lexicon: Lexicon, *, scripts: dict[str, int], threshold: float = 0.5
+    ) -> "PromptGuard":
+        """A guard that was just trained."""
+        guard = cls.__new__(cls)
+        guard._init(network, lexicon, scripts, threshold)
+        return guard
+
+    def save(self, folder: Path) -> None:
+        """Write the folder's files."""
+        save_file(self.network.state_dict(), folder / "model.safetensors", {"format": "pt"})
+        made = {"kind": KIND, "shape": asdict(self.config), "threshold": self.threshold, "scripts": self.scripts}
+        write_json(folder / "config.json", made | {"lexicon": self.lexicon.counts})
+
+    def score(self, text: str) -> float:
+        """The highest score of all windows of all readings of `text`. Raises HerdError for a text without words."""
+        return self.check(text).score
+
+    def scores(self, texts: Sequence[str]) -> list[float]:
+        """The score of each text, scored together; 1 for one without words, which nothing vouches for."""
+        cut = [[one for _, one in self._windows(text)] for text in texts]
+        every = list(dict.fromkeys(one for text in cut for one in text))
+        known = dict(zip(every, self.window_scores(every), strict=True))
+        return [max((known[one] for one in text), default=1.0) for text in cut]
+
+    def check(self, text: str) -> PromptVerdict:
+        """The verdict on a text. Raises HerdError for a text without words: it is neither benign nor an attack."""
+        cut = self._windows(text)
+        if not cut:
+            raise HerdError("the text is empty: there is nothing to check")
+        scores = self.window_scores([one for _, one in cut])
+        best = max(range(len(scores)), key=scores.__getitem__)
+        reading, words = cut[best]
+        return PromptVerdict(
+            score=scores[best],
+            flagged=scores[best] >= self.threshold,
+            passage=" ".join(words),
+            reading=reading,
+            num_windows=len(cut),
+            note=self._note(text),
+        )
+
+    def _windows(self, text: str) -> list[tuple[int, tuple[str, ...]]]:
+        """Different windows with the reading they are from."""
+        found: dict[tuple[str, ...], int] = {}
+        for reading, view in enumerate(views(text, self.lexicon)):
+            for one in windows(split(view), self.config.window, self.config.stride):
+                found.setdefault(one, reading)
+        return [(reading, one) for one, reading in found.items()]
+
+    @torch.no_grad()
+    def window_scores(self, cut: Sequence[Sequence[str]]) -> list[float]:
+        """P(attack) of each window of words."""
+        order = sorted(range(len(cut)), key=lambda at: len(cut[at]))
+        scores = [0.0] * len(cut)
+        while order:
+            longest = len(cut[order[-1]])
+            number = max(1, BATCH_WORDS // max(longest, 1))
+            batch, order = order[-number:], order[:-number]
+            logits_B2 = self.network(*tensors([cut[at] for at in batch], self.config.buckets))
+            for at, score in zip(batch, logits_B2.softmax(-1)[:, 1].tolist(), strict=True):
+                if score != score:
+                    raise HerdError("the guard's score is not a number: its weights are damaged")
+                scores[at] = score
+        return scores
+
+    def _note(self, text: str) -> str:
+        counts = scripts_of([text])
+        unseen = {name: count for name, count in counts.items() if self.scripts.get(name, 0) < SEEN_LETTERS}
+        if 2 * sum(unseen.values()) > sum(counts.values()):
+            return f"written in {max(unseen, key=unseen.__getitem__).title()}, which the guard has not been trained on"
+        return ""
+
+
+def scripts_of(texts: Iterable[str]) -> dict[str, int]:
+    """Letters by script, such as LATIN or CYRILLIC."""
+    letters: Counter[str] = Counter()
+    for text in texts:
+        letters.update(text)
+    counts: Counter[str] = Counter()
+    for letter, count in letters.items():
+        if script := script_of(letter):
+            counts[script] += count
+    return dict(counts)
+
+
+def facts_of(verdict: PromptVerdict) -> dict[str, Any]:
+    """A verdict as JSON has it."""
+    return asdict(verdict)

