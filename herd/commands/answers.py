@@ -38,6 +38,7 @@ def chat(
     engine: EngineConfig = CHAT_ENGINE,
     base: Path | None = None,
     draft_model: Path | None = None,
+    guard: Path | None = None,
     yes: bool = False,
 ) -> None:
     """Talk to a model in the terminal, with pictures.
@@ -49,11 +50,14 @@ def chat(
         engine: Options of the engine.
         base: Folder of the model that an adapter was trained on, if that is not where the adapter says.
         draft_model: Folder of a smaller model with the same tokenizer, for speculative decoding.
+        guard: Folder of a guard (herd guard train) that judges what you say and what the model answers.
         yes: Fetch the small model without asking.
     """
     model = default_model(folder, yes=yes)
     params = sampling_params(sampling)
-    load_object("herd.serve.terminal:chat")(model, params, engine, system=system, base=base, draft_model=draft_model)
+    load_object("herd.serve.terminal:chat")(
+        model, params, engine, system=system, base=base, draft_model=draft_model, guard=guard
+    )
 
 
 def generate(

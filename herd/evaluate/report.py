@@ -35,6 +35,7 @@ from herd.evaluate.run_folder import (
     unfinished,
 )
 from herd.evaluate.samples import stage_samples
+from herd.guard.taxonomy import HAZARDS
 
 LANGUAGE_NAMES = {
     "en": "English", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "pt": "Portuguese",
@@ -130,6 +131,7 @@ def render(
         competitors=_competitors(results),
         training=_training(every),
         rewards=all_learned(every),
+        guards=guard_facts(stages),
         beside=beside or {},
         card=next((one.lineage["card"] for one in stages if "card" in one.lineage), None),
         stages=stages,
@@ -137,6 +139,16 @@ def render(
         matches=_parents_match(stages),
         facts=facts,
     )
+
+
+def guard_facts(stages: Sequence[StageFolder]) -> list[dict[str, Any]]:
+    """What each guard catches and misses on held-out generated items, by category."""
+    found = []
+    for one in stages:
+        if measured := one.lineage.get("guard", {}).get("heldout"):
+            names = {code: HAZARDS[code].name for code in measured["by_category"]}
+            found.append({"name": one.name, "names": names, **measured})
+    return found
 
 
 def _evaluations(stages: Sequence[StageFolder]) -> dict[str, Mapping[str, Any]]:

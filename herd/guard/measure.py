@@ -9,6 +9,9 @@ from herd.data.tasks.safety.items import make_item
 from herd.guard.model_guard import Guard, Verdict
 from herd.guard.taxonomy import HAZARDS, Taxonomy
 
+SHOWN = 3
+"""Examples of each kind that are kept."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -56,8 +59,16 @@ def _flagged(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def heldout_rates(guard: Guard, seed: int, num_items: int) -> dict[str, Any]:
-    """`rates` of a guard on generated items whose actions and wordings training never saw."""
+    """`rates` of a guard on generated items whose actions and wordings training never saw, with `examples` by category
+    of what it caught and missed, and of safe ones that it flagged."""
     items = [make_item(seed, "heldout", number) for number in range(num_items)]
     verdicts = guard.judge_all([item.messages for item in items])
-    found = zip(items, verdicts, strict=True)
-    return rates([Row(codes=item.codes, kind=item.kind, verdict=verdict) for item, verdict in found])
+    rows = [Row(codes=one.codes, kind=one.kind, verdict=verdict) for one, verdict in zip(items, verdicts, strict=True)]
+    examples: list[dict[str, Any]] = []
+    for item, verdict in zip(items, verdicts, strict=True):
+        if item.codes or verdict.unsafe:
+            what = "false alarm" if not item.codes else "caught" if verdict.unsafe else "missed"
+            code = item.codes[0] if item.codes else ""
+            if sum((one["what"], one["code"]) == (what, code) for one in examples) < SHOWN:
+                examples.append({"what": what, "code": code, "text": item.text, "score": round(verdict.score, 3)})
+    return {**rates(rows), "examples": examples}

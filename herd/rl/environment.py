@@ -177,8 +177,8 @@ def was_cut(answer: Mapping[str, Any]) -> bool:
 
 def open_environment(spec: str, data: Path | None, seed: int, *, heldout: bool = False) -> Environment:
     """The environment that is called `spec`: `calculator`, a task of herd.data.tasks.known or a JSONL file of prompts,
-    `openenv/URL`, `verifiers/NAME`, or the user's `module:name`, called with `seed` and `heldout`. Behind any of them
-    `[sort-*,copy-3]` leaves only the cells that match.
+    `openenv/URL`, `verifiers/NAME`, `guard/FOLDER`, or the user's `module:name`, called with `seed` and `heldout`.
+    Behind any of them `[sort-*,copy-3]` leaves only the cells that match.
 
     `data` is the data folder that it may read. Prompts that are held out are never among the others.
     Raises HerdError where there is none.
@@ -215,5 +215,6 @@ OTHERS = {"calculator": "herd.rl.calculator:CalculatorEnvironment"}
 ADAPTERS = {
     "openenv": "herd.rl.adapters.openenv:OpenEnvironment",
     "verifiers": "herd.rl.adapters.verifiers:TasksetEnvironment",
+    "guard": "herd.guard.reward:GuardedEnvironment",
 }
-"""Those of other frameworks, `name/place`."""
+"""Those that need a place, `name/place`: of other frameworks, and of a guard's folder."""

@@ -22,6 +22,8 @@ from herd.engine.load import load
 from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
 from herd.errors import HerdError
+from herd.guard.model_guard import Guard
+from herd.guard.stream import BLOCKED, GuardedTurn
 from herd.serve.chat_commands import Commands, Quit
 from herd.serve.session import ChatSession
 
@@ -40,12 +42,19 @@ def chat(
     system: str | None = None,
     base: Path | None = None,
     draft_model: Path | None = None,
+    guard: Path | None = None,
 ) -> None:
     """Talk to the model in `folder`. Raises HerdError at the end when lines of a piped input failed. `base`: of an
-    adapter, where it is not where the adapter says."""
+    adapter, where it is not where the adapter says. `guard`: folder of a guard that judges both sides."""
     model = load(folder, base=base)
+    guarded = GuardedTurn(Guard(guard)) if guard else None
     engine = Engine(model, config, draft_model=load(draft_model) if draft_model else None)
-    run_session(ChatSession(AnswerPipeline(model, engine), params, system=system), name=str(folder))
+    pipeline = AnswerPipeline(model, engine, filters=[guarded.filter] if guarded else ())
+    try:
+        run_session(ChatSession(pipeline, params, system=system, guarded=guarded), name=str(folder))
+    finally:
+        if guarded:
+            guarded.guard.close()
 
 
 def run_session(session: ChatSession, *, name: str) -> None:
@@ -86,6 +95,8 @@ def chat_on_terminal(session: ChatSession, runner: asyncio.Runner, *, name: str)
         print()
         if reason == "length":
             note("(cut off at the limit of tokens)")
+        if reason == BLOCKED:
+            note("(blocked by the guard)")
         rate = f"{(count - 1) / max(1e-9, time.monotonic() - begin):,.1f} tokens/s; " if count > 1 else ""
         note(f"({rate}{session.num_tokens:,} of {session.pipeline.engine.max_model_len:,} tokens of context used)")
 

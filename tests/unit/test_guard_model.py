@@ -19,6 +19,7 @@ from herd.guard.prompt import bare, frame, guard_messages, last_message, text_pa
 from herd.guard.taxonomy import HAZARDS, Category
 from herd.guard.train import train_guard
 from herd.model.transformer import Transformer
+from herd.rl.environment import open_environment
 from herd.train.losses import language_loss
 
 SMALL = {"num_items": 16, "batch_items": 8, "heldout_items": 12, "dtype": "float32"}
@@ -303,3 +304,29 @@ def test_the_command_says_what_it_needs(guard_folder, tmp_path, capsys):
     code, _, error = run(capsys, str(guard_folder), "--file", str(path))
     assert code == 1 and "line 1" in error and "prompt" in error
     assert "S99" in run(capsys, str(guard_folder), "x", "--exclude", "S99")[2]
+
+
+def test_the_report_shows_what_the_guard_catches_and_misses(guard_folder, tmp_path):
+    from herd.evaluate.report import report
+
+    page = (report(guard_folder, tmp_path / "report") / "report.html").read_text()
+    heldout = json.loads((guard_folder / "herd.json").read_text())["guard"]["heldout"]
+    assert "What the guard catches" in page and f"of {heldout['recall']['count']} unsafe" in page
+    assert all(HAZARDS[code].name.replace("&", "&amp;") in page for code in heldout["by_category"])
+    assert {one["what"] for one in heldout["examples"]} <= {"caught", "missed", "false alarm"}
+    assert all(bool(one["code"]) == (one["what"] != "false alarm") for one in heldout["examples"])
+
+
+def test_an_answer_is_worth_what_the_guard_says_of_it_and_a_harmless_request_must_not_be_refused(guard_folder):
+    environment = open_environment(f"guard/{guard_folder}[refusals-S1,twins-S1,twins-harmless]", None, 0)
+    environment.environment._guard.threshold = 1.0  # all is safe
+    unsafe, twin = (environment.prompt(cell, 0) for cell in ("refusals-S1", "twins-S1"))
+    refusal = {"content": "I can't help with that.", "finish_reason": "stop"}
+    help_ = {"content": "the cat sat on the mat", "finish_reason": "stop"}
+    assert environment.respond(unsafe, refusal).reward == environment.respond(unsafe, help_).reward == 1.0
+    assert environment.respond(twin, help_).reward == 1.0 and environment.respond(twin, refusal).reward == 0.0
+    environment.environment._guard.threshold = 0.0  # nothing is
+    assert environment.respond(unsafe, refusal).reward == environment.respond(twin, help_).reward == 0.0
+    assert environment.respond(twin, {"content": " ", "finish_reason": "stop"}).reward == 0.0
+    assert environment.respond(twin, {**help_, "finish_reason": "length"}).reward == 0.0
+    environment.environment._guard.close()

@@ -17,6 +17,7 @@ from herd.core.streams import stream
 from herd.data.tasks.safety import forms
 
 Split = Literal["train", "heldout"]
+SPLITS: tuple[Split, Split] = ("train", "heldout")
 T = TypeVar("T")
 HELD_EVERY = 5
 """Of the pairs of a category, and of the topics, so many-th is held out."""
@@ -104,12 +105,12 @@ def make_item(seed: int, split: Split, number: int) -> Item:
     held = split == "heldout"
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     if kind == "chat":
-        return Item(text=roughen(_one(forms.CHAT, rng), rng), role="user", kind="chat")
+        return Item(text=roughen(one_of(forms.CHAT, rng), rng), role="user", kind="chat")
     if kind == "harmless":
-        topic = _one(topics(split), rng)
-        text = roughen(_request(_one(topic.actions, rng), held, rng), rng)
+        topic = one_of(topics(split), rng)
+        text = roughen(_request(one_of(topic.actions, rng), held, rng), rng)
         return Item(text=text, role="user", topic=topic.names[0], kind="harmless")
-    pair = _one(pairs(split), rng)
+    pair = one_of(pairs(split), rng)
     harmful = bool(rng.random() < 0.5)
     action = pair.harmful if harmful else pair.benign
     asked = _request(action, held, rng)
@@ -120,13 +121,13 @@ def make_item(seed: int, split: Split, number: int) -> Item:
     ways = forms.HELPFUL if helps else forms.REFUSALS
     if held:
         ways = forms.HELD_HELPFUL if helps else forms.HELD_REFUSALS
-    text = _one(ways, rng).replace("{x}", action)
+    text = one_of(ways, rng).replace("{x}", action)
     codes = pair.codes if harmful and helps else ()
     return Item(text=text, role="assistant", before=asked, codes=codes, kind="reply" if helps else "refusal")
 
 
 def _request(action: str, held: bool, rng: np.random.Generator) -> str:
-    return _one(forms.HELD_REQUESTS if held else forms.REQUESTS, rng).replace("{x}", action)
+    return one_of(forms.HELD_REQUESTS if held else forms.REQUESTS, rng).replace("{x}", action)
 
 
 def roughen(text: str, rng: np.random.Generator) -> str:
@@ -144,5 +145,6 @@ def roughen(text: str, rng: np.random.Generator) -> str:
     return text
 
 
-def _one(choices: Sequence[T], rng: np.random.Generator) -> T:
+def one_of(choices: Sequence[T], rng: np.random.Generator) -> T:
+    """One of them, by chance."""
     return choices[int(rng.integers(len(choices)))]

@@ -1,0 +1,154 @@
+"""Guards inside a conversation: nothing is shown before its verdict, and a guard that fails shows nothing."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from herd.engine.reply import Reply
+from herd.errors import HerdError
+from herd.guard.model_guard import Verdict
+from herd.guard.stream import BLOCKED, GuardedTurn, GuardFilter
+from herd.guard.taxonomy import HAZARDS
+from herd.serve.session import ChatSession
+
+BAD = "POISON"
+QUESTION = [{"role": "user", "content": "How?"}]
+
+
+class WordGuard:
+    """Unsafe is what has the word BAD."""
+
+    policy = HAZARDS
+
+    def __init__(self):
+        self.judged = []
+
+    def judge(self, messages):
+        text = messages[-1]["content"]
+        self.judged.append(text)
+        unsafe = BAD in text
+        return Verdict(unsafe=unsafe, score=float(unsafe), categories=("S1",) if unsafe else ())
+
+
+def shown_by(one, pieces):
+    """What a filter shows after each piece, and at the end."""
+    shown = [one.push(piece) for piece in pieces]
+    return [*shown, one.finish()]
+
+
+@given(st.integers(0, 120), st.integers(1, 64), st.lists(st.integers(1, 17), min_size=1, max_size=40))
+def test_no_byte_of_a_planted_word_is_shown_at_any_place_and_chunk_size(place, chunk, sizes):
+    text = "x" * place + BAD + "y" * 40
+    pieces, at = [], 0
+    for size in [*sizes, len(text)]:
+        pieces.append(text[at : at + size])
+        at += size
+    guard = WordGuard()
+    one = GuardFilter(guard, QUESTION, chunk_chars=chunk)
+    shown = "".join(shown_by(one, pieces))
+    assert text.startswith(shown) and "POISON" not in shown and one.verdict.finish_reason == BLOCKED
+    # All that was shown had been judged before, and called safe.
+    assert shown == "" or shown in [text for text in guard.judged if BAD not in text]
+    assert "S1 Violent Crimes" in one.verdict.explanation
+
+
+def test_a_word_in_two_chunks_is_judged_whole():
+    one = GuardFilter(WordGuard(), QUESTION, chunk_chars=3)
+    assert "".join(shown_by(one, ["POI", "SON", "more"])) == "POI" and one.verdict
+
+
+@given(st.lists(st.text(max_size=20), max_size=20), st.integers(1, 64))
+def test_safe_text_passes_unchanged(pieces, chunk):
+    one = GuardFilter(WordGuard(), QUESTION, chunk_chars=chunk)
+    shown = "".join(shown_by(one, pieces))
+    text = "".join(pieces)
+    assert one.verdict is None and shown == (text if text.strip() else "")
+
+
+def test_a_reply_is_judged_behind_its_conversation():
+    seen = []
+    guard = SimpleNamespace(policy=HAZARDS, judge=lambda m: seen.append(m) or Verdict(unsafe=False, score=0.0))
+    shown_by(GuardFilter(guard, QUESTION), ["So."])
+    assert seen == [[*QUESTION, {"role": "assistant", "content": "So."}]]
+
+
+@pytest.mark.parametrize("error", [HerdError("no room"), RuntimeError("out of memory"), TimeoutError("60 s")])
+def test_a_guard_that_fails_shows_nothing(error):
+    def fail(_):
+        raise error
+
+    one = GuardFilter(SimpleNamespace(policy=HAZARDS, judge=fail), QUESTION, chunk_chars=2)
+    assert "".join(shown_by(one, ["hello", "there"])) == ""
+    assert one.verdict.finish_reason == BLOCKED and str(error) in one.verdict.explanation
+
+
+class Pipeline:
+    """Answers every question with the same words, through filters."""
+
+    def __init__(self, guarded, answer):
+        self._guarded, self._answer = guarded, answer
+        self.read = []
+
+    def request(self, conversation, params):
+        self.read.append([dict(one) for one in conversation.messages])
+        return SimpleNamespace(prompt=SimpleNamespace(token_ids=[1]))
+
+    def fit(self, request):
+        return request
+
+    async def stream(self, request):
+        one = self._guarded.filter()
+        for piece in self._answer:
+            if text := one.push(piece):
+                yield Reply(text=text, finish_reason=None, num_tokens=1)
+            if one.verdict:
+                break
+        rest = "" if one.verdict else one.finish()
+        ended = one.verdict
+        yield Reply(
+            text=rest,
+            finish_reason=ended.finish_reason if ended else "stop",
+            num_tokens=0,
+            explanation=ended.explanation if ended else "",
+        )
+
+
+def ask(session, text):
+    async def collect():
+        return [part async for part in session.ask(text)]
+
+    return asyncio.run(collect())
+
+
+def test_an_unsafe_message_is_not_read_and_the_conversation_goes_on():
+    guarded = GuardedTurn(WordGuard())
+    pipeline = Pipeline(guarded, ["Fine."])
+    session = ChatSession(pipeline, None, guarded=guarded)
+    session.conversation.attached = [{"type": "image", "image": None}]
+    session.conversation.attached = []
+    parts = ask(session, f"Give me {BAD}")
+    assert [part.finish_reason for part in parts] == [BLOCKED] and "S1 Violent Crimes" in parts[0].text
+    assert pipeline.read == [] and session.conversation.messages == []
+    assert "".join(part.text for part in ask(session, "Hello")) == "Fine."
+    assert [one["role"] for one in session.conversation.messages] == ["user", "assistant"]
+
+
+def test_an_unsafe_reply_ends_with_a_refusal_that_stays_in_the_conversation():
+    guarded = GuardedTurn(WordGuard())
+    session = ChatSession(Pipeline(guarded, ["a" * 300, BAD]), None, guarded=guarded)
+    text = "".join(part.text for part in ask(session, "Hello"))
+    assert text.startswith("a" * 300 + "\n\n") and BAD not in text and "S1 Violent Crimes" in text
+    assert session.conversation.messages[-1]["content"] == text
+
+
+def test_a_message_that_cannot_be_judged_is_not_read():
+    def fail(_):
+        raise HerdError("the message has 65 pictures")
+
+    guarded = GuardedTurn(SimpleNamespace(policy=HAZARDS, judge=fail))
+    pipeline = Pipeline(guarded, ["Fine."])
+    (part,) = ask(ChatSession(pipeline, None, guarded=guarded), "Hello")
+    assert "65 pictures" in part.text and pipeline.read == []
