@@ -63,6 +63,27 @@ def test_it_passes_on_a_machine_that_can_run_the_demo_in_a_few_seconds(cache: Pa
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
 
 
+@pytest.mark.parametrize(("gflops", "largest"), [(1.0, 512), (1000.0, 2048)])
+def test_a_slow_processor_multiplies_smaller_matrices_and_a_fast_one_large_ones(
+    gflops: float, largest: int, monkeypatch: pytest.MonkeyPatch
+):
+    clock_s, sizes = 0.0, []
+
+    class Square:
+        def __init__(self, size: int) -> None:
+            self.size = size
+
+        def __matmul__(self, other: "Square") -> None:
+            nonlocal clock_s
+            clock_s += 2 * self.size**3 / (gflops * 1e9)
+            sizes.append(self.size)
+
+    monkeypatch.setattr("torch.ones", lambda rows, columns, dtype: Square(rows))
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock_s)
+    assert module.multiply_gflops(None, budget_s=0.5) == pytest.approx(gflops)
+    assert max(sizes) == largest and clock_s < 1.0
+
+
 def test_json_has_the_same_in_numbers(capsys: pytest.CaptureFixture[str]):
     assert main(["doctor", "--json"]) == 0
     reported = json.loads(capsys.readouterr().out)

@@ -30,7 +30,7 @@ def size_of(path: Path) -> int:
 def run(world: tuple[Path, Path], out: Path, num_steps: int, num_kills: int, seed: int) -> Journal:
     """Run to the end, with `num_kills` kills on the way, the first once there is a checkpoint to resume from."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["herd.stages.rl"])  # not this module, which a forkserver does not find
     rng, kills, journal = random.Random(seed), 0, out.parent / f"{out.name}.partial" / JOURNAL
     size = 0
     while True:

@@ -91,7 +91,8 @@ def make_story(folder: Path, num_steps: int, num_kills: int, seed: int) -> Story
     """Run to the end, with `num_kills` kills on the way."""
     folder.mkdir()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # torch is imported once, not at each attempt
+    # torch is imported once, not at each attempt. Not this module, which a forkserver does not find.
+    context.set_forkserver_preload(["herd.stages.rl"])
     rng, story = random.Random(seed), Story([], {})
     root, log = folder / "out.partial" / "state", folder / "batches"
     while True:
