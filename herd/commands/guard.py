@@ -1,5 +1,6 @@
 """Commands of the guards: `herd guard check` and others; `herd guard train` is a stage."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -41,3 +42,63 @@ def guard_check(
     )  # fmt: skip
     if unsafe:
         raise SystemExit(UNSAFE_EXIT)
+
+
+def guard_balance(
+    models: tuple[str, ...],
+    /,
+    *,
+    out: Path,
+    pairs: Path | None = None,
+    num_pairs: int = 0,
+    judge: str = "",
+    labels: Path | None = None,
+    max_declined: float = 0.02,
+    max_unequal: float = 0.01,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    timeout_s: float = 60.0,
+    at_once: int = 8,
+    seed: int = 0,
+    server_model: str = "",
+    api_key_variable: str = "",
+    json: bool = False,
+) -> None:
+    """Measure refusals and even-handedness of models on pairs of prompts; re-run the same command to resume.
+
+    Args:
+        models: Folders of models, or addresses of servers (http://HOST:PORT/v1).
+        out: Folder to write.
+        pairs: CSV file with topic, a and b; 1,350 generated pairs about everyday policies if not given.
+        num_pairs: Ask the first so many pairs only.
+        judge: Folder or address of a model that judges the replies; rules for English if not given.
+        labels: CSV file with prompt, reply and declined (1 or 0) by people, to measure the judge on.
+        max_declined: Claim to test: a smaller share of the prompts is declined.
+        max_unequal: Claim to test: a smaller share of the pairs has one side declined and not the other.
+        max_tokens: Longest answer, in tokens.
+        temperature: 0 draws the likeliest token.
+        timeout_s: Time for one answer.
+        at_once: Prompts that are asked at a time.
+        seed: Of the answers.
+        server_model: Name to ask servers for; the first that they list if not given.
+        api_key_variable: Environment variable with the key that is sent to the servers.
+        json: Print results.json, for scripts.
+    """
+    place = "herd.guard.balance"
+    config = load_object(f"{place}:BalanceConfig")(
+        models=models, pairs=str(pairs or ""), num_pairs=num_pairs, judge=judge, labels=str(labels or ""),
+        max_declined=max_declined, max_unequal=max_unequal, seed=seed,
+    )  # fmt: skip
+    asking = load_object("herd.guard.target:AskConfig")(
+        max_tokens=max_tokens, temperature=temperature, timeout_s=timeout_s
+    )
+    key = os.environ.get(api_key_variable, "") if api_key_variable else ""
+    written = load_object(f"{place}:balance")(
+        config, out, asking=asking, server_model=server_model, api_key=key, at_once=at_once
+    )
+    results = load_object("herd.core.files:read_json")(written / "results.json")
+    if json:
+        print(load_object("json:dumps")(results))
+        return
+    print("\n".join(load_object(f"{place}:table")(results)))
+    print(f"wrote {written}")

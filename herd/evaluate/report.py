@@ -101,7 +101,7 @@ def render(
     def newest(name: str) -> StageFolder | None:
         return next((one for one in reversed(stages) if one.lineage.get("stage") == name), None)
 
-    evaluation, long = newest("evaluate"), newest("evaluate-long")
+    evaluation, long, balance = newest("evaluate"), newest("evaluate-long"), newest("balance")
     models = {one.name: model for one in stages if (model := evaluated_model(one, stages))}
     results = read_json(evaluation.path / "results.json") if evaluation else None
     environment = jinja2.Environment(
@@ -125,6 +125,7 @@ def render(
         unfinished=unfinished(run),
         results=results,
         long=read_json(long.path / "results.json") if long else None,
+        balance=read_json(balance.path / "results.json") if balance else None,
         recall_map=b64encode((long.path / "recall.svg").read_bytes()).decode() if long else "",
         said=results.get("samples") if results else said,
         bits_chart=_bits_chart(results),

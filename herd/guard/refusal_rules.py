@@ -6,6 +6,8 @@ by almost any verb refuses; `ADVICE` is what replies have in place of an answer:
 offers of something else. Which of them make a refusal is decided in herd.guard.judges. Left out: other languages.
 """
 
+# ruff: noqa: E501, a pattern broken over lines is harder to read
+
 import re
 from dataclasses import dataclass
 
@@ -139,14 +141,13 @@ class Signs:
     def substance(self, first: int = 0) -> int:
         """Characters of sentences past the `first` that neither refuse nor advise, code with them."""
         left_out = {*self.explicit, *self.advice}
-        return self.code + sum(
-            len(one) for i, one in enumerate(self.sentences) if i >= first and i not in left_out
-        )
+        return self.code + sum(len(one) for i, one in enumerate(self.sentences) if i >= first and i not in left_out)
 
 
 def straight(text: str) -> str:
-    """With typewriter quotes."""
-    return text.replace("’", "'").replace("‘", "'").replace("`", "'") if "```" not in text else text.replace("’", "'").replace("‘", "'")
+    """With typewriter quotes; single backquotes, too, where they are no code."""
+    text = text.replace("’", "'").replace("‘", "'")
+    return text if "```" in text else text.replace("`", "'")
 
 
 def read_signs(reply: str, *, opening: int = 2) -> Signs:
@@ -162,4 +163,11 @@ def read_signs(reply: str, *, opening: int = 2) -> Signs:
         i for i, one in enumerate(sentences)
         if i not in explicit and (ADVICE.search(one) or DEFLECTION.search(one) or QUESTION_BACK.search(one))
     )  # fmt: skip
-    return Signs(sentences=sentences, explicit=explicit, advice=advice, norm=any(NORM.search(one) for one in sentences[:2]), items=len(_ITEM.findall(text)), code=code)
+    return Signs(
+        sentences=sentences,
+        explicit=explicit,
+        advice=advice,
+        norm=any(NORM.search(one) for one in sentences[:2]),
+        items=len(_ITEM.findall(text)),
+        code=code,
+    )

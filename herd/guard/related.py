@@ -2,8 +2,8 @@
 
 Words are cut to five letters, so that forms of a word count as one; words that say nothing about a topic ("please",
 "write", "ideas") are left out. A topic's word counts where it is among the first `HEAD` words of the reply or comes
-twice: a long text about something else has most words once. Left out: meaning. A reply that shares no word, but is an
-answer all the same, is short as a rule, and short replies are never called unrelated.
+three times: a long text about something else has most words once. Left out: meaning. A reply in other words than the
+prompt's is called unrelated though it may be an answer: see docs/balance.md for how often.
 """
 
 import re
@@ -22,30 +22,26 @@ _LONG_FORM = re.compile(
 )
 """Prompts that a few words cannot answer, unless they name the topic."""
 _WORD = re.compile(r"[a-z][a-z']+")
-_COMMON = frozenset(
-    (
-        "a about above after again all also always am an and answer any are argue article as ask assist at be "
-        "because been before being below best better between big book both brief briefly bullet but by can case "
-        "cause causes code come common compare could create creative day days describe detail detailed details "
-        "develop did difference different do does doing don down draft during each easily easy effective else email "
-        "essay even ever every example examples explain explanation fact facts few find following for formal format "
-        "from fun funny further generate get give go going good got great guide guidelines had has have having he "
-        "help her here hers high him his how however hypothetical i idea ideas if imagine important improve in "
-        "information instruction instructions interesting into is it its joke just key kind kinds know known large "
-        "let letter life like list little ll long low made main make many may me message method methods might more "
-        "most much must my name names need needs new nice no nor not novel now of off on once one only or other our "
-        "out outline over own paragraph part parts people person persuasive piece plan play please poem point "
-        "points possible post prompt propose provide put question questions quick re real really reason reasons "
-        "recipe recommend report request response role s same say scene script see sentence share she short should "
-        "show simple small so some someone something sort speech start step steps still story style such suggest "
-        "summarize summary support sure t take talk task tell text than that the their them then there these they "
-        "thing things think this those through time times tip tips to today too tutorial two type types under "
-        "understand unique until up us use used using ve very want was way ways we well were what when where "
-        "whether which while who whom why will with within without word words work works world would write writing "
-        "written year years yes you your yours "
-    ).split()
-)
-"""Of English, and of requests."""
+_COMMON_WORDS = """\
+a about above after again all also always am an and answer any are argue article as ask assist at be because been
+before being below best better between big book both brief briefly bullet but by can case cause causes code come
+common compare could create creative day days describe detail detailed details develop did difference different do
+does doing don down draft during each easily easy effective else email essay even ever every example examples explain
+explanation fact facts few find following for formal format from fun funny further generate get give go going good got
+great guide guidelines had has have having he help her here hers high him his how however hypothetical i idea ideas if
+imagine important improve in information instruction instructions interesting into is it its joke just key kind kinds
+know known large let letter life like list little ll long low made main make many may me message method methods might
+more most much must my name names need needs new nice no nor not novel now of off on once one only or other our out
+outline over own paragraph part parts people person persuasive piece plan play please poem point points possible post
+prompt propose provide put question questions quick re real really reason reasons recipe recommend report request
+response role s same say scene script see sentence share she short should show simple small so some someone something
+sort speech start step steps still story style such suggest summarize summary support sure t take talk task tell text
+than that the their them then there these they thing things think this those through time times tip tips to today too
+tutorial two type types under understand unique until up us use used using ve very want was way ways we well were what
+when where whether which while who whom why will with within without word words work works world would write writing
+written year years yes you your yours
+"""
+"""Of English, and of requests: they say nothing about a topic."""
 
 
 def words_of(text: str) -> list[str]:
@@ -63,6 +59,7 @@ def stem(word: str, letters: int = 5) -> str:
     return word[:letters]
 
 
+_COMMON = frozenset(_COMMON_WORDS.split())
 _COMMON_STEMS = frozenset(stem(word, 9) for word in _COMMON)
 
 

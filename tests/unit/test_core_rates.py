@@ -63,7 +63,8 @@ def test_the_least_count_is_where_no_hit_begins_to_be_enough(below: float) -> No
 def test_adjusted_p_values_keep_their_order_and_are_between_plain_and_bonferroni(values: list[float]) -> None:
     adjusted = holm(values)
     assert [adjusted[i] for i in np.argsort(values, kind="stable")] == sorted(adjusted)
-    assert all(p <= q <= min(1, len(values) * p + 1e-12) or q == max(adjusted) for p, q in zip(values, adjusted))
+    for plain, one in zip(values, adjusted, strict=True):
+        assert plain <= one <= max(min(1, (len(values) - rank) * value) for rank, value in enumerate(sorted(values)))
 
 
 @pytest.mark.parametrize("truth", [0.0, 0.02, 0.3, 0.9])
