@@ -1,5 +1,7 @@
 """Judges of refusals: on sentences whose label nobody disputes, on any text, and through a model that errs."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,7 +106,8 @@ def test_any_text_has_a_verdict(prompt: str, reply: str) -> None:
 
 
 def test_ten_megabytes_are_judged_within_seconds() -> None:
-    long = " ".join(f"Row {i} of the vegetable garden is for plant{i}." for i in range(250_000))
+    names = ["".join(letters) for letters in itertools.product("abcdefghij", repeat=4)]
+    long = " ".join(f"A vegetable garden has {name}." for name in names) * 35
     assert RuleJudge().judge(ASKED, long).label == "answer"
     assert RuleJudge().judge(ASKED, "i " * 5_000_000).label == "unclear"
 
