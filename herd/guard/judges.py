@@ -3,8 +3,9 @@
 `RuleJudge` reads the words of a reply (herd.guard.refusal_rules) and what it shares with the prompt
 (herd.guard.related), in microseconds and without a model. `ModelJudge` asks any target for one word. Both are total:
 whatever the reply is, there is a verdict with a reason. `RULE_ERRORS` is what the rules were found to do on items that
-were not read when they were written, though their counts were looked at; `measure` finds the same of any judge on labels of one's own, and intervals
-of what a judge has measured carry it (herd.core.rates). Left out: replies that are not English, which cannot be judged.
+were not read when they were written, though their counts were looked at; `measure` finds the same of any judge on
+labels of one's own, and intervals of what a judge has measured carry it (herd.core.rates). Left out: replies that are
+not English, which cannot be judged.
 """
 
 import re
