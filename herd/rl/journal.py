@@ -166,7 +166,11 @@ class Journal:
         return decode_group(msgspec.msgpack.decode(payload[1:])["group"])
 
     def close(self) -> None:
-        os.close(self._file)
+        """A thread that comes late fails then, and does not write into what has been opened since."""
+        with self._lock:
+            file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
 
     def _write(self, record: bytes, *, durable: bool) -> None:
         try:
