@@ -134,7 +134,7 @@ class Runner:
     def routes(self, request: T, length: int) -> np.ndarray:
         """The experts [length, J], uint8, of the first tokens of a request, which must be computed."""
         assert self.cache.routes is not None and length <= request.table.length
-        places, size = torch.arange(length), self.cache.config.page_tokens
+        places, size = torch.arange(length), self.cache.page_tokens
         pages = torch.tensor(request.table.global_pages)[places // size]
         found: np.ndarray = self.cache.routes[pages, places % size].numpy()
         return found

@@ -51,11 +51,14 @@ class KVCache:
         int8: bool = False,
         folder: Path | None = None,
         routes: bool = False,
+        page_tokens: int | None = None,
     ) -> None:
         """Global pages in 8 bits with `int8`, in a file in `folder` if one is given; see herd.model.page_store. With
-        `routes` the experts of each token are kept beside them."""
+        `routes` the experts of each token are kept beside them. `page_tokens`, a divisor of the config's, replaces
+        it."""
         self.config, self.int8 = config, int8
-        heads, size, width = config.num_kv_heads, config.page_tokens, config.head_dim
+        self.page_tokens = page_tokens or config.page_tokens
+        heads, size, width = config.num_kv_heads, self.page_tokens, config.head_dim
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.scales: list[tuple[Tensor, Tensor] | None] = []
@@ -125,7 +128,7 @@ class KVCache:
                 seen_S=span_N[pack.starts_S[:-1]],
                 span_N=span_N,
                 starts_S=pack.starts_S,
-                page_tokens=self.config.page_tokens,
+                page_tokens=self.page_tokens,
                 device=self.keys[0].device,
             )
 

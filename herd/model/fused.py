@@ -242,7 +242,7 @@ class FusedForward:
         if cache is self._cache:
             return
         self._cache = cache
-        self._model.page_tokens = cache.config.page_tokens
+        self._model.page_tokens = cache.page_tokens
         self._model.narrow_pages = cache.keys[0].dtype == torch.bfloat16
         for to, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
             to.keys, to.values = keys.data_ptr(), values.data_ptr()

@@ -8,7 +8,7 @@ from torch import Tensor
 from herd.core.batch import Batch
 from herd.core.metrics import Mean, Number
 from herd.model.transformer import Transformer
-from herd.rl.loss import RolloutBatch
+from herd.rl.loss import RolloutBatch, share_prompts
 from herd.train.loop import LossFunction
 from herd.train.teacher import Teacher
 
@@ -30,12 +30,13 @@ def with_readers(
 
     def read(model: Transformer, batch: Batch) -> tuple[Tensor, Mapping[str, Number | Mean]]:
         assert isinstance(batch, RolloutBatch)
+        sharing = share_prompts(replace(batch, routes_NJ=None), batch.tokens_N.device)
         if engine is not None:
-            batch = replace(batch, current_N=engine.logprobs(batch).clone())
+            batch = replace(batch, current_N=engine.logprobs(batch, sharing).clone())
         if reference is not None:
-            batch = replace(batch, reference_N=reference.logprobs(batch).clone())
+            batch = replace(batch, reference_N=reference.logprobs(batch, sharing).clone())
         if teacher is not None:
-            better_N = (teacher.logprobs(batch) - batch.logprobs_N).nan_to_num(nan=0.0)
+            better_N = (teacher.logprobs(batch, sharing) - batch.logprobs_N).nan_to_num(nan=0.0)
             batch = replace(batch, advantages_N=(batch.advantages_N + teacher_weight * better_N).clone())
         return loss_fn(model, batch)
 

@@ -95,7 +95,7 @@ def with_other_readers(
         return loss_fn
     return with_readers(
         loss_fn,
-        engine=Teacher(network) if config.exact else None,
+        engine=Teacher(network, as_drawn=True) if config.exact else None,
         reference=frozen(model) if config.loss.reference_kl else None,
         teacher=frozen(config.inputs()["teacher"]) if config.teacher else None,
         teacher_weight=config.teacher_weight,

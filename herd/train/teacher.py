@@ -9,7 +9,7 @@ number, which the caller gives: the same position gets the same draws in any bat
 # N tokens, D width, V vocabulary, K draws of a token, R rows of a chunk, B blocks of the vocabulary, W tokens of one
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from herd.core.batch import Batch
+from herd.config import ModelConfig
+from herd.core.batch import Batch, slice_images
 from herd.core.device import send
 from herd.model.agreement import check_agreement
+from herd.model.attention import Sharing
 from herd.model.cache import KVCache
 from herd.model.fused import FusedForward, why_not
 from herd.model.pack import Pack
@@ -46,23 +48,27 @@ class TeacherRows:
 
 class Teacher:
     """A model that reads batches on its device; on a CPU by the engine's forward where that serves (herd.model.fused),
-    but not a rank's part of a model (`shared`)."""
+    but not a rank's part of a model (`shared`). `as_drawn`: in fp32 on a CPU by what the engine uses in its place too,
+    the Transformer's forward with a cache, which is slower than that without and has the engine's bits."""
 
-    def __init__(self, model: Transformer, *, shared: bool = False) -> None:
+    def __init__(self, model: Transformer, *, shared: bool = False, as_drawn: bool = False) -> None:
+        weight = model.embedding.weight
         self.model = model
         self._fused: FusedForward | None = None
         self._cache: KVCache | None = None
-        self._pages = (0, 0)
+        self._room_for = (0, 0, 0)
         if not shared and why_not(model) is None:
             self._fused = FusedForward(model)
             check_agreement(model, self._fused)
+        exact = as_drawn and weight.device.type == "cpu" and weight.dtype == torch.float32
+        self._reads_pages = self._fused is not None or exact
 
     @torch.inference_mode()
     def rows(self, batch: Batch, uniforms_RK: Float[Tensor, "r k"]) -> TeacherRows:
         """Read a batch; `uniforms_RK` in [0, 1) has a row for each token with a weight."""
         tokens_R = torch.nonzero(batch.weights_N)[:, 0]
         places_R = send(tokens_R, batch.tokens_N.device)
-        hidden_RD, targets_R = self._hidden(batch)[places_R], batch.targets_N[places_R]
+        hidden_RD, targets_R = self._hidden(batch), batch.targets_N[places_R]
         draws_RK = uniforms_RK.new_zeros(uniforms_RK.shape, dtype=torch.int64)
         logprobs_R = hidden_RD.new_zeros(len(hidden_RD), dtype=sum_precision(hidden_RD))
         entropies_R = torch.zeros_like(logprobs_R)
@@ -77,11 +83,11 @@ class Teacher:
         return TeacherRows(tokens_R=tokens_R, draws_RK=draws_RK, logprobs_R=logprobs_R, entropies_R=entropies_R)
 
     @torch.inference_mode()
-    def logprobs(self, batch: Batch) -> Float[Tensor, "n"]:
+    def logprobs(self, batch: Batch, sharing: Sharing | None = None) -> Float[Tensor, "n"]:
         """Log-probability of the target of each token with a weight, by the formula of the engine: in fp32 the same
-        bits as it recorded when it drew them. NaN elsewhere."""
+        bits as it recorded when it drew them. NaN elsewhere. What `sharing` says of documents is read once."""
         tokens_R = send(torch.nonzero(batch.weights_N)[:, 0], batch.tokens_N.device)
-        hidden_RD, targets_R = self._hidden(batch)[tokens_R], batch.targets_N[tokens_R]
+        hidden_RD, targets_R = self._hidden(batch, sharing), batch.targets_N[tokens_R]
         read_N = torch.full((len(batch.tokens_N),), torch.nan, device=hidden_RD.device)
         for rows, logits_RV in self._logits(hidden_RD):
             log_RV = torch.log_softmax(logits_RV.float(), -1)
@@ -89,63 +95,109 @@ class Teacher:
         return read_N
 
     def _logits(self, hidden_RD: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        if self._fused is None:
+        if not self._reads_pages:
             yield from logit_chunks(hidden_RD, self.model.unembedding.weight)
             return
+        unembed = self.model.unembed if self._fused is None else self._fused.unembed
         for begin in range(0, len(hidden_RD), CHUNK_ROWS):
             rows = slice(begin, begin + CHUNK_ROWS)
-            yield rows, self._fused.unembed(hidden_RD[rows])
+            yield rows, unembed(hidden_RD[rows])
 
-    def _hidden(self, batch: Batch) -> Tensor:
-        """Hidden states [N, D]."""
-        if self._fused is None:
+    def _hidden(self, batch: Batch, sharing: Sharing | None = None) -> Tensor:
+        """Hidden states [R, D] of the tokens with a weight, in their order."""
+        has_weight_N = batch.weights_N != 0
+        if not self._reads_pages:
             hidden_ND: Tensor = self.model(
-                batch.tokens_N, positions_N=batch.positions_N, starts_S=batch.starts_S, images=batch.images
+                batch.tokens_N,
+                positions_N=batch.positions_N,
+                starts_S=batch.starts_S,
+                images=batch.images,
+                sharing=sharing,
             )
-            return hidden_ND
-        config, starts = self.model.config, batch.starts_S.tolist()
-        lengths = np.diff(starts)
-        wide_pages, local_pages = (
-            page_numbers(np.minimum(lengths, most), config.page_tokens) for most in (starts[-1], config.chunk_size)
-        )
-        cache = self._room(sum(map(len, wide_pages)), sum(map(len, local_pages)))
-        embedded_ND = None if batch.images is None else self.model.embed(batch.tokens_N, batch.images)
-        hidden_ND = torch.empty(starts[-1], config.dim)
-        # A call reads no further than a chunk of local attention.
-        for begin in range(0, int(lengths.max(initial=0)), config.chunk_size):
-            there = np.flatnonzero(lengths > begin).tolist()
-            ends = [min(starts[one] + begin + config.chunk_size, starts[one + 1]) for one in there]
-            counts = [end - starts[one] - begin for one, end in zip(there, ends, strict=True)]
-            rows_N = torch.from_numpy(
-                np.concatenate([np.arange(end - count, end) for end, count in zip(ends, counts, strict=True)])
-            )
+            return hidden_ND[send(torch.nonzero(has_weight_N)[:, 0], hidden_ND.device)]
+        pages = Pages(batch, self.model.config, sharing)
+        cache = self._room(pages)
+        images = batch.images
+        if images is not None:
+            features_RD = self.model.embed(batch.tokens_N, images)[images.rows]
+            images = replace(images, tiles=features_RD, encoded=True, kept=None)
+        # A token that is several documents' is read in the first of them, and may be wanted in any.
+        places_R = pages.source_N[has_weight_N]
+        is_wanted_N = torch.zeros_like(has_weight_N)
+        is_wanted_N[places_R] = True
+        row_N = torch.cumsum(is_wanted_N, 0) - 1
+        hidden_RD = torch.empty(int(is_wanted_N.sum()), self.model.config.dim)
+        for rows_N, counts, tables in pages.forwards():
             pack = Pack(
                 tokens_N=batch.tokens_N[rows_N],
                 positions_N=batch.positions_N[rows_N],
                 starts_S=torch.tensor([0, *np.cumsum(counts)], dtype=torch.int32),
                 lengths=tuple(counts),
             )
-            view = cache.view(pack, [wide_pages[one] for one in there], [local_pages[one] for one in there])
-            embedded = None if embedded_ND is None else embedded_ND[rows_N]
-            hidden_ND[rows_N] = self._fused(pack, cache=view, rows_R=torch.arange(len(rows_N)), embedded_ND=embedded)
-        return hidden_ND
+            view = cache.view(pack, *tables)
+            wanted_R = torch.nonzero(is_wanted_N[rows_N])[:, 0]
+            shown = None if images is None else slice_images(images, rows_N, len(batch.tokens_N))
+            if self._fused is None:
+                read_RD = self.model.forward_packed(pack, images=shown, cache=view)[wanted_R]
+            else:
+                embedded_ND = None if shown is None else self.model.embed(pack.tokens_N, shown)
+                read_RD = self._fused(pack, cache=view, rows_R=wanted_R, embedded_ND=embedded_ND)
+            hidden_RD[row_N[rows_N[wanted_R]]] = read_RD
+        return hidden_RD if sharing is None else hidden_RD[row_N[places_R]]
 
-    def _room(self, num_global: int, num_local: int) -> KVCache:
-        """A cache of so many pages at least; the last one, where it has them."""
+    def _room(self, pages: "Pages") -> KVCache:
+        """A cache that has so many pages at least; the last one, where it does."""
         weight, cache = self.model.embedding.weight, self._cache
-        config = self.model.config
-        if cache is None or self._pages[0] < num_global or self._pages[1] < num_local:
+        size, num_global, num_local = self._room_for
+        if cache is None or size != pages.size or num_global < pages.num_global or num_local < pages.num_local:
             cache = self._cache = KVCache(
-                config, num_global=num_global, num_local=num_local, dtype=weight.dtype, device=weight.device
+                self.model.config,
+                num_global=pages.num_global,
+                num_local=pages.num_local,
+                dtype=weight.dtype,
+                device=weight.device,
+                page_tokens=pages.size,
             )
-            self._pages = num_global, num_local
+            self._room_for = pages.size, pages.num_global, pages.num_local
         return cache
 
 
-def page_numbers(lengths: np.ndarray, page_tokens: int) -> list[np.ndarray]:
-    """The pages of each sequence, one after the other."""
-    ends = np.cumsum(-(-lengths // page_tokens))
-    return [np.arange(begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+class Pages:
+    """Where the documents of a batch have their keys and values. Where they share beginnings a page is a token, so that
+    these end anywhere: what documents share are pages, which are written once."""
+
+    def __init__(self, batch: Batch, config: ModelConfig, sharing: Sharing | None) -> None:
+        self.size = config.page_tokens if sharing is None else 1
+        self._chunk, self._starts = config.chunk_size, batch.starts_S.numpy()
+        lengths = np.diff(self._starts)
+        self._longest = int(lengths.max(initial=0))
+        self._document_N = np.repeat(np.arange(len(lengths)), lengths)
+        self._positions_N = batch.positions_N.numpy()
+        own_N = torch.arange(len(self._positions_N))
+        self.source_N = own_N if sharing is None else sharing.pick_M[sharing.expand_N]
+        """In whose place each token is read."""
+        self._is_own_N = (self.source_N == own_N).numpy()
+
+        def page_N(most: int) -> tuple[np.ndarray, int]:
+            """The page of each token, of documents that keep `most` tokens; and how many there are."""
+            ends_S = np.cumsum(-(-np.minimum(lengths, most) // self.size))
+            first_S = np.concatenate([[0], ends_S[:-1]]).astype(np.int64)
+            page_N = first_S[self._document_N] + self._positions_N % max(most, 1) // self.size
+            return page_N[self.source_N.numpy()], int(ends_S[-1]) if len(ends_S) else 0
+
+        self._global_N, self.num_global = page_N(self._longest)
+        self._local_N, self.num_local = page_N(self._chunk)
+
+    def forwards(self) -> Iterator[tuple[Tensor, list[int], tuple[list[np.ndarray], list[np.ndarray]]]]:
+        """Of each forward the rows, how many each document has, and the documents' global and local pages. A forward
+        reads no further than a chunk of local attention."""
+        for begin in range(0, self._longest, self._chunk):
+            rows_N = np.flatnonzero(self._is_own_N & (self._positions_N // self._chunk == begin // self._chunk))
+            documents, counts = np.unique(self._document_N[rows_N], return_counts=True)
+            spans = list(zip(self._starts[documents], rows_N[np.cumsum(counts) - 1] + 1, strict=True))
+            wide = [self._global_N[start : end : self.size] for start, end in spans]
+            local = [self._local_N[start + begin : end : self.size] for start, end in spans]
+            yield torch.from_numpy(rows_N), counts.tolist(), (wide, local)
 
 
 def draw(probs_RV: Float[Tensor, "r v"], uniforms_RK: Float[Tensor, "r k"]) -> Int[Tensor, "r k"]:

@@ -1,9 +1,13 @@
 """Draws from a teacher's softmax, and the loss that learns from them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from parallel_world import RandomBatches, small_model
 
+from herd.core.batch import Images
+from herd.model.attention import Sharing
 from herd.train.losses import cross_entropy, distillation_cross_entropy, soft_cross_entropy
 from herd.train.teacher import BLOCK, Teacher, draw
 
@@ -134,16 +138,37 @@ def test_the_kernels_of_bf16_give_the_distillation_loss_of_whole_logits() -> Non
     assert hidden.grad is not None and torch.isfinite(hidden.grad).all() and hidden.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("as_drawn", [False, True])
 @pytest.mark.parametrize("pictures", [False, True])
-def test_the_engines_forward_reads_what_the_transformers_own_does_beyond_a_chunk_too(pictures: bool) -> None:
+def test_the_engines_forward_reads_what_the_transformers_own_does_beyond_a_chunk_too(
+    pictures: bool, as_drawn: bool
+) -> None:
     model = small_model().eval().requires_grad_(False)
     batch = RandomBatches(lengths=(150, 1, 9, 70), pictures=pictures).batch(0)
     assert model.config.chunk_size < 70
     uniforms = torch.rand(int((batch.weights_N != 0).sum()), 12, dtype=torch.float64)
-    fused, plain = Teacher(model), Teacher(model, shared=True)
+    fused, plain = Teacher(model, as_drawn=as_drawn), Teacher(model, shared=True)
     for _ in range(2):  # the cache of the first is used again
         ours, theirs = (teacher.rows(batch, uniforms) for teacher in (fused, plain))
         assert torch.equal(ours.tokens_R, theirs.tokens_R)
         assert torch.allclose(ours.logprobs_R, theirs.logprobs_R, atol=1e-3)
         assert torch.allclose(ours.entropies_R, theirs.entropies_R, atol=1e-3)
         assert (ours.draws_RK == theirs.draws_RK).double().mean() > 0.999
+
+
+def test_documents_that_begin_alike_are_read_as_if_each_were_read_whole() -> None:
+    model = small_model().eval().requires_grad_(False)
+    length, common = 90, 70  # more than a chunk, with a picture of two tiles
+    assert model.config.chunk_size < common
+    batch = RandomBatches(lengths=(length, length), pictures=True).batch(0)
+    assert batch.images is not None
+    batch.tokens_N[length : length + common] = batch.tokens_N[:common]
+    tiles, rows = batch.images.tiles, batch.images.rows
+    batch = replace(batch, images=Images(tiles=torch.cat([tiles, tiles]), rows=torch.cat([rows, rows + length])))
+    pick_M = torch.cat([torch.arange(length), torch.arange(length + common, 2 * length)])
+    expand_N = torch.cat([torch.arange(length), torch.arange(common), torch.arange(length, 2 * length - common)])
+    reader, drawn_N = Teacher(model, as_drawn=True), batch.weights_N != 0
+    whole_N, once_N = (
+        reader.logprobs(batch, one)[drawn_N] for one in (None, Sharing(expand_N=expand_N, pick_M=pick_M))
+    )
+    assert torch.equal(whole_N, once_N)
