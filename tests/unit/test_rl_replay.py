@@ -1,5 +1,7 @@
 """Rollouts of a run whose weights came in the middle of answers, drawn once more from prompt, seed and spans."""
 
+import time
+from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +14,11 @@ from hypothesis import strategies as st
 from rl_world import make_world
 from rl_world import settings as run_settings
 
+from herd.engine.engine import Engine
 from herd.engine.load import load
 from herd.errors import HerdError
 from herd.rl.journal import Journal
-from herd.rl.record import Rollout, Span
+from herd.rl.record import Group, Rollout, Span
 from herd.rl.replay import redraw
 from herd.rl.rollouts import Rollouts
 from herd.stages.rl import JOURNAL, rl
@@ -53,6 +56,30 @@ def test_answers_go_on_under_new_weights_at_the_same_token(
     assert list(map(bits, again)) == list(map(bits, rollouts))
 
 
+def wait_for_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the engine stop after 10 steps of the same weights while the training computes the next ones, which so find
+    answers half drawn: on a busy machine it can have drawn all that it may before they come."""
+    step, groups = Engine._step, Rollouts.groups
+    asked: list[int] = []  # steps whose groups are waited for, by the training and by the thread that reads ahead
+    steps = Counter[int]()
+
+    def step_and_wait(self: Engine) -> None:
+        step(self)
+        steps[self.version] += 1
+        while steps[self.version] >= 10 and not (asked or self._closed) and self._inbox.empty():
+            time.sleep(1e-3)
+
+    def groups_and_say(self: Rollouts, number: int) -> list[Group]:
+        asked.append(number)
+        try:
+            return groups(self, number)
+        finally:
+            asked.remove(number)
+
+    monkeypatch.setattr(Engine, "_step", step_and_wait)
+    monkeypatch.setattr(Rollouts, "groups", groups_and_say)
+
+
 def check_run(folder: Path, monkeypatch: pytest.MonkeyPatch, at_least: int, **changes: object) -> None:
     """Draw all groups of an asynchronous run again, those that were not trained too."""
     world, versions, keep = make_world(folder), {}, Rollouts._keep
@@ -62,6 +89,7 @@ def check_run(folder: Path, monkeypatch: pytest.MonkeyPatch, at_least: int, **ch
         keep(self, version, tensors)
 
     monkeypatch.setattr(Rollouts, "_keep", keep_and_record)
+    wait_for_training(monkeypatch)
     # The rate is that of a run from random weights, so that versions differ.
     config = run_settings("exact_world:Chatting", mode="inflight", lag=2, slots=4, groups=4, max_tokens=30, **changes)
     config = replace(config, optimizer=replace(config.optimizer, lr_scale=1.0))
