@@ -28,9 +28,10 @@ from herd.rl.batches import pack_groups
 from herd.rl.draw import Drawer
 from herd.rl.environment import Reaction
 from herd.rl.journal import Admitted
-from herd.rl.loss import RolloutBatch, share_prompts
+from herd.rl.loss import RolloutBatch
 from herd.rl.prompts import Prompts
 from herd.rl.record import Group, Rollout
+from herd.train.sharing import share_prompts
 from herd.train.teacher import Teacher
 
 CHUNK = 16
@@ -192,7 +193,7 @@ def no_pictures(group: Group) -> Any:
 def read_again(model: Model, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
     """Recorded log-probabilities of all drawn tokens, and those of the batch by the trainer's reader."""
     batch = packed(groups)
-    drawn_N, sharing = batch.weights_N != 0, share_prompts(batch, torch.device("cpu"))
+    drawn_N, sharing = batch.weights_N != 0, share_prompts(batch.prompts_N, batch.starts_S, torch.device("cpu"))
     reader = Teacher(model.transformer, as_drawn=True)
     return batch.logprobs_N[drawn_N], reader.logprobs(batch, sharing)[drawn_N]
 

@@ -8,8 +8,9 @@ from torch import Tensor
 from herd.core.batch import Batch
 from herd.core.metrics import Mean, Number
 from herd.model.transformer import Transformer
-from herd.rl.loss import RolloutBatch, share_prompts
+from herd.rl.loss import RolloutBatch
 from herd.train.loop import LossFunction
+from herd.train.sharing import share_prompts
 from herd.train.teacher import Teacher
 
 
@@ -30,7 +31,7 @@ def with_readers(
 
     def read(model: Transformer, batch: Batch) -> tuple[Tensor, Mapping[str, Number | Mean]]:
         assert isinstance(batch, RolloutBatch)
-        sharing = share_prompts(replace(batch, routes_NJ=None), batch.tokens_N.device)
+        sharing = share_prompts(batch.prompts_N, batch.starts_S, batch.tokens_N.device)
         if engine is not None:
             batch = replace(batch, current_N=engine.logprobs(batch, sharing).clone())
         if reference is not None:

@@ -32,7 +32,7 @@ from herd.engine.load import Model
 from herd.engine.sampler import SamplingParams, choice_seeds
 from herd.model.cache import CacheView, KVCache
 from herd.model.pack import Pack
-from herd.rl.loss import share_prompts
+from herd.train.sharing import share_prompts
 from herd.train.teacher import Teacher
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -94,7 +94,7 @@ def test_the_reader_reads_a_groups_prompt_once_and_each_answer_apart(monkeypatch
             return view(self, pack, *pages)
 
         monkeypatch.setattr(KVCache, "view", count)
-        sharing = share_prompts(batch, torch.device("cpu")) if once else None
+        sharing = share_prompts(batch.prompts_N, batch.starts_S, torch.device("cpu")) if once else None
         read[once] = Teacher(model.transformer, as_drawn=True).logprobs(batch, sharing)
         assert read[once][~drawn_N].isnan().all()
     assert same_bits(read[False][drawn_N], read[True][drawn_N])
