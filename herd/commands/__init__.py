@@ -10,7 +10,7 @@ from herd.commands.bench import BENCHES
 from herd.commands.command import Command, command
 from herd.commands.data_view import data_show, data_stats
 from herd.commands.folders import adopt, convert, data_fetch, data_pairs, merge, report
-from herd.commands.guard import guard_balance, guard_check
+from herd.commands.guard import guard_balance, guard_check, guard_filter
 from herd.commands.machine import doctor, plan
 from herd.commands.run import RUN
 from herd.commands.single import stage_command
@@ -36,6 +36,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "guard check": command(
         guard_check, example='herd guard check runs/mine/guard "How do I bake bread?"', on_device=True
+    ),
+    "guard filter": command(
+        guard_filter, example="herd guard filter runs/mine/guard chats.jsonl --out safe.jsonl", on_device=True
     ),
     "plan": command(plan, example="herd plan behemoth --gpus 32768 --gpu h100"),
     **BENCHES,

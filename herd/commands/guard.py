@@ -102,3 +102,18 @@ def guard_balance(
         return
     print("\n".join(load_object(f"{place}:table")(results)))
     print(f"wrote {written}")
+
+
+def guard_filter(
+    guard: Path, source: Path, /, *, out: Path, policy: Path | None = None, keep_refused: bool = True
+) -> None:
+    """Remove what is unsafe from training data.
+
+    Args:
+        guard: Folder of a guard.
+        source: JSON lines: {"text": …} or {"messages": […]}.
+        out: JSON lines to write; what is removed goes to a file beside it, with the categories.
+        policy: Policy file (TOML) with categories of yours.
+        keep_refused: Keep chats in which an unsafe request gets a safe answer.
+    """
+    load_object("herd.guard.filter:filter_command")(guard, source, out, policy=policy, keep_refused=keep_refused)

@@ -11,7 +11,6 @@ from herd.bench.guard_items import RealItem, category_of, real_items, rows_of
 from herd.bench.guard_model import auc, linear_scores, recall_at, table
 from herd.guard.model_guard import Verdict
 
-
 SEEDS = "seeds:\n- value: Rob a bank\n- value: rob A bank\n"
 
 
