@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -100,7 +101,7 @@ def test_each_example_is_understood(name: str, monkeypatch: pytest.MonkeyPatch):
         function.__annotations__ = command.function.__annotations__
         function.__doc__ = command.function.__doc__
         monkeypatch.setitem(COMMANDS, name, dataclasses.replace(command, function=function))
-    assert main(command.example.split()[1:]) == 0
+    assert main(shlex.split(command.example)[1:]) == 0
     assert len(done) == 1
 
 
