@@ -13,7 +13,7 @@ RENAMED = {
     ("vision", "sharpness"): ("vision", "logit_scale"),
     ("model", "temperature"): ("model", "temperature_tuning"),
     ("pretrain", "schedule"): ("pretrain", "picture_schedule"),
-    (ANY, "guard"): (ANY, "loss_spikes"),
+    **{(stage, "guard"): (stage, "loss_spikes") for stage in ("vision", "pretrain", "midtrain", "sft")},
     (ANY, "balance_rate"): (ANY, "bias_update_rate"),
     (ANY, "optimizer.warmup"): (ANY, "optimizer.warmup_ratio"),
     **{
@@ -37,7 +37,7 @@ def why_removed(place: str, setting: str) -> str | None:
 def old_names(setting: str) -> list[str]:
     """The names that a setting had in the same table, as configs of earlier versions are stored with them."""
     table, _, name = setting.rpartition(".")
-    renamed = (old for (place, old), new in RENAMED.items() if new == (place, setting))
+    renamed = dict.fromkeys(old for (place, old), new in RENAMED.items() if new == (place, setting))
     return [old.rpartition(".")[2] for old in renamed if old.rpartition(".")[0] == table and old != name]
 
 
