@@ -10,7 +10,7 @@ from herd.commands.bench import BENCHES
 from herd.commands.command import Command, command
 from herd.commands.data_view import data_show, data_stats
 from herd.commands.folders import adopt, convert, data_fetch, data_pairs, merge, report
-from herd.commands.guard import guard_balance, guard_check, guard_filter
+from herd.commands.guard import guard_attack, guard_balance, guard_check, guard_filter
 from herd.commands.machine import doctor, plan
 from herd.commands.run import RUN
 from herd.commands.single import stage_command
@@ -31,6 +31,7 @@ COMMANDS: dict[str, Command] = {
         generate, example="herd generate runs/tiny/sft prompts.jsonl --out answers.jsonl", on_device=True
     ),
     "serve": command(serve, example="herd serve runs/tiny/sft --port 8000", on_device=True),
+    "guard attack": command(guard_attack, example="herd guard attack runs/tiny/sft --out attack", on_device=True),
     "guard balance": command(
         guard_balance, example="herd guard balance runs/tiny/sft --out runs/tiny/balance", on_device=True
     ),

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 from herd.commands.command import load_object
+from herd.config.attack import AttackConfig
 
 UNSAFE_EXIT = 3
 """Exit code where something unsafe was found: not that of a failure."""
+ATTACK = AttackConfig()
 
 
 def guard_check(
@@ -117,3 +119,52 @@ def guard_filter(
         keep_refused: Keep chats in which an unsafe request gets a safe answer.
     """
     load_object("herd.guard.filter:filter_command")(guard, source, out, policy=policy, keep_refused=keep_refused)
+
+
+def guard_attack(
+    target: str,
+    /,
+    *,
+    out: Path,
+    goals: Path | None = None,
+    attacker: str = "",
+    judge: str = "",
+    target_model: str = "",
+    attacker_model: str = "",
+    judge_model: str = "",
+    config: AttackConfig = ATTACK,
+    json: bool = False,
+) -> None:
+    """Attack a model in conversations (GOAT) and report how often it gives in; re-run the same command to resume.
+
+    Keys for servers are read from HERD_TARGET_KEY, HERD_ATTACKER_KEY and HERD_JUDGE_KEY.
+
+    Args:
+        target: Folder of a model, or the URL of a server with OpenAI's chat completions.
+        out: Folder to write: transcripts, results and a page.
+        goals: JSONL or CSV with goal and category, perhaps id and sentence; embedded goals if not given.
+        attacker: Folder or URL of the model that attacks; fixed wordings if not given.
+        judge: Folder or URL of the model that judges; a rule for goals with a sentence if not given.
+        target_model: Name of the target's model at its server; the first that it lists if not given.
+        attacker_model: The same for the attacker.
+        judge_model: The same for the judge.
+        config: How the target is attacked.
+        json: Print the results as one JSON object, for scripts.
+    """
+    results = load_object("herd.guard.red_team.command:attack_command")(
+        target,
+        out,
+        config,
+        goals=goals,
+        attacker=attacker,
+        judge=judge,
+        models={"target": target_model, "attacker": attacker_model, "judge": judge_model},
+        keys={who: os.environ.get(f"HERD_{who.upper()}_KEY", "") for who in ("target", "attacker", "judge")},
+    )
+    page = load_object("herd.evaluate.attack_report:write_page")(out)
+    if json:
+        print(load_object("json:dumps")(results, ensure_ascii=False))
+        return
+    for line in load_object("herd.guard.red_team.command:summary")(results):
+        print(line)
+    print(f"wrote {page}")

@@ -95,7 +95,6 @@ def render(
     alone: bool = False,
 ) -> str:
     """The page. A single stage (`alone`) is not expected to have been evaluated."""
-    here = Path(__file__).parent
     stages = [one for one in every if one.finished]
 
     def newest(name: str) -> StageFolder | None:
@@ -104,19 +103,9 @@ def render(
     evaluation, long, balance = newest("evaluate"), newest("evaluate-long"), newest("balance")
     models = {one.name: model for one in stages if (model := evaluated_model(one, stages))}
     results = read_json(evaluation.path / "results.json") if evaluation else None
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    environment.filters.update(
-        number=number, percent=percent, size=size, duration=duration, language=language_name, figure=Markup, brief=brief
-    )
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
         title=run.resolve().name.removesuffix(PARTIAL),
-        style=Markup((here / "report.css").read_text(encoding="utf-8")),
-        written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        commit=commit_id(),
-        machine=machine(),
         models=models,
         evaluations=_evaluations(stages),
         shown=[one.name for one in (evaluation, long) if one],
@@ -139,6 +128,25 @@ def render(
         every=every,
         matches=_parents_match(stages),
         facts=facts,
+    )
+
+
+def render_page(template: str, **values: Any) -> str:
+    """A page of this folder's templates, with the style, the date, the commit and the machine."""
+    here = Path(__file__).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(here), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters.update(
+        number=number, percent=percent, size=size, duration=duration, language=language_name, figure=Markup, brief=brief
+    )
+    return environment.get_template(template).render(
+        style=Markup((here / "report.css").read_text(encoding="utf-8")),
+        written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        commit=commit_id(),
+        machine=machine(),
+        **values,
     )
 
 

@@ -30,6 +30,7 @@ from herd.config import (
     TeachConfig,
     VisionStageConfig,
 )
+from herd.config.attack import AttackConfig
 from herd.config.ranges import Range
 from herd.config.rl import CurriculumConfig
 from herd.errors import HerdError
@@ -41,7 +42,7 @@ CONFIGS = (
     TeachConfig, DistillConfig, PruneConfig,
     EvaluateConfig, LongConfig, ConvertConfig, OptimizerConfig, ParallelConfig, CheckpointConfig, LossSpikesConfig,
     LoraConfig,
-    CurriculumConfig,
+    CurriculumConfig, AttackConfig,
 )  # fmt: skip
 
 
