@@ -10,7 +10,14 @@ from herd.commands.bench import BENCHES
 from herd.commands.command import Command, command
 from herd.commands.data_view import data_show, data_stats
 from herd.commands.folders import adopt, convert, data_fetch, data_pairs, merge, report
-from herd.commands.guard import guard_attack, guard_balance, guard_check, guard_filter
+from herd.commands.guard import (
+    guard_attack,
+    guard_balance,
+    guard_check,
+    guard_check_prompt,
+    guard_filter,
+    guard_train_prompt,
+)
 from herd.commands.machine import doctor, plan
 from herd.commands.run import RUN
 from herd.commands.single import stage_command
@@ -40,6 +47,10 @@ COMMANDS: dict[str, Command] = {
     ),
     "guard filter": command(
         guard_filter, example="herd guard filter runs/mine/guard chats.jsonl --out safe.jsonl", on_device=True
+    ),
+    "guard train-prompt": command(guard_train_prompt, example="herd guard train-prompt --out runs/mine/prompt-guard"),
+    "guard check-prompt": command(
+        guard_check_prompt, example='herd guard check-prompt runs/mine/prompt-guard "What is a system prompt?"'
     ),
     "plan": command(plan, example="herd plan behemoth --gpus 32768 --gpu h100"),
     **BENCHES,

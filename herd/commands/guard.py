@@ -168,3 +168,33 @@ def guard_attack(
     for line in load_object("herd.guard.red_team.command:summary")(results):
         print(line)
     print(f"wrote {page}")
+
+
+def guard_train_prompt(
+    data: tuple[str, ...] = (), /, *, out: Path, num_epochs: int = 3, seed: int = 0, onnx: bool = False
+) -> None:
+    """Train a guard against prompt injections and jailbreaks.
+
+    Args:
+        data: JSONL or CSV files with the columns text, label (1 or attack, 0 or benign) and perhaps group; the word
+            embedded stands for the embedded sets, which are taken if no file is given.
+        out: Folder to write.
+        num_epochs: Passes over the texts.
+        seed: Of the first weights and of the order of the texts.
+        onnx: Write OUT.onnx too.
+    """
+    train = load_object("herd.guard.prompt_guard.commands:train")
+    print(f"wrote {train(data, out, num_epochs=num_epochs, seed=seed, onnx=onnx)}")
+
+
+def guard_check_prompt(guard: Path, text: str = "-", /, *, file: Path | None = None, json: bool = False) -> None:
+    """Check a text of any length for a prompt injection or jailbreak; exit code 3 if it is flagged.
+
+    Args:
+        guard: Folder of a prompt guard.
+        text: What is checked; - reads it from the input.
+        file: A file to check instead, as a whole.
+        json: Print a JSON object, for scripts.
+    """
+    if load_object("herd.guard.prompt_guard.commands:check")(guard, text, file=file, as_json=json):
+        raise SystemExit(UNSAFE_EXIT)

@@ -1,8 +1,8 @@
 """A trained prompt guard: texts of any length to a score between 0 and 1.
 
-A text is read in up to three ways (`views`), each is cut into overlapping windows of words, equal windows are scored
-once, and the score is the highest of them. Nothing is truncated. The folder has `model.safetensors`, `config.json`
-(shape, threshold, the scripts and frequent words of the training texts) and `herd.json`.
+A text is read in up to three ways (`views`), each is cut into overlapping windows, long and short ones, equal windows
+are scored once, and the score is the highest of them. Nothing is truncated. The folder has `model.safetensors`,
+`config.json` (shape, threshold, the scripts and frequent words of the training texts) and `herd.json`.
 """
 
 from collections import Counter
@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from herd.core.files import read_json, write_json
 from herd.errors import HerdError
-from herd.guard.prompt_guard.letters import script_of
+from herd.guard.prompt_guard.letters import script_of, visible
 from herd.guard.prompt_guard.network import Network, PromptGuardConfig
 from herd.guard.prompt_guard.views import views
-from herd.guard.prompt_guard.windows import tensors, windows
+from herd.guard.prompt_guard.windows import scales, tensors
 from herd.guard.prompt_guard.words import Lexicon, split
 
 KIND = "herd-prompt-guard"
@@ -94,7 +94,7 @@ class PromptGuard:
     def check(self, text: str) -> PromptVerdict:
         """The verdict on a text. Raises HerdError for a text without words: it is neither benign nor an attack."""
         cut = self._windows(text)
-        if not cut:
+        if not cut or not visible(text).strip():
             raise HerdError("the text is empty: there is nothing to check")
         scores = self.window_scores([one for _, one in cut])
         best = max(range(len(scores)), key=scores.__getitem__)
@@ -112,7 +112,7 @@ class PromptGuard:
         """Different windows with the reading they are from."""
         found: dict[tuple[str, ...], int] = {}
         for reading, view in enumerate(views(text, self.lexicon)):
-            for one in windows(split(view), self.config.window, self.config.stride):
+            for one in scales(split(view), self.config):
                 found.setdefault(one, reading)
         return [(reading, one) for one, reading in found.items()]
 

@@ -40,10 +40,14 @@ LEET = {
 READINGS = 16
 """Ways to read a word with digits that are tried."""
 
+_WRITTEN = frozenset("ıæœøđħłŧßþðəɛɔƒʋ€£¥")
+"""Look-alikes that Latin orthographies have: these alone do not make a word suspicious."""
+
 _REGIONAL, _TAG, _SELECTOR = 0x1F1E6, 0xE0000, 0xE0100
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _LEET_WORD = re.compile(r"[0-9@$!|+€£A-Za-z]*[A-Za-z][0-9@$!|+€£A-Za-z]*")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_LEET_SIGNS = re.compile(r"(?<![^\s])[0-9@$!|+€£]{2,}(?![^\s.,;:?])")
 _ASCII_LETTER = re.compile(r"[A-Za-z]")
 
 
@@ -98,11 +102,12 @@ def plain_letters(text: str) -> str:
         word = match[0]
         if word.isascii():
             return word
-        foreign = [letter for letter in word if script_of(letter) not in {"", "LATIN"}]
-        # Within LATIN there are small capitals and the like, which no orthography uses.
-        odd = [letter for letter in word if letter.lower() in LOOK_ALIKES and script_of(letter) == "LATIN"]
-        mixed = bool(foreign) and (latin or any(script_of(letter) == "LATIN" for letter in word))
-        if not mixed and not odd:
+        scripts = {script_of(letter) for letter in word} - {""}
+        foreign = [letter.lower() for letter in word if script_of(letter) not in {"", "LATIN"}]
+        mixed = "LATIN" in scripts and len(scripts) > 1
+        disguised = latin and bool(foreign) and all(letter in LOOK_ALIKES for letter in foreign)
+        odd = any(letter.lower() in LOOK_ALIKES and letter.lower() not in _WRITTEN for letter in word if not foreign)
+        if not (mixed or disguised or odd):
             return word
         return "".join(LOOK_ALIKES.get(letter.lower(), letter) for letter in word)
 
@@ -121,17 +126,22 @@ def _unmarked(text: str) -> str:
 
 
 def unleet(text: str, words: Container[str]) -> str:
-    """With digits and signs inside words read as letters, `1gn0r3` as `ignore`, where that makes one of `words`."""
+    """With digits and signs inside words read as letters, `1gn0r3` as `ignore`, where that makes one of `words`. In a
+    text that has several such words, those of digits and signs alone, such as `411`, are read so too."""
+    changed = 0
 
     def replaced(match: re.Match[str]) -> str:
+        nonlocal changed
         word = match[0]
-        core = word.rstrip("!|+")
-        if core.isalpha() or not 3 <= len(core) <= 24 or core.lower() in words:
+        core = word.rstrip("!|+") or word
+        if core.isalpha() or not 2 <= len(core) <= 24 or core.lower() in words:
             return word
         choices = itertools.product(*(LEET.get(letter, letter) for letter in core.lower()))
         for letters in itertools.islice(choices, READINGS):
             if (read := "".join(letters)) in words:
+                changed += 1
                 return read + word[len(core) :]
         return word
 
-    return _LEET_WORD.sub(replaced, text)
+    text = _LEET_WORD.sub(replaced, text)
+    return _LEET_SIGNS.sub(replaced, text) if changed > 2 else text

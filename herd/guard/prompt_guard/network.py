@@ -1,11 +1,12 @@
-"""The classifier: hashed character n-grams to word vectors, gated convolutions, an attention layer, pooling, logits.
+"""The classifier: hashed character n-grams to word vectors, gated convolutions, the evidence at each word, two logits.
 
 A word's vector is the mean of its features' rows of one table, so the network reads characters, yet convolves over
-words. Pooling takes the mean, the maximum and a learnt average, so that one sentence in a window of 512 words counts.
+words. Each word gets evidence for an attack from the words around it alone, and a window's margin is the mean of its
+TOP highest: however much benign text there is beside an attack, it cannot outweigh it.
 The energy of a text is E(x) = -logsumexp(logits) (arXiv 2010.03759); see `train`.
 """
 
-# B windows, L words of a window, U different words of the batch, G features of a word, D width, H heads
+# B windows, L words of a window, U different words of the batch, G features of a word, D width
 
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from herd.errors import HerdError
+
+TOP = 3
+"""Words whose evidence is the window's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,21 +30,22 @@ class PromptGuardConfig:
     dim: int = 64
     """Width."""
     num_layers: int = 2
-    """Gated convolutions, of dilation 1, 2, 4 …"""
+    """Gated convolutions, of dilation 1, 3, 9 …"""
     kernel: int = 5
     """Words that a convolution sees."""
-    num_heads: int = 4
-    """Heads of the attention layer."""
     window: int = 512
     """Words that are scored at a time."""
     stride: int = 256
     """Words between the beginnings of two windows; at most half a window, so that a sentence is whole in one."""
 
+    fine: int = 48
+    """Words of the short windows, half of it apart, that are scored too: one sentence counts for more in them."""
+
     def __post_init__(self) -> None:
-        if self.dim % self.num_heads:
-            raise HerdError(f"dim={self.dim} is not divisible by num_heads={self.num_heads}")
         if not 0 < self.stride <= self.window // 2:
             raise HerdError(f"stride={self.stride} must be from 1 to half of window={self.window}")
+        if not 1 < self.fine <= self.window:
+            raise HerdError(f"fine={self.fine} must be from 2 to window={self.window}")
         if self.kernel % 2 == 0:
             raise HerdError(f"kernel={self.kernel} must be odd, so that a word is in the middle")
 
@@ -63,24 +68,6 @@ class GatedConvolution(nn.Module):
         return x_BLD + self.down(value * functional.silu(gate))
 
 
-class Attention(nn.Module):
-    """Plain self-attention over a window, without positions: the convolutions know the order."""
-
-    def __init__(self, config: PromptGuardConfig) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
-        self.qkv, self.out = nn.Linear(config.dim, 3 * config.dim), nn.Linear(config.dim, config.dim)
-
-    def forward(self, x_BLD: Tensor, mask_BL1: Tensor) -> Tensor:
-        batch, length, dim = x_BLD.shape
-        heads = self.qkv(self.norm(x_BLD)).view(batch, length, 3, self.num_heads, dim // self.num_heads)
-        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
-        mask = mask_BL1.transpose(1, 2).unsqueeze(1) > 0
-        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return x_BLD + self.out(y.transpose(1, 2).reshape(batch, length, dim))
-
-
 class Network(nn.Module):
     """Windows of words to logits (benign, attack)."""
 
@@ -89,31 +76,32 @@ class Network(nn.Module):
         self.config, dim = config, config.dim
         self.table = nn.Embedding(config.buckets, dim, padding_idx=0)
         self.word_norm = nn.LayerNorm(dim)
-        self.layers = nn.ModuleList(GatedConvolution(config, 1 << depth) for depth in range(config.num_layers))
-        self.attention = Attention(config)
+        self.layers = nn.ModuleList(GatedConvolution(config, 3**depth) for depth in range(config.num_layers))
         self.norm = nn.RMSNorm(dim, eps=1e-6)
-        self.select = nn.Linear(dim, 1)
-        self.hidden, self.head = nn.Linear(3 * dim, dim), nn.Linear(dim, 2)
+        self.hidden, self.head = nn.Linear(dim, dim), nn.Linear(dim, 1)
         self.dropout = nn.Dropout(0.1)
-        nn.init.normal_(self.table.weight, std=0.5)
+        nn.init.normal_(self.table.weight, std=1.0)
         with torch.no_grad():
             self.table.weight[0] = 0
 
     def forward(self, features_UG: Int[Tensor, "u g"], index_BL: Int[Tensor, "b l"]) -> Float[Tensor, "b 2"]:
         """Row 0 of `features_UG` is padding."""
-        known_UG1 = (features_UG > 0).unsqueeze(-1).float()
-        sums_UD = (self.table(features_UG) * known_UG1).sum(1)
-        words_UD = self.word_norm(sums_UD / known_UG1.sum(1).clamp(min=1).sqrt())
+        words_UD = self.word_norm(self.embed(features_UG))
         mask_BL1 = (index_BL > 0).unsqueeze(-1).float()
         x_BLD = self.dropout(words_UD[index_BL]) * mask_BL1
         for layer in self.layers:
             x_BLD = layer(x_BLD, mask_BL1)
-        x_BLD = self.norm(self.attention(x_BLD, mask_BL1))
-        count_B1 = mask_BL1.sum(1).clamp(min=1)
-        lowest = (1 - mask_BL1) * -1e4
-        weight_BL1 = (self.select(x_BLD) + lowest).softmax(1)
-        pooled = ((x_BLD * mask_BL1).sum(1) / count_B1, (x_BLD + lowest).amax(1), (x_BLD * weight_BL1).sum(1))
-        return self.head(self.dropout(functional.gelu(self.hidden(torch.cat(pooled, dim=-1)))))
+        evidence_BL = self.head(self.dropout(functional.gelu(self.hidden(self.norm(x_BLD)))))[..., 0]
+        evidence_BL = evidence_BL + (mask_BL1[..., 0] - 1) * 1e4
+        # A window of fewer words has fewer places to average; those of padding have no weight.
+        best_BK = evidence_BL.topk(min(TOP, evidence_BL.shape[1]), dim=1).values
+        real_BK = (best_BK > -5e3).float()
+        margin_B = (best_BK * real_BK).sum(1) / real_BK.sum(1).clamp(min=1)
+        return torch.stack((-margin_B / 2, margin_B / 2), dim=-1)
+
+    def embed(self, features_UG: Int[Tensor, "u g"]) -> Float[Tensor, "u d"]:
+        """The mean of the rows of each word's features; of padding zero."""
+        return functional.embedding_bag(features_UG, self.table.weight, mode="mean", padding_idx=0)
 
     @property
     def num_parameters(self) -> int:

