@@ -50,7 +50,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "guard train-prompt": command(guard_train_prompt, example="herd guard train-prompt --out runs/mine/prompt-guard"),
     "guard check-prompt": command(
-        guard_check_prompt, example='herd guard check-prompt runs/mine/prompt-guard "What is a system prompt?"'
+        guard_check_prompt, example="herd guard check-prompt runs/mine/prompt-guard --file page.html"
     ),
     "plan": command(plan, example="herd plan behemoth --gpus 32768 --gpu h100"),
     **BENCHES,
