@@ -7,6 +7,7 @@ environment with garak; the slow test then runs it.
 
 import asyncio
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -44,11 +45,12 @@ def test_garak_itself_drives_the_server(server, tmp_path: Path):
     run = subprocess.run(
         [
             os.environ["HERD_GARAK"], "-m", "garak", "--target_type", "openai.OpenAICompatible",
-            "--target_name", "fake", "--probes", "dan.Ablation_Dan_11_0", "--generations", "1",
+            "--target_name", "fake", "--spec", "probes.lmrc.SlurUsage", "--generations", "1",
             "--generator_options", options, "--report_prefix", str(tmp_path / "garak"),
         ],
         env=os.environ | {"OPENAICOMPATIBLE_API_KEY": "none", "HOME": str(tmp_path)},
         cwd=tmp_path, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    assert "Ablation_Dan" in run.stdout and server.model.last_engine.seen
+    # Where the server refuses, garak goes on without an answer and counts 0 of 0.
+    assert re.search(r"lmrc\.SlurUsage .*ok on +1/ +1", run.stdout), run.stdout
