@@ -16,6 +16,7 @@ from herd.commands.guard import (
     guard_check,
     guard_check_prompt,
     guard_filter,
+    guard_scan,
     guard_train_prompt,
 )
 from herd.commands.machine import doctor, plan
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Command] = {
     "guard balance": command(
         guard_balance, example="herd guard balance runs/tiny/sft --out runs/tiny/balance", on_device=True
     ),
+    "guard scan": command(guard_scan, example="herd guard scan answer.md --json"),
     "guard check": command(
         guard_check, example='herd guard check runs/mine/guard "How do I bake bread?"', on_device=True
     ),

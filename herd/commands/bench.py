@@ -353,6 +353,16 @@ def bench_guard(
     )  # fmt: skip
 
 
+def bench_code(purplellama: Path, /, *, json: bool = False) -> None:
+    """Measure the code scanner on labelled code, beside semgrep and bandit.
+
+    Args:
+        purplellama: Folder of a checkout of PurpleLlama.
+        json: Print one JSON object, for scripts.
+    """
+    load_object("herd.bench.code_scan:bench_code")(purplellama, as_json=json)
+
+
 BENCHES = {
     "bench guard": command(bench_guard, example="herd bench guard --prompt-guard runs/mine/prompt-guard"),
     "bench needle": command(
@@ -396,6 +406,7 @@ BENCHES = {
         computes=True,
     ),
     "bench rl": command(bench_rl, example="herd bench rl --cases simulated --latencies 0 1"),
+    "bench code": command(bench_code, example="herd bench code PurpleLlama --json"),
     "bench data": command(bench_data, example="herd bench data --cases cleaning --json"),
     "bench gpu": command(bench_gpu, example="herd bench gpu --json"),
 }

@@ -198,3 +198,28 @@ def guard_check_prompt(guard: Path, text: str = "-", /, *, file: Path | None = N
     """
     if load_object("herd.guard.prompt_guard.commands:check")(guard, text, file=file, as_json=json):
         raise SystemExit(UNSAFE_EXIT)
+
+
+def guard_scan(
+    path: str,
+    /,
+    *,
+    language: str = "",
+    scanners: tuple[Literal["rules", "semgrep", "bandit"], ...] = (),
+    strict: bool = False,
+    json: bool = False,
+) -> None:
+    """Scan code, or the code in an answer, for weaknesses; exit code 3 if it is insecure, 4 if it was not scanned.
+
+    Args:
+        path: File or folder; - reads a model's answer, or code, from the input.
+        language: What it is written in; found by names of files and fences, and by looking, if not given.
+        scanners: Scanners to use; rules of our own, and semgrep and bandit where they are installed, if not given.
+        strict: Count what depends on its use as insecure too, such as weak random numbers.
+        json: Print one JSON object, for scripts.
+    """
+    code = load_object("herd.guard.code.command:scan")(
+        path, language=language, scanners=scanners, strict=strict, as_json=json
+    )
+    if code:
+        raise SystemExit(code)

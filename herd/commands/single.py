@@ -50,6 +50,9 @@ def stage_usage(kind: StageKind, args: Sequence[str]) -> Any:
         if role == "data" and kind.takes:
             fields += own_options(kind)
             continue
+        if role in kind.optional:
+            fields.append((role, Annotated[Path | None, arg(help=f"Folder with the {role}, where it is read.")], None))
+            continue
         path = Annotated[Path, arg(help=f"Folder with the {role}.")]
         fields.append((role, Positional[path] if role == kind.positional else path))
     if kind.writes == "data":
@@ -119,7 +122,7 @@ def do_stage(kind: StageKind, usage: Any) -> None:
         parents["data"], config = own_data(kind, usage, parents["model"], config)
     elif kind.takes and (given := [f"--{what}" for what in kind.takes if getattr(usage, what)]):
         raise Misunderstood(f"--data is given, and {given[0]} too: give one of them")
-    inputs = {**parents, **kind.inputs(config)}
+    inputs = {**{role: path for role, path in parents.items() if path is not None}, **kind.inputs(config)}
     if rank() == 0 and put_in_place(out) and not changes_since(out, config, inputs):
         print(f"wrote {out}")  # all but its name was done when it was killed
         return

@@ -190,6 +190,7 @@ ALL = (
         config="herd.config:EvaluateConfig",
         function="herd.evaluate.harness:evaluate",
         reads=("model", "data"),
+        optional=("data",),
         inputs=inputs_of,
         writes="evaluation",
         summary="Evaluate a model on held-out data",

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from herd.config.cyber import CyberConfig, dataset_files
 from herd.config.ranges import Checked, Count, Seed, at_least
 from herd.errors import HerdError
 
@@ -32,9 +33,13 @@ class LongConfig(Checked):
 class EvaluateConfig(Checked):
     """How much is asked; the same for every model that is compared."""
 
-    suite: Literal["general", "long"] = "general"
-    """`long`: what is found in long texts, with the settings in `long` below, and none of the rest."""
+    suite: Literal["general", "long", "cyber"] = "general"
+    """`long`: what is found in long texts, with the settings in `long` below, and none of the rest. `cyber`: the
+    benchmarks of CyberSecEval in a checkout of PurpleLlama, with the settings in `cyber`; it needs no data folder."""
     long: LongConfig = field(default_factory=LongConfig)
+    cyber: CyberConfig = field(default_factory=CyberConfig)
+    purplellama: str = ""
+    """Folder of a checkout of PurpleLlama, for the suite `cyber`."""
     base: str = ""
     """Folder of the model that an adapter was trained on, if that is not where the adapter says."""
     seed: Seed = 0
@@ -59,8 +64,22 @@ class EvaluateConfig(Checked):
     """Longest sample."""
 
     def inputs(self) -> dict[str, Path]:
-        """The base of an adapter, where it is given."""
-        return {"base": Path(self.base).expanduser()} if self.base else {}
+        """The base of an adapter, where it is given, and the benchmarks' files."""
+        base = {"base": Path(self.base).expanduser()} if self.base else {}
+        return base | self.benchmarks()[0]
+
+    def benchmarks(self) -> tuple[dict[str, Path], dict[str, str]]:
+        """Of the suite `cyber`: the files of its benchmarks, and why others have none. Raises HerdError where the
+        checkout is not given, or has none."""
+        if self.suite != "cyber":
+            if self.purplellama:
+                raise HerdError(f"purplellama={self.purplellama} is read by suite=cyber alone: give --suite cyber too")
+            return {}, {}
+        if not self.purplellama:
+            raise HerdError(
+                "suite=cyber asks the benchmarks of PurpleLlama: give --purplellama the folder of a checkout"
+            )
+        return dataset_files(Path(self.purplellama).expanduser(), self.cyber.benchmarks)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -166,4 +166,7 @@ def headlines(results: Mapping[str, Any]) -> dict[str, tuple[float, int]]:
         facts["loss on held-out chats, nats a token"] = (results["chat_loss"]["nats"], -1)
     if "tasks" in results:
         facts |= {f"{row['kind']}: right": (row["share"], 1) for row in results["tasks"]["rows"]}
+    if "cyber" in results:
+        for row in results["cyber"]["rows"]:  # a challenge solved is neither good nor bad
+            facts[f"{row['benchmark']}: {row['hits_are']}"] = (row["share"], 0 if "solved" in row["hits_are"] else -1)
     return {name: (value, better) for name, (value, better) in facts.items() if value is not None}

@@ -13,14 +13,20 @@ from herd.core.files import write_json
 from herd.core.lineage import Stage
 from herd.errors import HerdError
 from herd.evaluate.against import headlines
+from herd.evaluate.cyber import evaluate_cyber
 from herd.evaluate.evaluation import Evaluation
 from herd.evaluate.long import evaluate_long
 from herd.evaluate.section_cache import SectionCache
 from herd.evaluate.sections import SECTIONS
 
 
-def evaluate(cfg: EvaluateConfig, model: Path, data: Path, out: Path) -> Path:
-    """Evaluate the model on the held-out parts of the data folder. `model` is whatever `herd.load` opens."""
+def evaluate(cfg: EvaluateConfig, model: Path, data: Path | None, out: Path) -> Path:
+    """Evaluate the model on the held-out parts of the data folder, which the suite `cyber` does without. `model` is
+    whatever `herd.load` opens."""
+    if cfg.suite == "cyber":
+        return evaluate_cyber(cfg, model, out)
+    if data is None:
+        raise HerdError(f"suite={cfg.suite} is about held-out data: give --data FOLDER")
     if cfg.suite == "long":
         return evaluate_long(cfg, model, data, out)
     stage = Stage("evaluate", out, config=cfg, parents={"model": model, "data": data, **cfg.inputs()})

@@ -101,6 +101,7 @@ def render(
         return next((one for one in reversed(stages) if one.lineage.get("stage") == name), None)
 
     evaluation, long, balance = newest("evaluate"), newest("evaluate-long"), newest("balance")
+    cyber = newest("evaluate-cyber")
     models = {one.name: model for one in stages if (model := evaluated_model(one, stages))}
     results = read_json(evaluation.path / "results.json") if evaluation else None
     return render_page(
@@ -108,13 +109,14 @@ def render(
         title=run.resolve().name.removesuffix(PARTIAL),
         models=models,
         evaluations=_evaluations(stages),
-        shown=[one.name for one in (evaluation, long) if one],
+        shown=[one.name for one in (evaluation, long, cyber) if one],
         **_model(stages, models.get(evaluation.name if evaluation else "")),
-        unevaluated=not (evaluation or long or alone),
+        unevaluated=not (evaluation or long or cyber or alone),
         unfinished=unfinished(run),
         results=results,
         long=read_json(long.path / "results.json") if long else None,
         balance=read_json(balance.path / "results.json") if balance else None,
+        cyber=read_json(cyber.path / "results.json")["cyber"] if cyber else None,
         recall_map=b64encode((long.path / "recall.svg").read_bytes()).decode() if long else "",
         said=results.get("samples") if results else said,
         bits_chart=_bits_chart(results),

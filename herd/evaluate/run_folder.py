@@ -13,7 +13,7 @@ from herd.core.tracker import read_metrics
 from herd.errors import HerdError, unknown
 
 PARTIAL = ".partial"
-EVALUATIONS = ("evaluate", "evaluate-long")
+EVALUATIONS = ("evaluate", "evaluate-long", "evaluate-cyber")
 ASIDE = re.compile(r".*\.\d+(\.partial)?")
 """Names of earlier folders of a stage, finished or not, that were moved aside."""
 

@@ -72,6 +72,8 @@ class StageKind:
     """Which of the folders that it reads is given without an option."""
     takes: tuple[str, ...] = ()
     """The kinds of the user's files that its command takes in place of a data folder."""
+    optional: tuple[str, ...] = ()
+    """Of the folders that it reads, those that its command may go without: the function then gets None."""
     writes: str
     """What its own folder holds."""
     command: str = ""

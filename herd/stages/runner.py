@@ -29,16 +29,16 @@ from herd.stages.unfinished import (
 
 
 def run_stage(
-    kind: StageKind, config: Any, parents: Mapping[str, Path], out: Path, unfinished: Unfinished = "resume"
+    kind: StageKind, config: Any, parents: Mapping[str, Path | None], out: Path, unfinished: Unfinished = "resume"
 ) -> Path:
-    """Run one stage. It resumes its unfinished work if the settings are the same; else see `unfinished`."""
+    """Run one stage; parents are None that it goes without. It resumes its unfinished work if the settings are the
+    same; else see `unfinished`."""
     if rank() > 0:  # what is done once is done by the first rank, before it joins the others
         return kind.function(config, *parents.values(), out)
     if out.exists() and not (out / "herd.json").exists():
         raise HerdError(f"{out} is there and no folder of Herd's: move it away, or give another --out")
-    wanted = request(
-        config, {**parents, **kind.inputs(config)}
-    )  # a missing parent is reported before anything is written
+    read = {role: folder for role, folder in parents.items() if folder is not None}
+    wanted = request(config, {**read, **kind.inputs(config)})  # a missing parent is reported before anything is written
     if unfinished == "restart":
         move_aside(out)
     work = work_folder(out)
