@@ -155,10 +155,11 @@ def measure(checkout: Path) -> dict[str, Any]:
         found, scanned = scan_with(name, pieces)
         python = [number for number, row in enumerate(rows) if row.language == "python"]
         own = {place: found.get(number, ()) for place, number in enumerate(python)}
+        read = {place for place, number in enumerate(python) if number in scanned}
         for strict in (False, True) if name == "rules" else (True,):
             report[name + (", with audit" if name == "rules" and strict else "")] = {
                 "labelled": agreement(rows, found, scanned, strict=strict),
-                "python": agreement([rows[number] for number in python], own, set(), strict=strict),
+                "python": agreement([rows[number] for number in python], own, read, strict=strict),
                 "library": alarms(texts, found, scanned, len(rows), strict=strict),
             }
     return report
