@@ -204,6 +204,8 @@ def test_what_messages_begin_with_is_computed_once_without_changing_the_loss():
     tokenizer = random_tokenizer()
     torch.manual_seed(0)
     model = Transformer(preset("tiny", vocab_size=tokenizer.vocab_size, special=tokenizer.ids)).double()
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, 1.0 if name.endswith("norm.weight") else 0.0, 0.05)
     batches = GuardBatches(GuardConfig(num_items=4, batch_items=4), tokenizer, ImageProcessor(None))
     batch = batches.batch(0)
     assert (batch.prompts_N >= 0).sum() > 1000
