@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from herd.bench.rl_model import GroupWork, Schedule
+from herd.rl.ledger import MAX_ROUNDS
 
 
 @dataclass(kw_only=True)
@@ -31,11 +32,6 @@ class Group:
     dropped: bool = False
 
 
-def has_kept(groups: list[Group]) -> bool:
-    """Whether one is known to have signal."""
-    return any(not one.to_judge and not one.dropped for one in groups)
-
-
 class Waves:
     """Admission and batches of a pinned schedule."""
 
@@ -46,12 +42,24 @@ class Waves:
 
     def next_wave(self, version: int) -> int | None:
         """The wave of the next group to be admitted."""
+        number = len(self._waves) - 1
         last = self._waves[-1] if self._waves else []
-        if len(last) % self.schedule.wave or (last and all(one.dropped for one in last)):
-            return len(self._waves) - 1
-        if last and not has_kept(last):
+        if len(last) % self.schedule.wave:
+            return number
+        lacks = bool(last) and self._lacks(number)
+        if (lacks or number == 0) and any(one.to_judge for one in last):
             return None
+        if lacks:
+            return number
         return len(self._waves) if len(self._waves) <= version + self.lag else None
+
+    def _lacks(self, number: int) -> bool:
+        """Whether too few groups of a wave are known to have signal."""
+        wave, of_step = self._waves[number], self.schedule.groups_per_step
+        if number:
+            return not any(not one.to_judge and not one.dropped for one in wave)
+        kept = sum(not one.to_judge and not one.dropped for one in wave)
+        return not kept or (2 * kept < of_step and len(wave) < MAX_ROUNDS * self.schedule.wave)
 
     def admit(self, group: Group) -> None:
         if group.wave == len(self._waves):
@@ -66,14 +74,14 @@ class Waves:
         if len(self._waves) <= wave:
             return False
         drawing = any(one.to_draw for groups in self._waves[self._trained :] for one in groups)
-        return has_kept(self._waves[wave]) and not drawing
+        return not self._lacks(wave) and not drawing
 
     def next_batch(self) -> list[Group] | None:
         """Taken out."""
         if self._trained == len(self._waves):
             return None
         wave = self._waves[self._trained]
-        if any(one.to_judge for one in wave) or len(wave) % self.schedule.wave or not has_kept(wave):
+        if any(one.to_judge for one in wave) or len(wave) % self.schedule.wave or self._lacks(self._trained):
             return None
         self._trained += 1
         return [one for one in wave if not one.dropped]

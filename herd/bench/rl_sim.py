@@ -9,7 +9,8 @@ a token. So one number is followed, the tokens that a rollout would have that ha
 
   pinned    wave w, the groups of step w, is drawn by version max(0, w - lag); version v + 1 goes into the engine when
             all tokens of wave v + lag are drawn. A wave follows when one group of the last is known to have signal
-            (else that one is drawn on). A step is trained on the whole of its wave. Lag 0 is synchronous
+            (else that one is drawn on), the second one when the first is done and has half of a step's groups. A step
+            is trained on the whole of its wave. Lag 0 is synchronous
   inflight  at most (lag + 1) P groups are under way, from admission to the version that has learnt from them. Trained
             next are the first P that are judged, in their order, among the `window` groups from the oldest on that is
             not. Weights arrive between two steps of the engine
@@ -109,18 +110,24 @@ class Engine:
         return ended
 
 
-def calibrate(machine: Machine, groups: Iterable[GroupWork], *, draw_s: float, fixed_share: float) -> Machine:
-    """The machine whose engine draws `groups`, all there at once, in `draw_s`; `fixed_share` of it is `fixed_s`."""
-    groups = list(groups)
+def engine_steps(machine: Machine, groups: Iterable[GroupWork]) -> float:
+    """Steps in which the engine draws `groups`, all there at once."""
     engine = Engine(replace(machine, fixed_s=1.0, token_s=0.0, prefill_s=0.0), padded=False)
     for ordinal, work in enumerate(groups):
         size = len(work.tokens)
         engine.add(Group(ordinal=ordinal, version=0, last_version=0, wave=0, work=work, to_draw=size, to_judge=size))
     while engine.busy:
         engine.advance(inf)
+    return engine.virtual
+
+
+def calibrate(machine: Machine, groups: Iterable[GroupWork], *, draw_s: float, fixed_share: float) -> Machine:
+    """The machine whose engine draws `groups`, all there at once, in `draw_s`; `fixed_share` of it is `fixed_s`."""
+    groups = list(groups)
+    num_steps = engine_steps(machine, groups)
     rest = draw_s - machine.prefill_s * len(groups)
     fixed_s, token_s = (
-        fixed_share * rest / engine.virtual,
+        fixed_share * rest / num_steps,
         (1 - fixed_share) * rest / sum(sum(w.tokens) for w in groups),
     )
     return replace(machine, fixed_s=fixed_s, token_s=token_s)

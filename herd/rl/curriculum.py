@@ -9,6 +9,9 @@ are dealt in proportion to
 which is largest at p = t and is E[p (1 - p)], the expected variance of a reward, at t = 1/2. The target t falls during
 the run. Solved cells get none of it; a small share goes to all cells alike, and one to those that are solved.
 
+How many tasks are dealt to have a number of groups with signal follows from the share that those before had. The
+posterior stands in for it at the start alone: it takes all tasks of a cell for equally hard, so its share is too high.
+
 Nothing is left to chance: environments get their shares, and cells their probabilities, by counting what is owed to
 each. So deal() is a function of what the curriculum has seen; its seed only orders what it deals and breaks ties.
 
@@ -27,6 +30,11 @@ from herd.errors import HerdError
 
 Place = tuple[str, str, int]
 """Environment, cell, index of the task in the cell."""
+
+MOST_DEALT = 16
+"""Groups that are dealt at most for one with signal."""
+PRIOR_GROUPS = 4
+"""Groups that the posterior counts as in the share that is expected to have signal."""
 
 
 @dataclass
@@ -74,6 +82,13 @@ class Curriculum:
         self._shares = {name: share / sum(exact.values()) for name, share in exact.items()}
         self._dealt = dict.fromkeys(cells, 0)
         self._cells = {name: {cell: _Cell() for cell in some} for name, some in cells.items()}
+        self._num_kept = self._num_seen = 0.0
+        """Groups with signal, and all, the earlier ones counted for less."""
+
+    def count(self, *, has_signal: bool) -> None:
+        """What became of a group; one that failed has no signal."""
+        self._num_kept += has_signal
+        self._num_seen += 1
 
     def update(self, environment: str, cell: str, passes: float, n: int) -> None:
         """`n` answers to tasks of a cell had the rewards `passes` in all, each from 0 to 1."""
@@ -87,6 +102,8 @@ class Curriculum:
         for cell in (cell for some in self._cells.values() for cell in some.values()):
             cell.passes = 1 + self.config.forgetting * (cell.passes - 1)
             cell.fails = 1 + self.config.forgetting * (cell.fails - 1)
+        self._num_kept *= self.config.forgetting
+        self._num_seen *= self.config.forgetting
 
     def deal(self, count: int, seed: int, wave: int, num_waves: int) -> list[Place]:
         """The next `count` tasks, of wave `wave` of `num_waves`, mixed. No task is dealt twice."""
@@ -149,6 +166,12 @@ class Curriculum:
                 kept += float(share) * chance * (1 - found.moment(group_size, 0) - found.moment(0, group_size))
         return kept
 
+    def num_to_deal(self, wanted: int, group_size: int, wave: int, num_waves: int) -> int:
+        """How many tasks give `wanted` groups with signal, if their share is that of the groups before."""
+        prior = PRIOR_GROUPS * self.keep_rate(group_size, wave, num_waves)
+        share = (self._num_kept + prior) / (self._num_seen + PRIOR_GROUPS)
+        return math.ceil(wanted / max(share, 1 / MOST_DEALT))
+
     def describe(self) -> str:
         """The pass rates of all cells."""
         rates = [
@@ -159,7 +182,7 @@ class Curriculum:
     def state(self) -> dict[str, Any]:
         """All that it has seen and dealt, for JSON."""
         cells = {name: {cell: asdict(found) for cell, found in some.items()} for name, some in self._cells.items()}
-        return {"dealt": dict(self._dealt), "cells": cells}
+        return {"dealt": dict(self._dealt), "cells": cells, "kept": self._num_kept, "seen": self._num_seen}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what state() gave."""
@@ -171,6 +194,7 @@ class Curriculum:
                 "--restart"
             )
         self._dealt = {name: state["dealt"][name] for name in self._dealt}
+        self._num_kept, self._num_seen = state["kept"], state["seen"]
         self._cells = {
             name: {cell: _Cell(**state["cells"][name][cell]) for cell in some} for name, some in self._cells.items()
         }

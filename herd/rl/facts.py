@@ -18,6 +18,8 @@ Grader = Callable[[Group, str], float]
 MOST_TRUNCATED = 0.2
 LEAST_ENTROPY = 0.1
 """Of what it was at the start."""
+LEAST_FILLED = 0.5
+"""Of the groups that are asked for."""
 WINDOW = 5
 """Steps that an alarm averages over."""
 
@@ -41,12 +43,13 @@ def drawing_facts(drawn: Sequence[Group], k: int) -> dict[str, float]:
     }
 
 
-def training_facts(picked: Sequence[Group], num_drawn_tokens: int, version: int) -> dict[str, float]:
+def training_facts(picked: Sequence[Group], num_drawn_tokens: int, version: int, num_asked: int) -> dict[str, float]:
     """Of the groups that a step trains. `num_drawn_tokens`: of all groups that were drawn to have them. `version`: of
-    the weights that the step begins with."""
+    the weights that the step begins with. `num_asked`: groups that a step should have."""
     ages = [version - one.versions()[one.drawn] for group in picked for one in group.rollouts]
     ages_N = np.concatenate(ages)
     return {
+        "filled": len(picked) / num_asked,
         "trained_tokens": float(len(ages_N)),
         "drawn_per_trained": num_drawn_tokens / len(ages_N),
         "age": float(ages_N.mean()),
@@ -99,6 +102,11 @@ def alarms(steps: Sequence[Mapping[str, float]]) -> list[str]:
         lines.append(
             f"the entropy has fallen from {first:.3g} to {now:.3g} nats a token: answers hardly differ any more; lower "
             "the learning rate or the number of steps"
+        )
+    if (filled := _mean(steps[-WINDOW:], "filled")) < LEAST_FILLED:
+        lines.append(
+            f"steps are trained on {filled:.0%} of the groups that are asked for, as the others have answers that are "
+            "all worth the same: give tasks that the model sometimes gets right"
         )
     return lines
 

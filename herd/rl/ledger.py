@@ -4,8 +4,9 @@ A ledger is given what happened and answers what may happen now. There are two:
 
 * `Waves`, modes `sync` and `pinned`: wave w holds the groups of step w, all drawn by version max(0, w - lag), where
   version v is the weights after v steps. A step is trained on all groups of its wave whose rewards differ. A wave
-  without any is drawn on, round after round, before its version is replaced. What is drawn and trained is a function
-  of the results alone, whatever the timing; lag 0 is `sync`.
+  without any is drawn on, round after round, before its version is replaced. How many groups a wave needs is known
+  from the waves before: the first one alone is drawn on until it has half of a step's groups, and the second one waits
+  for it. What is drawn and trained is a function of the results alone, whatever the timing; lag 0 is `sync`.
 * `Window`, mode `inflight`: as many groups are under way as lag + 1 steps train, and a group's place is free again
   when it was trained or dropped, so none gets old and none is dropped for its age (TitanRL). A step is trained on the
   first groups that are done among the oldest `window` ones; it may overtake a slow group, but not for long.
@@ -29,8 +30,8 @@ class Deal:
     """The step that they are meant for; in a window, the one that is picked next."""
     round: int
     """How often the wave was dealt before."""
-    count: int | None
-    """How many; None: as many as are expected to give a step's groups."""
+    count: int
+    """How many; in waves, how many with signal are wanted: as many are admitted as are expected to give them."""
     version: int
     """The weights that are to draw them, or the oldest that may."""
 
@@ -59,7 +60,7 @@ class Ledger(Protocol):
         """A step is trained on these: what `next_pick` gave, or what a journal has."""
 
     def settled(self) -> int:
-        """Waves whose results may influence what is dealt now."""
+        """Waves whose results so far may influence what is dealt now: no timing decides which these are."""
 
     @property
     def is_starved(self) -> bool:
@@ -74,39 +75,40 @@ class Wave:
     kept: list[int] = field(default_factory=list)
     rounds: int = 0
 
-    @property
-    def done(self) -> bool:
-        return self.rounds > 0 and not self.open and bool(self.kept)
-
 
 class Waves:
     """See the module; `lag` 0 is `sync`."""
 
-    def __init__(self, *, num_steps: int, lag: int, version: int = 0) -> None:
-        self.num_steps, self.lag, self.version = num_steps, lag, version
+    def __init__(self, *, num_steps: int, lag: int, groups: int, version: int = 0) -> None:
+        self.num_steps, self.lag, self.groups, self.version = num_steps, lag, groups, version
         self.waves: list[Wave] = []
         self._of: dict[int, int] = {}
         self._picked = 0
 
     def next_deal(self) -> Deal | None:
-        if self.waves and not self.waves[-1].kept:
-            last = self.waves[-1]
-            if last.open:  # nothing is known to be kept yet, so its version may be needed again
-                return None
-            wave = len(self.waves) - 1
-        else:
-            wave = len(self.waves)
+        wave = self._next_wave()
+        # One that is dealt again is done first, and the first one before the second is dealt.
+        if (wave < len(self.waves) or wave == 1) and self.waves[-1].open:
+            return None
         if wave >= self.num_steps or self.version < (version := max(0, wave - self.lag)):
             return None
-        return Deal(
-            wave=wave, round=self.waves[wave].rounds if wave < len(self.waves) else 0, count=None, version=version
-        )
+        before = self.waves[wave] if wave < len(self.waves) else Wave()
+        return Deal(wave=wave, round=before.rounds, count=self.groups - len(before.kept), version=version)
+
+    def _next_wave(self) -> int:
+        """The wave that is dealt next: the last one while it has too few."""
+        return len(self.waves) - (bool(self.waves) and self._lacks(len(self.waves) - 1))
+
+    def _lacks(self, wave: int) -> bool:
+        """Whether a wave has too few groups to be left."""
+        kept, rounds = len(self.waves[wave].kept), self.waves[wave].rounds
+        return not kept or (wave == 0 and 2 * kept < self.groups and rounds < MAX_ROUNDS)
 
     def admit(self, ordinals: Sequence[int], deal: Deal) -> None:
         if deal.wave == len(self.waves):
             self.waves.append(Wave())
         wave = self.waves[deal.wave]
-        assert wave.rounds == deal.round and not (wave.open or wave.kept), "a wave is dealt again when it has none"
+        assert wave.rounds == deal.round and not wave.open, "a wave is dealt again when it has too few"
         wave.rounds += 1
         wave.open.update(ordinals)
         self._of |= dict.fromkeys(ordinals, deal.wave)
@@ -125,8 +127,9 @@ class Waves:
         self.version = version
 
     def next_pick(self) -> tuple[int, tuple[int, ...]] | None:
-        if self._picked < len(self.waves) and self.waves[self._picked].done:
-            return self._picked, tuple(sorted(self.waves[self._picked].kept))
+        step = self._picked
+        if step < len(self.waves) and not (self.waves[step].open or self._lacks(step)):
+            return step, tuple(sorted(self.waves[step].kept))
         return None
 
     def pick(self, step: int, ordinals: Sequence[int]) -> None:
@@ -134,8 +137,9 @@ class Waves:
         self._picked += 1
 
     def settled(self) -> int:
-        # Those before the version that draws the next wave: it exists, so they were trained on.
-        return max(0, len(self.waves) - self.lag)
+        # Those before the version that draws the next wave: it exists, so they were trained on. And the first one,
+        # which is done when it or another is dealt.
+        return min(len(self.waves), max(1, self._next_wave() - self.lag))
 
     @property
     def is_starved(self) -> bool:

@@ -11,7 +11,6 @@ import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
-from math import ceil
 
 import numpy as np
 from torch import Tensor
@@ -30,8 +29,6 @@ MOST_DROPPED, JUDGED_FROM = 0.2, 10
 """A run ends when more than this share of a cell's groups were dropped for failures, once it has had so many."""
 MOST_INVALID = 3
 """Groups in a row with a reward or a log-probability that cannot be, before a run ends."""
-MOST_DEALT = 4
-"""Steps' worth of groups that a wave has at most, where few have rewards that differ."""
 GRACE_S = 5.0
 """How long the thread is waited for when the run ends."""
 NO_SIGNAL = "all rewards are equal"
@@ -76,8 +73,8 @@ class Rollouts:
         """Groups that still need the engine."""
         self._lost: list[Admitted] = []
         """Groups whose worker ended before they were there."""
-        self._results: dict[int, list[tuple[Admitted, Group]]] = {}
-        """Of the waves whose results the curriculum has not had."""
+        self._results: dict[int, list[tuple[Admitted, Group | None]]] = {}
+        """By wave, what the curriculum has not had; None: it failed."""
         self._outcomes: dict[tuple[str, str], Counter[str]] = {}
         self._num_applied = self._num_invalid = self._num_admitted = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -92,7 +89,7 @@ class Rollouts:
         self._keep(version, tensors)
         self.version, window = version, self.window
         if window is None:
-            self._ledger = Waves(num_steps=self.num_steps, lag=self.lag, version=version)
+            self._ledger = Waves(num_steps=self.num_steps, lag=self.lag, groups=self.num_groups, version=version)
         else:
             self._load(version)
             self._ledger = Window(
@@ -218,7 +215,8 @@ class Rollouts:
 
     def _replay(self) -> None:
         """Tell the ledger of a window, which depends on timing, what the journal has; draw what was under way."""
-        journal, deal = self.journal, Deal(wave=0, round=0, count=None, version=0)
+        journal = self.journal
+        deal = Deal(wave=0, round=0, count=len(journal.admitted), version=0)
         self._num_admitted = len(journal.admitted)
         self._ledger.admit(sorted(journal.admitted), deal)
         for admitted in journal.admitted.values():
@@ -236,16 +234,16 @@ class Rollouts:
     def _deal(self, deal: Deal) -> list[Admitted]:
         """The groups of a deal, and their ordinals."""
         if self.window is None:
-            for wave in range(self._num_applied, self._ledger.settled()):
-                for admitted, group in sorted(self._results.pop(wave, []), key=lambda pair: pair[0].ordinal):
+            settled = self._ledger.settled()
+            for wave in sorted(one for one in self._results if one < settled):
+                for admitted, group in sorted(self._results.pop(wave), key=lambda pair: pair[0].ordinal):
                     self._learn(admitted, group)
+            for _ in range(self._num_applied, settled):
                 self.curriculum.end_step()
-            self._num_applied = max(self._num_applied, self._ledger.settled())
-        count = deal.count
-        if count is None:
-            rate = self.curriculum.keep_rate(self.group_size, deal.wave, self.num_steps)
-            share = max(rate, 1 / MOST_DEALT)
-            count = ceil(self.num_groups / share)
+            self._num_applied = max(self._num_applied, settled)
+            count = self.curriculum.num_to_deal(deal.count, self.group_size, deal.wave, self.num_steps)
+        else:
+            count = deal.count
         seed = seed_of(self.seed, "deal", deal.round) if self.window is None else seed_of(self.seed, "deal")
         admissions = []
         for environment, cell, index in self.curriculum.deal(count, seed, deal.wave, self.num_steps):
@@ -339,20 +337,23 @@ class Rollouts:
     def _settle(self, admitted: Admitted) -> None:
         """Tell the ledger what the journal has of a group."""
         ordinal = admitted.ordinal
-        if ordinal not in self.journal.finished:
+        group = self.journal.group(ordinal) if ordinal in self.journal.finished else None
+        if group is None:
             self._ledger.drop(ordinal)
-            return
-        group = self.journal.group(ordinal)
-        self._outcomes.setdefault((admitted.environment, admitted.cell), Counter())["done"] += 1
-        if not group.has_signal and ordinal not in self.journal.dropped:
-            self.journal.append(Dropped(ordinal=ordinal, why=NO_SIGNAL))
-        self._ledger.finish(ordinal, has_signal=group.has_signal)
+        else:
+            self._outcomes.setdefault((admitted.environment, admitted.cell), Counter())["done"] += 1
+            if not group.has_signal and ordinal not in self.journal.dropped:
+                self.journal.append(Dropped(ordinal=ordinal, why=NO_SIGNAL))
+            self._ledger.finish(ordinal, has_signal=group.has_signal)
         if self.window is None:
             self._results.setdefault(admitted.wave, []).append((admitted, group))
         else:
             self._learn(admitted, group)
 
-    def _learn(self, admitted: Admitted, group: Group) -> None:
+    def _learn(self, admitted: Admitted, group: Group | None) -> None:
+        self.curriculum.count(has_signal=group is not None and group.has_signal)
+        if group is None:
+            return
         passes = float(np.clip(group.rewards, 0, 1).sum())
         self.curriculum.update(admitted.environment, admitted.cell, passes, len(group.rollouts))
 

@@ -23,7 +23,8 @@ class Watch:
         """The facts of the step that was trained."""
         picked, drawn = self.rollouts.groups(step), self.rollouts.drawn_for(step)
         facts = drawing_facts(drawn, len(drawn[0].rollouts))
-        facts |= training_facts(picked, sum(group.num_drawn for group in drawn), version=step)
+        num_drawn = sum(group.num_drawn for group in drawn)
+        facts |= training_facts(picked, num_drawn, version=step, num_asked=self.rollouts.num_groups)
         if self._tasks:  # of those, grading costs nothing
             facts |= shuffled_facts(drawn, self._grade, len(drawn[0].rollouts))
         self._steps.append(facts)

@@ -60,7 +60,7 @@ class CheckedWaves(Waves):
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__(schedule)
-        self.real = ledger.Waves(num_steps=MANY, lag=int(schedule.lag))
+        self.real = ledger.Waves(num_steps=MANY, lag=int(schedule.lag), groups=schedule.groups_per_step)
         self.dealt: list[Group] = []
         self.num_picks = 0
 

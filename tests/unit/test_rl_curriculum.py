@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rl_learner import groups_to_learn
 
 from herd.config.rl import CurriculumConfig
 from herd.errors import HerdError
-from herd.rl.curriculum import Curriculum
+from herd.rl.curriculum import MOST_DEALT, Curriculum
+from herd.rl.ledger import Waves
 
 SHARES = st.lists(st.integers(1, 100).map(lambda number: number / 100), min_size=1, max_size=6)
 
@@ -215,3 +216,50 @@ def test_a_config_without_a_share_for_hard_cells_is_refused():
 def test_the_state_of_other_cells_is_refused():
     with pytest.raises(HerdError, match=r"cells of the saved curriculum are .* start over with --restart"):
         ladder(3).restore(ladder(4).state())
+
+
+def trained_groups(share: float, lag: int, seed: int, *, num_steps: int = 24, groups: int = 24) -> list[int]:
+    """How many groups each step is trained on where this share has signal and the others are all right or all wrong."""
+    rng, curriculum = np.random.default_rng(seed), ladder(3)
+    ledger, ordinal, applied = Waves(num_steps=num_steps, lag=lag, groups=groups), 0, 0
+    results: dict[int, list[tuple[str, int]]] = {}
+    trained = []
+    while len(trained) < num_steps:
+        while (deal := ledger.next_deal()) is not None:
+            settled = ledger.settled()
+            for wave in [one for one in results if one < settled]:
+                for cell, passes in results.pop(wave):
+                    curriculum.update("digits", cell, passes, 8)
+                    curriculum.count(has_signal=0 < passes < 8)
+            if applied < settled:
+                curriculum.end_step()
+            applied = settled
+            count = curriculum.num_to_deal(deal.count, 8, deal.wave, num_steps)
+            places = curriculum.deal(count, seed, deal.wave, num_steps)
+            ledger.admit(range(ordinal, ordinal + count), deal)
+            for _, cell, _ in places:
+                passes = int(rng.integers(1, 8)) if rng.random() < share else 8 * int(rng.integers(2))
+                results.setdefault(deal.wave, []).append((cell, passes))
+                ledger.finish(ordinal, has_signal=0 < passes < 8)
+                ordinal += 1
+        step, ordinals = ledger.next_pick()
+        ledger.pick(step, ordinals)
+        trained.append(len(ordinals))
+        ledger.publish(step + 1)
+    return trained
+
+
+@settings(max_examples=30)
+@given(st.floats(0.08, 1), st.integers(0, 4), st.integers(0, 10**6))
+def test_waves_bring_as_many_groups_as_are_asked_for_whatever_share_has_signal(share: float, lag: int, seed: int):
+    trained = trained_groups(share, lag, seed)
+    assert np.mean(trained[lag + 1 :]) == pytest.approx(24, rel=0.25)
+    assert trained[0] >= 12
+
+
+def test_where_hardly_any_group_has_signal_a_wave_is_bounded():
+    curriculum = ladder(2)
+    assert 24 < curriculum.num_to_deal(24, 8, 0, 2) < 40  # the posterior alone
+    for _ in range(10_000):
+        curriculum.count(has_signal=False)
+    assert curriculum.num_to_deal(24, 8, 0, 2) == 24 * MOST_DEALT

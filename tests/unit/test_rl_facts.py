@@ -51,7 +51,8 @@ def test_ages_are_those_of_the_tokens_that_the_model_drew():
     drawn = np.array([True, True, False, False, True, True])
     spans = (Span(begin=0, version=3), Span(begin=1, version=5), Span(begin=3, version=7))
     picked = [group(0, [1.0], num_tokens=6, drawn=drawn, spans=spans)]
-    assert training_facts(picked, 12, 8) == {
+    assert training_facts(picked, 12, 8, 4) == {
+        "filled": 0.25,
         "trained_tokens": 4,
         "drawn_per_trained": 3,
         "age": (5 + 3 + 1 + 1) / 4,
@@ -114,7 +115,7 @@ def test_groups_alone_in_their_cells_have_nothing_to_be_shuffled_with():
 
 
 def facts(truncated: list[float], entropy: list[float]) -> list[dict[str, float]]:
-    return [{"truncated": cut, "entropy": nats} for cut, nats in zip(truncated, entropy, strict=True)]
+    return [{"truncated": cut, "entropy": nats, "filled": 1.0} for cut, nats in zip(truncated, entropy, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -134,3 +135,11 @@ def test_truncation_that_is_high_and_rises_and_entropy_that_is_lost_are_alarming
     lines = alarms(facts(truncated, entropy))
     assert len(lines) == (expected is not None)
     assert expected is None or lines[0].startswith(expected)
+
+
+@pytest.mark.parametrize(("filled", "expected"), [(0.6, 0), (0.4, 1)])
+def test_steps_of_far_fewer_groups_than_are_asked_for_are_alarming(filled: float, expected: int):
+    steps = [{"truncated": 0.0, "entropy": 1.0, "filled": share} for share in [0.1] * 5 + [filled] * 5]
+    lines = alarms(steps)
+    assert len(lines) == expected
+    assert not lines or lines[0].startswith("steps are trained on 40% of the groups that are asked for")

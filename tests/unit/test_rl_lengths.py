@@ -57,7 +57,7 @@ def simulate(ledger: Ledger, seed: int) -> tuple[list[float], list[float]]:
             trained += ordinals
             waiting.append(step)
         while (deal := ledger.next_deal()) is not None:
-            ordinals = [next(numbers) for _ in range(deal.count or GROUPS)]
+            ordinals = [next(numbers) for _ in range(deal.count)]
             ledger.admit(ordinals, deal)
             for ordinal in ordinals:
                 heapq.heappush(events, (now + draw_group(ordinal, seed)[1], ordinal, ordinal))
@@ -98,7 +98,7 @@ def window(lag: int) -> Window:
 @pytest.mark.parametrize("mode", ["pinned", "inflight"])
 def test_trained_lengths_are_the_drawn_ones(mode: str, lag: int) -> None:
     for seed in range(5):
-        ledger = Waves(num_steps=NUM_STEPS, lag=lag) if mode == "pinned" else window(lag)
+        ledger = Waves(num_steps=NUM_STEPS, lag=lag, groups=GROUPS) if mode == "pinned" else window(lag)
         trained, admitted = simulate(ledger, seed)
         assert len(trained) > 800
         assert p_value(trained, admitted) > 0.05
