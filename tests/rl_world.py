@@ -4,13 +4,19 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
+
 from herd.bench.select_world import new_model, questions, write_data
 from herd.config import CheckpointConfig, RlConfig
+from herd.engine.engine import Engine
 from herd.rl.environment import Reaction
+from herd.rl.record import Group
+from herd.rl.rollouts import Rollouts
 
 
 class Parity:
@@ -133,3 +139,27 @@ def settings(environment: type | str = Parity, **changes: Any) -> RlConfig:
     changes = {"num_steps": 3, "groups": 3, "group_size": 4, "max_tokens": 8, "dtype": "float32", **changes}
     changes.setdefault("checkpoint", CheckpointConfig(every_s=0))
     return RlConfig(environments=(name,), **changes)
+
+
+def wait_for_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the engine stop after 10 steps of the same weights while the training computes the next ones, which so find
+    answers half drawn: on a busy machine it can have drawn all that it may before they come."""
+    step, groups = Engine._step, Rollouts.groups
+    asked: list[int] = []  # steps whose groups are waited for, by the training and by the thread that reads ahead
+    steps = Counter[int]()
+
+    def step_and_wait(self: Engine) -> None:
+        step(self)
+        steps[self.version] += 1
+        while steps[self.version] >= 10 and not (asked or self._closed) and self._inbox.empty():
+            time.sleep(1e-3)
+
+    def groups_and_say(self: Rollouts, number: int) -> list[Group]:
+        asked.append(number)
+        try:
+            return groups(self, number)
+        finally:
+            asked.remove(number)
+
+    monkeypatch.setattr(Engine, "_step", step_and_wait)
+    monkeypatch.setattr(Rollouts, "groups", groups_and_say)

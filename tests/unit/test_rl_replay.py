@@ -1,7 +1,5 @@
 """Rollouts of a run whose weights came in the middle of answers, drawn once more from prompt, seed and spans."""
 
-import time
-from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +9,13 @@ import torch
 from exact_world import Plan, bits, draw_groups, open_engine, random_weights, small_model, update_after_steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rl_world import make_world
+from rl_world import make_world, wait_for_training
 from rl_world import settings as run_settings
 
-from herd.engine.engine import Engine
 from herd.engine.load import load
 from herd.errors import HerdError
 from herd.rl.journal import Journal
-from herd.rl.record import Group, Rollout, Span
+from herd.rl.record import Rollout, Span
 from herd.rl.replay import redraw
 from herd.rl.rollouts import Rollouts
 from herd.stages.rl import JOURNAL, rl
@@ -54,30 +51,6 @@ def test_answers_go_on_under_new_weights_at_the_same_token(
         rollouts = [one for group in draw_groups(engine, plan) for one in group.rollouts]
     again = redraw(small_model(), rollouts, {0: random_weights(model, 0), **weights}.__getitem__)
     assert list(map(bits, again)) == list(map(bits, rollouts))
-
-
-def wait_for_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the engine stop after 10 steps of the same weights while the training computes the next ones, which so find
-    answers half drawn: on a busy machine it can have drawn all that it may before they come."""
-    step, groups = Engine._step, Rollouts.groups
-    asked: list[int] = []  # steps whose groups are waited for, by the training and by the thread that reads ahead
-    steps = Counter[int]()
-
-    def step_and_wait(self: Engine) -> None:
-        step(self)
-        steps[self.version] += 1
-        while steps[self.version] >= 10 and not (asked or self._closed) and self._inbox.empty():
-            time.sleep(1e-3)
-
-    def groups_and_say(self: Rollouts, number: int) -> list[Group]:
-        asked.append(number)
-        try:
-            return groups(self, number)
-        finally:
-            asked.remove(number)
-
-    monkeypatch.setattr(Engine, "_step", step_and_wait)
-    monkeypatch.setattr(Rollouts, "groups", groups_and_say)
 
 
 def check_run(folder: Path, monkeypatch: pytest.MonkeyPatch, at_least: int, **changes: object) -> None:

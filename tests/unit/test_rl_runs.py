@@ -9,7 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rl_world import Hanging, Jittered, Raising, Same, Sometimes, Talking, Wandering, Wrong, make_world, settings
+from rl_world import (
+    Hanging,
+    Jittered,
+    Raising,
+    Same,
+    Sometimes,
+    Talking,
+    Wandering,
+    Wrong,
+    make_world,
+    settings,
+    wait_for_training,
+)
 
 from herd.config.rl_loss import PolicyLossConfig
 from herd.errors import HerdError
@@ -81,9 +93,11 @@ def test_a_quantised_engine_is_packed_again_at_each_update_and_corrected_for(wor
     assert [0 < step["k3"] < 0.05 for step in metrics(tmp_path / "out")] == [False, True, True, True]
 
 
-def test_answers_in_flight_have_spans_and_the_journal_gives_the_same_weights(world, tmp_path, one_thread):
+def test_answers_in_flight_have_spans_and_the_journal_gives_the_same_weights(world, tmp_path, one_thread, monkeypatch):
     config = settings(Jittered, num_steps=8, mode="inflight", lag=2, max_tokens=24, slots=4)
-    journal = run(config, world, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        wait_for_training(patch)
+        journal = run(config, world, tmp_path / "out")
     spans = [r.spans for step in journal.picked.values() for one in step for r in journal.group(one).rollouts]
     assert any(len(one) > 1 for one in spans)
     assert all(np.all(np.diff([span.version for span in one]) > 0) for one in spans)
