@@ -2,6 +2,7 @@
 
 import base64
 import re
+import time
 
 import numpy as np
 import pytest
@@ -62,6 +63,13 @@ def test_a_letter_of_another_script_is_replaced_only_in_words_of_mixed_ones():
 
 def test_digits_are_letters_only_where_that_makes_a_word():
     assert unleet("1gn0r3 @ll 4b5zz 2026", LEXICON.counts) == "ignore all 4b5zz 2026"
+
+
+@pytest.mark.parametrize("part", ["a", "1", "%4", "- ", ". ", "=", "0x", "é", "&#", "\u200b", "a-", "⠁ ", "1a ", "A\n"])
+def test_a_long_run_of_anything_takes_time_in_proportion(part: str):
+    begin = time.process_time()
+    views(part * (60_000 // len(part)), LEXICON)
+    assert time.process_time() - begin < 10  # a second at most; hours where a pattern takes the square
 
 
 @given(st.text())

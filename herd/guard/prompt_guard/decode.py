@@ -24,7 +24,7 @@ _DECIMAL = re.compile(r"\b(?:[0-9]{2,3}[\s,]+){5,}[0-9]{2,3}\b")
 _BASE85 = re.compile(r"(?<!\S)(?:<~)?[!-u]{15,}(?:~>)?(?!\S)")
 _MORSE = re.compile(r"(?<![\w.\-/])[.\-]{1,6}(?:(?:\s+|\s*/\s*)[.\-]{1,6}){4,}")
 _BRAILLE = re.compile(r"[\u2800-\u28ff](?:[\u2800-\u28ff ]*[\u2800-\u28ff])?")
-_PERCENT = re.compile(r"(?:[^\s%]*%[0-9A-Fa-f]{2}){3,}\S*")
+_PERCENT = re.compile(r"(?<!\S)(?:[^\s%]*+%[0-9A-Fa-f]{2}){3,}\S*")
 _ENTITY = re.compile(r"&(?:#[0-9]{2,6}|#x[0-9A-Fa-f]{2,5}|[a-z]{2,8});")
 _ESCAPES = re.compile(r"(?:\\u[0-9A-Fa-f]{4}){3,}")
 

@@ -45,7 +45,7 @@ _WRITTEN = frozenset("ıæœøđħłŧßþðəɛɔƒʋ€£¥")
 
 _REGIONAL, _TAG, _SELECTOR = 0x1F1E6, 0xE0000, 0xE0100
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-_LEET_WORD = re.compile(r"[0-9@$!|+€£A-Za-z]*[A-Za-z][0-9@$!|+€£A-Za-z]*")
+_LEET_WORD = re.compile(r"(?<![0-9@$!|+€£A-Za-z])[0-9@$!|+€£A-Za-z]{2,}")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _LEET_SIGNS = re.compile(r"(?<![^\s])[0-9@$!|+€£]{2,}(?![^\s.,;:?])")
 _ASCII_LETTER = re.compile(r"[A-Za-z]")
@@ -128,12 +128,14 @@ def _unmarked(text: str) -> str:
 def unleet(text: str, words: Container[str]) -> str:
     """With digits and signs inside words read as letters, `1gn0r3` as `ignore`, where that makes one of `words`. In a
     text that has several such words, those of digits and signs alone, such as `411`, are read so too."""
-    changed = 0
+    changed, pattern = 0, _LEET_WORD
 
     def replaced(match: re.Match[str]) -> str:
         nonlocal changed
         word = match[0]
         core = word.rstrip("!|+") or word
+        if pattern is _LEET_WORD and not _ASCII_LETTER.search(core):
+            return word
         if core.isalpha() or not 2 <= len(core) <= 24 or core.lower() in words:
             return word
         choices = itertools.product(*(LEET.get(letter, letter) for letter in core.lower()))
@@ -143,5 +145,8 @@ def unleet(text: str, words: Container[str]) -> str:
                 return read + word[len(core) :]
         return word
 
-    text = _LEET_WORD.sub(replaced, text)
-    return _LEET_SIGNS.sub(replaced, text) if changed > 2 else text
+    text = pattern.sub(replaced, text)
+    if changed > 2:
+        pattern = _LEET_SIGNS
+        text = pattern.sub(replaced, text)
+    return text

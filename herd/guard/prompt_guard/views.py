@@ -14,7 +14,8 @@ from herd.guard.prompt_guard.letters import plain_letters, unleet, visible
 from herd.guard.prompt_guard.words import Lexicon
 
 _SPACED = re.compile(r"(?<![^\W_])[^\W_](?:(?:[ \t]{1,3}|[._\-*|/\\~+])[^\W\d_](?![^\W_])){3,}")
-_BROKEN = re.compile(r"[^\W\d_]+(?:[_\-.*|~\\^`]+[^\W\d_]+)+")
+# Each pattern begins only where a run begins, or a megabyte of one letter would take its square in steps.
+_BROKEN = re.compile(r"(?<![^\W\d_])[^\W\d_]+(?:[_\-.*|~\\^`]+[^\W\d_]+)+")
 _RUN = re.compile(r"[A-Za-z]{14,200}")
 
 
