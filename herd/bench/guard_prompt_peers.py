@@ -63,7 +63,7 @@ class Linear:
         values = []
         for ids_F, value_F in rows:
             weighted = value_F * self.idf[ids_F]
-            values.append(weighted / np.sqrt((weighted**2).sum() or 1))
+            values.append((weighted / np.sqrt((weighted**2).sum() or 1)).astype(np.float32))
         offsets = np.cumsum([0, *(len(ids) for ids, _ in rows[:-1])])
         return (
             functional.embedding_bag(
