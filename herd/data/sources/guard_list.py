@@ -60,10 +60,7 @@ GUARD_SOURCES: tuple[Source, ...] = (
         "pyrit/datasets/jailbreak/templates/*.yaml",
         "pyrit/datasets/seed_datasets/local/adv_bench.prompt",
         "pyrit/datasets/scorer_evals/harm/*.csv",
-        "pyrit/prompt_converter/*.py",
-        "pyrit/memory/*.py",
-        "pyrit/common/*.py",
-        "pyrit/cli/*.py",
+        "pyrit/*.py",
     ),
     _wheel(
         "agentdojo",

@@ -121,8 +121,8 @@ def documents(found: dict[str, Pack]) -> Iterator[Prompt]:
                 yield Prompt(text=text, attack=False, source="pages")
     for name in found["pyrit"].names(".py"):
         code = found["pyrit"].read(name).decode()
-        for at in range(0, min(len(code), 12_000), 3000):
-            yield Prompt(text=code[at : at + 3000], attack=False, source="code")
+        for at in range(0, min(len(code), 9000), 1500):
+            yield Prompt(text=code[at : at + 1500], attack=False, source="code", group=name)
 
 
 def generated(texts: Sequence[str], count: int, *, heldout: bool) -> list[Prompt]:
@@ -146,7 +146,7 @@ def embedded_sets(count: int = 5500, report: Callable[[str], None] = print) -> S
     for one in own:
         place = one.group or one.text
         (valid if seed_of(0, "split", place) % 12 == 0 else train).append(one)
-    texts = [one.text for one in train if one.source in {"documents", "pages"} and one.text.isascii()]
+    texts = [one.text for one in train if one.source in {"documents", "pages", "code"} and one.text.isascii()]
     train += generated(texts, count, heldout=False)
     valid += generated(texts, count // 12, heldout=True)
     tests = [
