@@ -205,8 +205,10 @@ def test_a_filter_ends_the_reply_and_the_generation_in_every_way(tmp_path: Path)
     pipeline = AnswerPipeline(model, model.engine(), filters=filters)
     model.__class__ = type("Guarded", (FakeModel,), {"pipeline": pipeline})
     found = outcomes(pipeline, "count", tmp_path)
+    shown, reason, calls = found.pop("terminal")  # where the reader is told why
+    assert (shown, reason, calls) == ("1 2 (no more)\n\n3 was said", "content_filter", [])
     assert found == dict.fromkeys(found, ("1 2 (no more)", "content_filter", []))
-    assert pipeline.engine.running == 0 and pipeline.engine.num_cancelled == len(found)
+    assert pipeline.engine.running == 0 and pipeline.engine.num_cancelled == len(found) + 1
 
 
 def test_a_stream_that_is_closed_keeps_what_was_said_and_one_that_said_nothing_its_picture() -> None:

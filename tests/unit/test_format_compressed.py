@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import herd
+from herd import native
 from herd.core.files import read_json, write_json
 from herd.engine.model import Prompt
 from herd.engine.sampler import SamplingParams
@@ -263,4 +264,6 @@ def test_a_model_of_half_a_gigabyte_stays_packed_in_memory(tiny_folder: Path, tm
         text=True,
         check=True,
     )
-    assert int(run.stdout) < 1.1 * packed + 2e7, (run.stdout, packed)
+    # Without the kernels, a matrix of an expert is unpacked while it multiplies: 17 MB, and as much for what makes it.
+    unpacked = 0 if native.why_not() is None else 3 * 4 * 2 * config.moe.ffn_dim * config.dim
+    assert int(run.stdout) < 1.1 * packed + 2e7 + unpacked, (run.stdout, packed)

@@ -28,9 +28,13 @@ def raw_server(serve: Callable[[socket.socket], None]) -> Iterator[str]:
                 connection, _ = listener.accept()
             except OSError:
                 return
-            with connection:
+            with connection, connection.makefile("rb") as request:
                 try:
-                    connection.recv(65536)
+                    length = 0
+                    while line := request.readline().strip():
+                        name, _, value = line.lower().partition(b":")
+                        length = int(value) if name == b"content-length" else length
+                    request.read(length)  # what is left unread would make the close a reset, which loses the reply
                     serve(connection)
                 except OSError:
                     pass
