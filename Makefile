@@ -34,8 +34,8 @@ lint: $(VENV)/.dev  ## style and the direction of imports
 types: $(VENV)/.dev  ## mypy
 	$(BIN)/mypy
 
-unit: $(VENV)/.dev  ## the fast tests
-	$(BIN)/pytest -m "not slow"
+unit: $(VENV)/.dev  ## the fast tests, in two processes
+	$(BIN)/pytest -m "not slow" -n 2 --dist worksteal
 
 slow: $(VENV)/.dev  ## the proofs that take minutes
 	$(BIN)/pytest -m slow

@@ -1,10 +1,11 @@
-"""What holds for all tests: two threads, no network, shapes that are checked, and a tiny model folder to stand on."""
+"""What holds for all tests: two threads (one where xdist runs them in several processes), no network, shapes that are
+checked, and a tiny model folder to stand on."""
 
 import os
 import signal
 
 # Before torch and tokenizers are imported, which read these once.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HERD_DEVICE"] = "cpu"  # also where there is a card
@@ -28,16 +29,26 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest_plugins = ["model_folder", "released"]  # the fixtures `tiny_folder`, `reference`, …
 
 
+def threads(number):
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def one_thread():
     """For thousands of products too small to share: on a busy machine two threads wait for each other most of the
     time."""
-    import torch
+    yield from threads(1)
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+
+@pytest.fixture
+def two_threads():
+    """For kernels, which share their work out among threads: also where a process of the tests has one."""
+    yield from threads(2)
 
 
 @pytest.fixture(scope="module")

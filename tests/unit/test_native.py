@@ -22,6 +22,7 @@ from herd.native import library
 from herd.train import passes
 from herd.train.losses import softmax_gradient
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 needs_kernels = pytest.mark.skipif(native.why_not() is not None, reason="no C++ compiler or no AVX-512 with VNNI")
 NONE = library.Found(None, "a test", "")
 SHAPE = tiny(64, SpecialIds(**dict.fromkeys(SpecialIds.__dataclass_fields__, 0)))
