@@ -18,6 +18,11 @@ class GuardConfig(LanguageTrainingConfig):
     list is safe. Codes are those of S1 to S14 and of `policy`."""
     policy: str = field(default="", metadata=HOW_IT_RUNS)
     """A policy file (TOML) that `examples` are judged by: categories of yours."""
+    pictures: str = field(default="", metadata=HOW_IT_RUNS)
+    """A data folder with drawings of things (herd data build), for a model that sees: messages of words and drawings
+    are trained on too."""
+    pictures_share: Share = 0.3
+    """Share of the generated messages that have drawings, where there are any."""
     num_items: Count = 12_000
     """Messages that are trained on in all."""
     batch_items: Count = 48
@@ -54,5 +59,5 @@ class GuardConfig(LanguageTrainingConfig):
 
     def inputs(self) -> dict[str, Path]:
         """The user's files."""
-        found = {"examples": self.examples, "policy": self.policy}
+        found = {"examples": self.examples, "policy": self.policy, "pictures": self.pictures}
         return {role: Path(place).expanduser() for role, place in found.items() if place}

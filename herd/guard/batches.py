@@ -15,6 +15,7 @@ from herd.core.streams import stream
 from herd.data.loading.pack import Sample, pack
 from herd.data.media.image import ImageProcessor
 from herd.data.tasks.safety.items import Item, make_item
+from herd.data.tasks.safety.pictured import Drawings, PicturedItem
 from herd.data.tokens.chat import render_messages
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.guard.examples import Judged
@@ -48,10 +49,11 @@ class GuardBatches:
         *,
         examples: Sequence[Judged] = (),
         policy: Taxonomy = HAZARDS,
+        drawings: Drawings | None = None,
     ) -> None:
         """`policy` is the one of the examples."""
         self._config, self._tokenizer, self._processor = config, tokenizer, processor
-        self._examples, self._policy = examples, policy
+        self._examples, self._policy, self._drawings = examples, policy, drawings
         self.num_steps = -(-config.num_items // config.batch_items)
 
     def batch(self, step: int) -> GuardBatch:
@@ -65,7 +67,10 @@ class GuardBatches:
         if own:  # under their own policy: what another one says of them is not known
             policy, named = self._policy, {}
         chosen = [self._examples[int(index)] for index in rng.choice(max(len(self._examples), 1), size=own)]
-        made = (make_item(config.seed, "train", first + i) for i in range(count - own))
+        drawn = int(rng.binomial(count - own, config.pictures_share)) if self._drawings else 0
+        if self._drawings:
+            chosen += [pictured(self._drawings.item(config.seed, "train", first + i), policy) for i in range(drawn)]
+        made = (make_item(config.seed, "train", first + i) for i in range(drawn, count - own))
         return self.pack([*chosen, *(judged_item(one, policy, named) for one in made)], policy)
 
     def pack(self, chosen: Sequence[Judged], policy: Taxonomy) -> GuardBatch:
@@ -74,11 +79,16 @@ class GuardBatches:
         prompts: list[np.ndarray] = []
         for number, (_, of) in enumerate(groupby(sorted(chosen, key=lambda one: one.role), key=lambda one: one.role)):
             rendered = [self._render(one, policy) for one in of]
-            shared = common_length([sample.ids for sample in rendered])
+            shared = common_length([self._words(sample.ids) for sample in rendered])
             samples += rendered
             prompts += [np.where(np.arange(len(one.ids)) < shared, number, -1) for one in rendered]
         packed = pack(samples, patch_id=self._tokenizer.ids.patch)
         return GuardBatch(**vars(packed), prompts_N=torch.from_numpy(np.concatenate(prompts)))
+
+    def _words(self, ids: np.ndarray) -> np.ndarray:
+        """The tokens before the first picture: what follows may look alike and show something else."""
+        patches = np.flatnonzero(ids == self._tokenizer.ids.patch)
+        return ids[: patches[0]] if len(patches) else ids
 
     def _render(self, one: Judged, policy: Taxonomy) -> Sample:
         messages = guard_messages(one.parts, one.role, policy, one.before)
@@ -93,6 +103,12 @@ def judged_item(item: Item, policy: Taxonomy, named: dict[str, str]) -> Judged:
     """A generated item under a policy."""
     codes = violated(item, policy, named)
     return Judged(parts=[text_part(item.text)], role=item.role, before=item.before, codes=codes)
+
+
+def pictured(item: PicturedItem, policy: Taxonomy) -> Judged:
+    """An item with drawings under a policy."""
+    codes = tuple(code for code in policy.codes if code in item.codes)
+    return Judged(parts=item.parts(), role="user", codes=codes)
 
 
 def common_length(documents: Sequence[np.ndarray]) -> int:

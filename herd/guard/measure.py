@@ -1,11 +1,12 @@
 """How right a guard is: rates by category and by kind of item, with Wilson intervals."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from herd.core.statistics import share
 from herd.data.tasks.safety.items import make_item
+from herd.data.tasks.safety.pictured import Drawings, PicturedItem
 from herd.guard.model_guard import Guard, Verdict
 from herd.guard.taxonomy import HAZARDS, Taxonomy
 
@@ -72,3 +73,26 @@ def heldout_rates(guard: Guard, seed: int, num_items: int) -> dict[str, Any]:
             if sum((one["what"], one["code"]) == (what, code) for one in examples) < SHOWN:
                 examples.append({"what": what, "code": code, "text": item.text, "score": round(verdict.score, 3)})
     return {**rates(rows), "examples": examples}
+
+
+def pictured_rates(guard: Guard, drawings: Drawings, seed: int, num_items: int) -> dict[str, Any]:
+    """How often a guard is right about words and drawings of a style and in wordings that training never saw.
+
+    `combined`: where only both together tell. Its controls must fall to chance: `without` the drawings, and `shuffled`,
+    the drawings of another such item. `plain`: harmless words beside anything, and words that tell by themselves.
+    """
+    items = [drawings.item(seed, "heldout", number) for number in range(num_items)]
+    combined = [item for item in items if item.combined]
+    turned = [replace(item, pngs=other.pngs) for item, other in zip(combined, combined[1:] + combined[:1], strict=True)]
+
+    def right(shown: Sequence[PicturedItem], *, drawn: bool = True) -> dict[str, Any]:
+        messages = [[{"role": "user", "content": item.parts(drawn=drawn)}] for item in shown]
+        verdicts = guard.judge_all(messages)
+        return share(sum(one.unsafe == bool(item.codes) for one, item in zip(verdicts, shown, strict=True)), len(shown))
+
+    return {
+        "combined": right(combined),
+        "without": right(combined, drawn=False),
+        "shuffled": right(turned),
+        "plain": right([item for item in items if not item.combined]),
+    }

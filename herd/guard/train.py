@@ -12,9 +12,11 @@ from herd.config import GuardConfig
 from herd.core.device import choose_device, naming_out_of_memory
 from herd.core.lineage import Stage
 from herd.data.media.image import ImageProcessor
+from herd.data.tasks.safety.pictured import Drawings
+from herd.errors import HerdError
 from herd.guard.batches import GuardBatches, guard_loss
 from herd.guard.examples import read_examples
-from herd.guard.measure import heldout_rates
+from herd.guard.measure import heldout_rates, pictured_rates
 from herd.guard.model_guard import Guard
 from herd.guard.taxonomy import HAZARDS, read_policy
 from herd.model.formats.source import find_source
@@ -37,8 +39,11 @@ def train_guard(config: GuardConfig, model: Path, out: Path) -> Path:
     inputs = config.inputs()
     policy = read_policy(inputs["policy"]) if config.policy else HAZARDS
     examples = read_examples(inputs["examples"], policy) if config.examples else []
+    drawings = Drawings(inputs["pictures"]) if config.pictures else None
     source, device = find_source(model), choose_device()
     weights = dense(trainable_weights(source))
+    if drawings and weights.config.vision is None:
+        raise HerdError(f"{model} reads text alone: leave pictures out")
     dtype = training_dtype(config.dtype, stage)
     network = skeleton(weights.config)
     tokenizer = source.tokenizer(network.config.special)
@@ -46,12 +51,15 @@ def train_guard(config: GuardConfig, model: Path, out: Path) -> Path:
     parallel.apply(network)
     with naming_out_of_memory("take more ranks (--parallel.shard, --parallel.tensor)"):
         parallel.read(network, weights, dtype=dtype, device=device)
-    batches = GuardBatches(config, tokenizer, ImageProcessor(network.config.vision), examples=examples, policy=policy)
+    processor = ImageProcessor(network.config.vision)
+    batches = GuardBatches(config, tokenizer, processor, examples=examples, policy=policy, drawings=drawings)
     train_language(network, batches, config, stage, parallel, loss_fn=guard_loss(parallel))
 
     def facts(folder: Path) -> dict[str, Any]:
         with Guard(folder, threshold=config.threshold, context=config.context) as guard:
             measured = heldout_rates(guard, config.seed, config.heldout_items)
+            if drawings:
+                measured["pictures"] = pictured_rates(guard, drawings, config.seed, config.heldout_items)
         kept = {"threshold": config.threshold, "context": config.context, "languages": LANGUAGES}
         return {"guard": {**kept, "heldout": measured}}
 

@@ -1,0 +1,127 @@
+"""Messages of words and drawings: neither decides alone, and what is held out is never trained on."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from model_folder import random_tokenizer
+from PIL import Image
+
+from herd.config import GuardConfig, preset
+from herd.data.loading import tables
+from herd.data.media.image import ImageProcessor
+from herd.data.tasks.safety.items import SPLITS
+from herd.data.tasks.safety.pictured import ASKS, DANGEROUS, HARMLESS, HELD_STYLE, PLAIN, Drawings
+from herd.errors import HerdError
+from herd.guard.batches import GuardBatches, guard_loss
+from herd.guard.train import train_guard
+from herd.model.transformer import Transformer
+from herd.train.losses import language_loss
+
+
+def png(number):
+    """A picture of one colour, which is another for each number."""
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), (number % 256, number // 256, 77)).save(out, "PNG")
+    return out.getvalue()
+
+
+def row(style, name, number):
+    return {
+        "id": f"emoji/{style}/{name}", "split": "train", "source": "icon", "subject": name, "png": png(number),
+        "names": tables.to_json({"en": name}), "captions": "{}", "width": 8, "height": 8,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A data folder with drawings in three styles."""
+    path = tmp_path_factory.mktemp("drawn")
+    rows = [
+        row(style, name, 100 * place + number)
+        for place, style in enumerate(("google", "noto-v1", HELD_STYLE))
+        for number, name in enumerate((*DANGEROUS, *HARMLESS, "llama"))
+    ]
+    tables.write(path / "pictures.parquet", rows, tables.PICTURES)
+    return path
+
+
+# What each picture shows, and whether its style is the one held out.
+NAMES = {
+    png(100 * place + number): (name, place == 2)
+    for place in range(3)
+    for number, name in enumerate((*DANGEROUS, *HARMLESS, "llama"))
+}
+
+
+@pytest.fixture(scope="module")
+def drawings(folder):
+    return Drawings(folder)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_words_and_drawing_decide_together_and_splits_share_no_wording_and_no_style(drawings, split):
+    items = [drawings.item(3, split, number) for number in range(1500)]
+    assert items[:5] == [drawings.item(3, split, number) for number in range(5)]
+    asks = {ask.text: ask for ask in ASKS[split]}
+    by_text: dict[str, list[bool]] = {}
+    for item in items:
+        shown = [NAMES[one] for one in item.pngs]
+        assert all(held == (split == "heldout") for _, held in shown)
+        if item.combined:
+            ask = asks[item.text]
+            assert item.codes == ((ask.code,) if any(name in ask.things for name, _ in shown) else ())
+            by_text.setdefault(item.text, []).append(bool(item.codes))
+        elif item.text in PLAIN[split]:
+            assert item.codes == ()
+    assert {len(item.pngs) for item in items} == {1, 2}
+    assert set(by_text) == set(asks)
+    for found in by_text.values():  # the words alone tell nothing
+        assert abs(np.mean(found) - 0.5) < 4 * 0.5 / len(found) ** 0.5
+    plain = [NAMES[item.pngs[0]][0] in DANGEROUS for item in items if item.text in PLAIN[split]]
+    assert abs(np.mean(plain) - 0.5) < 0.15  # nor does a drawing
+    others = {ask.text for ask in ASKS["train" if split == "heldout" else "heldout"]}
+    assert not others & set(asks)
+
+
+def config_with(folder, **options):
+    return GuardConfig(num_items=16, batch_items=8, pictures=str(folder), pictures_share=1.0, **options)
+
+
+def test_what_messages_begin_with_ends_before_the_first_drawing(folder, drawings):
+    """Drawings look alike as tokens: the loss is that of the messages computed one by one."""
+    tokenizer = random_tokenizer()
+    torch.manual_seed(0)
+    model = Transformer(preset("tiny", vocab_size=tokenizer.vocab_size, special=tokenizer.ids)).double()
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, 1.0 if name.endswith("norm.weight") else 0.0, 0.05)
+    batches = GuardBatches(config_with(folder), tokenizer, ImageProcessor(model.config.vision), drawings=drawings)
+    batch = batches.batch(0)
+    assert len(batch.starts_S) == 9 and (batch.tokens_N == tokenizer.ids.patch).sum() >= 8
+    assert (batch.prompts_N >= 0).sum() > 1000
+    losses, grads = [], []
+    for loss_fn in (guard_loss(), language_loss(0.0)):
+        model.zero_grad()
+        loss, _ = loss_fn(model, batch)
+        loss.backward()
+        losses.append(loss.item())
+        grads.append(model.layers[0].attention.qkv.weight.grad.clone())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-6, atol=1e-9)
+
+
+def test_a_guard_that_sees_is_measured_with_and_without_its_drawings(folder, tiny_folder, tmp_path):
+    config = config_with(folder, heldout_items=12, context=1024, dtype="float32")
+    out = train_guard(config, tiny_folder, tmp_path / "guard")
+    facts = json.loads((out / "herd.json").read_text())
+    found = facts["guard"]["heldout"]["pictures"]
+    assert set(found) == {"combined", "without", "shuffled", "plain"}
+    assert found["combined"]["count"] == found["shuffled"]["count"] and "pictures" in facts["parents"]
+
+
+def test_a_folder_without_drawings_is_refused(tmp_path):
+    tables.write(tmp_path / "pictures.parquet", [row("google", "bomb", 1)], tables.PICTURES)
+    with pytest.raises(HerdError, match=r"has drawings of 1 of \d+ things"):
+        Drawings(tmp_path)
