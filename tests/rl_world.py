@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from herd.bench.select_world import new_model, questions, write_data
 from herd.config import CheckpointConfig, RlConfig
 from herd.engine.engine import Engine
+from herd.engine.load import load
+from herd.model.formats import huggingface
 from herd.rl.environment import Reaction
 from herd.rl.record import Group
 from herd.rl.rollouts import Rollouts
@@ -130,6 +133,21 @@ def make_world(folder: Path) -> tuple[Path, Path]:
     """A model folder and a data folder."""
     model = new_model(folder / "model", 0)
     data = write_data(folder / "data", questions(0, {"data": 2})["data"], 0)
+    return model, data
+
+
+def make_brief_world(folder: Path) -> tuple[Path, Path]:
+    """The same with a model that ends one token in eight, where first weights would in 305: conversations of several
+    turns then have all of them."""
+    model, data = make_world(folder)
+    transformer = load(model, dtype=torch.float32).transformer
+    tokens_N = torch.arange(100)
+    with torch.no_grad():
+        hidden_ND = transformer(tokens_N, positions_N=tokens_N, starts_S=torch.tensor([0, 100], dtype=torch.int32))
+        mean_D = hidden_ND.mean(0)
+        row_D = transformer.unembedding.weight[transformer.config.special.eot]
+        row_D.copy_(mean_D * (3.8 / mean_D.square().sum()))
+    huggingface.save(transformer, model)
     return model, data
 
 

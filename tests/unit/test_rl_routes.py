@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rl_groups import group
-from rl_world import Talking, make_world
+from rl_world import Talking, make_brief_world, make_world
 from rl_world import settings as rl_settings
 from test_rl_runs import metrics, run
 from test_rl_sharing import packed
@@ -274,11 +274,16 @@ def world(tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("rl"))
 
 
-def test_a_run_in_fp32_has_no_flips_and_several_turns_keep_rows_with_their_tokens(world, tmp_path, one_thread):
+@pytest.fixture(scope="module")
+def brief_world(tmp_path_factory):
+    return make_brief_world(tmp_path_factory.mktemp("rl"))
+
+
+def test_a_run_in_fp32_has_no_flips_and_several_turns_keep_rows_with_their_tokens(brief_world, tmp_path, one_thread):
     config = rl_settings(Talking, max_tokens=60, replay="on", num_steps=2, groups=1)
-    journal = run(config, world, tmp_path / "out")
+    journal = run(config, brief_world, tmp_path / "out")
     assert [step["route_flips"] for step in metrics(tmp_path / "out")] == [0, 0]
-    transformer = load(world[0], dtype=torch.float32).transformer
+    transformer = load(brief_world[0], dtype=torch.float32).transformer
     rollouts = [one for ordinal in journal.picked[0] for one in journal.group(ordinal).rollouts]
     assert any(not one.drawn.all() for one in rollouts)
     for one in rollouts:

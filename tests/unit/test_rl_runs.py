@@ -18,6 +18,7 @@ from rl_world import (
     Talking,
     Wandering,
     Wrong,
+    make_brief_world,
     make_world,
     settings,
     wait_for_training,
@@ -32,6 +33,11 @@ from herd.stages.rl import JOURNAL, rl
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return make_world(tmp_path_factory.mktemp("rl"))
+
+
+@pytest.fixture(scope="module")
+def brief_world(tmp_path_factory):
+    return make_brief_world(tmp_path_factory.mktemp("rl"))
 
 
 def run(config, world, out: Path) -> Journal:
@@ -123,17 +129,17 @@ def test_a_journal_of_other_settings_is_refused(world, tmp_path, one_thread):
             run(settings(num_steps=2, **changes), world, tmp_path / name)
 
 
-def test_several_turns_are_one_sequence_of_which_the_drawn_tokens_are_learnt(world, tmp_path, one_thread):
-    journal = run(settings(Talking, max_tokens=60, exact=True), world, tmp_path / "out")
+def test_several_turns_are_one_sequence_of_which_the_drawn_tokens_are_learnt(brief_world, tmp_path, one_thread):
+    journal = run(settings(Talking, max_tokens=60, exact=True), brief_world, tmp_path / "out")
     rollouts = [r for step in journal.picked.values() for one in step for r in journal.group(one).rollouts]
     assert any(not r.drawn.all() for r in rollouts)
     assert all((r.logprobs[~r.drawn] == 0).all() and (r.logprobs[r.drawn] < 0).all() for r in rollouts)
     assert all(step["k3"] == 0 for step in metrics(tmp_path / "out"))
 
 
-def test_several_turns_are_drawn_by_the_same_weights_where_these_are_pinned(world, tmp_path, one_thread):
+def test_several_turns_are_drawn_by_the_same_weights_where_these_are_pinned(brief_world, tmp_path, one_thread):
     runs = [
-        run(settings(Wandering, max_tokens=60, mode="pinned", lag=1, num_steps=4), world, tmp_path / name)
+        run(settings(Wandering, max_tokens=60, mode="pinned", lag=1), brief_world, tmp_path / name)
         for name in "ab"
     ]
     assert runs[0].published == runs[1].published
