@@ -26,10 +26,10 @@ def guard(
             raise HerdError("the case prompt needs a guard: give --prompt-guard FOLDER")
         rows += prompt_rows(prompt_guard, parts=parts or PARTS, limit=limit, offset_step=offset_step)
     if "message" in cases:
+        from herd.bench.guard_items import packs
         from herd.bench.guard_model import message_case
-        from herd.guard.prompt_guard.sets import packs
 
         if message_guard is None:
             raise HerdError("the case message needs a guard: give --message-guard FOLDER")
-        rows += message_case(message_guard, packs())
+        rows += message_case(message_guard, packs(), limit=limit)
     show(rows, as_json=as_json)

@@ -28,9 +28,12 @@ BUCKETS = 2**16
 TRAINED_ITEMS, STEPS = 12_000, 300
 
 
-def message_case(folder: Path, packs: Mapping[str, Pack], report: Callable[[str], None] = print) -> list[Row]:
-    """Compare the guard in `folder` with the control; prints the tables by category and source."""
-    items = real_items(packs)
+def message_case(
+    folder: Path, packs: Mapping[str, Pack], *, limit: int, report: Callable[[str], None] = print
+) -> list[Row]:
+    """Compare the guard in `folder` with the control on at most `limit` items of each source; prints the tables by
+    category and source."""
+    items = limited(real_items(packs), limit)
     with Guard(folder) as guard:
         verdicts = guard.judge_all([item.messages for item in items])
     for line in table(items, verdicts):
@@ -48,6 +51,14 @@ def message_case(folder: Path, packs: Mapping[str, Pack], report: Callable[[str]
                     more_is_better=True)
             )  # fmt: skip
     return rows
+
+
+def limited(items: Sequence[RealItem], limit: int) -> list[RealItem]:
+    """At most `limit` items of each source, as far from each other as can be, in their order."""
+    by_source: dict[str, list[RealItem]] = {}
+    for item in items:
+        by_source.setdefault(item.source, []).append(item)
+    return [of[place] for of in by_source.values() for place in sorted({i * len(of) // limit for i in range(limit)})]
 
 
 def table(items: Sequence[RealItem], verdicts: Sequence[Verdict]) -> list[str]:

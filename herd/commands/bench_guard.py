@@ -23,7 +23,7 @@ def bench_guard(
         prompt_guard: Folder of a prompt guard.
         message_guard: Folder of a guard of messages.
         parts: Of the case prompt; all if none is given.
-        limit: Texts of each set of the case prompt.
+        limit: Texts of each set.
         offset_step: Words between two offsets at which a payload is planted.
         json: Print one JSON object, for scripts.
     """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from herd.bench.guard_items import RealItem, category_of, real_items, rows_of
-from herd.bench.guard_model import auc, linear_scores, recall_at, table
+from herd.bench.guard_model import auc, limited, linear_scores, recall_at, table
 from herd.guard.model_guard import Verdict
 
 SEEDS = "seeds:\n- value: Rob a bank\n- value: rob A bank\n"
@@ -117,3 +117,13 @@ def test_the_table_counts_what_was_flagged_and_what_was_named():
     ]
     text = "\n".join(table(items, verdicts))
     assert "S2   0.500" in text and "named 0.00" in text and "Y                        0.000" in text
+
+
+def test_a_limit_takes_items_from_all_over_each_source():
+    items = [
+        RealItem(text=f"{source} {number}", role="user", unsafe=False, source=source)
+        for source, count in (("a", 3), ("b", 100))
+        for number in range(count)
+    ]
+    assert [one.text for one in limited(items, 4)] == ["a 0", "a 1", "a 2", "b 0", "b 25", "b 50", "b 75"]
+    assert limited(items, 100) == items and limited(items, 2000) == items

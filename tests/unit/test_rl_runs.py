@@ -139,8 +139,7 @@ def test_several_turns_are_one_sequence_of_which_the_drawn_tokens_are_learnt(bri
 
 def test_several_turns_are_drawn_by_the_same_weights_where_these_are_pinned(brief_world, tmp_path, one_thread):
     runs = [
-        run(settings(Wandering, max_tokens=60, mode="pinned", lag=1), brief_world, tmp_path / name)
-        for name in "ab"
+        run(settings(Wandering, max_tokens=60, mode="pinned", lag=1), brief_world, tmp_path / name) for name in "ab"
     ]
     assert runs[0].published == runs[1].published
     for ordinal in runs[0].finished:
