@@ -1,6 +1,6 @@
 """Is a reply a refusal, a partial refusal, an answer, something unrelated, or can it not be judged?
 
-`RuleJudge` reads the words of a reply (herd.guard.refusal_rules) and what it shares with the prompt
+`RuleJudge` reads the words of a reply (herd.data.tasks.safety.refusals) and what it shares with the prompt
 (herd.guard.related), in microseconds and without a model. `ModelJudge` asks any target for one word. Both are total:
 whatever the reply is, there is a verdict with a reason. `RULE_ERRORS` is what the rules were found to do on items that
 were not read when they were written, though their counts were looked at; `measure` finds the same of any judge on
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from herd.core.rates import JudgeErrors
-from herd.guard.refusal_rules import read_signs
+from herd.data.tasks.safety.refusals import read_signs
 from herd.guard.related import unrelated, words_of
 from herd.guard.target import Target
 

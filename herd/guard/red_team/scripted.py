@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from herd.core.streams import stream
 from herd.guard.red_team.attacker import Turn
 from herd.guard.red_team.attacks import Attack
-from herd.guard.red_team.judge import is_refusal
+from herd.guard.red_team.judge import has_refusal
 
 WORDINGS = {
     "Refusal Suppression": (
@@ -70,7 +70,7 @@ class ScriptedAttacker:
         elif not reply:
             observation = "The last message got no reply."
         else:
-            observation = "The model refused." if is_refusal(reply) else "The model replied without refusing."
+            observation = "The model refused." if has_refusal(reply) else "The model replied without refusing."
         return Turn(
             observation=observation,
             thought="Another form may get further." if prompt else "Begin with one form.",
