@@ -132,7 +132,8 @@ SHADES = 4
 def load_map(title: str, steps: Sequence[float], share_TE: NDArray[np.float64]) -> str:
     """Experts from top to bottom, steps from left to right: even is blank, the busier and the idler the darker.
 
-    Cells of one shade are one path, runs of them along a row one box: 128 experts stay a few tens of kilobytes.
+    Cells of one shade are one path, runs of them along a row one stroke, counted in cells: 128 experts stay a few tens
+    of kilobytes.
     """
     bins, experts = min(len(steps), 60), share_TE.shape[1]
     edges = np.linspace(0, len(steps), bins + 1).round().astype(int)
@@ -146,12 +147,12 @@ def load_map(title: str, steps: Sequence[float], share_TE: NDArray[np.float64]) 
         starts = [0, *(np.flatnonzero(np.diff(row_B)) + 1).tolist(), bins]
         for begin, end in pairwise(starts):
             if shade := int(row_B[begin]):
-                box = f"M{LEFT + begin * wide:.1f},{TOP + expert * tall:.1f}h{(end - begin) * wide:.1f}v{tall:.2f}H"
-                paths.setdefault(shade, []).append(f"{box}{LEFT + begin * wide:.1f}z")
-    drawing = []
-    for shade, boxes in sorted(paths.items()):
+                paths.setdefault(shade, []).append(f"M{begin} {expert}h{end - begin}")
+    drawing = [f'<g transform="translate({LEFT},{TOP + tall / 2:.3f}) scale({wide:.4f},{tall:.4f})">']
+    for shade, strokes in sorted(paths.items()):
         kind, opacity = "over" if shade > 0 else "under", abs(shade) / SHADES
-        drawing.append(f'<path class="{kind}" fill-opacity="{opacity:.2f}" d="{"".join(boxes)}"/>')
+        drawing.append(f'<path class="{kind}" stroke-opacity="{opacity:.2f}" d="{"".join(strokes)}"/>')
+    drawing.append("</g>")
     outline = f"M{LEFT},{TOP}H{WIDTH - RIGHT}V{HEIGHT - BOTTOM}H{LEFT}z"
     drawing.append(f'<path class="grid" d="{outline}"/>{frame.steps("step")}')
     named = {1, experts, *(number for number in ticks(1, experts, count=4) if number < 0.93 * experts)}
