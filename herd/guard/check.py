@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def check(
         conversations = read_conversations(file, role)
     found = False
     with Guard(folder, policy=taxonomy, threshold=threshold) as guard:
-        while batch := [one for one, _ in zip(conversations, range(BATCH), strict=False)]:
+        while batch := list(islice(conversations, BATCH)):
             for verdict in guard.judge_all(batch):
                 found = found or verdict.unsafe
                 print(json.dumps(asdict(verdict)) if as_json else line_of(verdict, taxonomy), flush=True)
