@@ -3,9 +3,20 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from herd.config.ranges import Context, Count, Share, Weight
+from herd.config.ranges import Checked, Context, Count, Share, Weight
 from herd.config.training import HOW_IT_RUNS, LanguageTrainingConfig, LossSpikesConfig, OptimizerConfig
 from herd.errors import HerdError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafetyConfig(Checked):
+    """`[safety]` of a recipe: what it adds to the tables of the stages."""
+
+    demonstrations: Count = 2_800
+    """Chats of training in each data folder: three of seven refuse what is unsafe, the others answer a benign twin or a
+    harmless request."""
+    heldout: Count = 400
+    """Held-out questions of either side, in the evaluations that it adds."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,6 +87,8 @@ class RlConfig(LanguageTrainingConfig):
     advantage (on-policy distillation). None if not given."""
     teacher_weight: Weight = 1.0
     """Factor on that."""
+    guard: str = field(default="", metadata=HOW_IT_RUNS)
+    """Folder of a guard whose verdicts are rewards: `guard/FOLDER` is one more of the environments."""
     quantize: Literal["none", "int8", "int4", "fp8"] = "none"
     """Weights of the engine that draws, packed again at each update; the correction accounts for what it draws
     differently."""
@@ -132,8 +134,9 @@ class RlConfig(LanguageTrainingConfig):
             raise HerdError("lora: the rollouts' engine draws by whole weights: herd merge the adapter, then herd rl")
 
     def inputs(self) -> dict[str, Path]:
-        """The teacher, if given."""
-        return {"teacher": Path(self.teacher).expanduser()} if self.teacher else {}
+        """The teacher and the guard, if given."""
+        found = {"teacher": self.teacher, "guard": self.guard}
+        return {role: Path(place).expanduser() for role, place in found.items() if place}
 
     @property
     def steps_behind(self) -> int:
@@ -146,7 +149,9 @@ class RlConfig(LanguageTrainingConfig):
         return self.replay == "on" or (self.replay == "auto" and may_differ)
 
     def shares(self) -> dict[str, float]:
-        """The share of each environment."""
+        """The share of each environment, the guard's too."""
         parts = [one.rpartition("=") for one in self.environments]
         weights = {name or share: float(share) if name else 1.0 for name, _, share in parts}
+        if self.guard:
+            weights[f"guard/{self.guard}"] = 1.0
         return {name: weight / sum(weights.values()) for name, weight in weights.items()}

@@ -34,8 +34,8 @@ from herd.evaluate.run_folder import (
     stages_leading_to,
     unfinished,
 )
+from herd.evaluate.safety import category_name, example, safety_card, safety_facts
 from herd.evaluate.samples import stage_samples
-from herd.guard.taxonomy import HAZARDS
 
 LANGUAGE_NAMES = {
     "en": "English", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "pt": "Portuguese",
@@ -53,7 +53,8 @@ def report(
     stage: str = "",
     among: Sequence[Path] | None = None,
 ) -> Path:
-    """Write `report.html` about a run, or one stage of it, finished or in work.
+    """Write `report.html` about a run, or one stage of it, finished or in work; and, where it has a guard or an
+    evaluation of refusals, `safety.md`, a section for the model card.
 
     `against` are other runs or stages to compare with. `samples` has the last finished model of language continue
     held-out texts, where no evaluation did so. `stage` is the one whose model the page is about, with the stages that
@@ -76,6 +77,8 @@ def report(
     names = {other: (f"{run.name}, this run", f"{other.name}, earlier") for other in against}
     beside = {other: compare(stages, theirs, names[other]) for other, theirs in earlier.items()}
     write_atomic(work.work / "report.html", render(run, stages, beside, said=said, alone=alone))
+    if safety := safety_facts([one for one in stages if one.finished]):
+        write_atomic(work.work / "safety.md", safety_card(safety))
     if out.exists():
         shutil.rmtree(out)  # it has nothing that this one lacks
     return work.finish()
@@ -123,7 +126,9 @@ def render(
         competitors=_competitors(results),
         training=_training(every),
         rewards=all_learned(every),
-        guards=guard_facts(stages),
+        safety=safety_facts(stages),
+        example=example,
+        category_name=category_name,
         beside=beside or {},
         card=next((one.lineage["card"] for one in stages if "card" in one.lineage), None),
         stages=stages,
@@ -150,16 +155,6 @@ def render_page(template: str, **values: Any) -> str:
         machine=machine(),
         **values,
     )
-
-
-def guard_facts(stages: Sequence[StageFolder]) -> list[dict[str, Any]]:
-    """What each guard catches and misses on held-out generated items, by category."""
-    found = []
-    for one in stages:
-        if measured := one.lineage.get("guard", {}).get("heldout"):
-            names = {code: HAZARDS[code].name for code in measured["by_category"]}
-            found.append({"name": one.name, "names": names, **measured})
-    return found
 
 
 def _evaluations(stages: Sequence[StageFolder]) -> dict[str, Mapping[str, Any]]:

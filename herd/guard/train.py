@@ -10,11 +10,13 @@ from typing import Any
 
 from herd.config import GuardConfig
 from herd.core.device import choose_device, naming_out_of_memory
+from herd.core.files import write_atomic
 from herd.core.lineage import Stage
 from herd.data.media.image import ImageProcessor
 from herd.data.tasks.safety.pictured import Drawings
 from herd.errors import HerdError
 from herd.guard.batches import GuardBatches, guard_loss
+from herd.guard.card import guard_card
 from herd.guard.examples import read_examples
 from herd.guard.measure import heldout_rates, pictured_rates
 from herd.guard.model_guard import Guard
@@ -61,6 +63,8 @@ def train_guard(config: GuardConfig, model: Path, out: Path) -> Path:
             if drawings:
                 measured["pictures"] = pictured_rates(guard, drawings, config.seed, config.heldout_items)
         kept = {"threshold": config.threshold, "context": config.context, "languages": LANGUAGES}
-        return {"guard": {**kept, "heldout": measured}}
+        found = {**kept, "heldout": measured}
+        write_atomic(folder / "README.md", f"# Guard of messages\n\n## Safety\n\n{guard_card(found)}")
+        return {"guard": found}
 
     return save_model(network, tokenizer, stage, parallel, facts=facts)

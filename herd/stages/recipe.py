@@ -1,7 +1,8 @@
 """A recipe: a TOML file whose tables are the stages of a run. Here it is read and checked; runner.py runs it.
 
 `[sft]` is a stage of the kind sft; `[stage.NAME]` with `kind = "sft"` is one too, under a name of its own, so that a
-kind may come more than once. The keys of a table are the fields of the stage's config.
+kind may come more than once. The keys of a table are the fields of the stage's config. `[safety]` is no stage: it adds
+to the tables of others (safety_table.py).
 
 A run is a graph. A stage begins with the model that its `from` names, else with that of the nearest table above it; its
 data folder likewise (`data`). Either may name a table above, or a folder of the user's. So several stages may begin
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from herd.errors import HerdError, unknown
+from herd.stages.safety_table import SAFETY, with_safety
 from herd.stages.settings import make_config, refuse_renamed
 
 STARTER = "starter"
@@ -34,6 +36,7 @@ SIGNS = {
     "data": ("tokenizer",),
     "selection": ("selection.parquet",),
     "teacher": ("teacher.json", "config.json"),
+    "guard": ("config.json",),
 }
 """What every such folder has one of."""
 SERVES_AS = {"teacher": ("teacher", "model")}
@@ -191,6 +194,10 @@ def read_tables(path: Path, kinds: Mapping[str, StageKind]) -> tuple[dict[str, T
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise HerdError(f"{path} is not valid TOML: {error}") from None
+    order = order_of_tables(text)
+    if SAFETY in document:
+        models = [kind.name for kind in kinds.values() if kind.writes == "model"]
+        document, order = with_safety(document, order, models, str(path))
     tables: dict[str, Table] = {}
     folders: dict[str, Path] = {}
     for name, value in document.items():
@@ -219,7 +226,7 @@ def read_tables(path: Path, kinds: Mapping[str, StageKind]) -> tuple[dict[str, T
             raise unknown(f"stage in {where} kind =", str(value["kind"]), kinds)
         values = {key: one for key, one in value.items() if key != "kind"}
         tables[name] = Table(kind=kinds[value["kind"]], values=values, where=where)
-    return {name: tables[name] for name in order_of_tables(text) if name in tables}, folders
+    return {name: tables[name] for name in order if name in tables}, folders
 
 
 def order_of_tables(text: str) -> list[str]:

@@ -314,6 +314,9 @@ def test_the_report_shows_what_the_guard_catches_and_misses(guard_folder, tmp_pa
     page = (report(guard_folder, tmp_path / "report") / "report.html").read_text()
     heldout = json.loads((guard_folder / "herd.json").read_text())["guard"]["heldout"]
     assert "What the guard catches" in page and f"of {heldout['recall']['count']} unsafe" in page
+    card = (tmp_path / "report" / "safety.md").read_text()
+    assert (guard_folder / "README.md").read_text().partition("## Safety")[2].strip() in card
+    assert card.count("generated only") == len(heldout["by_category"])
     assert all(HAZARDS[code].name.replace("&", "&amp;") in page for code in heldout["by_category"])
     assert {one["what"] for one in heldout["examples"]} <= {"caught", "missed", "false alarm"}
     assert all(bool(one["code"]) == (one["what"] != "false alarm") for one in heldout["examples"])

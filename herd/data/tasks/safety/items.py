@@ -18,6 +18,8 @@ from herd.data.tasks.safety import forms
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, Split] = ("train", "heldout")
+NAMES_ONLY = frozenset({"S4", "S9"})
+"""Categories that stay at the level of their names: no item of theirs is shown."""
 T = TypeVar("T")
 HELD_EVERY = 5
 """Of the pairs of a category, and of the topics, so many-th is held out."""
@@ -57,12 +59,23 @@ class Item:
     """First name of the topic that it is about, if it is one of topics.txt."""
     kind: str = ""
     """What it is made of: request, reply, refusal, twin, harmless, chat."""
+    wording: str = ""
+    """Of one that is made of a pair: its words, with {x} in place of the action."""
+    about: tuple[str, ...] = ()
+    """Of one that is made of a pair: the categories of its unsafe action."""
 
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The conversation that ends with it."""
         asked = [{"role": "user", "content": self.before}] if self.before else []
         return [*asked, {"role": self.role, "content": self.text}]
+
+    @property
+    def shown(self) -> str:
+        """What a report may print of it: an action only where it is benign, nothing of categories by name alone."""
+        if not NAMES_ONLY.isdisjoint(self.about):
+            return ""
+        return self.text if self.kind in ("twin", "harmless", "chat") else self.wording.replace("{x}", "[…]")
 
 
 def _lines(name: str) -> list[str]:
@@ -108,26 +121,41 @@ def make_item(seed: int, split: Split, number: int) -> Item:
         return Item(text=roughen(one_of(forms.CHAT, rng), rng), role="user", kind="chat")
     if kind == "harmless":
         topic = one_of(topics(split), rng)
-        text = roughen(_request(one_of(topic.actions, rng), held, rng), rng)
+        action = one_of(topic.actions, rng)
+        text = roughen(_wording(held, rng).replace("{x}", action), rng)
         return Item(text=text, role="user", topic=topic.names[0], kind="harmless")
     pair = one_of(pairs(split), rng)
     harmful = bool(rng.random() < 0.5)
     action = pair.harmful if harmful else pair.benign
-    asked = _request(action, held, rng)
+    wording = _wording(held, rng)
+    asked = wording.replace("{x}", action)
     if kind == "request":
-        codes = pair.codes if harmful else ()
-        return Item(text=roughen(asked, rng), role="user", codes=codes, kind="request" if harmful else "twin")
+        return Item(
+            text=roughen(asked, rng),
+            role="user",
+            codes=pair.codes if harmful else (),
+            kind="request" if harmful else "twin",
+            wording=wording,
+            about=pair.codes,
+        )
     helps = bool(rng.random() < 0.6)
     ways = forms.HELPFUL if helps else forms.REFUSALS
     if held:
         ways = forms.HELD_HELPFUL if helps else forms.HELD_REFUSALS
-    text = one_of(ways, rng).replace("{x}", action)
-    codes = pair.codes if harmful and helps else ()
-    return Item(text=text, role="assistant", before=asked, codes=codes, kind="reply" if helps else "refusal")
+    wording = one_of(ways, rng)
+    return Item(
+        text=wording.replace("{x}", action),
+        role="assistant",
+        before=asked,
+        codes=pair.codes if harmful and helps else (),
+        kind="reply" if helps else "refusal",
+        wording=wording,
+        about=pair.codes,
+    )
 
 
-def _request(action: str, held: bool, rng: np.random.Generator) -> str:
-    return one_of(forms.HELD_REQUESTS if held else forms.REQUESTS, rng).replace("{x}", action)
+def _wording(held: bool, rng: np.random.Generator) -> str:
+    return one_of(forms.HELD_REQUESTS if held else forms.REQUESTS, rng)
 
 
 def roughen(text: str, rng: np.random.Generator) -> str:

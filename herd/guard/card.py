@@ -1,0 +1,45 @@
+"""The model card's words about a guard: what it catches and misses, in Markdown, from what its training measured."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from herd.guard.taxonomy import HAZARDS
+
+
+def guard_card(guard: Mapping[str, Any]) -> str:
+    """The section about a guard, from the `guard` of its herd.json: figures with n and 95 % intervals, by category."""
+    measured = guard["heldout"]
+    recall, alarms = measured["recall"], measured["false_alarms"]
+    kinds = ", ".join(f"{kind} {percent(row)} of {row['count']}" for kind, row in measured["flagged"].items())
+    unseen = [code for code in HAZARDS.codes if code not in measured["by_category"]]
+    lines = [
+        f"Measured on generated messages alone, around {measured['num_actions']} unsafe actions and their benign twins"
+        " that training never saw, in other wordings than its own; each action comes several times, so that intervals "
+        "of 95 % (Wilson) are too narrow for new actions. **No category was tested on real messages** in this run, and "
+        f"training was in {', '.join(guard['languages'])}. From a score of {guard['threshold']:g} on a message is "
+        "flagged.",
+        "",
+        f"* flagged of {recall['count']} unsafe messages: {percent(recall)} ({interval(recall)})",
+        f"* flagged of {alarms['count']} safe messages: {percent(alarms)} ({interval(alarms)})",
+        f"* flagged by kind: {kinds}",
+        f"* macro F1 over categories: {measured['macro_f1']:.2f}",
+        "",
+        "| category | messages | named | 95 % interval | wrongly named | F1 | tested on |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for code, row in measured["by_category"].items():
+        hits = row["recall"]
+        lines.append(
+            f"| {code} {HAZARDS[code].name} | {hits['count']} | {percent(hits)} | {interval(hits)} "
+            f"| {percent(row['false_alarms'])} | {row['f1']:.2f} | generated only |"
+        )
+    lines += [f"| {code} {HAZARDS[code].name} | 0 | – | – | – | – | nothing |" for code in unseen]
+    return "\n".join(lines) + "\n"
+
+
+def percent(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['share']:.1f} %" if row["count"] else "–"
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['low']:.1f} – {100 * row['high']:.1f} %" if row["count"] else "–"
