@@ -1,4 +1,4 @@
-# make demo   train the tiny model from real documents and chat with it (about ten minutes after the downloads)
+# make demo   train the tiny model from real documents, and chat with it through a guard (about ten minutes after the downloads)
 # make test   everything that must hold before a commit
 # make help   the rest
 
@@ -15,12 +15,13 @@ PIP  := $(BIN)/python -m pip --disable-pip-version-check
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/.demo  ## train the tiny model and chat with it
+demo: $(VENV)/.demo  ## train the tiny model and a guard of it, and chat with both
 	$(BIN)/herd data fetch
 	$(BIN)/herd run $(RECIPE)
 	@echo "The report: $(CURDIR)/runs/$(RECIPE)/report/report.html"
-	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/herd chat runs/$(RECIPE)/sft; \
-	else echo "Talk to it:  $(BIN)/herd chat runs/$(RECIPE)/sft"; fi
+	@chat="$(BIN)/herd chat runs/$(RECIPE)/sft"; \
+	if [ -f runs/$(RECIPE)/guard/herd.json ]; then chat="$$chat --guard runs/$(RECIPE)/guard"; fi; \
+	if [ -t 0 ] && [ -t 1 ]; then $$chat; else echo "Talk to it:  $$chat"; fi
 
 install: $(VENV)/.dev  ## the virtual environment with everything for development
 
