@@ -34,7 +34,7 @@ from herd.evaluate.run_folder import (
     stages_leading_to,
     unfinished,
 )
-from herd.evaluate.safety import category_name, example, safety_card, safety_facts
+from herd.evaluate.safety import WORDS, safety_card, safety_facts
 from herd.evaluate.samples import stage_samples
 
 LANGUAGE_NAMES = {
@@ -127,8 +127,7 @@ def render(
         training=_training(every),
         rewards=all_learned(every),
         safety=safety_facts(stages),
-        example=example,
-        category_name=category_name,
+        **WORDS,
         beside=beside or {},
         card=next((one.lineage["card"] for one in stages if "card" in one.lineage), None),
         stages=stages,

@@ -10,8 +10,9 @@ from typing import Any
 
 from herd.core.files import read_json
 from herd.core.statistics import share
+from herd.data.tasks.safety.items import pairs
 from herd.evaluate.run_folder import StageFolder, evaluated_model
-from herd.guard.card import guard_card, interval, percent
+from herd.guard.card import guard_card, interval, percent, pictured
 from herd.guard.taxonomy import HAZARDS
 
 RULE = (
@@ -66,5 +67,10 @@ def safety_card(facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def category_name(code: str) -> str:
-    return HAZARDS[code].name
+WORDS = {
+    "example": example,
+    "pictured": pictured,
+    "category_name": lambda code: HAZARDS[code].name,
+    "num_actions": len(pairs("heldout")),
+}
+"""What the template of the section uses."""

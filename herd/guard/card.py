@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from herd.data.tasks.safety.items import pairs
 from herd.guard.taxonomy import HAZARDS
 
 
@@ -13,7 +14,7 @@ def guard_card(guard: Mapping[str, Any]) -> str:
     kinds = ", ".join(f"{kind} {percent(row)} of {row['count']}" for kind, row in measured["flagged"].items())
     unseen = [code for code in HAZARDS.codes if code not in measured["by_category"]]
     lines = [
-        f"Measured on generated messages alone, around {measured['num_actions']} unsafe actions and their benign twins"
+        f"Measured on generated messages alone, around {len(pairs('heldout'))} unsafe actions and their benign twins"
         " that training never saw, in other wordings than its own; each action comes several times, so that intervals "
         "of 95 % (Wilson) are too narrow for new actions. **No category was tested on real messages** in this run, and "
         f"training was in {', '.join(guard['languages'])}. From a score of {guard['threshold']:g} on a message is "
@@ -23,6 +24,7 @@ def guard_card(guard: Mapping[str, Any]) -> str:
         f"* flagged of {alarms['count']} safe messages: {percent(alarms)} ({interval(alarms)})",
         f"* flagged by kind: {kinds}",
         f"* macro F1 over categories: {measured['macro_f1']:.2f}",
+        *[f"* with drawings, right verdicts: {told}" for told in pictured(measured)],
         "",
         "| category | messages | named | 95 % interval | wrongly named | F1 | tested on |",
         "|---|---|---|---|---|---|---|",
@@ -35,6 +37,19 @@ def guard_card(guard: Mapping[str, Any]) -> str:
         )
     lines += [f"| {code} {HAZARDS[code].name} | 0 | – | – | – | – | nothing |" for code in unseen]
     return "\n".join(lines) + "\n"
+
+
+def pictured(measured: Mapping[str, Any]) -> list[str]:
+    """The share of right verdicts on words and drawings, in one line; [] of a guard that was not trained on any."""
+    if not (rows := measured.get("pictures")):
+        return []
+    words = {
+        "combined": "where only both together tell",
+        "without": "the same without the drawings",
+        "shuffled": "the same with those of another message",
+        "plain": "the others",
+    }
+    return ["; ".join(f"{words[part]} {percent(row)} of {row['count']}" for part, row in rows.items())]
 
 
 def percent(row: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from herd.core.statistics import share
-from herd.data.tasks.safety.items import make_item, pairs
+from herd.data.tasks.safety.items import make_item
 from herd.data.tasks.safety.pictured import Drawings, PicturedItem
 from herd.guard.model_guard import Guard, Verdict
 from herd.guard.taxonomy import HAZARDS, Taxonomy
@@ -60,8 +60,8 @@ def _flagged(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def heldout_rates(guard: Guard, seed: int, num_items: int) -> dict[str, Any]:
-    """`rates` of a guard on generated items whose actions and wordings training never saw, with `num_actions` of the
-    unsafe ones, and `examples` of what it caught and missed, by category, and of safe ones that it flagged."""
+    """`rates` of a guard on generated items whose actions and wordings training never saw, with `examples` by category
+    of what it caught and missed, and of safe ones that it flagged, as far as they may be shown."""
     items = [make_item(seed, "heldout", number) for number in range(num_items)]
     verdicts = guard.judge_all([item.messages for item in items])
     rows = [Row(codes=one.codes, kind=one.kind, verdict=verdict) for one, verdict in zip(items, verdicts, strict=True)]
@@ -73,7 +73,7 @@ def heldout_rates(guard: Guard, seed: int, num_items: int) -> dict[str, Any]:
             kept = sum((one["what"], one["code"]) == (what, code) for one in examples)
             if kept < (1 if code else FALSE_ALARMS):
                 examples.append({"what": what, "code": code, "text": item.shown, "score": round(verdict.score, 3)})
-    return {**rates(rows), "num_actions": len(pairs("heldout")), "examples": examples}
+    return {**rates(rows), "examples": examples}
 
 
 def pictured_rates(guard: Guard, drawings: Drawings, seed: int, num_items: int) -> dict[str, Any]:

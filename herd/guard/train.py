@@ -14,12 +14,15 @@ from herd.core.files import write_atomic
 from herd.core.lineage import Stage
 from herd.data.media.image import ImageProcessor
 from herd.data.tasks.safety.pictured import Drawings
+from herd.data.tokens.chat import render_messages
+from herd.data.tokens.tokenizer import Tokenizer
 from herd.errors import HerdError
 from herd.guard.batches import GuardBatches, guard_loss
 from herd.guard.card import guard_card
 from herd.guard.examples import read_examples
 from herd.guard.measure import heldout_rates, pictured_rates
-from herd.guard.model_guard import Guard
+from herd.guard.model_guard import ROOM, Guard
+from herd.guard.prompt import guard_messages, text_part
 from herd.guard.taxonomy import HAZARDS, read_policy
 from herd.model.formats.source import find_source
 from herd.model.formats.weights import skeleton
@@ -30,6 +33,8 @@ from herd.stages.model_folder import save_model
 from herd.train.dtype import training_dtype
 from herd.train.trainable import set_trainable
 
+LEAST = 3 * ROOM
+"""Tokens beside the policy: for the answer, and for windows of a message."""
 LANGUAGES = ("en",)
 """Of the generated items."""
 
@@ -49,6 +54,7 @@ def train_guard(config: GuardConfig, model: Path, out: Path) -> Path:
     dtype = training_dtype(config.dtype, stage)
     network = skeleton(weights.config)
     tokenizer = source.tokenizer(network.config.special)
+    check_context(config, tokenizer)
     set_trainable(network, config.trainable)
     parallel.apply(network)
     with naming_out_of_memory("take more ranks (--parallel.shard, --parallel.tensor)"):
@@ -68,3 +74,13 @@ def train_guard(config: GuardConfig, model: Path, out: Path) -> Path:
         return {"guard": found}
 
     return save_model(network, tokenizer, stage, parallel, facts=facts)
+
+
+def check_context(config: GuardConfig, tokenizer: Tokenizer) -> None:
+    """Raises HerdError where S1 to S14 leave no room for a message: before the training, not when it is measured."""
+    messages = guard_messages([text_part("")], "assistant", HAZARDS)
+    used = len(render_messages(tokenizer, ImageProcessor(None), messages, add_generation_prompt=True).ids)
+    if config.context < used + LEAST:
+        raise HerdError(
+            f"context={config.context}: the policy takes {used} tokens of this tokenizer; give at least {used + LEAST}"
+        )

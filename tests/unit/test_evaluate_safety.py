@@ -38,7 +38,8 @@ class Fake:
 @pytest.fixture(scope="module")
 def guard():
     measured = heldout_rates(Fake("S2"), 0, 900)
-    return {"threshold": 0.5, "context": 512, "languages": ["en"], "heldout": measured}
+    drawn = {"combined": share(45, 50), "without": share(25, 50), "shuffled": share(24, 50), "plain": share(40, 41)}
+    return {"threshold": 0.5, "context": 512, "languages": ["en"], "heldout": {**measured, "pictures": drawn}}
 
 
 @pytest.fixture
@@ -79,6 +80,8 @@ def test_what_the_guard_is_blind_to_is_on_the_first_page_and_in_the_card(run: Pa
     card = (run / "report" / "safety.md").read_text()
     count = guard["heldout"]["by_category"]["S2"]["recall"]["count"]
     assert f"| S2 Non-Violent Crimes | {count} | 0.0 % | 0.0 – " in card
+    drawn = "where only both together tell 90.0 % of 50; the same without the drawings 50.0 % of 50;"
+    assert drawn in card and drawn in first
     assert card.count("generated only") == 14 and "real messages" in card
 
 

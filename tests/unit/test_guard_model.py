@@ -279,6 +279,15 @@ def test_settings_that_a_guard_cannot_have_are_refused():
         GuardConfig(policy="mine.toml")
 
 
+def test_a_context_that_the_policy_fills_is_refused_before_the_training(tiny_folder, tmp_path):
+    with pytest.raises(HerdError, match=r"context=256: the policy takes \d+ tokens") as error:
+        train_guard(GuardConfig(**SMALL, context=256), tiny_folder, tmp_path / "guard")
+    least = int(str(error.value).rsplit(" ", 1)[1])
+    folder = train_guard(GuardConfig(**SMALL, context=least), tiny_folder, tmp_path / "guard")
+    with Guard(folder) as opened:
+        assert opened.judge(asked("the cat sat on the mat " * 40)).windows > 1
+
+
 def run(capsys, *args):
     code = main(["guard", "check", *args])
     captured = capsys.readouterr()
