@@ -28,7 +28,7 @@ PICTURE = {"tokens": 150}
 @pytest.fixture(scope="module")
 def folder(tiny_folder, tmp_path_factory):
     config = GuardConfig(
-        num_items=8, batch_items=8, heldout_items=4, dtype="float32", context=900, threshold=0.75, seed=3
+        num_items=8, batch_items=8, heldout_items=4, dtype="float32", context=1100, threshold=0.75, seed=3
     )
     return train_guard(config, tiny_folder, tmp_path_factory.mktemp("guards") / "guard")
 
@@ -58,6 +58,7 @@ def guard(opened, monkeypatch):
         tokenizer = Characters()
 
     monkeypatch.setattr(opened, "model", Model())
+    monkeypatch.setattr(opened, "context", 900)
     monkeypatch.setattr(opened, "_prompt", prompt)
     shown = []
     monkeypatch.setattr(opened, "_scores", lambda prompts: shown.extend(prompts) or [0.1] * len(prompts))
@@ -74,9 +75,9 @@ def asked(text):
 
 
 def test_a_guard_is_opened_as_it_was_trained(folder, opened):
-    assert (opened.threshold, opened.context, opened.languages) == (0.75, 900, {"en"})
-    with Guard(folder, threshold=0.2, context=800) as other:
-        assert (other.threshold, other.context) == (0.2, 800)
+    assert (opened.threshold, opened.context, opened.languages) == (0.75, 1100, {"en"})
+    with Guard(folder, threshold=0.2, context=1050) as other:
+        assert (other.threshold, other.context) == (0.2, 1050)
 
 
 def test_a_score_at_the_threshold_is_unsafe(guard, monkeypatch):
