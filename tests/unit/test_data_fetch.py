@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -93,6 +94,28 @@ def test_only_what_the_table_keeps_is_in_the_cache(tmp_path: Path, registry: dic
     pack = fetch([source(drop=("b*",))], cache=tmp_path, report=lambda line: None).packs["little"]
     assert pack.names() == ["a.txt"]
     assert [path.name for path in tmp_path.iterdir()] == ["little-1.0.zip"]
+
+
+def test_a_pack_is_made_anew_when_the_table_keeps_other_members(
+    tmp_path: Path, registry: dict[str, bytes], said: list[str]
+) -> None:
+    registry["little"] = ARCHIVE
+    fetch([source()], cache=tmp_path, report=said.append)
+    for changed, names in (
+        (source(keep=("*.txt", "*.bin")), ["a.txt", "b.txt", "c.bin"]),
+        (source(drop=("a*",)), ["b.txt"]),
+    ):
+        said.clear()
+        assert fetch([changed], cache=tmp_path, report=said.append).packs["little"].names() == names
+        assert "other members" in said[0]
+    path = tmp_path / "little-1.0.zip"
+    with zipfile.ZipFile(path, "a") as pack:  # as written before packs said what was kept
+        facts = json.loads(pack.comment)
+        del facts["members"]
+        pack.comment = json.dumps(facts).encode()
+    said.clear()
+    fetch([source()], cache=tmp_path, report=said.append)
+    assert not said
 
 
 @pytest.mark.parametrize("served", [ARCHIVE[:-1], wheel(a_txt="other"), b""])

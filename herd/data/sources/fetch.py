@@ -187,11 +187,20 @@ def _cached(source: Source, cache: Path, report: Report) -> Pack | None:
         pack = Pack(source=source, path=path, version=made_from["version"], sha256=made_from["sha256"])
     except (zipfile.BadZipFile, EOFError, ValueError, KeyError):
         whole = False
-    if whole and (pack.version != source.version or pack.sha256 == source.sha256):
+    # Packs of earlier versions do not say what was kept of their archives.
+    if whole and made_from.get("members", _selection(source)) != _selection(source):
+        report(f"{path} has other members than the table keeps; fetching {source.name} again")
+    elif whole and (pack.version != source.version or pack.sha256 == source.sha256):
         return pack
-    report(f"{path} is corrupt or of another making; fetching {source.name} again")
+    else:
+        report(f"{path} is corrupt or of another making; fetching {source.name} again")
     path.unlink()
     return None
+
+
+def _selection(source: Source) -> list[list[str]]:
+    """The patterns that decide which members of an archive are kept."""
+    return [list(source.keep), list(source.drop)]
 
 
 def _download(source: Source, cache: Path, work: Path) -> Pack:
@@ -208,7 +217,7 @@ def _download(source: Source, cache: Path, work: Path) -> Pack:
     with zipfile.ZipFile(packing, "w", zipfile.ZIP_STORED) as pack:
         for name, content in sorted(members(archive, source)):
             pack.writestr(zipfile.ZipInfo(name), content)
-        pack.comment = json.dumps({"version": version, "sha256": digest}).encode()
+        pack.comment = json.dumps({"version": version, "sha256": digest, "members": _selection(source)}).encode()
     os.replace(packing, path)
     archive.unlink()
     return Pack(source=source, path=path, version=version, sha256=digest)
