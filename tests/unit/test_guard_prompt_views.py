@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from herd.guard.prompt_guard.decode import decoded
 from herd.guard.prompt_guard.evasions import EVASIONS
-from herd.guard.prompt_guard.letters import plain_letters, unleet, visible
+from herd.guard.prompt_guard.generate import CIPHERS
+from herd.guard.prompt_guard.letters import MARK, plain_letters, unleet, visible
 from herd.guard.prompt_guard.literals import class_literals
 from herd.guard.prompt_guard.overlap import grams_of, overlap, share_in, without_copies
 from herd.guard.prompt_guard.views import views
@@ -36,7 +37,25 @@ def test_a_reading_has_the_words_that_an_evasion_hides(name: str, seed: int):
 
 def test_encodings_in_each_other_and_within_a_text_are_opened():
     twice = base64.b64encode(base64.b64encode(SENTENCE.encode()))
-    assert decoded(f"Hello. {twice.decode()} Bye.") == f"Hello. {SENTENCE} Bye."
+    assert decoded(f"Hello. {twice.decode()} Bye.") == f"Hello. {MARK} {SENTENCE} Bye."
+
+
+@pytest.mark.parametrize("name", [*CIPHERS, "tag_characters"])
+def test_what_was_hidden_is_marked(name: str):
+    hidden = EVASIONS[name](SENTENCE, np.random.default_rng(0))
+    assert any(view.startswith(MARK) for view in views(hidden, LEXICON))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "see%20the%20page%20here",
+        "caf\\u00e9 \\u0061\\u0062\\u0063 x",
+        "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
+    ],
+)
+def test_escapes_of_ordinary_texts_are_not_marked(text: str):
+    assert not any(MARK in view for view in views(text, LEXICON))
 
 
 @pytest.mark.parametrize(

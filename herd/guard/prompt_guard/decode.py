@@ -1,7 +1,9 @@
 """Encoded passages of a text, decoded: base64, base32, hexadecimal, binary, ASCII85, percent and HTML escapes, Morse,
 Braille, ROT13, Atbash and reversed text.
 
-A passage is replaced only where its decoded form is readable text, so a hash, a key or a picture stays as it is.
+A passage is replaced only where its decoded form is readable text, so a hash, a key or a picture stays as it is. MARK
+stands before what was decoded, so that the guard can tell hidden words from open ones; escapes of URLs, HTML and JSON,
+which ordinary texts have, get none.
 """
 
 import base64
@@ -11,6 +13,7 @@ import re
 from collections.abc import Callable
 from urllib.parse import unquote
 
+from herd.guard.prompt_guard.letters import MARK
 from herd.guard.prompt_guard.words import Lexicon
 
 MIN_BYTES = 6
@@ -123,17 +126,18 @@ def decoded(text: str, *, depth: int = 3) -> str:
         if len(_ENTITY.findall(text)) > 2:
             text = html.unescape(text)
         for pattern, decode in PASSAGES:
-            text = pattern.sub(lambda match, decode=decode: _kept(match[0], decode(match[0])), text)  # type: ignore[misc]
+            mark = "" if pattern in (_ESCAPES, _PERCENT) else f"{MARK} "
+            text = pattern.sub(lambda found, decode=decode, mark=mark: _kept(found[0], decode(found[0]), mark), text)  # type: ignore[misc]
         if text == before:
             break
-    return text
+    return re.sub(f"(?:{MARK} ){{2,}}", f"{MARK} ", text)
 
 
-def _kept(passage: str, text: str) -> str:
+def _kept(passage: str, text: str, mark: str) -> str:
     if not text:
         return passage
     tail = passage[len(passage.rstrip()) :]
-    return text + tail
+    return mark + text.removeprefix(mark) + tail
 
 
 def deciphered(text: str, lexicon: Lexicon) -> str:
@@ -149,5 +153,5 @@ def _line(line: str, lexicon: Lexicon) -> str:
         return line
     for read in (line.translate(ROT13), line[::-1], line.translate(ATBASH)):
         if (known := lexicon.known(read)) > share:
-            best, share = read, known
+            best, share = f"{MARK} {read.strip()}" + line[len(line.rstrip()) :], known
     return best

@@ -142,3 +142,5 @@ OTHERS: dict[str, Evasion] = {
     "typos": typos,
 }
 EVASIONS = BARRED | OTHERS
+HIDING = frozenset(("base64", "hexadecimal", "rot13", "reversed", "tag_characters", "atbash", "morse", "braille"))
+"""Those after which a person does not see what a text says."""

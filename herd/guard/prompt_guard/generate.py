@@ -5,6 +5,7 @@ the broken rules, the quoted injection, the document without the injection in it
 """
 
 import base64
+import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -117,10 +118,60 @@ def _latent(documents: Sequence[str]) -> Callable[[Grammar], str]:
 
 
 def _document(g: Grammar, documents: Sequence[str]) -> str:
-    if g.rng.random() < 0.5 or not documents:
+    draw = g.rng.random()
+    if draw < 0.2:
+        return _record(g)
+    if draw < 0.5 or not documents:
         return " ".join(g.top("email") for _ in range(int(g.rng.integers(1, 4))))
     text = g.pick(documents)
-    return text[: int(g.rng.integers(80, 1500))]
+    # No longer than what training reads of a text, so that an injection at the end is seen.
+    return text[: int(g.rng.integers(80, 900))]
+
+
+def _record(g: Grammar) -> str:
+    """What a tool returns: rows of invented people, files and messages as JSON, YAML, CSV, XML, a table or a log."""
+    keys = ("id", "sender", "subject", "body", "amount", "status")
+    rows: list[dict[str, object]] = []
+    for _ in range(int(g.rng.integers(1, 4))):
+        values = (
+            int(g.rng.integers(1000)), g.fill("{name}"), g.fill("{topic}"), g.top("email"),
+            round(float(g.rng.random() * 500), 2), g.pick(["open", "paid", "read", "draft", "TODO"]),
+        )  # fmt: skip
+        rows.append(dict(zip(keys, values, strict=True)))
+    kept = [key for key in keys if g.rng.random() < 0.7] or ["body"]
+    rows = [{key: row[key] for key in kept} for row in rows]
+    match int(g.rng.integers(6)):
+        case 0:
+            return json.dumps(rows, indent=int(g.rng.integers(3)) or None)
+        case 1:
+            return "\n".join(
+                "\n".join(f"{'-' if key == kept[0] else ' '} {key}: {row[key]}" for key in kept) for row in rows
+            )
+        case 2:
+            return "\n".join(",".join(map(str, line)) for line in [kept, *(row.values() for row in rows)])
+        case 3:
+            return "".join(f"<row>{''.join(f'<{key}>{row[key]}</{key}>' for key in kept)}</row>\n" for row in rows)
+        case 4:
+            return "\n".join(
+                "| " + " | ".join(map(str, line)) + " |" for line in [kept, *(row.values() for row in rows)]
+            )
+        case _:
+            return "\n".join(
+                f"2026-0{at + 1}-1{at} 1{at}:4{at} INFO {' '.join(map(str, row.values()))}"
+                for at, row in enumerate(rows)
+            )
+
+
+def _code(codes: Sequence[str]) -> Callable[[Grammar], str]:
+    """Code with lines whose words occur in attacks."""
+
+    def make(g: Grammar) -> str:
+        lines = g.pick(codes)[: int(g.rng.integers(100, 1200))].split("\n") if codes else []
+        for _ in range(int(g.rng.integers(1, 5))):
+            lines.insert(int(g.rng.integers(len(lines) + 1)), g.top("code_line"))
+        return "\n".join(lines)
+
+    return make
 
 
 def _plain_document(documents: Sequence[str]) -> Callable[[Grammar], str]:
@@ -171,6 +222,10 @@ def attack_kinds(documents: Sequence[str]) -> Kinds:
     }
 
 
+def _is_code(text: str) -> bool:
+    return bool(re.search(r"\b(?:return|import|self|function|const)\b.*[({;:]", text))
+
+
 def benign_kinds(documents: Sequence[str]) -> Kinds:
     """By kind of benign text, its share and what makes one."""
     return {
@@ -180,6 +235,9 @@ def benign_kinds(documents: Sequence[str]) -> Kinds:
         "mention": (1.2, _wrapped_plain("mention")),
         "correction": (1.5, _wrapped_plain("correction")),
         "requests": (1.5, _several("benign_request")),
+        "tasks": (1.5, _several("task")),
+        "records": (1.0, _record),
+        "code": (2.0, _code([text for text in documents if _is_code(text)])),
         "harmful": (2.5, _several("harm_request")),
         "documents": (2.5, _plain_document(documents)),
         "blobs": (0.5, _wrapped_plain("code_blob")),

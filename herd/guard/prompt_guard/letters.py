@@ -11,6 +11,9 @@ import unicodedata
 from collections.abc import Container
 from functools import lru_cache
 
+MARK = "\u241b"
+"""U+241B, the sign of an escape, which stands before text that was hidden or encoded."""
+
 _CYRILLIC = "а a в b е e з 3 и u к k м m н h о o п n р p с c т t у y х x ь b і i ј j ѕ s ԁ d ԛ q ԝ w һ h ӏ l ө o ү y"
 _GREEK = "α a β b γ y ε e η n ι i κ k μ u ν v ο o ρ p σ o τ t υ u χ x ω w"
 _OTHER = (
@@ -48,6 +51,7 @@ _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _LEET_WORD = re.compile(r"(?<![0-9@$!|+€£A-Za-z])[0-9@$!|+€£A-Za-z]{2,}")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _LEET_SIGNS = re.compile(r"(?<![^\s])[0-9@$!|+€£]{2,}(?![^\s.,;:?])")
+_TAGS = re.compile("[\U000e0020-\U000e007e]{9,}")
 _ASCII_LETTER = re.compile(r"[A-Za-z]")
 
 
@@ -78,7 +82,8 @@ def _hidden(text: str) -> str:
     if text.isascii():
         return text
     out = []
-    for letter in text:
+    # Flags of regions have six of them.
+    for letter in _TAGS.sub(lambda run: f"{MARK} {run[0]}", text):
         code = ord(letter)
         if 0x20 <= code - _TAG < 0x7F:
             out.append(chr(code - _TAG))

@@ -1,8 +1,13 @@
-"""The classifier: hashed character n-grams to word vectors, gated convolutions, the evidence at each word, two logits.
+"""The classifier: hashed character n-grams to word vectors, gated convolutions, two logits; beside it a linear model.
 
 A word's vector is the mean of its features' rows of one table, so the network reads characters, yet convolves over
-words. Each word gets evidence for an attack from the words around it alone, and a window's margin is the mean of its
-TOP highest: however much benign text there is beside an attack, it cannot outweigh it.
+words. The margin of a window is the sum of two terms (wide and deep, arXiv 1606.07792):
+
+    deep: the mean of the TOP highest of the evidences that each word gets from the words around it, and
+    wide: Σ votes / √(number of words), with a vote for each word and for each two and three words in a row.
+
+The first finds one sentence of an attack in a window, the second adds up many weak signs. Benign text weakens the
+second, so texts are scored in short windows too.
 The energy of a text is E(x) = -logsumexp(logits) (arXiv 2010.03759); see `train`.
 """
 
@@ -19,6 +24,8 @@ from herd.errors import HerdError
 
 TOP = 3
 """Words whose evidence is the window's."""
+VOTE = 8.0
+"""Scale of the votes of runs, which start at zero: how fast they learn beside the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +44,8 @@ class PromptGuardConfig:
     """Words that are scored at a time."""
     stride: int = 256
     """Words between the beginnings of two windows; at most half a window, so that a sentence is whole in one."""
-
+    runs: int = 1 << 20
+    """Rows of the table of votes of two and three words in a row."""
     fine: int = 48
     """Words of the short windows, half of it apart, that are scored too: one sentence counts for more in them."""
 
@@ -79,7 +87,9 @@ class Network(nn.Module):
         self.layers = nn.ModuleList(GatedConvolution(config, 3**depth) for depth in range(config.num_layers))
         self.norm = nn.RMSNorm(dim, eps=1e-6)
         self.hidden, self.head = nn.Linear(dim, dim), nn.Linear(dim, 1)
-        self.dropout = nn.Dropout(0.1)
+        self.vote, self.run_votes = nn.Linear(dim, 1, bias=False), nn.Embedding(config.runs, 1)
+        self.dropout, self.run_dropout = nn.Dropout(0.1), nn.Dropout(0.3)
+        nn.init.zeros_(self.run_votes.weight)
         nn.init.normal_(self.table.weight, std=1.0)
         with torch.no_grad():
             self.table.weight[0] = 0
@@ -97,11 +107,29 @@ class Network(nn.Module):
         best_BK = evidence_BL.topk(min(TOP, evidence_BL.shape[1]), dim=1).values
         real_BK = (best_BK > -5e3).float()
         margin_B = (best_BK * real_BK).sum(1) / real_BK.sum(1).clamp(min=1)
+        votes_BL = self.vote(words_UD)[index_BL][..., 0] * mask_BL1[..., 0]
+        votes_B = votes_BL.sum(1) + VOTE * self.votes_of_runs(features_UG[:, 0][index_BL])
+        margin_B = margin_B + votes_B / mask_BL1[..., 0].sum(1).clamp(min=1).sqrt()
         return torch.stack((-margin_B / 2, margin_B / 2), dim=-1)
 
     def embed(self, features_UG: Int[Tensor, "u g"]) -> Float[Tensor, "u d"]:
         """The mean of the rows of each word's features; of padding zero."""
         return functional.embedding_bag(features_UG, self.table.weight, mode="mean", padding_idx=0)
+
+    def votes_of_runs(self, names_BL: Int[Tensor, "b l"]) -> Float[Tensor, "b"]:
+        """The sum of the votes of all runs of two and three words; `names_BL` has each word's first feature, or 0."""
+        padded_BL = functional.pad(names_BL, (0, 2))
+        next_BL, third_BL = padded_BL[:, 1:-1], padded_BL[:, 2:]
+        two_BL = names_BL * 40_503 + next_BL
+        three_BL = (two_BL * 69_069 + third_BL) % (1 << 31)
+        both_BL = ((names_BL > 0) & (next_BL > 0)).float()
+        votes_BL = self._run_votes(two_BL) * both_BL
+        return (votes_BL + self._run_votes(three_BL) * both_BL * (third_BL > 0).float()).sum(1)
+
+    def _run_votes(self, runs_BL: Tensor) -> Tensor:
+        # The product's high bits depend on all words of a run, its low ones mostly on the last.
+        rows_BL = runs_BL * 2_654_435_761 % (1 << 32) * self.config.runs // (1 << 32)
+        return self.run_dropout(self.run_votes(rows_BL)[..., 0])
 
     @property
     def num_parameters(self) -> int:

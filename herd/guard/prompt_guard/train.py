@@ -29,7 +29,7 @@ from herd.core.lineage import STATE, Stage
 from herd.core.progress import ProgressBar, progress_bar
 from herd.core.streams import seed_of, stream
 from herd.errors import HerdError
-from herd.guard.prompt_guard.evasions import EVASIONS
+from herd.guard.prompt_guard.evasions import EVASIONS, HIDING
 from herd.guard.prompt_guard.guard import PromptGuard, scripts_of
 from herd.guard.prompt_guard.network import Network, PromptGuardConfig, energy
 from herd.guard.prompt_guard.sets import Prompt, Sets
@@ -57,8 +57,11 @@ class PromptGuardTraining:
     """Negative energy from which it begins."""
     evasion_share: float = 0.12
     """Share of the texts that are trained on once more as an evasion of them."""
-    longest: int = 112
-    """Words of a text that are trained on, cut at random; the network itself takes windows of `shape.window`."""
+    word_dropout: float = 0.1
+    """Share of the words that are left out at random."""
+    longest: int = 224
+    """Words of a text that are trained on. Of a longer benign text, and of two in three that are longer than a short
+    window, a run at random is trained on in each epoch; of an attack always the beginning."""
     seed: int = 0
 
 
@@ -83,8 +86,9 @@ class Examples:
     def of(cls, prompts: Sequence[Prompt], lexicon: Lexicon, config: PromptGuardTraining) -> "Examples":
         """The texts, and a share of them as evasions."""
         rng, texts, attack = stream(config.seed, "evasions"), [], []
-        names = list(EVASIONS)
         for one in prompts:
+            # What is encoded counts as an attack whatever it says, so benign texts are only misspelt.
+            names = [name for name in EVASIONS if one.attack or name not in HIDING]
             texts.append(one.text)
             attack.append(one.attack)
             if rng.random() < config.evasion_share:
@@ -97,33 +101,41 @@ class Examples:
         kept = [at for at, one in enumerate(words) if one]
         return cls([words[at] for at in kept], np.array([attack[at] for at in kept]))
 
+    def lengths(self, number: int, config: PromptGuardTraining) -> NDArray[np.int64]:
+        """Words of each text that an epoch trains on."""
+        # An attack may stand anywhere in its text, so nothing of it is cut off.
+        drawn = stream(config.seed, "lengths", number).choice(
+            [config.shape.fine, 2 * config.shape.fine, 1 << 20], len(self.words)
+        )
+        whole = np.array([min(len(one), config.longest) for one in self.words])
+        return np.where(self.attack, whole, np.minimum(whole, drawn))
+
     def epoch(self, number: int, config: PromptGuardTraining) -> list[NDArray[np.int64]]:
-        """Batches of like lengths, in a random order."""
+        """Batches of like lengths, in a random order: rows and how many words of each."""
         rng = stream(config.seed, "epoch", number)
-        lengths = np.array([min(len(one), config.longest) for one in self.words])
+        lengths = self.lengths(number, config)
         order = np.argsort(lengths * np.exp(rng.normal(0, 0.1, len(lengths))), kind="stable")
         batches, begin = [], 0
         while begin < len(order):
             end = begin + 1
             while end < len(order) and (end - begin + 1) * lengths[order[begin : end + 1]].max() <= config.batch_words:
                 end += 1
-            batches.append(order[begin:end])
+            batches.append(np.stack((order[begin:end], lengths[order[begin:end]])))
             begin = end
         return [batches[at] for at in rng.permutation(len(batches))]
 
     def tensors(
-        self, rows: NDArray[np.int64], number: int, config: PromptGuardTraining
+        self, plan: NDArray[np.int64], number: int, config: PromptGuardTraining
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(features_UG, index_BL, attack_B) of a batch of an epoch; long texts are cut, mostly to their beginning."""
+        """(features_UG, index_BL, attack_B) of a batch of an epoch."""
         batch = []
-        for row in rows:
-            words = self.words[row]
-            if (spare := len(words) - config.longest) > 0:
-                # A benign text is benign everywhere; of an attack only the beginning is certain to show it.
-                at = 0 if self.attack[row] else seed_of(config.seed, "cut", number, int(row)) % (spare + 1)
-                words = words[at : at + config.longest]
-            batch.append(words)
-        return *tensors(batch, config.shape.buckets), torch.from_numpy(self.attack[rows])
+        for row, length in plan.T.tolist():
+            spare = 0 if self.attack[row] else len(self.words[row]) - length
+            at = seed_of(config.seed, "cut", number, row) % (spare + 1)
+            batch.append(self.words[row][at : at + length])
+        rng = stream(config.seed, "dropped", number, int(plan[0, 0]))
+        batch = [[word for word in words if rng.random() >= config.word_dropout] or words for words in batch]
+        return *tensors(batch, config.shape.buckets), torch.from_numpy(self.attack[plan[0]])
 
 
 class Trainer:
@@ -218,8 +230,8 @@ def _epoch(
     # Dropout too is a function of the seed and the epoch, so that a resumed run ends as one that was not stopped.
     torch.manual_seed(seed_of(trainer.config.seed, "dropout", number) % 2**31)
     losses = []
-    for rows in plan:
-        losses.append(trainer.update(*examples.tensors(rows, number, trainer.config)))
+    for batch in plan:
+        losses.append(trainer.update(*examples.tensors(batch, number, trainer.config)))
         bar.advance(note=f"epoch {number + 1}, loss {np.mean(losses[-50:]):.4f}")
     return losses
 
