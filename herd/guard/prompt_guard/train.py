@@ -45,7 +45,7 @@ class PromptGuardTraining:
     shape: PromptGuardConfig = field(default_factory=PromptGuardConfig)
     num_epochs: int = 3
     """Passes over the texts."""
-    batch_words: int = 3072
+    batch_words: int = 4096
     """Words of a batch, padding included."""
     learning_rate: float = 3e-3
     """Its peak: linear over the first twentieth of the steps, then a cosine to zero."""
@@ -57,8 +57,6 @@ class PromptGuardTraining:
     """Negative energy from which it begins."""
     evasion_share: float = 0.12
     """Share of the texts that are trained on once more as an evasion of them."""
-    word_dropout: float = 0.1
-    """Share of the words that are left out at random."""
     longest: int = 224
     """Words of a text that are trained on. Of a longer benign text, and of two in three that are longer than a short
     window, a run at random is trained on in each epoch; of an attack always the beginning."""
@@ -133,8 +131,6 @@ class Examples:
             spare = 0 if self.attack[row] else len(self.words[row]) - length
             at = seed_of(config.seed, "cut", number, row) % (spare + 1)
             batch.append(self.words[row][at : at + length])
-        rng = stream(config.seed, "dropped", number, int(plan[0, 0]))
-        batch = [[word for word in words if rng.random() >= config.word_dropout] or words for words in batch]
         return *tensors(batch, config.shape.buckets), torch.from_numpy(self.attack[plan[0]])
 
 
