@@ -62,6 +62,10 @@ class Piece:
     last one, which was not computed; uint8 [tokens, mixture layers * top_k]."""
     prompt_logprobs: tuple[float, ...] = ()
     """With the first piece, where asked for: of every token of the prompt but the first."""
+    prompt_top: tuple[tuple[tuple[int, float], ...], ...] = ()
+    """Beside `prompt_logprobs`, where `logprobs` of the params is not 0: the likeliest tokens at each place."""
+    stop_string: str = ""
+    """The one that ended the answer."""
 
 
 class Answer:
@@ -142,6 +146,7 @@ class Answer:
             finish_reason=self.finish_reason,
             logprobs=logprobs,
             end_token=token if ended else None,
+            stop_string=self._stop.found,
         )
 
 
@@ -226,4 +231,5 @@ def join_pieces(pieces: Sequence[Piece]) -> Piece:
         finish_reason=pieces[-1].finish_reason,
         logprobs=tuple(one for piece in pieces for one in piece.logprobs),
         end_token=pieces[-1].end_token,
+        stop_string=pieces[-1].stop_string,
     )

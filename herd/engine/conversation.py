@@ -104,15 +104,18 @@ class Conversation:
         self.attached.append(part)
         return part
 
+    @property
+    def with_system(self) -> list[Message]:
+        """The messages, the system's first."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *self.messages]
+
     def render(self, model: LoadedModel) -> Prompt:
         """The prompt for the assistant's next message."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return model.render([*system, *self.messages], tools=self.tools)
+        return model.render(self.with_system, tools=self.tools)
 
     def to_json(self) -> str:
         """As a line that `herd generate` reads: pictures and videos by their paths."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-
         def written(part: dict[str, Any]) -> dict[str, Any]:
             return {"type": part["type"], part["type"]: part["path"]} if "path" in part else part
 
@@ -120,7 +123,7 @@ class Conversation:
             content = message["content"]
             return {**message, "content": content if isinstance(content, str) else [written(one) for one in content]}
 
-        return json.dumps({"messages": [*system, *map(message_of, self.messages)]}, ensure_ascii=False)
+        return json.dumps({"messages": [*map(message_of, self.with_system)]}, ensure_ascii=False)
 
     def _results(self) -> list[Message]:
         """The results at the end."""

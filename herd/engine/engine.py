@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequen
 from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -31,6 +32,7 @@ from herd.engine.request import EngineRequest, Generation, wake
 from herd.engine.runner import Runner, content_of
 from herd.engine.sampler import SamplingParams, choice_seeds
 from herd.engine.scheduler import Scheduler
+from herd.engine.score import mean_pooled
 from herd.engine.speculative import Drafter, DraftModel, NGrams, draft_tokens, num_drafts
 from herd.engine.weights import replace_weights, weights_digest
 from herd.errors import HerdError
@@ -158,6 +160,7 @@ class Engine:
                 ids=ids,
                 patch_rows=patch_rows,
                 scored=scored,
+                num_top=params.logprobs or 0,
                 request=request,
                 index=index,
                 answer=Answer(
@@ -219,6 +222,15 @@ class Engine:
             return weights_digest(self.model.transformer.state_dict())
 
         return self._run_between_steps(update)
+
+    def embed(self, prompts: Sequence[Prompt]) -> list[list[float]]:
+        """Unit vectors [D] of texts (herd.engine.score.mean_pooled), each computed between two steps."""
+        for prompt in prompts:
+            if not 0 < len(prompt.token_ids) <= self.max_model_len:
+                raise HerdError(
+                    f"a text has {len(prompt.token_ids)} tokens: it must have 1 to {self.max_model_len}, the context"
+                )
+        return [self._run_between_steps(partial(mean_pooled, self.model, prompt)) for prompt in prompts]
 
     def flush(self) -> None:
         """Empty the prefix cache between two steps: later requests compute their whole prompts. Running requests keep
@@ -341,6 +353,7 @@ class Engine:
         for one, result in zip(step.scheduled.values(), results, strict=True):
             # At their place: what was preempted is read again.
             one.request.prompt_logprobs[one.begin :] = result.prompt_logprobs
+            one.request.prompt_top[one.begin :] = result.prompt_top
             self._num_prefilled += max(0, min(one.end, one.request.num_prompt) - one.begin)
             if one.num_logits:
                 sampling.append((one.request, result.logits_RV))
@@ -367,7 +380,9 @@ class Engine:
         )
         for request, piece in zip(requests, pieces, strict=True):
             if request.prompt_logprobs:
-                piece = replace(piece, prompt_logprobs=tuple(request.prompt_logprobs))
+                piece = replace(
+                    piece, prompt_logprobs=tuple(request.prompt_logprobs), prompt_top=tuple(request.prompt_top)
+                )
                 request.scored = False  # they are given once
             # What was computed after a rejected draft is dropped; the last token is not computed yet.
             known = len(request.ids)
@@ -377,7 +392,7 @@ class Engine:
                 num_computed = len(request.ids) - (piece.end_token is None)
                 piece = replace(piece, routes=self._runner.routes(request, num_computed))
             self._scheduler.truncate(request, len(request.ids) - 1)
-            request.draft, request.prompt_logprobs = [], []
+            request.draft, request.prompt_logprobs, request.prompt_top = [], [], []
             if piece.finish_reason is None:
                 self._scheduler.cache_pages(request)
             else:

@@ -5,9 +5,9 @@ knows more, replace it, or end the reply with a `Verdict`. The engine itself run
 the sampling (herd.engine.answer); others are given to the answer pipeline (herd.engine.pipeline).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,19 @@ class StreamFilter(Protocol):
         """The text has ended; returns what may be shown of what was held back."""
 
 
+class Gate(Protocol):
+    """Judges what is asked and what is answered, such as a guard (herd.guard.stream).
+
+    Both may take long, as another model computes them: the pipeline calls them outside of an event loop.
+    """
+
+    def check(self, messages: Sequence[Mapping[str, Any]]) -> Verdict | None:
+        """Why the model must not read these messages; None where it may."""
+
+    def filter(self, messages: Sequence[Mapping[str, Any]]) -> StreamFilter:
+        """The filter of the reply to these messages."""
+
+
 class StopFilter:
     """Passes text on up to the first stop string, which is left out, however the text is cut into pieces."""
 
@@ -40,17 +53,20 @@ class StopFilter:
         self._stops = stops
         self._held = ""
         self.verdict: Verdict | None = None
+        self.found = ""
+        """The stop string that ended the text."""
 
     def push(self, text: str) -> str:
         if self.verdict:
             return ""
         text = self._held + text
         # The one that ends first: a stream fed letter by letter would see no other.
-        ends = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        ends = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if ends:
+            _, at, self.found = min(ends)
             self.verdict = Verdict(finish_reason="stop")
             self._held = ""
-            return text[: min(ends)[1]]
+            return text[:at]
         held = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

@@ -33,7 +33,13 @@ class Reply:
     logprobs: tuple[TokenLogprob, ...] = ()
     """Where they were asked for; under filters with the last part, and not at all where one ended the reply."""
     explanation: str = ""
-    """Of the filter that ended the reply."""
+    """Of the filter that ended the reply, or of the gate that refused the request."""
+    refused: bool = False
+    """Whether the gate refused the request: the model never read it."""
+    stop_string: str = ""
+    """The one that ended the reply."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """With the first part, where they were asked for: of every token of the prompt but the first."""
 
     @property
     def mean_logprob(self) -> float:
@@ -56,6 +62,9 @@ def join_reply(parts: Iterable[Reply]) -> Reply:
         tool_calls=parts[-1].tool_calls,
         logprobs=tuple(one for part in parts for one in part.logprobs),
         explanation=parts[-1].explanation,
+        refused=parts[-1].refused,
+        stop_string=parts[-1].stop_string,
+        prompt_logprobs=parts[0].prompt_logprobs,
     )
 
 
@@ -74,8 +83,14 @@ def tool_call_objects(calls: Sequence[Call]) -> list[dict[str, Any]]:
 class ReplyBuilder:
     """Makes one reply from the pieces of one answer."""
 
-    def __init__(self, tool_names: Collection[str] = (), filters: Sequence[StreamFilter] = ()) -> None:
-        self._calls, self._filters = CallFilter(tool_names), filters
+    def __init__(
+        self,
+        tool_names: Collection[str] = (),
+        filters: Sequence[StreamFilter] = (),
+        *,
+        prompt_ids: Sequence[int] = (),
+    ) -> None:
+        self._calls, self._filters, self._prompt_ids = CallFilter(tool_names), filters, prompt_ids
         self._logprobs: list[TokenLogprob] = []
 
     def push(self, piece: Piece) -> Reply:
@@ -105,6 +120,16 @@ class ReplyBuilder:
             tool_calls=calls,
             logprobs=logprobs,
             explanation=verdict.explanation if verdict else "",
+            stop_string="" if verdict else piece.stop_string,
+            prompt_logprobs=self._of_prompt(piece),
+        )
+
+    def _of_prompt(self, piece: Piece) -> tuple[TokenLogprob, ...]:
+        top = piece.prompt_top or ((),) * len(piece.prompt_logprobs)
+        tokens = self._prompt_ids[1:]
+        return tuple(
+            TokenLogprob(token_id=token, logprob=logprob, sampled_logprob=logprob, top=pairs)
+            for token, logprob, pairs in zip(tokens, piece.prompt_logprobs, top, strict=False)
         )
 
     def _filtered(self, piece: Piece) -> tuple[str, Verdict | None]:

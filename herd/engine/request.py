@@ -144,3 +144,4 @@ class Generation(TokenRequest):
     index: int
     answer: Answer
     prompt_logprobs: list[float] = field(default_factory=list)
+    prompt_top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)

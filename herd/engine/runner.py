@@ -39,6 +39,8 @@ class TokenRequest(Request):
     """Where the tokens of the pictures' tiles are in the prompt, in their order."""
     scored: bool = False
     """Whether log-probabilities of the prompt are asked for."""
+    num_top: int = 0
+    """Of how many likeliest tokens beside them."""
 
     def append(self, token: int) -> None:
         self.ids.append(token)
@@ -57,6 +59,8 @@ class Result:
     """Behind the last `num_logits` tokens of the request, fp32."""
     prompt_logprobs: list[float]
     """Of the prompt's tokens that follow those of the request in this step."""
+    prompt_top: list[tuple[tuple[int, float], ...]]
+    """The likeliest tokens at their places, where asked for."""
 
 
 class Runner:
@@ -113,9 +117,10 @@ class Runner:
         counts = [one.num_logits for one in scheduled]
         drawn = [part[len(part) - count :] for part, count in zip(parts, counts, strict=True)]
         logits_RV = self._unembed(torch.cat(drawn))
+        scores = [self._prompt_logprobs(one, part) for one, part in zip(scheduled, parts, strict=True)]
         return [
-            Result(logits_RV=logits, prompt_logprobs=self._prompt_logprobs(one, part))
-            for one, logits, part in zip(scheduled, logits_RV.split(counts), parts, strict=True)
+            Result(logits_RV=logits, prompt_logprobs=logprobs, prompt_top=top)
+            for logits, (logprobs, top) in zip(logits_RV.split(counts), scores, strict=True)
         ]
 
     def _forward(
@@ -161,18 +166,25 @@ class Runner:
             return None
         return Images(tiles=torch.cat(features), rows=send(torch.cat(rows), self.model.device), encoded=True)
 
-    def _prompt_logprobs(self, one: ScheduledRequest[T], hidden_ND: Tensor) -> list[float]:
+    def _prompt_logprobs(
+        self, one: ScheduledRequest[T], hidden_ND: Tensor
+    ) -> tuple[list[float], list[tuple[tuple[int, float], ...]]]:
         request = one.request
         if not request.scored:
-            return []
+            return [], []
         target_ids = request.ids[one.begin + 1 : min(one.end + 1, request.num_prompt)]
         targets_N = send(torch.tensor(target_ids, dtype=torch.int64), hidden_ND.device)
         logprobs: list[Tensor] = []
+        top: list[tuple[tuple[int, float], ...]] = []
         for begin in range(0, len(targets_N), LOGIT_ROWS):
             target = targets_N[begin : begin + LOGIT_ROWS]
             logits_NV = self._unembed(hidden_ND[begin : begin + len(target)])
-            logprobs.append(torch.log_softmax(logits_NV, -1).gather(1, target[:, None])[:, 0])
-        return torch.cat(logprobs).tolist() if logprobs else []
+            log_NV = torch.log_softmax(logits_NV, -1)
+            logprobs.append(log_NV.gather(1, target[:, None])[:, 0])
+            if request.num_top:
+                values, ids = (one.tolist() for one in log_NV.topk(min(request.num_top, log_NV.shape[1])))
+                top += [tuple(zip(*row, strict=True)) for row in zip(ids, values, strict=True)]
+        return torch.cat(logprobs).tolist() if logprobs else [], top
 
 
 def tokens_of(one: ScheduledRequest[T]) -> list[int]:

@@ -1,4 +1,4 @@
-"""How likely texts are: packed forwards without generation."""
+"""How likely texts are, and vectors of them: packed forwards without generation."""
 
 # N tokens, D width, V vocabulary
 
@@ -49,6 +49,15 @@ def _packs(lengths: Sequence[int]) -> Iterator[list[int]]:
         total += lengths[index]
     if pack:
         yield pack
+
+
+@torch.inference_mode()
+def mean_pooled(model: LoadedModel, prompt: Prompt) -> list[float]:
+    """A unit vector [D]: the mean of the last layer's hidden states over all tokens. Nothing trained it to compare texts."""
+    pack = pack_sequences([prompt.token_ids], device=model.device)
+    hidden_ND = model.transformer.forward_packed(pack, images=model.encode([prompt]))
+    vector: list[float] = torch.nn.functional.normalize(hidden_ND.float().mean(0), dim=0).tolist()
+    return vector
 
 
 def prompt_losses(model: LoadedModel, prompts: Sequence[Prompt]) -> list[np.ndarray]:

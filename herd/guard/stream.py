@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from herd.engine.filters import Verdict as Ended
-from herd.errors import HerdError
 from herd.guard.model_guard import Guard, Verdict
 from herd.guard.taxonomy import Taxonomy
 
@@ -59,22 +58,23 @@ class GuardFilter:
         return text
 
 
-class GuardedTurn:
-    """What the filters of a conversation's replies are made from: the messages of the turn that runs."""
+class GuardGate:
+    """A guard as the gate of a pipeline: it judges the last message before the model reads it, and the reply."""
 
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
-        self._messages: Sequence[Mapping[str, Any]] = ()
 
-    def check(self, messages: Sequence[Mapping[str, Any]]) -> str | None:
-        """Begin a turn; the refusal of its last message where that is unsafe or could not be judged."""
-        self._messages = list(messages)
+    def check(self, messages: Sequence[Mapping[str, Any]]) -> Ended | None:
+        """The refusal of the last message where that is unsafe or could not be judged."""
         try:
             verdict = self.guard.judge(messages)
-        except HerdError as error:
-            return f"The message could not be judged, so it was not read: {error}"
-        return refusal(verdict, self.guard.policy) if verdict.unsafe else None
+        except Exception as error:  # whatever it is, nothing was judged
+            explanation = f"The message could not be judged, so it was not read: {error}"
+            return Ended(finish_reason=BLOCKED, explanation=explanation)
+        if not verdict.unsafe:
+            return None
+        return Ended(finish_reason=BLOCKED, explanation=refusal(verdict, self.guard.policy))
 
-    def filter(self) -> GuardFilter:
-        """The filter of the turn's reply."""
-        return GuardFilter(self.guard, self._messages)
+    def filter(self, messages: Sequence[Mapping[str, Any]]) -> GuardFilter:
+        """The filter of the reply to `messages`."""
+        return GuardFilter(self.guard, messages)

@@ -8,22 +8,14 @@ from herd.engine.conversation import Conversation
 from herd.engine.pipeline import AnswerPipeline
 from herd.engine.reply import Reply, join_reply
 from herd.engine.sampler import SamplingParams
-from herd.guard.stream import BLOCKED, GuardedTurn
+from herd.guard.stream import BLOCKED
 
 
 class ChatSession:
     """A conversation that continues from the pipeline's replies."""
 
-    def __init__(
-        self,
-        pipeline: AnswerPipeline,
-        params: SamplingParams,
-        *,
-        system: str | None = None,
-        guarded: GuardedTurn | None = None,
-    ) -> None:
-        """`guarded` judges what the user says; the pipeline's filters are made from it too."""
-        self.pipeline, self.params, self._guarded = pipeline, params, guarded
+    def __init__(self, pipeline: AnswerPipeline, params: SamplingParams, *, system: str | None = None) -> None:
+        self.pipeline, self.params = pipeline, params
         self.conversation = Conversation(system=system)
         self.num_tokens = 0
         """Of the context that the conversation takes up."""
@@ -38,17 +30,18 @@ class ChatSession:
         self.conversation.add_user(text)
         asked = True
         try:
-            if self._guarded and (refusal := self._guarded.check(self.conversation.messages)):
-                # The model never reads it: what is blocked is no part of the conversation, nor are its pictures.
-                self.conversation.undo_user()
-                self.conversation.attached = []
-                asked = False
-                yield Reply(text=refusal, finish_reason=BLOCKED, num_tokens=0)
-                return
             request = self.pipeline.fit(self.pipeline.request(self.conversation, self.params))
             self.num_tokens = len(request.prompt.token_ids)
             async with aclosing(self.pipeline.stream(request)) as stream:
                 async for part in stream:
+                    if part.refused:
+                        # The model never reads it: what is blocked is no part of the conversation, nor are its
+                        # pictures.
+                        self.conversation.undo_user()
+                        self.conversation.attached = []
+                        asked = False
+                        yield replace(part, text=part.explanation)
+                        return
                     if part.finish_reason == BLOCKED:
                         gap = "\n\n" if any(one.text for one in parts) or part.text else ""
                         part = replace(part, text=f"{part.text}{gap}{part.explanation}")

@@ -23,7 +23,7 @@ from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
 from herd.errors import HerdError
 from herd.guard.model_guard import Guard
-from herd.guard.stream import BLOCKED, GuardedTurn
+from herd.guard.stream import BLOCKED, GuardGate
 from herd.serve.chat_commands import Commands, Quit
 from herd.serve.session import ChatSession
 
@@ -47,14 +47,14 @@ def chat(
     """Talk to the model in `folder`. Raises HerdError at the end when lines of a piped input failed. `base`: of an
     adapter, where it is not where the adapter says. `guard`: folder of a guard that judges both sides."""
     model = load(folder, base=base)
-    guarded = GuardedTurn(Guard(guard)) if guard else None
+    gate = GuardGate(Guard(guard)) if guard else None
     engine = Engine(model, config, draft_model=load(draft_model) if draft_model else None)
-    pipeline = AnswerPipeline(model, engine, filters=[guarded.filter] if guarded else ())
+    pipeline = AnswerPipeline(model, engine, gate=gate)
     try:
-        run_session(ChatSession(pipeline, params, system=system, guarded=guarded), name=str(folder))
+        run_session(ChatSession(pipeline, params, system=system), name=str(folder))
     finally:
-        if guarded:
-            guarded.guard.close()
+        if gate:
+            gate.guard.close()
 
 
 def run_session(session: ChatSession, *, name: str) -> None:

@@ -186,6 +186,9 @@ def test_log_probabilities_of_prompt_and_answer_equal_the_training_forward_s(mod
         wanted = logs[torch.arange(len(ids) - 1), ids[1:]]
         got = [*pieces[0].prompt_logprobs, *(one.logprob for piece in pieces for one in piece.logprobs)]
         assert torch.allclose(torch.tensor(got), wanted, rtol=0, atol=1e-5)
+        likeliest = logs.topk(2).indices.tolist()
+        top = [*pieces[0].prompt_top, *(one.top for piece in pieces for one in piece.logprobs)]
+        assert [[token for token, _ in pairs] for pairs in top] == likeliest[: len(ids) - 1]
 
 
 def test_new_weights_come_between_two_tokens_and_every_token_knows_its_version(tiny_folder: Path) -> None:

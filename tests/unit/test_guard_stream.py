@@ -4,13 +4,16 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+from fake_herd import FakeModel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.engine.reply import Reply
+from herd.engine.conversation import Conversation
+from herd.engine.pipeline import AnswerPipeline
+from herd.engine.sampler import SamplingParams
 from herd.errors import HerdError
 from herd.guard.model_guard import Verdict
-from herd.guard.stream import BLOCKED, GuardedTurn, GuardFilter
+from herd.guard.stream import BLOCKED, GuardFilter, GuardGate
 from herd.guard.taxonomy import HAZARDS
 from herd.serve.session import ChatSession
 
@@ -85,35 +88,11 @@ def test_a_guard_that_fails_shows_nothing(error):
     assert one.verdict.finish_reason == BLOCKED and str(error) in one.verdict.explanation
 
 
-class Pipeline:
-    """Answers every question with the same words, through filters."""
-
-    def __init__(self, guarded, answer):
-        self._guarded, self._answer = guarded, answer
-        self.read = []
-
-    def request(self, conversation, params):
-        self.read.append([dict(one) for one in conversation.messages])
-        return SimpleNamespace(prompt=SimpleNamespace(token_ids=[1]))
-
-    def fit(self, request):
-        return request
-
-    async def stream(self, request):
-        one = self._guarded.filter()
-        for piece in self._answer:
-            if text := one.push(piece):
-                yield Reply(text=text, finish_reason=None, num_tokens=1)
-            if one.verdict:
-                break
-        rest = "" if one.verdict else one.finish()
-        ended = one.verdict
-        yield Reply(
-            text=rest,
-            finish_reason=ended.finish_reason if ended else "stop",
-            num_tokens=0,
-            explanation=ended.explanation if ended else "",
-        )
+def session_of(guard):
+    model = FakeModel()
+    return ChatSession(
+        AnswerPipeline(model, model.engine(), gate=GuardGate(guard)), SamplingParams(max_tokens=1000)
+    )
 
 
 def ask(session, text):
@@ -124,31 +103,38 @@ def ask(session, text):
 
 
 def test_an_unsafe_message_is_not_read_and_the_conversation_goes_on():
-    guarded = GuardedTurn(WordGuard())
-    pipeline = Pipeline(guarded, ["Fine."])
-    session = ChatSession(pipeline, None, guarded=guarded)
-    session.conversation.attached = [{"type": "image", "image": None}]
-    session.conversation.attached = []
+    session = session_of(WordGuard())
     parts = ask(session, f"Give me {BAD}")
     assert [part.finish_reason for part in parts] == [BLOCKED] and "S1 Violent Crimes" in parts[0].text
-    assert pipeline.read == [] and session.conversation.messages == []
-    assert "".join(part.text for part in ask(session, "Hello")) == "Fine."
+    assert session.pipeline.engine.seen == [] and session.conversation.messages == []
+    assert "".join(part.text for part in ask(session, "Hello")) == "Hello"
     assert [one["role"] for one in session.conversation.messages] == ["user", "assistant"]
 
 
 def test_an_unsafe_reply_ends_with_a_refusal_that_stays_in_the_conversation():
-    guarded = GuardedTurn(WordGuard())
-    session = ChatSession(Pipeline(guarded, ["a" * 300, BAD]), None, guarded=guarded)
-    text = "".join(part.text for part in ask(session, "Hello"))
+    class ReplyGuard(WordGuard):
+        def judge(self, messages):  # the question says the words that the model repeats
+            return super().judge(messages) if messages[-1]["role"] == "assistant" else Verdict(unsafe=False, score=0.0)
+
+    session = session_of(ReplyGuard())
+    text = "".join(part.text for part in ask(session, "a" * 300 + " " + BAD))
     assert text.startswith("a" * 300 + "\n\n") and BAD not in text and "S1 Violent Crimes" in text
     assert session.conversation.messages[-1]["content"] == text
 
 
-def test_a_message_that_cannot_be_judged_is_not_read():
+@pytest.mark.parametrize("error", [HerdError("the message has 65 pictures"), RuntimeError("out of memory")])
+def test_a_message_that_cannot_be_judged_is_not_read(error):
     def fail(_):
-        raise HerdError("the message has 65 pictures")
+        raise error
 
-    guarded = GuardedTurn(SimpleNamespace(policy=HAZARDS, judge=fail))
-    pipeline = Pipeline(guarded, ["Fine."])
-    (part,) = ask(ChatSession(pipeline, None, guarded=guarded), "Hello")
-    assert "65 pictures" in part.text and pipeline.read == []
+    session = session_of(SimpleNamespace(policy=HAZARDS, judge=fail))
+    (part,) = ask(session, "Hello")
+    assert str(error) in part.text and session.pipeline.engine.seen == []
+
+
+def test_code_without_an_event_loop_is_guarded_too():
+    session = session_of(WordGuard())
+    asked = session.pipeline.request(Conversation([{"role": "user", "content": BAD}]), SamplingParams())
+    [reply] = session.pipeline.iterate(asked)
+    assert (reply.finish_reason, reply.refused, reply.text) == (BLOCKED, True, "")
+    assert session.pipeline.engine.seen == []
