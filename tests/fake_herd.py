@@ -9,6 +9,8 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 from model_folder import random_tokenizer
@@ -62,7 +64,13 @@ class FakeEngine:
                 logprob, top = -0.5 * number, ((number, -0.5 * number), (0, -9.0))
                 reported = TokenLogprob(token_id=number, logprob=logprob, sampled_logprob=logprob, top=top)
                 logprobs = () if params.logprobs is None else (reported,)
-                yield Piece(text=text, token_ids=[number], finish_reason=reason, logprobs=logprobs)
+                piece = Piece(text=text, token_ids=[number], finish_reason=reason, logprobs=logprobs)
+                if params.prompt_logprobs and number == 1:
+                    of_prompt = range(1, len(prompt.token_ids))
+                    top = [((token + 1, -0.25),) if params.logprobs else () for token in prompt.token_ids[1:]]
+                    scores = tuple(-float(n) for n in of_prompt)
+                    piece = replace(piece, prompt_logprobs=scores, prompt_top=tuple(top))
+                yield replace(piece, stop_string=stop.found)
                 if stop.verdict:
                     return
         finally:
@@ -79,7 +87,8 @@ class FakeEngine:
                 runner.run(pieces.aclose())
 
     def words(self, prompt: Prompt) -> list[str]:
-        content = json.loads(bytes(prompt.token_ids))[-1]["content"]
+        text = bytes(prompt.token_ids).decode()
+        content = json.loads(text)[-1]["content"] if text.startswith("[{") else text
         parts = [{"text": content}] if isinstance(content, str) else content
         text = "".join(part.get("text", "") for part in parts)
         if text == "count":
@@ -104,6 +113,7 @@ class FakeModel:
     def __init__(self, *, delay_s: float = 0.0) -> None:
         self.delay_s = delay_s
         self.tokenizer = random_tokenizer()
+        self.config = SimpleNamespace(vocab_size=self.tokenizer.vocab_size)
         self.structures = Structures(self.tokenizer, vocab_size=self.tokenizer.vocab_size, stop=(299,))
 
     @property
@@ -113,6 +123,9 @@ class FakeModel:
     def engine(self) -> FakeEngine:
         self.last_engine = FakeEngine(delay_s=self.delay_s)
         return self.last_engine
+
+    def prompt_of_text(self, text: str) -> Prompt:
+        return Prompt(token_ids=list(text.encode()))
 
     def render(
         self, messages: list[dict[str, Any]], *, tools: Sequence[Any] = (), add_generation_prompt: bool = True
@@ -125,7 +138,8 @@ class FakeModel:
 
 
 if __name__ == "__main__":
-    from herd.serve import api, terminal
+    from herd.serve import server as api
+    from herd.serve import terminal
     from herd.serve.session import ChatSession
 
     model = FakeModel(delay_s=0.02)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
-from herd.serve import api
+from herd.serve import server as api
 
 
 @dataclass

@@ -117,7 +117,7 @@ def serve(
         draft_model: Folder of a smaller model with the same tokenizer, for speculative decoding.
         yes: Fetch the small model without asking.
     """
-    load_object("herd.serve.api:serve")(
+    load_object("herd.serve.server:serve")(
         default_model(folder, yes=yes),
         host=host,
         port=port,

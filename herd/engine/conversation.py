@@ -116,6 +116,7 @@ class Conversation:
 
     def to_json(self) -> str:
         """As a line that `herd generate` reads: pictures and videos by their paths."""
+
         def written(part: dict[str, Any]) -> dict[str, Any]:
             return {"type": part["type"], part["type"]: part["path"]} if "path" in part else part
 

@@ -2,8 +2,8 @@
 
     conversation -> gate -> prompt -> engine -> stop strings -> filters -> the gate's filter -> tool calls -> reply
 
-`AnswerPipeline` holds what is the same for all replies of a program: the model, the engine, which filters there are, and
-the gate that judges both sides.
+`AnswerPipeline` holds what is the same for all replies of a program: the model, the engine, which filters there are,
+and the gate that judges both sides.
 `stream` is for event loops, `iterate` for code without one; both feed a `ReplyBuilder`.
 Left out: the forms of clients (herd.serve) and tokens without text (`Engine`).
 """

@@ -53,7 +53,10 @@ def _packs(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 @torch.inference_mode()
 def mean_pooled(model: LoadedModel, prompt: Prompt) -> list[float]:
-    """A unit vector [D]: the mean of the last layer's hidden states over all tokens. Nothing trained it to compare texts."""
+    """A unit vector [D]: the mean of the last layer's hidden states over all tokens.
+
+    Nothing trained it to compare texts.
+    """
     pack = pack_sequences([prompt.token_ids], device=model.device)
     hidden_ND = model.transformer.forward_packed(pack, images=model.encode([prompt]))
     vector: list[float] = torch.nn.functional.normalize(hidden_ND.float().mean(0), dim=0).tolist()

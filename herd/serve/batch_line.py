@@ -20,9 +20,10 @@ from herd.engine.conversation import Conversation, short
 from herd.engine.pipeline import AnswerPipeline, ReplyRequest, collect
 from herd.engine.sampler import SamplingParams
 from herd.errors import HerdError
-from herd.serve.completion import prepare_completion
+from herd.serve.api.chat import chat_body
+from herd.serve.prepare import prepare_chat
 from herd.serve.refusal import ApiError, validation_error
-from herd.serve.schema import FIELDS, ChatRequest
+from herd.serve.schema import ChatRequest
 
 FORMS = ("prompt", "messages", "text")
 OWN = frozenset({"number", "key", "finish_reason", "prompt_tokens", "tokens", "error"})
@@ -77,13 +78,13 @@ class Lines:
             request = ChatRequest.model_validate(asked["body"])
             if request.stream:
                 raise ApiError("stream: a file of requests is not streamed", param="stream")
-            completion = await prepare_completion(
-                self._pipeline, request, params, name=self._name, max_tokens=params.max_tokens
-            )
-            body = completion.body(await collect(completion.streams(self._pipeline)))
+            prepared = await prepare_chat(self._pipeline, request, params, max_tokens=params.max_tokens)
+            replies = await collect(prepared.streams(self._pipeline))
+            tokenizer = self._pipeline.model.tokenizer
+            body = chat_body(request, prepared, replies, name=self._name, tokenizer=tokenizer)
             tokens = body["usage"]["completion_tokens"]
         except ValidationError as invalid:
-            error = validation_error(list(invalid.errors()), FIELDS)
+            error = validation_error(list(invalid.errors()), ChatRequest)
             status, body = error.status, error.body
         except ApiError as error:
             status, body = error.status, error.body

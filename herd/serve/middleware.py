@@ -1,6 +1,6 @@
 """Who may come in: under which names, with how much, and how many at a time.
 
-Each is refused with one line in OpenAI's form, before its body is read where that is possible.
+Each is refused with one line, before its body is read where that is possible.
 """
 
 import hashlib
@@ -9,19 +9,14 @@ import re
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from herd.serve.refusal import ApiError
+from herd.serve.refusal import ApiError, error_response
 
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s\[\]:/?#@\\]+)(:[0-9]{0,5})?", re.IGNORECASE)
 """The Host header: a name or an address, IPv6 in brackets, and perhaps a port."""
 PREFIX_BITS = 64
 """Of an IPv6 address: a caller has the rest to himself and could send each request from another address."""
-
-
-def refusal(error: ApiError) -> JSONResponse:
-    return JSONResponse(error.body, status_code=error.status, headers=error.headers)
 
 
 class HostCheck:
@@ -38,7 +33,7 @@ class HostCheck:
             host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), None)
             if not self._is_allowed(host):
                 message = f"the Host header {host!r} names no address of this server"
-                await refusal(ApiError(message, code="invalid_host"))(scope, receive, send)
+                await error_response(ApiError(message, code="invalid_host"), scope["path"])(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -53,20 +48,20 @@ class HostCheck:
 
 
 class QueueLimit:
-    """Refuses completions with 429 while `most` are running or waiting."""
+    """Refuses what the engine has to compute with 429 while `most` of it are running or waiting."""
 
-    def __init__(self, app: ASGIApp, *, path: str, most: int) -> None:
-        self.app, self.path, self.most = app, path, most
+    def __init__(self, app: ASGIApp, *, paths: frozenset[str], most: int) -> None:
+        self.app, self.paths, self.most = app, paths, most
         self._num_open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != self.path:
+        if scope["type"] != "http" or scope["path"] not in self.paths:
             await self.app(scope, receive, send)
             return
         if self._num_open >= self.most:
             message = f"{self._num_open} requests are running or waiting: try again later"
             error = ApiError(message, status=429, code="rate_limit_exceeded", headers={"Retry-After": "1"})
-            await refusal(error)(scope, receive, send)
+            await error_response(error, scope["path"])(scope, receive, send)
             return
         self._num_open += 1
         try:

@@ -1,12 +1,30 @@
-"""A refusal in OpenAI's shape, and objects of a request in which no field is dropped in silence."""
+"""A refusal in the shape of OpenAI or Anthropic, and objects of a request in which no field is dropped in silence."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
+from starlette.responses import JSONResponse
 
 from herd.errors import unknown
+
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+MESSAGES = "/v1/messages"
+"""Anthropic's path: what is refused below it has Anthropic's shape."""
+
+
+def error_response(error: "ApiError", path: str) -> JSONResponse:
+    """The refusal of a request for `path`."""
+    body = error.anthropic_body if path == MESSAGES or path.startswith(f"{MESSAGES}/") else error.body
+    return JSONResponse(body, status_code=error.status, headers=error.headers)
 
 
 class ApiError(Exception):
@@ -25,6 +43,12 @@ class ApiError(Exception):
         self.message, self.status, self.param, self.code, self.headers = message, status, param, code, headers
 
     @property
+    def anthropic_body(self) -> dict[str, Any]:
+        """The same in Anthropic's shape, which has no field for `param`: the message names it."""
+        kind = ANTHROPIC_TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
+
+    @property
     def body(self) -> dict[str, Any]:
         kind = "requests" if self.status == 429 else "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
@@ -38,6 +62,12 @@ class Object(BaseModel):
     """Fields that are accepted and change nothing."""
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """Fields that cannot be honoured, with the values that ask for nothing; null always does."""
+
+    @classmethod
+    def known_fields(cls) -> frozenset[str]:
+        """All that a request may name."""
+        names = {field.alias or name for name, field in cls.model_fields.items()}
+        return frozenset({*names, *cls.ignored, *cls.unsupported})
 
     @model_validator(mode="before")
     @classmethod
@@ -67,8 +97,8 @@ def missing_field(name: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("missing_field", "{message}", {"name": name, "message": message})
 
 
-def validation_error(errors: list[Any], known: frozenset[str]) -> ApiError:
-    """The first of pydantic's errors in OpenAI's shape; `known` are the fields of a request."""
+def validation_error(errors: list[Any], request: type[Object]) -> ApiError:
+    """The first of pydantic's errors over a request of this kind, in OpenAI's shape."""
     error = errors[0]
     kind, location = error["type"], [step for step in error["loc"] if step != "body"]
     if kind == "json_invalid":
@@ -83,6 +113,7 @@ def validation_error(errors: list[Any], known: frozenset[str]) -> ApiError:
     if not param:
         return ApiError("the body must be a JSON object, sent as Content-Type: application/json")
     if kind == "extra_forbidden":
+        known = request.known_fields()
         message = str(unknown("field", param, known)) if param == location[0] else f"unknown field {param!r}"
         return ApiError(message, param=param, code="unknown_parameter")
     if kind == "missing":

@@ -111,7 +111,7 @@ def test_a_template_without_tools_refuses_them_and_a_history_of_calls_at_the_ser
     from starlette.testclient import TestClient
 
     from herd.engine.pipeline import AnswerPipeline
-    from herd.serve.api import create_app
+    from herd.serve.api.app import create_app
 
     dense_folder(alone / "dense")
     assert main(["adopt", "dense", "home"]) == 0

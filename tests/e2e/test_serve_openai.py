@@ -172,6 +172,41 @@ def test_a_stop_string_cuts_the_answer_where_it_begins(client):
     assert text_of(ask(client, max_tokens=40, stop=stop)) == whole[: whole.index(stop)]
 
 
+def test_the_likelihood_of_a_continuation_over_http_is_that_of_the_scorer(client, tiny_folder):
+    """As lm-eval asks: token ids of context and continuation, echoed with log-probabilities."""
+    from herd.engine.load import load
+    from herd.engine.model import Prompt
+    from herd.engine.score import log_likelihoods
+
+    model = load(tiny_folder)
+    context, continuation = ([model.config.special.bos, *model.tokenizer.encode("the cat sat")], [17, 5, 30])
+    [expected] = log_likelihoods(model, [(Prompt(token_ids=context), continuation)])
+    asked = {"temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
+    answer = client.completions.create(model=MODEL, prompt=[context + continuation, context], **asked)
+    found = answer.choices[0].logprobs
+    assert sum(found.token_logprobs[len(context) : -1]) == pytest.approx(expected, abs=0.05)  # bf16
+    assert all(
+        own <= max(top.values()) for own, top in zip(found.token_logprobs[1:], found.top_logprobs[1:], strict=True)
+    )
+    assert found.token_logprobs[0] is None and len(answer.choices[1].logprobs.tokens) == len(context) + 1
+
+
+def test_a_streamed_completion_has_the_plain_one_s_tokens_at_the_same_places(client):
+    options = {"max_tokens": 12, "temperature": 0, "echo": True, "logprobs": 2}
+    plain = client.completions.create(model=MODEL, prompt="der Hund läuft", **options).choices[0]
+    assert plain.text.startswith("der Hund läuft")
+    parts = [chunk.choices[0] for chunk in client.completions.create(
+        model=MODEL, prompt="der Hund läuft", stream=True, **options
+    )]  # fmt: skip
+    assert "".join(part.text for part in parts) == plain.text
+    for name in ("tokens", "token_logprobs", "text_offset"):
+        joined = [value for part in parts if part.logprobs for value in getattr(part.logprobs, name)]
+        assert joined == getattr(plain.logprobs, name), name
+    begins = dict(zip(plain.logprobs.text_offset, plain.logprobs.tokens, strict=True))
+    whole = {at: token for at, token in begins.items() if "\ufffd" not in token and not token.startswith("<|")}
+    assert len(whole) > 5 and all(plain.text.startswith(token, at) for at, token in whole.items())
+
+
 @pytest.mark.parametrize(
     ("options", "param"),
     [

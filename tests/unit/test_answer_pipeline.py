@@ -23,7 +23,7 @@ from herd.engine.load import load
 from herd.engine.pipeline import AnswerPipeline
 from herd.engine.reply import ReplyBuilder, join_reply
 from herd.engine.sampler import SamplingParams
-from herd.serve.api import create_app
+from herd.serve.api.app import create_app
 from herd.serve.batch import generate
 from herd.serve.session import ChatSession
 

@@ -13,7 +13,7 @@ from herd.bench import serve, serve_load
 from herd.bench.serve_load import Seen
 from herd.engine.pipeline import AnswerPipeline
 from herd.errors import HerdError
-from herd.serve import api
+from herd.serve import server as api
 
 
 def test_clients_count_the_pieces_of_a_server_and_when_each_came() -> None:

@@ -326,7 +326,7 @@ def test_device_is_an_option_of_what_computes_and_the_variable_of_its_work(
     def note(*_: object, **__: object) -> None:
         seen.append(os.environ[VARIABLE])
 
-    monkeypatch.setattr("herd.serve.api.serve", note)
+    monkeypatch.setattr("herd.serve.server.serve", note)
     monkeypatch.setattr("herd.commands.single.run_stage", note)
     args = [str(tmp_path / word.lower()) if word.isupper() else word for word in words]
     assert main([*args, "--device", "mps"]) == 0

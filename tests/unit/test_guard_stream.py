@@ -90,9 +90,7 @@ def test_a_guard_that_fails_shows_nothing(error):
 
 def session_of(guard):
     model = FakeModel()
-    return ChatSession(
-        AnswerPipeline(model, model.engine(), gate=GuardGate(guard)), SamplingParams(max_tokens=1000)
-    )
+    return ChatSession(AnswerPipeline(model, model.engine(), gate=GuardGate(guard)), SamplingParams(max_tokens=1000))
 
 
 def ask(session, text):

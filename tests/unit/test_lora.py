@@ -465,7 +465,7 @@ def test_chat_generate_serve_and_evaluate_open_an_adapter_on_a_base_that_is_name
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from herd.serve import api
+    from herd.serve import server as api
 
     moved = shutil.copytree(adapter, tmp_path / "moved")
     write_json(moved / peft.CONFIG, {**read_json(moved / peft.CONFIG), "base_model_name_or_path": "/gone/away"})

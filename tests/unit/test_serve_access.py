@@ -13,7 +13,8 @@ from serve_world import Running, eventually, serving
 
 from herd.engine.pipeline import AnswerPipeline
 from herd.errors import HerdError
-from herd.serve import api
+from herd.serve import server as api
+from herd.serve.api.app import MAX_BODY_BYTES
 from herd.serve.middleware import caller_of, salt_of
 
 
@@ -131,7 +132,7 @@ def test_a_server_for_other_machines_takes_every_name_but_no_broken_one():
 
 
 def test_a_body_past_the_limit_is_refused(server, monkeypatch):
-    status, answer = server.raw(b"[" + b" " * api.MAX_BODY_BYTES + b"]")
+    status, answer = server.raw(b"[" + b" " * MAX_BODY_BYTES + b"]")
     assert status == 413
     assert "MiB" in json.loads(answer)["error"]["message"]
 

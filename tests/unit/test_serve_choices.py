@@ -8,7 +8,7 @@ from herd.engine.answer import TokenLogprob
 from herd.engine.reply import Reply
 from herd.engine.sampler import choice_seeds
 from herd.engine.structure import ANY_OBJECT, Structure
-from herd.serve.responses import likeliest_replies
+from herd.serve.api.chat import likeliest_replies
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -16,7 +16,7 @@ from typing_extensions import is_typeddict
 from herd.serve import message_schema, schema
 from herd.serve.messages import read_conversation
 from herd.serve.refusal import ApiError, Object, validation_error
-from herd.serve.schema import FIELDS, ChatRequest
+from herd.serve.schema import ChatRequest
 
 OWN = {"top_k", "min_p", "repetition_penalty", "best_of", "cache_salt", "regex", "grammar"}
 """What other servers understand too, and OpenAI does not."""
@@ -135,7 +135,7 @@ def test_every_value_that_openais_types_allow_is_accepted_or_refused_with_its_fi
         except ApiError as error:
             refused_fields.setdefault(name, set()).add(error.param or "")
         except ValidationError as error:
-            reported = validation_error(RequestValidationError(error.errors()).errors(), FIELDS)
+            reported = validation_error(RequestValidationError(error.errors()).errors(), ChatRequest)
             refused_fields.setdefault(name, set()).add(reported.param or "")
     assert refused_fields == {
         **{name: {name} for name in ChatRequest.unsupported},
@@ -156,7 +156,7 @@ def test_every_message_that_openais_types_allow_is_accepted_or_refused_with_its_
         try:
             parse(messages=said)
         except ValidationError as error:
-            reported = validation_error(RequestValidationError(error.errors()).errors(), FIELDS)
+            reported = validation_error(RequestValidationError(error.errors()).errors(), ChatRequest)
             refused_at.add(re.sub(r"\[\d\]", "", reported.param or "").removeprefix("messages."))
     allowed = {
         "ChatCompletionUserMessageParam": {"content"},  # audio and files

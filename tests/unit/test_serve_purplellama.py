@@ -19,7 +19,7 @@ from serve_world import Running, running_server, serving
 
 from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
-from herd.serve import api
+from herd.serve import server as api
 
 GIVEN = {"temperature": 0.6, "top_p": 0.9, "max_completion_tokens": openai.NOT_GIVEN}
 SCHEMA = '{"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}'

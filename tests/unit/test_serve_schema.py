@@ -19,7 +19,7 @@ from herd.errors import HerdError
 from herd.serve import messages
 from herd.serve.messages import data_url, read_conversation
 from herd.serve.refusal import ApiError, validation_error
-from herd.serve.schema import FIELDS, ChatRequest, check_fields
+from herd.serve.schema import ChatRequest, check_fields
 
 PLAIN = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -48,7 +48,7 @@ def refused(**fields: object) -> ApiError:
         read_conversation(parse(**fields))
     if isinstance(caught.value, ApiError):
         return caught.value
-    return validation_error(RequestValidationError(caught.value.errors()).errors(), FIELDS)
+    return validation_error(RequestValidationError(caught.value.errors()).errors(), ChatRequest)
 
 
 def user(*parts: object) -> list[dict[str, object]]:
@@ -392,7 +392,7 @@ def test_any_json_is_accepted_or_refused_in_one_line(body, said):
     except ApiError as error:
         refusal = error
     except ValidationError as error:
-        refusal = validation_error(RequestValidationError(error.errors()).errors(), FIELDS)
+        refusal = validation_error(RequestValidationError(error.errors()).errors(), ChatRequest)
     else:
         return
     assert refusal.param is not None

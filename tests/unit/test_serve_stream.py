@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from serve_world import eventually
 
 from herd.errors import HerdError
-from herd.serve import api, messages
+from herd.serve import messages
+from herd.serve.streams import EventStream
 
 
 def test_a_stream_says_the_role_first_the_reason_last_and_joins_to_the_plain_answer(server):
@@ -108,7 +109,7 @@ def test_a_stream_is_closed_also_when_its_client_goes_away_without_having_read_w
             return {"type": "http.disconnect"}
 
         generator = lines()  # held, so that no garbage collector closes it in our place
-        await api.EventStream(generator)({"type": "http"}, receive, send)
+        await EventStream(generator)({"type": "http"}, receive, send)
         assert closed == [True]
 
     asyncio.run(conversation())

@@ -1,0 +1,46 @@
+"""What there is and whether it runs: the page, health and readiness, the models, the description for machines."""
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, JSONResponse
+
+from herd.serve.service import Service
+
+PAGE = Path(__file__).parent.parent / "web" / "index.html"
+# The page holds its style and script; model text must not be able to load or run anything even if it got past it.
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def routes(service: Service) -> list[APIRouter]:
+    """Those that are open to everyone, and the models."""
+    public, models = APIRouter(tags=["public"]), APIRouter(tags=["models"])
+    page = PAGE.read_text(encoding="utf-8")
+
+    @public.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def index() -> HTMLResponse:
+        return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"})
+
+    @public.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok", "model": service.name}
+
+    @models.get("/v1/models")
+    async def all_models() -> dict[str, Any]:
+        page = {"has_more": False, "first_id": service.name, "last_id": service.name}
+        return {"object": "list", "data": [service.card], **page}
+
+    @models.get("/v1/models/{model_id:path}")
+    async def one_model(model_id: str) -> dict[str, Any]:
+        service.check_model(model_id)
+        return service.card
+
+    @models.get("/openapi.json", include_in_schema=False)
+    async def description(request: Request) -> JSONResponse:
+        return JSONResponse(request.app.openapi())
+
+    return [public, models]
