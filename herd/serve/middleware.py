@@ -6,15 +6,20 @@ Each is refused with one line, before its body is read where that is possible.
 import hashlib
 import ipaddress
 import re
+import time
+from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from herd.serve.metrics import Metrics
 from herd.serve.refusal import ApiError, error_response
 
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s\[\]:/?#@\\]+)(:[0-9]{0,5})?", re.IGNORECASE)
 """The Host header: a name or an address, IPv6 in brackets, and perhaps a port."""
+USAGE = "herd.usage"
+"""In the scope of a request: its Usage."""
 PREFIX_BITS = 64
 """Of an IPv6 address: a caller has the rest to himself and could send each request from another address."""
 
@@ -68,6 +73,73 @@ class QueueLimit:
             await self.app(scope, receive, send)
         finally:
             self._num_open -= 1
+
+
+@dataclass
+class Usage:
+    """What one request cost; it grows while the request is answered."""
+
+    begin_s: float
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    first_token_s: float | None = None
+    """From the beginning."""
+    blocked: int = 0
+    """Replies that a guard or a filter ended."""
+
+    def add_prompt(self, num_tokens: int) -> None:
+        self.prompt_tokens += num_tokens
+
+    def add_reply(self, num_tokens: int, *, blocked: bool) -> None:
+        """A part of a reply."""
+        if num_tokens and self.first_token_s is None:
+            self.first_token_s = time.monotonic() - self.begin_s
+        self.completion_tokens += num_tokens
+        self.blocked += blocked
+
+
+def usage_of(request: Request) -> Usage:
+    """What the request has cost so far."""
+    usage: Usage = request.scope[USAGE]
+    return usage
+
+
+class Meter:
+    """Counts every request and what it cost."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        usage = scope[USAGE] = Usage(time.monotonic())
+        status = 499  # where no answer begins, the client has gone
+
+        async def send_noting_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        self.metrics.open.inc()
+        try:
+            await self.app(scope, receive, send_noting_status)
+        finally:
+            self.metrics.open.dec()
+            self._count(scope, usage, status)
+
+    def _count(self, scope: Scope, usage: Usage, status: int) -> None:
+        metrics = self.metrics
+        path = getattr(scope.get("route"), "path", "other")  # not the path asked for: of those there are endless ones
+        metrics.requests.labels(path=path, status=str(status)).inc()
+        metrics.seconds.labels(path=path).observe(time.monotonic() - usage.begin_s)
+        if usage.first_token_s is not None:
+            metrics.first_token_seconds.observe(usage.first_token_s)
+        metrics.prompt_tokens.inc(usage.prompt_tokens)
+        metrics.completion_tokens.inc(usage.completion_tokens)
+        metrics.blocked.inc(usage.blocked)
 
 
 class BodyLimit:

@@ -19,6 +19,8 @@ from herd.engine.engine import Engine
 from herd.engine.model import LoadedModel
 from herd.engine.pipeline import AnswerPipeline
 from herd.errors import HerdError
+from herd.guard.model_guard import Guard
+from herd.guard.stream import GuardGate
 from herd.plan.counts import cache_bytes
 from herd.serve.api.app import create_app
 from herd.serve.generation_config import default_params
@@ -39,8 +41,9 @@ def serve(
     max_queued_requests: int = 128,
     base: Path | None = None,
     draft_model: Path | None = None,
+    guard: Path | None = None,
 ) -> None:
-    """Serve the model in `folder` until Ctrl-C. Port 0 takes a free one."""
+    """Serve the model in `folder` until Ctrl-C. Port 0 takes a free one. `guard`: folder of a guard of both sides."""
     from herd.engine.load import load
 
     if max_queued_requests < 0:
@@ -55,9 +58,11 @@ def serve(
         if config.kv_cache_memory_bytes is None:
             config = dataclasses.replace(config, kv_cache_memory_bytes=default_cache_bytes(model, config))
         engine = Engine(model, config, draft_model=load(draft_model) if draft_model else None)
+        gate = GuardGate(Guard(guard)) if guard else None
         app = create_app(
-            AnswerPipeline(model, engine),
+            AnswerPipeline(model, engine, gate=gate),
             name=name,
+            guard_name=guard.resolve().name if guard else "",
             params=default_params(folder, base=base),
             loopback_host=host if is_loopback(address) else None,
             max_open=config.max_num_seqs + max_queued_requests,

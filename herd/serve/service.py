@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +12,8 @@ from fastapi import Request
 from herd.engine.pipeline import AnswerPipeline, collect
 from herd.engine.reply import Reply
 from herd.engine.sampler import SamplingParams
-from herd.serve.middleware import caller_of, salt_of
+from herd.serve.metrics import Metrics
+from herd.serve.middleware import Usage, caller_of, salt_of, usage_of
 from herd.serve.prepare import PreparedRequest, prepare_chat
 from herd.serve.refusal import ApiError
 from herd.serve.schema import ChatRequest
@@ -26,6 +28,9 @@ class Service:
     name: str
     params: SamplingParams
     """The defaults of a request."""
+    metrics: Metrics
+    guard_name: str = ""
+    """Of the gate's guard, where there is one."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -50,9 +55,23 @@ class Service:
     def streams(
         self, request: Request, prepared: PreparedRequest, cache_salt: str | None = None
     ) -> list[AsyncGenerator[Reply, None]]:
-        """The replies, each generated once it is read."""
-        return prepared.streams(self.pipeline, caller=caller_of(request), salt=salt_of(request, cache_salt))
+        """The replies, each generated once it is read, and counted."""
+        usage = usage_of(request)
+        usage.add_prompt(prepared.num_prompt_tokens)
+        streams = prepared.streams(self.pipeline, caller=caller_of(request), salt=salt_of(request, cache_salt))
+        return [_counted(parts, usage) for parts in streams]
+
+    def owner(self, request: Request) -> str:
+        """Who may see what this request leaves behind."""
+        return salt_of(request, None)
 
     async def collect(self, request: Request, streams: Sequence[AsyncGenerator[Reply, None]]) -> list[Reply]:
         """The whole replies, given up when the client goes away."""
         return await cancel_on_disconnect(request, collect(streams))
+
+
+async def _counted(parts: AsyncGenerator[Reply, None], usage: Usage) -> AsyncGenerator[Reply, None]:
+    async with aclosing(parts):
+        async for part in parts:
+            usage.add_reply(part.num_tokens, blocked=bool(part.explanation))
+            yield part

@@ -9,14 +9,15 @@ from starlette.routing import Route
 from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
 from herd.errors import HerdError
-from herd.serve.api import chat, completions, status, tokens
-from herd.serve.middleware import BodyLimit, HostCheck, QueueLimit
+from herd.serve.api import anthropic, chat, completions, embeddings, moderations, responses, status, tokens
+from herd.serve.metrics import Metrics
+from herd.serve.middleware import BodyLimit, HostCheck, Meter, QueueLimit
 from herd.serve.refusal import ApiError, Object, error_response, validation_error
 from herd.serve.service import Service
 from herd.serve.streams import INTERNAL
 
 MAX_BODY_BYTES = 64 * 2**20
-COMPUTED = frozenset({"generate"})
+COMPUTED = frozenset({"generate", "embeddings", "moderations"})
 """Tags of the routes that the engine computes for."""
 
 
@@ -27,20 +28,27 @@ def create_app(
     params: SamplingParams | None = None,
     loopback_host: str | None = None,
     max_open: int = 1024,
+    guard_name: str = "",
 ) -> FastAPI:
-    """The application over one loaded model; `params` are the defaults of a request.
+    """The application over one loaded model; `params` are the defaults of a request, `guard_name` is the name of the
+    pipeline's guard.
 
     At most `max_open` requests that the engine computes for run or wait; `loopback_host` as HostCheck has it.
     """
-    service = Service(pipeline=pipeline, name=name, params=params or SamplingParams())
+    metrics = Metrics(pipeline.engine.stats)
+    service = Service(
+        pipeline=pipeline, name=name, params=params or SamplingParams(), metrics=metrics, guard_name=guard_name
+    )
     # The interactive documentation of FastAPI loads its script from elsewhere, so it is off; /openapi.json is there.
     app = FastAPI(title="Herd", docs_url=None, redoc_url=None, openapi_url=None)
-    routers = [*status.routes(service), chat.routes(service), completions.routes(service), tokens.routes(service)]
+    apis = (chat, completions, responses, anthropic, embeddings, moderations, tokens)
+    routers = [*status.routes(service), *(api.routes(service) for api in apis)]
     for router in routers:
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
     app.add_middleware(QueueLimit, paths=paths_of(routers, COMPUTED), most=max_open)
     app.add_middleware(HostCheck, loopback_host=loopback_host)
+    app.add_middleware(Meter, metrics=metrics)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from herd.serve.service import Service
 
@@ -17,8 +18,8 @@ PAGE_POLICY = (
 
 
 def routes(service: Service) -> list[APIRouter]:
-    """Those that are open to everyone, and the models."""
-    public, models = APIRouter(tags=["public"]), APIRouter(tags=["models"])
+    """Those that are open to everyone, the models, and the metrics."""
+    public, models, metrics = APIRouter(tags=["public"]), APIRouter(tags=["models"]), APIRouter(tags=["metrics"])
     page = PAGE.read_text(encoding="utf-8")
 
     @public.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -43,4 +44,8 @@ def routes(service: Service) -> list[APIRouter]:
     async def description(request: Request) -> JSONResponse:
         return JSONResponse(request.app.openapi())
 
-    return [public, models]
+    @metrics.get("/metrics")
+    async def all_metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    return [public, models, metrics]
