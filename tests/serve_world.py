@@ -57,12 +57,13 @@ def running_server() -> Iterator[Running]:
 
 
 @contextmanager
-def serving(app: FastAPI, engine: FakeEngine, listener: socket.socket) -> Iterator[None]:
-    running = api.Server(app, engine)
+def serving(app: FastAPI, engine: FakeEngine, listener: socket.socket, **options: object) -> Iterator[api.Server]:
+    """Yields the server, which has these options."""
+    running = api.Server(app, engine, **options)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        yield
+        yield running
     finally:
         running.should_exit = True
         thread.join(10)

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from herd.commands.command import load_object
-from herd.config import EngineConfig, SamplingConfig
+from herd.config import EngineConfig, SamplingConfig, ServeConfig
 
 CHAT_ENGINE = EngineConfig(max_num_seqs=1)
 BATCH_ENGINE = EngineConfig(max_num_seqs=32)
+SERVER = ServeConfig()
 CHAT_SAMPLING = SamplingConfig(max_tokens=512)
 BATCH_SAMPLING = SamplingConfig(max_tokens=256, seed=0)
 
@@ -97,9 +98,7 @@ def serve(
     folder: Path | None = None,
     /,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    max_queued_requests: int = 128,
+    server: ServeConfig = SERVER,
     engine: EngineConfig = BATCH_ENGINE,
     base: Path | None = None,
     draft_model: Path | None = None,
@@ -110,9 +109,7 @@ def serve(
 
     Args:
         folder: Folder of a model, or a .gguf file; runs/tiny/sft if not given, else a small model from PyPI.
-        host: Address to listen on; 0.0.0.0 admits other machines.
-        port: Port to listen on; 0 takes a free one.
-        max_queued_requests: Most requests that are queued; further ones are refused with 429.
+        server: How it is reached, and by whom.
         engine: Options of the engine.
         base: Folder of the model that an adapter was trained on, if that is not where the adapter says.
         draft_model: Folder of a smaller model with the same tokenizer, for speculative decoding.
@@ -121,10 +118,8 @@ def serve(
     """
     load_object("herd.serve.server:serve")(
         default_model(folder, yes=yes),
-        host=host,
-        port=port,
-        config=engine,
-        max_queued_requests=max_queued_requests,
+        server,
+        engine,
         base=base,
         draft_model=draft_model,
         guard=guard,

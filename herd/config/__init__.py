@@ -35,6 +35,7 @@ from herd.config.rl import CurriculumConfig, RlConfig
 from herd.config.rl_loss import CorrectionConfig, PolicyLossConfig
 from herd.config.sampling import SamplingConfig
 from herd.config.select import SelectConfig
+from herd.config.serve import ServeConfig
 from herd.config.sources import (
     ChatSource,
     DemonstrationSource,
@@ -113,6 +114,7 @@ __all__ = [
     "RopeScaling",
     "SamplingConfig",
     "SelectConfig",
+    "ServeConfig",
     "SftConfig",
     "SourceConfig",
     "SpecialIds",

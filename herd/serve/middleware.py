@@ -1,27 +1,23 @@
-"""Who may come in: under which names, with how much, and how many at a time.
+"""Under which names the server may be asked, with how much, and how many at a time.
 
 Each is refused with one line, before its body is read where that is possible.
 """
 
-import hashlib
 import ipaddress
+import math
 import re
 import time
-from dataclasses import dataclass
 
-from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from herd.serve.metrics import Metrics
 from herd.serve.refusal import ApiError, error_response
 
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s\[\]:/?#@\\]+)(:[0-9]{0,5})?", re.IGNORECASE)
 """The Host header: a name or an address, IPv6 in brackets, and perhaps a port."""
-USAGE = "herd.usage"
-"""In the scope of a request: its Usage."""
-PREFIX_BITS = 64
-"""Of an IPv6 address: a caller has the rest to himself and could send each request from another address."""
+LONGEST_RETRY_S = 60
+DRAIN_RETRY_S = 5
+"""A client that asks again by then finds whatever took this server's place."""
 
 
 class HostCheck:
@@ -52,94 +48,60 @@ class HostCheck:
         return name in {"localhost", self.loopback_host.lower()} or is_loopback(name)
 
 
-class QueueLimit:
-    """Refuses what the engine has to compute with 429 while `most` of it are running or waiting."""
+class Queue:
+    """The requests that the engine computes for, and whether more are let in. Of one event loop."""
 
-    def __init__(self, app: ASGIApp, *, paths: frozenset[str], most: int) -> None:
-        self.app, self.paths, self.most = app, paths, most
-        self._num_open = 0
+    def __init__(self, *, most: int, num_seqs: int) -> None:
+        """At most `most` run or wait, `num_seqs` of them run."""
+        self.most, self._num_seqs = most, num_seqs
+        self.num_open = 0
+        self.is_draining = False
+        """Whether the server is about to end: what runs may end, nothing more is let in."""
+        self._mean_s = 0.0
+        """Of the last requests, each new one with a tenth of the weight."""
+
+    @property
+    def estimate_s(self) -> int:
+        """When what waits now will run, as long as requests take as long as the last ones."""
+        waiting = max(0, self.num_open - self._num_seqs)
+        return min(max(1, math.ceil(self._mean_s * waiting / self._num_seqs)), LONGEST_RETRY_S)
+
+    def refusal(self) -> ApiError | None:
+        """Why one more is not let in."""
+        if self.is_draining:
+            message = "this server is about to end: ask again, which reaches another one or the next"
+            return ApiError(message, status=503, code="shutting_down", headers={"Retry-After": str(DRAIN_RETRY_S)})
+        if self.num_open >= self.most:
+            message = f"{self.num_open} requests are running or waiting: try again in {self.estimate_s} s"
+            headers = {"Retry-After": str(self.estimate_s)}
+            return ApiError(message, status=429, code="rate_limit_exceeded", headers=headers)
+        return None
+
+    def count(self, seconds: float) -> None:
+        """That a request took so long."""
+        self._mean_s += (seconds - self._mean_s) * (0.1 if self._mean_s else 1)
+
+
+class QueueLimit:
+    """Lets in what the queue has room for, before its body is read."""
+
+    def __init__(self, app: ASGIApp, *, paths: frozenset[str], queue: Queue) -> None:
+        self.app, self.paths, self.queue = app, paths, queue
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in self.paths:
             await self.app(scope, receive, send)
             return
-        if self._num_open >= self.most:
-            message = f"{self._num_open} requests are running or waiting: try again later"
-            error = ApiError(message, status=429, code="rate_limit_exceeded", headers={"Retry-After": "1"})
+        if error := self.queue.refusal():
             await error_response(error, scope["path"])(scope, receive, send)
             return
-        self._num_open += 1
+        begin = time.monotonic()
+        self.queue.num_open += 1
         try:
             await self.app(scope, receive, send)
         finally:
-            self._num_open -= 1
-
-
-@dataclass
-class Usage:
-    """What one request cost; it grows while the request is answered."""
-
-    begin_s: float
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    first_token_s: float | None = None
-    """From the beginning."""
-    blocked: int = 0
-    """Replies that a guard or a filter ended."""
-
-    def add_prompt(self, num_tokens: int) -> None:
-        self.prompt_tokens += num_tokens
-
-    def add_reply(self, num_tokens: int, *, blocked: bool) -> None:
-        """A part of a reply."""
-        if num_tokens and self.first_token_s is None:
-            self.first_token_s = time.monotonic() - self.begin_s
-        self.completion_tokens += num_tokens
-        self.blocked += blocked
-
-
-def usage_of(request: Request) -> Usage:
-    """What the request has cost so far."""
-    usage: Usage = request.scope[USAGE]
-    return usage
-
-
-class Meter:
-    """Counts every request and what it cost."""
-
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        usage = scope[USAGE] = Usage(time.monotonic())
-        status = 499  # where no answer begins, the client has gone
-
-        async def send_noting_status(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        self.metrics.open.inc()
-        try:
-            await self.app(scope, receive, send_noting_status)
-        finally:
-            self.metrics.open.dec()
-            self._count(scope, usage, status)
-
-    def _count(self, scope: Scope, usage: Usage, status: int) -> None:
-        metrics = self.metrics
-        path = getattr(scope.get("route"), "path", "other")  # not the path asked for: of those there are endless ones
-        metrics.requests.labels(path=path, status=str(status)).inc()
-        metrics.seconds.labels(path=path).observe(time.monotonic() - usage.begin_s)
-        if usage.first_token_s is not None:
-            metrics.first_token_seconds.observe(usage.first_token_s)
-        metrics.prompt_tokens.inc(usage.prompt_tokens)
-        metrics.completion_tokens.inc(usage.completion_tokens)
-        metrics.blocked.inc(usage.blocked)
+            self.queue.num_open -= 1
+            self.queue.count(time.monotonic() - begin)
 
 
 class BodyLimit:
@@ -167,22 +129,3 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(address.split("%")[0]).is_loopback
     except ValueError:
         return False
-
-
-def caller_of(request: Request) -> str:
-    """Whose share of the engine a request uses: the address that it comes from, as nothing else in it is proved."""
-    host = request.client.host if request.client else ""
-    try:
-        address = ipaddress.ip_address(host.split("%")[0])
-    except ValueError:  # a Unix socket, or what a proxy wrote
-        return host
-    if isinstance(address, ipaddress.IPv4Address):
-        return host
-    return str(address.ipv4_mapped or ipaddress.ip_network((address, PREFIX_BITS), strict=False))
-
-
-def salt_of(request: Request, cache_salt: str | None) -> str:
-    """Only requests of one salt share cached prefixes, so that the time to the first token reveals nothing to
-    others."""
-    parts = repr((caller_of(request), request.headers.get("Authorization"), cache_salt))
-    return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()

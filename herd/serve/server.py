@@ -5,15 +5,20 @@ other hosts, nothing is stored on disk. The routes are in herd.serve.api.
 """
 
 import dataclasses
+import math
+import signal
 import socket
+import ssl
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
-from herd.config import EngineConfig
+from herd.config import EngineConfig, ServeConfig
 from herd.config.engine import DEFAULT_MAX_MODEL_LEN
 from herd.engine.engine import Engine
 from herd.engine.model import LoadedModel
@@ -23,8 +28,10 @@ from herd.guard.model_guard import Guard
 from herd.guard.stream import GuardGate
 from herd.plan.counts import cache_bytes
 from herd.serve.api.app import create_app
+from herd.serve.audit import AuditLog
 from herd.serve.generation_config import default_params
-from herd.serve.middleware import is_loopback
+from herd.serve.keys import VARIABLE, load_keys
+from herd.serve.middleware import Queue, is_loopback
 
 SWITCH_S = 0.0002
 """After so long a thread gives way to one that waits. Python's own 5 ms are most of a small model's step."""
@@ -34,25 +41,34 @@ WHOLE_REQUESTS = 8
 
 def serve(
     folder: Path,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
+    server: ServeConfig,
     config: EngineConfig,
-    max_queued_requests: int = 128,
+    *,
     base: Path | None = None,
     draft_model: Path | None = None,
     guard: Path | None = None,
 ) -> None:
-    """Serve the model in `folder` until Ctrl-C. Port 0 takes a free one. `guard`: folder of a guard of both sides."""
+    """Serve the model in `folder` until Ctrl-C, or until SIGTERM and the end of the running answers.
+
+    `guard`: folder of a guard of both sides. Raises HerdError where it would be open to others unasked.
+    """
     from herd.engine.load import load
 
-    if max_queued_requests < 0:
-        raise HerdError(f"--max-queued-requests {max_queued_requests} must not be negative")
     # The engine's thread comes back from each forward to find the event loop at work; it waits for it so long at most.
     sys.setswitchinterval(SWITCH_S)
-    listener = listen(host, port)
+    host, keys = server.host, load_keys(server.api_keys)
+    if server.tls:
+        check_certificate(*server.tls)
+    listener = listen(host, server.port)
     with listener:
         address, port = listener.getsockname()[:2]
+        is_local = is_loopback(address)
+        if not is_local and keys is None and not server.without_keys:
+            raise HerdError(
+                f"--host {host} lets everyone who reaches this machine ask: set --api-keys FILE or {VARIABLE}, or "
+                "--without-keys if a proxy checks who asks"
+            )
+        audit = AuditLog(server.audit_log, contents=server.audit_contents) if server.audit_log else None
         name = folder.resolve().name
         model = load(folder, base=base)
         if config.kv_cache_memory_bytes is None:
@@ -64,13 +80,28 @@ def serve(
             name=name,
             guard_name=guard.resolve().name if guard else "",
             params=default_params(folder, base=base),
-            loopback_host=host if is_loopback(address) else None,
-            max_open=config.max_num_seqs + max_queued_requests,
+            loopback_host=host if is_local else None,
+            max_open=config.max_num_seqs + server.max_queued_requests,
+            num_seqs=config.max_num_seqs,
+            keys=keys,
+            cors_origins=server.cors_origins,
+            audit=audit,
         )
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        url = f"{'https' if server.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
         print(f"Serving {folder} as {name!r}: chat at {url}, API at {url}/v1. Ctrl-C stops.", flush=True)
         with suppress(KeyboardInterrupt):  # uvicorn has then ended in good order, and passes it on
-            Server(app, engine).run(sockets=[listener])
+            Server(app, engine, drain_s=server.drain_s, tls=server.tls).run(sockets=[listener])
+
+
+def check_certificate(certificate: Path, key: Path) -> None:
+    """Raises HerdError where the two cannot be used."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        reason = getattr(error, "reason", None) or error.strerror or error
+        raise HerdError(
+            f"--tls {certificate} {key} cannot be used ({reason}): name a certificate and its key"
+        ) from None
 
 
 def default_cache_bytes(model: LoadedModel, config: EngineConfig) -> int:
@@ -87,11 +118,35 @@ def default_cache_bytes(model: LoadedModel, config: EngineConfig) -> int:
 
 
 class Server(uvicorn.Server):
-    """On shutdown it ends the running answers with an error instead of waiting for them. Closes the engine."""
+    """On Ctrl-C it ends the running answers with an error instead of waiting for them. Closes the engine.
 
-    def __init__(self, app: FastAPI, engine: Engine) -> None:
-        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
-        self._engine = engine
+    After SIGTERM it is not ready any more and lets nothing more in, and ends once the running answers have, or after
+    `drain_s`; a second signal ends it at once.
+    """
+
+    def __init__(
+        self, app: FastAPI, engine: Engine, *, drain_s: float = 0.0, tls: tuple[Path, Path] | None = None
+    ) -> None:
+        certificate, key = tls or (None, None)
+        config = uvicorn.Config(
+            app, log_level="warning", timeout_graceful_shutdown=2, ssl_certfile=certificate, ssl_keyfile=key
+        )
+        super().__init__(config)
+        self._engine, self._drain_s = engine, drain_s
+        self._queue: Queue = app.state.queue
+        self._deadline_s = math.inf
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGTERM and self._drain_s and not self._queue.is_draining:
+            self._queue.is_draining = True
+            self._deadline_s = time.monotonic() + self._drain_s
+            return
+        super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._queue.is_draining and (not self._queue.num_open or time.monotonic() > self._deadline_s):
+            return True
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._engine.close()

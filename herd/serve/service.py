@@ -12,8 +12,9 @@ from fastapi import Request
 from herd.engine.pipeline import AnswerPipeline, collect
 from herd.engine.reply import Reply
 from herd.engine.sampler import SamplingParams
+from herd.serve.access import caller_of, salt_of
+from herd.serve.meter import Usage, usage_of
 from herd.serve.metrics import Metrics
-from herd.serve.middleware import Usage, caller_of, salt_of, usage_of
 from herd.serve.prepare import PreparedRequest, prepare_chat
 from herd.serve.refusal import ApiError
 from herd.serve.schema import ChatRequest

@@ -14,8 +14,8 @@ from serve_world import Running, eventually, serving
 from herd.engine.pipeline import AnswerPipeline
 from herd.errors import HerdError
 from herd.serve import server as api
+from herd.serve.access import caller_of, salt_of
 from herd.serve.api.app import MAX_BODY_BYTES
-from herd.serve.middleware import caller_of, salt_of
 
 
 def test_a_share_of_the_engine_belongs_to_an_address_and_no_name_makes_another(server):

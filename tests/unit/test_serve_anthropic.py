@@ -18,6 +18,9 @@ TOOLS = [
 ]
 
 
+REMOTE = {"type": "url", "url": "http://10.0.0.1"}
+
+
 def client_of(server):
     return anthropic.Anthropic(base_url=f"http://127.0.0.1:{server.port}", api_key="none", max_retries=0)
 
@@ -45,7 +48,7 @@ def image(width, height):
 
 
 def test_a_text_is_answered_in_anthropics_shape(server):
-    answer = ask(server, "one two", system="Be brief.", temperature=0.5, top_p=0.8, top_k=7)
+    answer = ask(server, "one two", system="Be brief.", extra_body={"temperature": 0.5, "top_p": 0.8, "top_k": 7})
     assert (answer.type, answer.role, answer.model) == ("message", "assistant", "fake")
     assert [(block.type, block.text) for block in answer.content] == [("text", "one two")]
     assert (answer.stop_reason, answer.stop_sequence) == ("end_turn", None)
@@ -163,7 +166,7 @@ def test_the_model_is_listed_for_both_clients(server):
         ({"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "x", "name": "f", "input": {}}]}]},
          "only for the role"),
         ({"messages": [{"role": "user", "content": [{"type": "document", "source": {}}]}]}, "a block is an object"),
-        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "http://10.0.0.1"}}]}]}, "type"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": REMOTE}]}]}, "type"),
         ({"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "x"}]}]}, "waits"),
         ({"nonsense": 1}, "unknown field"),
     ],

@@ -137,7 +137,7 @@ def test_a_response_goes_on_from_the_one_before_without_its_instructions(server)
         ("user", "three"),
     ]
     assert server.client.responses.retrieve(second.id).output_text == "two"
-    assert [one.content for one in server.client.responses.input_items.list(first.id)][0] == "one"
+    assert next(one.content for one in server.client.responses.input_items.list(first.id)) == "one"
     server.client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError, match="no response"):
         server.client.responses.retrieve(first.id)

@@ -256,7 +256,8 @@ def _result(block: ToolResultBlock) -> str | list[dict[str, Any]]:
     if block.content is None or isinstance(block.content, str):
         return block.content or ""
     return [
-        _picture(part) if isinstance(part, ImageBlock) else {"type": "text", "text": part.text} for part in block.content
+        _picture(part) if isinstance(part, ImageBlock) else {"type": "text", "text": part.text}
+        for part in block.content
     ]
 
 

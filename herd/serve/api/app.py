@@ -1,22 +1,30 @@
 """The application: every API over one loaded model, behind the limits of herd.serve.middleware."""
 
+from collections.abc import Sequence
+
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
 from herd.errors import HerdError
+from herd.serve.access import Access
 from herd.serve.api import anthropic, chat, completions, embeddings, moderations, responses, status, tokens
+from herd.serve.audit import AuditLog
+from herd.serve.keys import Keys
+from herd.serve.meter import Meter
 from herd.serve.metrics import Metrics
-from herd.serve.middleware import BodyLimit, HostCheck, Meter, QueueLimit
+from herd.serve.middleware import BodyLimit, HostCheck, Queue, QueueLimit
 from herd.serve.refusal import ApiError, Object, error_response, validation_error
 from herd.serve.service import Service
 from herd.serve.streams import INTERNAL
 
 MAX_BODY_BYTES = 64 * 2**20
+METHODS = ("GET", "POST", "DELETE")
 COMPUTED = frozenset({"generate", "embeddings", "moderations"})
 """Tags of the routes that the engine computes for."""
 
@@ -28,27 +36,36 @@ def create_app(
     params: SamplingParams | None = None,
     loopback_host: str | None = None,
     max_open: int = 1024,
+    num_seqs: int = 32,
     guard_name: str = "",
+    keys: Keys | None = None,
+    cors_origins: Sequence[str] = (),
+    audit: AuditLog | None = None,
 ) -> FastAPI:
     """The application over one loaded model; `params` are the defaults of a request, `guard_name` is the name of the
-    pipeline's guard.
+    pipeline's guard. Without `keys` everyone who reaches it may ask; pages of `cors_origins` may ask from browsers.
 
-    At most `max_open` requests that the engine computes for run or wait; `loopback_host` as HostCheck has it.
+    At most `max_open` requests that the engine computes for run or wait, `num_seqs` of them run; `loopback_host` as
+    HostCheck has it. `state.queue` of the application is its Queue.
     """
+    # The interactive documentation of FastAPI loads its script from elsewhere, so it is off; /openapi.json is there.
+    app = FastAPI(title="Herd", docs_url=None, redoc_url=None, openapi_url=None)
+    queue = app.state.queue = Queue(most=max_open, num_seqs=num_seqs)
     metrics = Metrics(pipeline.engine.stats)
     service = Service(
         pipeline=pipeline, name=name, params=params or SamplingParams(), metrics=metrics, guard_name=guard_name
     )
-    # The interactive documentation of FastAPI loads its script from elsewhere, so it is off; /openapi.json is there.
-    app = FastAPI(title="Herd", docs_url=None, redoc_url=None, openapi_url=None)
     apis = (chat, completions, responses, anthropic, embeddings, moderations, tokens)
     routers = [*status.routes(service), *(api.routes(service) for api in apis)]
     for router in routers:
-        app.include_router(router)
+        app.routes.extend(router.routes)  # as they are, so that this list is the whole table
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
-    app.add_middleware(QueueLimit, paths=paths_of(routers, COMPUTED), most=max_open)
+    app.add_middleware(QueueLimit, paths=paths_of(routers, COMPUTED), queue=queue)
+    app.add_middleware(Access, routes=app.routes, keys=keys)
     app.add_middleware(HostCheck, loopback_host=loopback_host)
-    app.add_middleware(Meter, metrics=metrics)
+    app.add_middleware(Meter, metrics=metrics, audit=audit)
+    if cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=cors_origins, allow_methods=METHODS, allow_headers=["*"])
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 
 from herd.engine.model import Prompt
 from herd.errors import HerdError
-from herd.serve.middleware import usage_of
+from herd.serve.meter import usage_of
 from herd.serve.refusal import ApiError, Object
 from herd.serve.schema import Prompts, each_prompt
 from herd.serve.service import Service

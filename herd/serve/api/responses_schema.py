@@ -46,7 +46,8 @@ class InputImage(Object):
 
 
 def _tag(value: Any) -> str | None:
-    return f"<{value.get('type')}>" if isinstance(value, dict) else None
+    # Of an object too: pydantic asks again when it writes one.
+    return f"<{value.get('type') if isinstance(value, dict) else getattr(value, 'type', None)}>"
 
 
 Part = Annotated[

@@ -30,6 +30,11 @@ def routes(service: Service) -> list[APIRouter]:
     async def health() -> dict[str, str]:
         return {"status": "ok", "model": service.name}
 
+    @public.get("/ready")
+    async def ready(request: Request) -> JSONResponse:
+        is_draining = request.app.state.queue.is_draining
+        return JSONResponse({"status": "draining" if is_draining else "ready"}, status_code=503 if is_draining else 200)
+
     @models.get("/v1/models")
     async def all_models() -> dict[str, Any]:
         page = {"has_more": False, "first_id": service.name, "last_id": service.name}

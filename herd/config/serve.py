@@ -1,0 +1,44 @@
+"""How a server is reached and by whom. The options of `herd serve`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from herd.errors import HerdError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Options of the server, beside those of its engine."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 admits other machines."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one."""
+    max_queued_requests: int = 128
+    """Most requests that are queued; further ones are refused with 429."""
+    api_keys: Path | None = None
+    """File of the keys that may ask, as TOML with their SHA-256; a key in HERD_API_KEY is one more."""
+    without_keys: bool = False
+    """Answer other machines although no key is asked for, as where a proxy checks them."""
+    tls: tuple[Path, Path] | None = None
+    """Files of the certificate chain and of its private key: the server then speaks HTTPS."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins, such as https://chat.example, whose pages may ask from a browser."""
+    audit_log: Path | None = None
+    """File that gets a line of JSON for each request, without contents."""
+    audit_contents: bool = False
+    """Write requests and answers into the audit log too."""
+    drain_s: float = 30.0
+    """Seconds that running answers may take to end after SIGTERM."""
+
+    def __post_init__(self) -> None:
+        if self.max_queued_requests < 0:
+            raise HerdError(f"--max-queued-requests {self.max_queued_requests} must not be negative")
+        if not 0 <= self.drain_s <= 86_400:
+            raise HerdError(f"--drain-s {self.drain_s} must be in 0 to 86400")
+        if self.audit_contents and self.audit_log is None:
+            raise HerdError("--audit-contents without --audit-log: name a file")
+        for origin in self.cors_origins:
+            scheme, _, rest = origin.partition("://")
+            if scheme not in ("http", "https") or not rest or "/" in rest or "*" in rest:
+                raise HerdError(f"--cors-origins {origin!r} must be an origin, such as https://chat.example")
