@@ -14,10 +14,8 @@ elsewhere. Left out: `$id`, `$anchor` and references to other documents. Words o
 know stay, and are refused by it.
 """
 
-import itertools
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -31,6 +29,8 @@ LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator":
 """Free white space would let a model go on with it to its limit."""
 MAX_CHARS = 100_000
 """Of a form's source."""
+MAX_WORK = 100_000
+"""Parts of a schema that are looked at, each as often as another refers to it: a second's work."""
 EXACT = 2**53
 """Integers up to here are exact in a double, which is what llguidance reads a number as."""
 LEAST, MOST = -(2**63) + 1024, 2**63 - 1
@@ -69,8 +69,14 @@ class _Preparation:
     def __init__(self, root: Any, *, strict: bool) -> None:
         self._root, self._strict = root, strict
         self._names: dict[tuple[str, bool], str] = {}
+        self._num_looks = 0
         self.waiting: list[tuple[str, str, bool]] = []
         """Definitions that are referred to and not yet made."""
+
+    def _look(self, count: int = 1) -> None:
+        self._num_looks += count
+        if self._num_looks > MAX_WORK:
+            raise HerdError("the schema has too many parts that refer to each other: make it simpler")
 
     def at(self, pointer: str) -> Any:
         """What `#/a/b` points to."""
@@ -87,6 +93,7 @@ class _Preparation:
 
     def visit(self, schema: Any, where: str, *, is_open: bool) -> Any:
         """`schema` prepared; `is_open`: as a part of a whole that is closed from outside."""
+        self._look()
         if isinstance(schema, bool):
             return schema
         if not isinstance(schema, Mapping):
@@ -138,8 +145,10 @@ class _Preparation:
     def _close(self, schema: Mapping[str, Any], made: dict[str, Any], where: str) -> None:
         """Forbid other properties, where the schema does not mention them."""
         names, patterns, says_more = self._listed(schema, set())
-        for name, pattern in itertools.product(names, patterns):
-            if patterns[pattern] not in (True, {}, names[name]) and _matches(pattern, name):
+        for pattern, inner in patterns.items():
+            self._look(len(names))
+            others = [name for name in names if inner not in (True, {}, names[name])]
+            for name in _matching(pattern, others):
                 raise HerdError(
                     f'{where}: the property {name!r} also falls under "patternProperties" {pattern!r}, which is not '
                     "supported: write a pattern that it does not match"
@@ -154,6 +163,7 @@ class _Preparation:
 
     def _listed(self, schema: Any, seen: set[str]) -> tuple[dict[str, Any], dict[str, Any], bool]:
         """The properties and patterns that `schema` lists, and whether it defines which others may be."""
+        self._look()
         names: dict[str, Any] = {}
         patterns: dict[str, Any] = {}
         if not isinstance(schema, Mapping):
@@ -176,11 +186,23 @@ class _Preparation:
             names |= {name: {} for name in schema["required"] if isinstance(name, str) and name not in names}
         return names, patterns, says_more
 
+    def _found_ending(self, name: str, schema: Any, ending: set[str]) -> bool:
+        """Whether this definition ends, which is then noted."""
+        self._look()
+        if _ends(schema, ending):
+            ending.add(name)
+        return name in ending
+
     def refuse_endless(self, definitions: Mapping[str, Any]) -> None:
         """Raises HerdError where a definition contains itself in all that it allows, so that no answer could end."""
         ending: set[str] = set()
-        while more := {name for name in definitions.keys() - ending if _ends(definitions[name], ending)}:
-            ending |= more
+        waiting = list(definitions)
+        while True:
+            # What was found ending counts at once, and the next round goes the other way: a chain takes two.
+            left = [name for name in waiting if not self._found_ending(name, definitions[name], ending)]
+            if len(left) == len(waiting):
+                break
+            waiting = left[::-1]
         for (pointer, _), name in self._names.items():
             if name not in ending:
                 raise HerdError(
@@ -189,11 +211,19 @@ class _Preparation:
                 )
 
 
-def _matches(pattern: str, name: str) -> bool:
+def _matching(pattern: str, names: list[str]) -> list[str]:
+    """Those in which the pattern occurs. By RE2, which is linear: Python's own `re` takes for ever where somebody means
+    it to, and holds up all threads."""
+    import pyarrow
+    import pyarrow.compute
+
+    if not names:
+        return []
     try:
-        return re.search(pattern, name) is not None
-    except re.error:  # not Python's: llguidance checks whether it is one at all
-        return False
+        found = pyarrow.compute.match_substring_regex(pyarrow.array(names, pyarrow.string()), pattern=pattern)
+    except (pyarrow.ArrowException, ValueError):  # not RE2's: llguidance checks whether it is one at all
+        return []
+    return [name for name, is_match in zip(names, found.to_pylist(), strict=True) if is_match]
 
 
 def _ends(schema: Any, ending: set[str]) -> bool:

@@ -31,6 +31,8 @@ DEADLINE_S = 5.0
 """Longest compilation."""
 KEPT = 64
 """Compiled forms that are remembered."""
+COMPILERS = 4
+"""Compilations at one time: those that nobody waits for any more run on to llguidance's own limits, and no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ class Structures:
         self._ordinary[list(tokenizer.special.values())] = False
         self._backend: LLTokenizer | None = None
         self._compiled: OrderedDict[Structure, LLMatcher] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._compilers = threading.Lock(), threading.BoundedSemaphore(COMPILERS)
 
     def start(self, structure: Structure, *, deadline_s: float = DEADLINE_S) -> "GrammarState":
         """The state of the grammar before an answer begins.
@@ -97,13 +99,17 @@ class Structures:
                 made.append(LLMatcher(tokens, _grammar(structure), log_level=0))
             except ValueError as error:
                 made.append(error)
+            finally:
+                self._compilers.release()
 
         # Of its own limits (fuel of the lexer, size of the grammar) one may yet take long; a thread cannot be ended, so
         # that it runs on to those limits, and nobody waits.
         start = time.monotonic()
+        if not self._compilers.acquire(timeout=deadline_s):
+            raise HerdError(f"{COMPILERS} other forms have been compiling for {deadline_s:.1f} s: try again later")
         thread = threading.Thread(target=work, name="herd-structure", daemon=True)
         thread.start()
-        thread.join(deadline_s)
+        thread.join(max(0.0, start + deadline_s - time.monotonic()))
         if not made:
             seconds = time.monotonic() - start
             raise HerdError(f"the {structure.kind} was not compiled within {seconds:.1f} s: make it simpler")

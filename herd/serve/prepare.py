@@ -57,7 +57,7 @@ async def prepare_chat(
     finally:
         cancelled.set()
     asked = _fit(pipeline, asked, cut=request.limit is None, param="messages")
-    if form := form_of(request):
+    if form := await asyncio.to_thread(form_of, request):
         asked = await _with_form(pipeline, asked, *form)
     num_prompt = len(asked.prompt.token_ids)
     return PreparedRequest(choices=_choices(asked, request.num_generated), num_prompt_tokens=num_prompt)

@@ -473,7 +473,7 @@ def test_chat_generate_serve_and_evaluate_open_an_adapter_on_a_base_that_is_name
     prompts.write_text('{"text": "the cat sat"}\n')
 
     class NoServer:
-        def __init__(self, app: Any, engine: Any) -> None:
+        def __init__(self, app: Any, engine: Any, **_: Any) -> None:
             engine.close()
 
         def run(self, sockets: Any) -> None: ...
