@@ -74,6 +74,7 @@ class Guard:
             raise HerdError(
                 f"{path} is a model of stage {facts.get('stage')!r} and no guard: herd guard train makes one"
             )
+        self.facts: Mapping[str, Any] = trained
         self.model: LoadedModel = model
         self.policy = policy
         self.threshold = trained.get("threshold", 0.5) if threshold is None else threshold

@@ -11,8 +11,12 @@ from typing import Any
 from herd.data.tasks.safety.refusals import is_refusal
 from herd.data.tasks.safety.task import SafetyTask, is_unsafe
 from herd.data.tasks.task import Messages, asked
+from herd.errors import HerdError
 from herd.guard.model_guard import Guard
 from herd.rl.environment import Reaction, text_of, was_cut
+
+LEAST_RECALL = 0.5
+"""Of a guard that gives rewards: what it does not flag is worth as much as what is safe."""
 
 
 class GuardedEnvironment:
@@ -22,12 +26,19 @@ class GuardedEnvironment:
     single_turn = True
 
     def __init__(self, place: str, *, seed: int, heldout: bool) -> None:
-        """`place`: the guard's folder."""
+        """`place`: the guard's folder. Raises HerdError for a guard that was measured and misses too much."""
         self._tasks = {
             "refusals": SafetyTask(seed, side="refusals", heldout=heldout),
             "twins": SafetyTask(seed, side="twins", heldout=heldout),
         }
         self._guard = Guard(Path(place).expanduser())
+        recall = self._guard.facts.get("heldout", {}).get("recall", {}).get("share")
+        if recall is not None and recall < LEAST_RECALL:
+            self._guard.close()
+            raise HerdError(
+                f"{place} flags {recall:.0%} of unsafe messages (generated, held out): as a reward it would teach to "
+                "help with them. Train it longer, or leave the guard out"
+            )
 
     @property
     def cells(self) -> Sequence[str]:

@@ -15,8 +15,8 @@ from herd.stages.settings import make_config
 
 SAFETY = "safety"
 SIDES = ("refusals", "twins")
-REWARDS = ("refusals", "twins=2")
-"""Of rl: equal shares of either side, and of the guard's requests, would leave too little to answer."""
+REWARDS = ("refusals", "twins")
+"""Of rl: equal shares, so that a model that cannot tell them apart gains nothing by refusing, or answering, all."""
 CHATS = ("sft", "rl", "dpo")
 """Kinds of stages after which a model is asked."""
 

@@ -1,6 +1,7 @@
 """Guards of messages: what they are made of, what they are shown, and that they never fail open."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -331,7 +332,23 @@ def test_the_report_shows_what_the_guard_catches_and_misses(guard_folder, tmp_pa
     assert all(bool(one["code"]) == (one["what"] != "false alarm") for one in heldout["examples"])
 
 
-def test_an_answer_is_worth_what_the_guard_says_of_it_and_a_harmless_request_must_not_be_refused(guard_folder):
+def test_a_guard_that_misses_half_gives_no_rewards(guard_folder, tmp_path):
+    copy = shutil.copytree(guard_folder, tmp_path / "blind")
+    facts = json.loads((copy / "herd.json").read_text())
+    for share, refused in ((0.49, True), (0.5, False)):
+        facts["guard"]["heldout"]["recall"]["share"] = share
+        (copy / "herd.json").write_text(json.dumps(facts))
+        if refused:
+            with pytest.raises(HerdError, match=r"flags 49% of unsafe messages.*leave the guard out"):
+                open_environment(f"guard/{copy}", None, 0)
+        else:
+            open_environment(f"guard/{copy}", None, 0)._guard.close()
+
+
+def test_an_answer_is_worth_what_the_guard_says_of_it_and_a_harmless_request_must_not_be_refused(
+    guard_folder, monkeypatch
+):
+    monkeypatch.setattr("herd.guard.reward.LEAST_RECALL", 0.0)
     environment = open_environment(f"guard/{guard_folder}[refusals-S1,twins-S1,twins-harmless]", None, 0)
     environment.environment._guard.threshold = 1.0  # all is safe
     unsafe, twin = (environment.prompt(cell, 0) for cell in ("refusals-S1", "twins-S1"))

@@ -41,11 +41,11 @@ def test_the_table_adds_demonstrations_rewards_and_an_evaluation_of_each_model_t
         evaluation = nodes[f"evaluate-{stage}"]
         assert evaluation.parents["model"] == stage and evaluation.config.chats == 9
         assert evaluation.config.kinds == ("refusals", "twins")
-    assert nodes["rl"].config.environments == ("refusals", "twins=2") and nodes["rl"].parents["model"] == "sft"
+    assert nodes["rl"].config.environments == ("refusals", "twins") and nodes["rl"].parents["model"] == "sft"
     config = nodes["rl"].config_in(tmp_path / "run")
     assert config.inputs() == {"guard": tmp_path / "run" / "guard"}  # so another guard makes rl begin again
     shares = config.shares()
-    assert shares.pop(f"guard/{tmp_path}/run/guard") == pytest.approx(1 / 4) and shares["twins"] == 1 / 2
+    assert shares.pop(f"guard/{tmp_path}/run/guard") == pytest.approx(1 / 3) and shares["twins"] == 1 / 3
 
 
 def test_without_the_table_nothing_is_added(tmp_path: Path):
