@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from herd.commands.bench_guard import bench_code, bench_guard
+from herd.commands.channels import bench_channels
 from herd.commands.command import command, load_object
 
 
@@ -328,6 +329,7 @@ def bench_rl(
 
 
 BENCHES = {
+    "bench channels": command(bench_channels, example="herd bench channels --messages 1000 --kills 20"),
     "bench guard": command(bench_guard, example="herd bench guard --prompt-guard runs/mine/prompt-guard"),
     "bench needle": command(
         bench_needle,

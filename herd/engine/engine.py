@@ -255,6 +255,10 @@ class Engine:
             "accepted": self._num_accepted,
         }
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def close(self) -> None:
         """Stop the engine's thread; running requests end with an error."""
         with self._lock:

@@ -1,0 +1,78 @@
+"""Commands of the messengers: `herd channels simulate`, `herd channels status`, `herd bench channels`."""
+
+from pathlib import Path
+from typing import Literal
+
+from herd.commands.answers import CHAT_ENGINE, CHAT_SAMPLING, default_model, sampling_params
+from herd.commands.command import load_object
+from herd.config import EngineConfig, SamplingConfig
+
+
+def channels_simulate(
+    folder: Path | None = None,
+    /,
+    *,
+    channel: Literal["whatsapp", "messenger", "instagram"] = "whatsapp",
+    system: str = "",
+    join_s: float = 0.5,
+    sampling: SamplingConfig = CHAT_SAMPLING,
+    engine: EngineConfig = CHAT_ENGINE,
+    base: Path | None = None,
+    yes: bool = False,
+) -> None:
+    """Try a messenger on this machine, without an account: a chat in the terminal, with a stand-in for Meta.
+
+    Args:
+        folder: Folder of a model, or a .gguf file; runs/tiny/sft if not given, else a small model from PyPI.
+        channel: Which messenger.
+        system: System message of the conversation.
+        join_s: Messages that come within so many seconds are answered together.
+        sampling: How answers are drawn.
+        engine: Options of the engine.
+        base: Folder of the model that an adapter was trained on, if that is not where the adapter says.
+        yes: Fetch the small model without asking.
+    """
+    params = sampling_params(sampling)
+    options = load_object("herd.serve.channels.config:Options")(
+        system=system, join_s=join_s, max_tokens=sampling.max_tokens
+    )
+    load_object("herd.serve.channels.simulate:simulate")(
+        default_model(folder, yes=yes), channel=channel, options=options, params=params, config=engine, base=base
+    )
+
+
+def channels_status(config: Path, /, *, release: str = "", json: bool = False) -> None:
+    """Show what the channels of a channels.toml have counted, what may not have been sent, and who waits for a person.
+
+    Args:
+        config: The channels.toml.
+        release: Number of a conversation that a person has; it is the model's again.
+        json: Print one JSON object, for scripts.
+    """
+    load_object("herd.serve.channels.status:status")(config, release=release, as_json=json)
+
+
+def bench_channels(
+    *,
+    channels: tuple[Literal["whatsapp", "messenger", "instagram"], ...] = ("whatsapp", "messenger", "instagram"),
+    messages: int = 10_000,
+    kills: int = 200,
+    per_s: float = 20.0,
+    controls: bool = True,
+    seed: int = 0,
+    json: bool = False,
+) -> None:
+    """Storm the channels with duplicated and shuffled webhooks while servers are killed, and count what is lost.
+
+    Args:
+        channels: Which messengers.
+        messages: Messages of people for each; further events come between them.
+        kills: How often a server is killed.
+        per_s: Most deliveries a second.
+        controls: Send a smaller storm at a naive handler and at pywa too.
+        seed: Of the storm.
+        json: Print one JSON object, for scripts.
+    """
+    load_object("herd.bench.channels:bench_channels")(
+        channels=channels, messages=messages, kills=kills, per_s=per_s, controls=controls, seed=seed, as_json=json
+    )
