@@ -146,7 +146,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             ("messages_per_day", 1, 10**7), ("handover_hours", 0, 10**4), ("unknown_wait_s", 0, 86400),
         ):  # fmt: skip
             if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} = {getattr(self, name)} must be from {low} to {high}")
+                raise HerdError(f"{name} = {getattr(self, name)} must be from {low} to {high}")
 
 
 @dataclass(frozen=True, kw_only=True)

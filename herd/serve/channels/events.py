@@ -6,6 +6,7 @@ malformed becomes an event of kind `ignored` with a name, which is counted. Noth
 
 import hashlib
 import hmac
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -90,6 +91,20 @@ def each(items: Any, read: Callable[[dict[str, Any]], Iterable[Event]], what: st
 def text_of(value: Any) -> str:
     """A string, or "" for anything else, without the lone surrogates that JSON allows."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
+def id_of(value: Any) -> str:
+    """An id. Raises ValueError where it is none."""
+    if not (found := text_of(value)):
+        raise ValueError("no id")
+    return found
+
+
+def seconds_of(value: Any) -> float:
+    """A time or a number. Raises ValueError or OverflowError where it is none."""
+    if not math.isfinite(number := float(value)):
+        raise ValueError("no number")
+    return number
 
 
 def table_of(value: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from herd.serve.channels.store import Store, count, find_person, move, person_of
 
 FUTURE_S = 300
 """Meta's clock may be so far ahead; what is later, or has no time, came now."""
+UNSTORABLE = (sqlite3.InterfaceError, sqlite3.IntegrityError, sqlite3.ProgrammingError, ValueError, OverflowError)
 FOREVER = 1e12
 OURS_S = 600
 """An echo with the text of what we sent so long ago is ours."""
@@ -24,30 +25,42 @@ def receive(store: Store, channel: str, events: Iterable[Event], *, now: float, 
             if event.kind == "ignored":
                 count(db, channel, f"ignored {event.name}")
                 continue
-            if not see(db, channel, event.key, now):
-                count(db, channel, "duplicate")
-                continue
-            count(db, channel, event.kind)
-            if event.kind == "message":
-                _insert(db, channel, event, now)
-            elif event.kind == "edit":
-                _edit(db, channel, event, now)
-            elif event.kind == "revoke":
-                erased |= _revoke(db, channel, event, now)
-            elif event.kind == "status":
-                _status(db, channel, event, now)
-            elif event.kind == "echo":
-                _echo(db, channel, event, now, _until(now, handover_hours))
-            elif event.kind == "moved":
-                move(db, channel, event.who, event.new, now)
-            elif event.kind == "handover":
-                person = person_of(db, channel, event.who, now)
-                until = 0.0 if event.ours else _until(now, handover_hours)
-                db.execute("UPDATE people SET handed_over_until = ? WHERE id = ?", (until, person))
+            db.execute("SAVEPOINT event")
+            try:
+                erased |= _apply(db, channel, event, now, handover_hours)
+            except UNSTORABLE:  # it would be so each time that Meta sends it again
+                db.execute("ROLLBACK TO event")
+                count(db, channel, "ignored: not to be stored")
+            db.execute("RELEASE event")
             wakes |= event.kind in ("message", "edit", "status", "echo")
     if erased:
         store.erase_log()
     return wakes
+
+
+def _apply(db: sqlite3.Connection, channel: str, event: Event, now: float, handover_hours: float) -> bool:
+    """Write down one event; whether something was deleted."""
+    if not see(db, channel, event.key, now):
+        count(db, channel, "duplicate")
+        return False
+    count(db, channel, event.kind)
+    if event.kind == "message":
+        _insert(db, channel, event, now)
+    elif event.kind == "edit":
+        _edit(db, channel, event, now)
+    elif event.kind == "revoke":
+        return _revoke(db, channel, event, now)
+    elif event.kind == "status":
+        _status(db, channel, event, now)
+    elif event.kind == "echo":
+        _echo(db, channel, event, now, _until(now, handover_hours))
+    elif event.kind == "moved":
+        move(db, channel, event.who, event.new, now)
+    elif event.kind == "handover":
+        person = person_of(db, channel, event.who, now)
+        until = 0.0 if event.ours else _until(now, handover_hours)
+        db.execute("UPDATE people SET handed_over_until = ? WHERE id = ?", (until, person))
+    return False
 
 
 def _until(now: float, hours: float) -> float:
@@ -155,6 +168,8 @@ def _echo(db: sqlite3.Connection, channel: str, event: Event, now: float, until:
         _resolve(db, "id", row["id"], event.message_id, now)
         return
     count(db, channel, "echo of a person")
+    if not event.who:
+        return
     if person is None:
         person = person_of(db, channel, event.who, now)
     db.execute("UPDATE people SET handed_over_until = ? WHERE id = ?", (until, person))

@@ -8,7 +8,18 @@ Left out: comments, templates, one-time notifications, the tag HUMAN_AGENT (whic
 from collections.abc import Iterator
 from typing import Any
 
-from herd.serve.channels.events import Event, Media, Who, each, ignored, short_name, table_of, text_of
+from herd.serve.channels.events import (
+    Event,
+    Media,
+    Who,
+    each,
+    id_of,
+    ignored,
+    seconds_of,
+    short_name,
+    table_of,
+    text_of,
+)
 
 MESSENGER_CAP = 2000
 """Characters of a text message."""
@@ -44,15 +55,16 @@ def _delivery(payload: dict[str, Any], account: str, expected: str, app_id: str)
 
 def _event(event: dict[str, Any], account: str, mine: bool, app_id: str) -> Iterator[Event]:
     sender, recipient = (text_of(table_of(event.get(side)).get("id")) for side in ("sender", "recipient"))
-    time = float(event.get("timestamp") or 0) / 1000
+    time = seconds_of(event.get("timestamp") or 0) / 1000
     message = event.get("message")
     is_echo = isinstance(message, dict) and (message.get("is_echo") or sender == account)
     if not (mine or account in (sender, recipient)):
         yield ignored("another account")
     elif is_echo:
         assert isinstance(message, dict)
+        mid = id_of(message["mid"])
         yield Event(
-            kind="echo", key=message["mid"], message_id=message["mid"], who=Who(user_id=recipient), time=time,
+            kind="echo", key=mid, message_id=mid, who=Who(user_id=recipient), time=time,
             text=text_of(message.get("text")), token=text_of(message.get("metadata")),
         )  # fmt: skip
     elif sender == account or not sender:
@@ -61,21 +73,21 @@ def _event(event: dict[str, Any], account: str, mine: bool, app_id: str) -> Iter
         yield _message(message, sender, time)
     elif isinstance(event.get("message_edit"), dict):
         edit = event["message_edit"]
-        order = float(edit.get("num_edit") or 0)
+        order, mid = seconds_of(edit.get("num_edit") or 0), id_of(edit["mid"])
         yield Event(
-            kind="edit", key=f"{edit['mid']} edit {order:g}", message_id=edit["mid"], who=Who(user_id=sender),
+            kind="edit", key=f"{mid} edit {order:g}", message_id=mid, who=Who(user_id=sender),
             time=time, text=text_of(edit["text"]), order=order,
         )  # fmt: skip
     elif isinstance(event.get("postback"), dict):
         postback = event["postback"]
-        key = text_of(postback.get("mid")) or f"postback {sender} {event['timestamp']}"
+        key = text_of(postback.get("mid")) or f"postback {sender} {time:f}"
         text = text_of(postback.get("title")) or text_of(postback.get("payload"))
         yield Event(kind="message", key=key, message_id=key, who=Who(user_id=sender), time=time, text=text)
     elif isinstance(event.get("reaction"), dict):
-        yield Event(kind="reaction", who=Who(user_id=sender), time=time, message_id=event["reaction"]["mid"])
+        yield Event(kind="reaction", who=Who(user_id=sender), time=time, message_id=id_of(event["reaction"]["mid"]))
     elif isinstance(event.get("delivery"), dict):
         for mid in event["delivery"].get("mids") or []:
-            yield Event(kind="status", name="delivered", who=Who(user_id=sender), message_id=mid, time=time)
+            yield Event(kind="status", name="delivered", who=Who(user_id=sender), message_id=text_of(mid), time=time)
         if not event["delivery"].get("mids"):
             yield Event(kind="status", name="delivered", who=Who(user_id=sender), time=time)
     elif isinstance(event.get("read"), dict):
@@ -86,14 +98,14 @@ def _event(event: dict[str, Any], account: str, mine: bool, app_id: str) -> Iter
 
 
 def _message(message: dict[str, Any], sender: str, time: float) -> Event:
-    mid, who = message["mid"], Who(user_id=sender)
+    mid, who = id_of(message["mid"]), Who(user_id=sender)
     if message.get("is_deleted"):
         return Event(kind="revoke", key=f"{mid} deleted", message_id=mid, who=who, time=time)
     if message.get("is_unsupported"):
         return ignored("message unsupported")
     text, media, name = text_of(message.get("text")), list[Media](), ""
     for one in message.get("attachments") or []:
-        kind, url = one["type"], text_of(table_of(one.get("payload")).get("url"))
+        kind, url = text_of(one["type"]), text_of(table_of(one.get("payload")).get("url"))
         if kind in READABLE and url:
             media.append(Media(ref=url))
         elif not (kind == "fallback" and text):  # the preview of a link that stands in the text

@@ -10,7 +10,18 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from herd.serve.channels.events import Event, Media, Who, each, ignored, short_name, table_of, text_of
+from herd.serve.channels.events import (
+    Event,
+    Media,
+    Who,
+    each,
+    id_of,
+    ignored,
+    seconds_of,
+    short_name,
+    table_of,
+    text_of,
+)
 
 CAP = 4096
 """Characters of a text message."""
@@ -64,7 +75,7 @@ def _sender(message: dict[str, Any], contacts: list[Who]) -> Who:
 
 
 def _message(message: dict[str, Any], contacts: list[Who]) -> Iterator[Event]:
-    kind, message_id, time = message["type"], message["id"], float(message["timestamp"])
+    kind, message_id, time = text_of(message["type"]), id_of(message["id"]), seconds_of(message["timestamp"])
     who = _sender(message, contacts)
     if message.get("group_id"):
         yield ignored("group message")
@@ -72,14 +83,14 @@ def _message(message: dict[str, Any], contacts: list[Who]) -> Iterator[Event]:
         yield _system(message, message_id, time)
     elif kind == "reaction":
         reaction = message["reaction"]
-        yield Event(kind="reaction", key=message_id, who=who, time=time, message_id=reaction["message_id"])
+        yield Event(kind="reaction", key=message_id, who=who, time=time, message_id=id_of(reaction["message_id"]))
     elif kind == "revoke":
-        original = message["revoke"]["original_message_id"]
+        original = id_of(message["revoke"]["original_message_id"])
         yield Event(kind="revoke", key=message_id, who=who, time=time, message_id=original)
     elif kind == "edit":
         edit = message["edit"]
         text, media, name = _content(edit["message"])
-        original = edit["original_message_id"]
+        original = id_of(edit["original_message_id"])
         yield Event(
             kind="edit", key=message_id, who=who, time=time, message_id=original, text=text, media=media, name=name,
             order=time,
@@ -98,12 +109,12 @@ def _message(message: dict[str, Any], contacts: list[Who]) -> Iterator[Event]:
 
 def _content(message: dict[str, Any]) -> tuple[str, tuple[Media, ...], str]:
     """Text, pictures, and the name of what can be neither."""
-    kind = message["type"]
+    kind = text_of(message["type"])
     body = table_of(message.get(kind))
     if kind == "text":
         return text_of(body["body"]), (), ""
     if kind == "image":
-        return text_of(body.get("caption")), (Media(ref=body["id"], mime=text_of(body.get("mime_type"))),), ""
+        return text_of(body.get("caption")), (Media(ref=id_of(body["id"]), mime=text_of(body.get("mime_type"))),), ""
     if kind == "button":
         return text_of(body["text"]), (), ""
     if kind == "interactive":
@@ -136,7 +147,8 @@ def _system(message: dict[str, Any], message_id: str, time: float) -> Event:
 
 def _status(status: dict[str, Any]) -> Iterator[Event]:
     yield Event(
-        kind="status", message_id=status["id"], name=short_name(status["status"]), time=float(status["timestamp"]),
+        kind="status", message_id=text_of(status["id"]), name=short_name(status["status"]),
+        time=seconds_of(status["timestamp"]),
         who=Who(phone=text_of(status.get("recipient_id")), user_id=text_of(status.get("recipient_user_id"))),
         token=text_of(status.get("biz_opaque_callback_data")),
     )  # fmt: skip
@@ -150,7 +162,13 @@ def _echo(echo: dict[str, Any]) -> Iterator[Event]:
     text, _, name = _content(echo)
     who = Who(phone=text_of(echo.get("to")), user_id=text_of(echo.get("to_user_id")))
     yield Event(
-        kind="echo", key=echo["id"], message_id=echo["id"], time=float(echo["timestamp"]), who=who, text=text, name=name
+        kind="echo",
+        key=id_of(echo["id"]),
+        message_id=id_of(echo["id"]),
+        time=seconds_of(echo["timestamp"]),
+        who=who,
+        text=text,
+        name=name,
     )
 
 
