@@ -7,7 +7,7 @@ follows too.
 
 from herd.commands.answers import chat, generate, serve
 from herd.commands.bench import BENCHES
-from herd.commands.channels import channels_simulate, channels_status
+from herd.commands.channels import channels_serve, channels_simulate, channels_status
 from herd.commands.command import Command, command
 from herd.commands.data_view import data_show, data_stats
 from herd.commands.folders import adopt, convert, data_fetch, data_pairs, merge, report
@@ -40,6 +40,9 @@ COMMANDS: dict[str, Command] = {
         generate, example="herd generate runs/tiny/sft prompts.jsonl --out answers.jsonl", on_device=True
     ),
     "serve": command(serve, example="herd serve runs/tiny/sft --port 8000", on_device=True),
+    "channels serve": command(
+        channels_serve, example="herd channels serve channels.toml runs/tiny/sft --port 8080", on_device=True
+    ),
     "channels simulate": command(
         channels_simulate, example="herd channels simulate runs/tiny/sft --channel whatsapp", on_device=True
     ),

@@ -1,9 +1,9 @@
-"""Commands of the messengers: `herd channels simulate`, `herd channels status`, `herd bench channels`."""
+"""Commands of the messengers: `herd channels serve`, `simulate` and `status`, and `herd bench channels`."""
 
 from pathlib import Path
 from typing import Literal
 
-from herd.commands.answers import CHAT_ENGINE, CHAT_SAMPLING, default_model, sampling_params
+from herd.commands.answers import BATCH_ENGINE, CHAT_ENGINE, CHAT_SAMPLING, default_model, sampling_params
 from herd.commands.command import load_object
 from herd.config import EngineConfig, SamplingConfig
 
@@ -38,6 +38,33 @@ def channels_simulate(
     )
     load_object("herd.serve.channels.simulate:simulate")(
         default_model(folder, yes=yes), channel=channel, options=options, params=params, config=engine, base=base
+    )
+
+
+def channels_serve(
+    config: Path,
+    folder: Path | None = None,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    engine: EngineConfig = BATCH_ENGINE,
+    base: Path | None = None,
+    yes: bool = False,
+) -> None:
+    """Answer people on WhatsApp, Messenger and Instagram with a model; the webhooks are all that is served.
+
+    Args:
+        config: The channels.toml: accounts, limits, texts.
+        folder: Folder of a model, or a .gguf file; runs/tiny/sft if not given, else a small model from PyPI.
+        host: Address to listen on; 0.0.0.0 admits other machines.
+        port: Port to listen on; 0 takes a free one.
+        engine: Options of the engine.
+        base: Folder of the model that an adapter was trained on, if that is not where the adapter says.
+        yes: Fetch the small model without asking.
+    """
+    load_object("herd.serve.channels.serve:serve")(
+        default_model(folder, yes=yes), config, host=host, port=port, config=engine, base=base
     )
 
 

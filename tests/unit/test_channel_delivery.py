@@ -1,11 +1,16 @@
 """Webhooks in, answers out: each message once, in order, within the channel's rules."""
 
 import io
+import os
+import subprocess
+import sys
+import threading
 import time
 from copy import deepcopy
 from pathlib import Path
 
 import channel_payloads as made
+import httpx2
 import pytest
 from channel_world import PHONE, eventually, world
 from PIL import Image
@@ -13,6 +18,9 @@ from starlette.responses import JSONResponse, Response
 
 from herd.serve.channels import outbox
 from herd.serve.channels.config import TRAITS
+from herd.serve.channels.double import GraphDouble, local_accounts, signed
+from herd.serve.channels.simulate import local_server
+from herd.serve.channels.store import Store
 
 
 @pytest.mark.parametrize("channel", ["whatsapp", "messenger", "instagram"])
@@ -427,3 +435,46 @@ def test_what_an_engine_was_closed_under_is_answered_after_the_next_start(tmp_pa
         assert here.rows("SELECT state, attempts FROM messages") == [("new", 0)]
     with world(tmp_path) as here:
         assert here.texts(1) == ["You said: hello"]
+
+
+SERVER = """
+import socket, sys
+from pathlib import Path
+from channel_world import Parrot
+from herd.serve.channels.config import ChannelsConfig, Options
+from herd.serve.channels.double import local_accounts
+from herd.serve.channels.serve import run
+
+config = ChannelsConfig(options=Options(join_s=0.0), accounts=local_accounts(sys.argv[1]), store=Path(sys.argv[2]))
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+run(config, Parrot(), listener)
+"""
+
+
+def test_sigterm_waits_for_the_part_that_is_being_sent(tmp_path: Path):
+    double = GraphDouble(local_accounts("http://127.0.0.1/v25.0"), "", receipts=False)
+    arrived, store = threading.Event(), tmp_path / "channels.sqlite"
+
+    def slow(channel: str, who: str, text: str) -> None:
+        arrived.set()
+        time.sleep(1.0)
+
+    double.fault = slow
+    with local_server(double.app) as graph:
+        double.accounts = local_accounts(f"{graph}/v25.0")
+        command = [sys.executable, "-c", SERVER, f"{graph}/v25.0", str(store)]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+            assert process.stdout is not None
+            url = f"http://127.0.0.1:{int(process.stdout.readline())}/webhooks/whatsapp"
+            body, signature = signed(double.message("whatsapp", "hi", who=PHONE, mid="m"), "secret of whatsapp")
+            with httpx2.Client(trust_env=False, verify=False) as client:
+                assert client.post(url, content=body, headers={"X-Hub-Signature-256": signature}).status_code == 200
+            assert arrived.wait(10)
+            process.terminate()
+            assert process.wait(10) == 0
+    assert [one.text for one in double.texts] == ["You said: hi"]
+    made = Store(store)
+    assert [row[0] for row in made.db.execute("SELECT state FROM parts")] == ["sent"]
+    made.close()

@@ -52,7 +52,7 @@ def test_status_lists_what_waits_for_a_person_and_releases_it(
         monkeypatch.setenv(f"HERD_WHATSAPP_{name}", "x")
     path = tmp_path / "channels.toml"
     path.write_text('[whatsapp]\nphone_number_id = "1"\n', encoding="utf-8")
-    with pytest.raises(HerdError, match="does not exist yet: run herd serve"):
+    with pytest.raises(HerdError, match="does not exist yet: run herd channels serve"):
         status(path, release="", as_json=False)
     with simulation("whatsapp", QUICK, Parrot(), tmp_path) as made:
         made.run("human")

@@ -15,7 +15,7 @@ def status(path: Path, *, release: str, as_json: bool) -> None:
     """Print it; with `release`, give a conversation back to the model first."""
     config = read_config(path)
     if not config.store.exists():
-        raise HerdError(f"{config.store} does not exist yet: run herd serve MODEL --channels {path}")
+        raise HerdError(f"{config.store} does not exist yet: run herd channels serve {path} MODEL")
     store = Store(config.store)
     try:
         if release:
