@@ -81,7 +81,7 @@ class World:
         return [tuple(row) for row in self.channels.store.db.execute(sql)]
 
 
-def eventually(holds: Callable[[], bool], *, seconds: float = 8.0) -> None:
+def eventually(holds: Callable[[], bool], *, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not come true"

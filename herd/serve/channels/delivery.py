@@ -302,20 +302,23 @@ class Delivery:
     @asynccontextmanager
     async def _typing(self, graph: Graph, person: Person, message_id: str) -> AsyncGenerator[None, None]:
         """While within, the person sees that an answer is being written."""
+        written = asyncio.Event()
 
         async def show() -> None:
             first = True
-            while True:
+            while not written.is_set():
                 await graph.show_typing(person.who, message_id, first=first)
                 first = False
-                await asyncio.sleep(TYPING_S)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(written.wait(), TYPING_S)
 
         task = asyncio.create_task(show())
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            # Its request ends by itself, and before the answer is sent: typing must not be shown after that.
+            written.set()
+            await asyncio.wait([task])
 
     # Parts
 

@@ -24,6 +24,7 @@ from herd.serve.channels.events import Media, Who, table_of, text_of
 log = logging.getLogger("herd.channels")
 
 TIMEOUT = httpx2.Timeout(30.0, connect=10.0)
+TYPING_TIMEOUT = httpx2.Timeout(5.0)
 PICTURE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif")
 RATE_CODES = {4, 17, 32, 341, 613, 80007, 130429, 131048, 131056}
 BRIEF_CODES = {1, 2, 1200, 131000, 131016, 131057, 133004}
@@ -113,7 +114,7 @@ class Graph:
             bodies = [messenger.action_body(who, name) for name in ("mark_seen", "typing_on")[not first :]]
         for body in bodies:
             try:
-                await self._client.post(self._messages, json=body, headers=self._token)
+                await self._client.post(self._messages, json=body, headers=self._token, timeout=TYPING_TIMEOUT)
             except httpx2.HTTPError as error:
                 log.info("%s: typing was not shown: %s", self.account.channel, type(error).__name__)
 
