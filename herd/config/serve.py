@@ -28,6 +28,8 @@ class ServeConfig:
     """File that gets a line of JSON for each request, without contents."""
     audit_contents: bool = False
     """Write requests and answers into the audit log too."""
+    channels: Path | None = None
+    """File that names accounts of WhatsApp, Messenger and Instagram to answer on (docs/channels.md)."""
     drain_s: float = 30.0
     """Seconds that running answers may take to end after SIGTERM."""
 

@@ -11,7 +11,7 @@ import socket
 import ssl
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -29,6 +29,9 @@ from herd.guard.stream import GuardGate
 from herd.plan.counts import cache_bytes
 from herd.serve.api.app import create_app
 from herd.serve.audit import AuditLog
+from herd.serve.channels.answer import PipelineAnswerer
+from herd.serve.channels.config import read_config
+from herd.serve.channels.serve import channels_beside
 from herd.serve.generation_config import default_params
 from herd.serve.keys import VARIABLE, load_keys
 from herd.serve.middleware import Queue, is_loopback
@@ -59,8 +62,9 @@ def serve(
     host, keys = server.host, load_keys(server.api_keys)
     if server.tls:
         check_certificate(*server.tls)
+    channels = read_config(server.channels) if server.channels else None
     listener = listen(host, server.port)
-    with listener:
+    with listener, ExitStack() as stack:
         address, port = listener.getsockname()[:2]
         is_local = is_loopback(address)
         if not is_local and keys is None and not server.without_keys:
@@ -75,11 +79,12 @@ def serve(
             config = dataclasses.replace(config, kv_cache_memory_bytes=default_cache_bytes(model, config))
         engine = Engine(model, config, draft_model=load(draft_model) if draft_model else None)
         gate = GuardGate(Guard(guard)) if guard else None
+        pipeline, params = AnswerPipeline(model, engine, gate=gate), default_params(folder, base=base)
         app = create_app(
-            AnswerPipeline(model, engine, gate=gate),
+            pipeline,
             name=name,
             guard_name=guard.resolve().name if guard else "",
-            params=default_params(folder, base=base),
+            params=params,
             loopback_host=host if is_local else None,
             max_open=config.max_num_seqs + server.max_queued_requests,
             num_seqs=config.max_num_seqs,
@@ -87,6 +92,8 @@ def serve(
             cors_origins=server.cors_origins,
             audit=audit,
         )
+        if channels:
+            stack.enter_context(channels_beside(app, channels, PipelineAnswerer(pipeline, params, channels.options)))
         url = f"{'https' if server.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
         print(f"Serving {folder} as {name!r}: chat at {url}, API at {url}/v1. Ctrl-C stops.", flush=True)
         with suppress(KeyboardInterrupt):  # uvicorn has then ended in good order, and passes it on

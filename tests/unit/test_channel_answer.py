@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from pathlib import Path
 
 import pytest
 from fake_herd import CONTEXT, FakeModel
@@ -11,9 +12,12 @@ from herd.engine.filters import Verdict
 from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
 from herd.errors import HerdError, Stopped
+from herd.serve.api.app import create_app
 from herd.serve.channels.answer import PipelineAnswerer, messages_of
-from herd.serve.channels.config import Options
+from herd.serve.channels.config import ChannelsConfig, Options
 from herd.serve.channels.delivery import Answer, Turn
+from herd.serve.channels.double import local_accounts, signed
+from herd.serve.channels.serve import channels_beside
 
 
 class Guarded:
@@ -84,3 +88,22 @@ def test_a_message_that_an_engine_is_closed_under_waits_for_the_next_start():
     one.pipeline.engine.closed = True
     with pytest.raises(Stopped):
         ask(one, "fail")
+
+
+def test_webhooks_stand_in_front_of_the_keys_and_hosts_of_the_server(tmp_path: Path):
+    from fastapi.testclient import TestClient
+
+    accounts = local_accounts("http://127.0.0.1:1/v25.0")
+    config = ChannelsConfig(options=Options(), accounts=accounts, store=tmp_path / "channels.sqlite")
+    model = FakeModel()
+    pipeline = AnswerPipeline(model, model.engine())
+    app = create_app(pipeline, name="fake", loopback_host="my-laptop")
+    with channels_beside(app, config, PipelineAnswerer(pipeline, SamplingParams(), config.options)):
+        client = TestClient(app, base_url="http://public.example")
+        query = {"hub.mode": "subscribe", "hub.verify_token": "verify", "hub.challenge": "7"}
+        assert client.get("/webhooks/whatsapp", params=query).text == "7"
+        assert client.post("/webhooks/whatsapp", content=b"{}").status_code == 403
+        body, signature = signed({"object": "whatsapp_business_account"}, accounts["whatsapp"].app_secret)
+        headers = {"X-Hub-Signature-256": signature}
+        assert client.post("/webhooks/whatsapp", content=body, headers=headers).status_code == 200
+        assert client.get("/v1/models").status_code == 400

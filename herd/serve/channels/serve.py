@@ -6,7 +6,8 @@ The address can be open to all: what is not signed by Meta is refused, and there
 import signal
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -46,14 +47,23 @@ def serve(folder: Path, path: Path, *, host: str, port: int, config: EngineConfi
 def run(config: ChannelsConfig, answerer: Answerer, listener: socket.socket) -> None:
     """Serve until a signal. What is being sent then is waited for; what was not answered yet is at the next start."""
 
+    app = Starlette()
+    with channels_beside(app, config, answerer), suppress(KeyboardInterrupt):
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)).run(sockets=[listener])
+
+
+@contextmanager
+def channels_beside(app: Starlette, config: ChannelsConfig, answerer: Answerer) -> Iterator[None]:
+    """Answer on the channels while within, with their webhooks in front of all that `app` has by now."""
+
     def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(0)
 
     # uvicorn raises the signal again when it has ended; the default would end the process before the delivery.
     signal.signal(signal.SIGTERM, leave)
-    with running_channels(config, answerer) as channels, suppress(KeyboardInterrupt):
-        app = channels.wrap(Starlette())
-        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)).run(sockets=[listener])
+    with running_channels(config, answerer) as channels:
+        channels.install(app)
+        yield
 
 
 def _listen(host: str, port: int) -> socket.socket:
