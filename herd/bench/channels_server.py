@@ -79,10 +79,10 @@ def pywa(graph: str) -> ASGIApp:
     )
     client.api._session.base_url = graph
 
-    @client.on_message(filters.text)
     def echo(_: WhatsApp, message: Message) -> None:
         message.reply(message.text or "")
 
+    client.on_message(filters.text)(echo)
     return app
 
 
