@@ -123,7 +123,9 @@ class PromptGuard:
         scores = [0.0] * len(cut)
         while order:
             longest = len(cut[order[-1]])
-            number = max(1, BATCH_WORDS // max(longest, 1))
+            room = order[-max(1, BATCH_WORDS // max(longest, 1)) :]
+            # A short window beside a long one would be mostly padding.
+            number = sum(2 * len(cut[at]) >= longest for at in room)
             batch, order = order[-number:], order[:-number]
             logits_B2 = self.network(*tensors([cut[at] for at in batch], self.config.buckets))
             for at, score in zip(batch, logits_B2.softmax(-1)[:, 1].tolist(), strict=True):
