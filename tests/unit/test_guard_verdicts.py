@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 from model_folder import random_tokenizer
@@ -92,6 +93,15 @@ def test_categories_of_all_unsafe_windows_count_in_the_order_of_the_policy(guard
     monkeypatch.setattr(guard, "_categories", lambda prompts: [("S10",), ("S2", "S10")][: len(prompts)])
     verdict = guard.judge(asked("x" * 3000))
     assert verdict.windows > 3 and verdict.score == 0.9 and verdict.categories == ("S2", "S10")
+
+
+def test_an_unsafe_message_has_a_category_even_where_its_answer_was_cut_off(opened, monkeypatch):
+    class Cut:
+        def submit(self, prompt, params):
+            return SimpleNamespace(result=lambda: [SimpleNamespace(text="S")])
+
+    monkeypatch.setattr(opened, "_engine", Cut())
+    assert opened._categories([Prompt(token_ids=[1])]) == [("S1",)]
 
 
 def test_several_conversations_get_their_own_windows_back(guard, monkeypatch):
