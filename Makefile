@@ -36,7 +36,7 @@ types: $(VENV)/.dev  ## mypy
 	$(BIN)/mypy
 
 unit: $(VENV)/.dev  ## the fast tests, in two processes
-	$(BIN)/pytest -m "not slow" -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist worksteal
 
 slow: $(VENV)/.dev  ## the proofs that take minutes
 	$(BIN)/pytest -m slow

@@ -5,7 +5,9 @@ import os
 import signal
 
 # Before torch and tokenizers are imported, which read these once.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+if "PYTEST_XDIST_WORKER" in os.environ:  # set, as a worker inherits what its parent has set below
+    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HERD_DEVICE"] = "cpu"  # also where there is a card
