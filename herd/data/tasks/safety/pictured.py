@@ -9,14 +9,12 @@ them; the things are the same.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from herd.core.streams import stream
 from herd.data.loading import tables
+from herd.data.media.image import read_picture
 from herd.data.tasks.safety.items import SPLITS, Split, make_item, one_of
 from herd.errors import HerdError
 
@@ -117,8 +115,7 @@ class PicturedItem:
     def parts(self, *, drawn: bool = True) -> list[dict[str, Any]]:
         """The message's parts: the drawings and the words, or the words alone."""
         pictures = [
-            {"type": "image", "image": Image.open(BytesIO(png)).convert("RGB"), "max_tiles": 1}
-            for png in (self.pngs if drawn else ())
+            {"type": "image", "image": read_picture(png), "max_tiles": 1} for png in (self.pngs if drawn else ())
         ]
         return [*pictures, {"type": "text", "text": self.text}]
 
