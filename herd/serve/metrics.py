@@ -21,7 +21,7 @@ ENGINE = {
 class Metrics:
     """One server's."""
 
-    def __init__(self, engine_stats: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(self, engine_stats: Callable[[], Mapping[str, Mapping[str, int]]]) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("herd_requests", "Requests by path and status.", ["path", "status"], registry=registry)
         self.seconds = Histogram(
@@ -43,12 +43,15 @@ class Metrics:
 
 
 class _EngineCollector(Collector):
-    """The engine is asked when somebody asks for the metrics."""
+    """The engines are asked when somebody asks for the metrics."""
 
-    def __init__(self, stats: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(self, stats: Callable[[], Mapping[str, Mapping[str, int]]]) -> None:
         self._stats = stats
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         stats = self._stats()
         for name, description in ENGINE.items():
-            yield GaugeMetricFamily(f"herd_engine_{name}", description, value=stats[name])
+            family = GaugeMetricFamily(f"herd_engine_{name}", description, labels=["model"])
+            for model, counts in stats.items():
+                family.add_metric([model], counts[name])
+            yield family

@@ -1,49 +1,44 @@
-"""`herd serve`: a model folder behind a port.
+"""`herd serve`: models behind a port.
 
-One engine serves all requests; each is an `Engine.generate`, closed when its client goes away. Nothing is fetched from
-other hosts, nothing is stored on disk. The routes are in herd.serve.api.
+One engine of each model serves its requests; each is an `Engine.generate`, closed when its client goes away. Nothing is
+fetched from other hosts, nothing is stored on disk. The routes are in herd.serve.api.
 """
 
-import dataclasses
 import math
 import signal
 import socket
 import ssl
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
 
 from herd.config import EngineConfig, ServeConfig
-from herd.config.engine import DEFAULT_MAX_MODEL_LEN
-from herd.engine.engine import Engine
-from herd.engine.model import LoadedModel
-from herd.engine.pipeline import AnswerPipeline
 from herd.errors import HerdError
 from herd.guard.model_guard import Guard
 from herd.guard.stream import GuardGate
-from herd.plan.counts import cache_bytes
 from herd.serve.api.app import create_app
 from herd.serve.audit import AuditLog
 from herd.serve.channels.answer import PipelineAnswerer
 from herd.serve.channels.config import read_config
 from herd.serve.channels.serve import channels_beside
-from herd.serve.generation_config import default_params
 from herd.serve.keys import VARIABLE, load_keys
+from herd.serve.loading import model_sources, named_paths
 from herd.serve.middleware import Queue, is_loopback
+from herd.serve.models import LocalModels
 
 SWITCH_S = 0.0002
 """After so long a thread gives way to one that waits. Python's own 5 ms are most of a small model's step."""
-WHOLE_REQUESTS = 8
-"""The cache has room for so many requests of 8,192 tokens if not set; most are shorter, and more run."""
 
 
 def serve(
-    folder: Path,
+    models: Sequence[str],
     server: ServeConfig,
     config: EngineConfig,
     *,
@@ -51,12 +46,12 @@ def serve(
     draft_model: Path | None = None,
     guard: Path | None = None,
 ) -> None:
-    """Serve the model in `folder` until Ctrl-C, or until SIGTERM and the end of the running answers.
+    """Serve the models at `models`, each as PATH or NAME=PATH, until Ctrl-C, or until SIGTERM and the end of the
+    running answers.
 
-    `guard`: folder of a guard of both sides. Raises HerdError where it would be open to others unasked.
+    `base` and `draft_model` are of the first model, `guard` is the folder of a guard of both sides. Raises HerdError
+    where the server would be open to others unasked.
     """
-    from herd.engine.load import load
-
     # The engine's thread comes back from each forward to find the event loop at work; it waits for it so long at most.
     sys.setswitchinterval(SWITCH_S)
     host, keys = server.host, load_keys(server.api_keys)
@@ -73,18 +68,15 @@ def serve(
                 "--without-keys if a proxy checks who asks"
             )
         audit = AuditLog(server.audit_log, contents=server.audit_contents) if server.audit_log else None
-        name = folder.resolve().name
-        model = load(folder, base=base)
-        if config.kv_cache_memory_bytes is None:
-            config = dataclasses.replace(config, kv_cache_memory_bytes=default_cache_bytes(model, config))
-        engine = Engine(model, config, draft_model=load(draft_model) if draft_model else None)
         gate = GuardGate(Guard(guard)) if guard else None
-        pipeline, params = AnswerPipeline(model, engine, gate=gate), default_params(folder, base=base)
+        paths = named_paths(models)
+        sources = model_sources(paths, config, gate=gate, base=base, draft_model=draft_model)
+        served = LocalModels(sources, memory=server.memory, gate=gate)
+        stack.callback(served.close)
+        first = served.open_default()
         app = create_app(
-            pipeline,
-            name=name,
+            served,
             guard_name=guard.resolve().name if guard else "",
-            params=params,
             loopback_host=host if is_local else None,
             max_open=config.max_num_seqs + server.max_queued_requests,
             num_seqs=config.max_num_seqs,
@@ -93,11 +85,14 @@ def serve(
             audit=audit,
         )
         if channels:
-            stack.enter_context(channels_beside(app, channels, PipelineAnswerer(pipeline, params, channels.options)))
+            served.pin(first.name)
+            answerer = PipelineAnswerer(first.pipeline, first.params, channels.options)
+            stack.enter_context(channels_beside(app, channels, answerer))
         url = f"{'https' if server.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
-        print(f"Serving {folder} as {name!r}: chat at {url}, API at {url}/v1. Ctrl-C stops.", flush=True)
+        listed = ", ".join(f"{path} as {name!r}" for name, path in paths.items())
+        print(f"Serving {listed}: chat at {url}, API at {url}/v1. Ctrl-C stops.", flush=True)
         with suppress(KeyboardInterrupt):  # uvicorn has then ended in good order, and passes it on
-            Server(app, engine, drain_s=server.drain_s, tls=server.tls).run(sockets=[listener])
+            Server(app, served, drain_s=server.drain_s, tls=server.tls).run(sockets=[listener])
 
 
 def check_certificate(certificate: Path, key: Path) -> None:
@@ -111,35 +106,28 @@ def check_certificate(certificate: Path, key: Path) -> None:
         ) from None
 
 
-def default_cache_bytes(model: LoadedModel, config: EngineConfig) -> int:
-    """Room for WHOLE_REQUESTS of the usual context, and for one of `max_model_len` at least."""
-    number_bytes = model.transformer.embedding.weight.itemsize
+class Closable(Protocol):
+    """What ends with the server."""
 
-    def room(context: int) -> int:
-        int8 = config.kv_cache_dtype == "int8"
-        return cache_bytes(model.config, context, number_bytes=number_bytes, int8=int8)
-
-    usual = min(model.config.max_positions, DEFAULT_MAX_MODEL_LEN)
-    longest = config.max_model_len or usual
-    return max(room(longest), min(config.max_num_seqs, WHOLE_REQUESTS) * room(min(usual, longest)))
+    def close(self) -> None: ...
 
 
 class Server(uvicorn.Server):
-    """On Ctrl-C it ends the running answers with an error instead of waiting for them. Closes the engine.
+    """On Ctrl-C it ends the running answers with an error instead of waiting for them. Closes the models.
 
     After SIGTERM it is not ready any more and lets nothing more in, and ends once the running answers have, or after
     `drain_s`; a second signal ends it at once.
     """
 
     def __init__(
-        self, app: FastAPI, engine: Engine, *, drain_s: float = 0.0, tls: tuple[Path, Path] | None = None
+        self, app: FastAPI, models: Closable, *, drain_s: float = 0.0, tls: tuple[Path, Path] | None = None
     ) -> None:
         certificate, key = tls or (None, None)
         config = uvicorn.Config(
             app, log_level="warning", timeout_graceful_shutdown=2, ssl_certfile=certificate, ssl_keyfile=key
         )
         super().__init__(config)
-        self._engine, self._drain_s = engine, drain_s
+        self._models, self._drain_s = models, drain_s
         self._queue: Queue = app.state.queue
         self._deadline_s = math.inf
 
@@ -156,7 +144,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._engine.close()
+        self._models.close()
         await super().shutdown(sockets)
 
 

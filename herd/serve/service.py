@@ -1,21 +1,21 @@
-"""What every API of the server uses: the pipeline, the model's name, and the way from a request to its replies."""
+"""What every API of the server uses: the models, and the way from a request to its replies."""
 
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import Request
 
-from herd.engine.pipeline import AnswerPipeline, collect
+from herd.engine.pipeline import collect
 from herd.engine.reply import Reply
-from herd.engine.sampler import SamplingParams
 from herd.serve.access import caller_of, salt_of
 from herd.serve.meter import Usage, usage_of
 from herd.serve.metrics import Metrics
-from herd.serve.prepare import PreparedRequest, prepare_chat
+from herd.serve.models import LEASES, LocalModel, Models, ServedModel
+from herd.serve.prepare import PreparedRequest
 from herd.serve.refusal import ApiError
 from herd.serve.schema import ChatRequest
 from herd.serve.streams import cancel_on_disconnect
@@ -23,43 +23,62 @@ from herd.serve.streams import cancel_on_disconnect
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """One loaded model, served."""
+    """The models of a server."""
 
-    pipeline: AnswerPipeline
-    name: str
-    params: SamplingParams
-    """The defaults of a request."""
+    models: Models
     metrics: Metrics
     guard_name: str = ""
     """Of the gate's guard, where there is one."""
     created: int = field(default_factory=lambda: int(time.time()))
 
-    @property
-    def card(self) -> dict[str, Any]:
-        """The model in the forms of OpenAI and Anthropic at once, whose names do not collide."""
-        context = self.pipeline.engine.max_model_len
-        openai = {"id": self.name, "object": "model", "created": self.created, "owned_by": "herd"}
+    async def default(self) -> str:
+        """The name of the model that is meant where a request names none."""
+        return (await self.models.names())[0]
+
+    def card(self, name: str) -> dict[str, Any]:
+        """The model in the forms of OpenAI and Anthropic at once, whose names do not collide. Its lengths are there
+        once it has been loaded."""
+        openai = {"id": name, "object": "model", "created": self.created, "owned_by": "herd"}
         date = datetime.fromtimestamp(self.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        anthropic = {"type": "model", "display_name": self.name, "created_at": date, "lifecycle": "active"}
-        return {**openai, **anthropic, "max_model_len": context, "max_input_tokens": context, "max_tokens": context}
+        anthropic = {"type": "model", "display_name": name, "created_at": date, "lifecycle": "active"}
+        lengths: dict[str, int] = {}
+        if model := self.models.lease(name):
+            self.models.release(name)
+            if context := model.context:
+                lengths = dict.fromkeys(("max_model_len", "max_input_tokens", "max_tokens"), context)
+        return {**openai, **anthropic, **lengths}
 
-    def check_model(self, asked: str) -> None:
-        if asked != self.name:
-            message = f"the model {asked!r} is not served here: use {self.name!r}"
-            raise ApiError(message, status=404, param="model", code="model_not_found")
+    async def open(self, request: Request, name: str | None) -> ServedModel:
+        """The model that a request names, else the default, until the answer has ended; it is loaded where it must be.
 
-    async def prepare(self, request: Request, chat: ChatRequest) -> PreparedRequest:
+        Raises ApiError.
+        """
+        name = await self.default() if name is None else name
+        while (model := self.models.lease(name)) is None:
+            await cancel_on_disconnect(request, self.models.load(name))
+        leases: ExitStack = request.scope[LEASES]
+        leases.callback(self.models.release, name)
+        return model
+
+    async def open_local(self, request: Request, name: str | None) -> LocalModel:
+        """The same, for what needs the model itself."""
+        model = await self.open(request, name)
+        if not isinstance(model, LocalModel):
+            message = f"{request.scope['path']} is not passed on to the server behind this one: ask that"
+            raise ApiError(message, status=404, code="not_passed_on")
+        return model
+
+    async def prepare(self, request: Request, model: ServedModel, chat: ChatRequest) -> PreparedRequest:
         """A chat made ready, given up when the client goes away. Raises ApiError."""
-        self.check_model(chat.model)
-        return await cancel_on_disconnect(request, prepare_chat(self.pipeline, chat, self.params))
+        return await cancel_on_disconnect(request, model.prepare_chat(chat))
 
     def streams(
-        self, request: Request, prepared: PreparedRequest, cache_salt: str | None = None
+        self, request: Request, model: ServedModel, prepared: PreparedRequest, cache_salt: str | None = None
     ) -> list[AsyncGenerator[Reply, None]]:
         """The replies, each generated once it is read, and counted."""
         usage = usage_of(request)
         usage.add_prompt(prepared.num_prompt_tokens)
-        streams = prepared.streams(self.pipeline, caller=caller_of(request), salt=salt_of(request, cache_salt))
+        streams = model.streams(prepared, caller=caller_of(request), salt=salt_of(request, cache_salt))
         return [_counted(parts, usage) for parts in streams]
 
     def owner(self, request: Request) -> str:

@@ -112,6 +112,7 @@ def test_a_template_without_tools_refuses_them_and_a_history_of_calls_at_the_ser
 
     from herd.engine.pipeline import AnswerPipeline
     from herd.serve.api.app import create_app
+    from herd.serve.models import one_model
 
     dense_folder(alone / "dense")
     assert main(["adopt", "dense", "home"]) == 0
@@ -125,7 +126,7 @@ def test_a_template_without_tools_refuses_them_and_a_history_of_calls_at_the_ser
     ]
     engine = model.engine(max_num_seqs=1)
     try:
-        client = TestClient(create_app(AnswerPipeline(model, engine), name="home"))
+        client = TestClient(create_app(one_model(AnswerPipeline(model, engine), name="home")))
 
         def asked(**body: object) -> tuple[int, str]:
             reply = client.post("/v1/chat/completions", json={"model": "home", "max_tokens": 2, **body})

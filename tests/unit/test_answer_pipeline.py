@@ -25,6 +25,7 @@ from herd.engine.reply import ReplyBuilder, join_reply
 from herd.engine.sampler import SamplingParams
 from herd.serve.api.app import create_app
 from herd.serve.batch import generate
+from herd.serve.models import one_model
 from herd.serve.session import ChatSession
 
 TOOLS = [
@@ -38,7 +39,7 @@ Outcome = tuple[str, str, list[tuple[str, str]]]
 def outcomes(pipeline: AnswerPipeline, text: str, tmp_path: Path, **options: Any) -> dict[str, Outcome]:
     """What each way makes of one request."""
     body = {"model": "m", "messages": [{"role": "user", "content": text}], **options}
-    client = TestClient(create_app(pipeline, name="m"))
+    client = TestClient(create_app(one_model(pipeline, name="m")))
     plain = client.post("/v1/chat/completions", json=body).json()
     events = client.post("/v1/chat/completions", json={**body, "stream": True}).text.split("\n\n")
     chunks = [json.loads(line.removeprefix("data: "))["choices"][0] for line in events if "{" in line]

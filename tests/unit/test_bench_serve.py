@@ -14,13 +14,14 @@ from herd.bench.serve_load import Seen
 from herd.engine.pipeline import AnswerPipeline
 from herd.errors import HerdError
 from herd.serve import server as api
+from herd.serve.models import one_model
 
 
 def test_clients_count_the_pieces_of_a_server_and_when_each_came() -> None:
     model = FakeModel(delay_s=0.01)
     engine = model.engine()
     with api.listen("127.0.0.1", 0) as listener:
-        running = api.Server(api.create_app(AnswerPipeline(model, engine), name="fake"), engine)
+        running = api.Server(api.create_app(one_model(AnswerPipeline(model, engine), name="fake")), engine)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -18,6 +18,7 @@ from herd.serve.channels.config import ChannelsConfig, Options
 from herd.serve.channels.delivery import Answer, Turn
 from herd.serve.channels.double import local_accounts, signed
 from herd.serve.channels.serve import channels_beside
+from herd.serve.models import one_model
 
 
 class Guarded:
@@ -97,7 +98,7 @@ def test_webhooks_stand_in_front_of_the_keys_and_hosts_of_the_server(tmp_path: P
     config = ChannelsConfig(options=Options(), accounts=accounts, store=tmp_path / "channels.sqlite")
     model = FakeModel()
     pipeline = AnswerPipeline(model, model.engine())
-    app = create_app(pipeline, name="fake", loopback_host="my-laptop")
+    app = create_app(one_model(pipeline, name="fake"), loopback_host="my-laptop")
     with channels_beside(app, config, PipelineAnswerer(pipeline, SamplingParams(), config.options)):
         client = TestClient(app, base_url="http://public.example")
         query = {"hub.mode": "subscribe", "hub.verify_token": "verify", "hub.challenge": "7"}

@@ -16,6 +16,7 @@ from herd.errors import HerdError
 from herd.serve import server as api
 from herd.serve.access import caller_of, salt_of
 from herd.serve.api.app import MAX_BODY_BYTES
+from herd.serve.models import one_model
 
 
 def test_a_share_of_the_engine_belongs_to_an_address_and_no_name_makes_another(server):
@@ -59,7 +60,9 @@ def test_a_response_on_a_kept_connection_does_not_wait_for_an_acknowledgement(ho
     engine = model.engine()
     with api.listen(host, 0) as listener:
         port = listener.getsockname()[1]
-        with serving(api.create_app(AnswerPipeline(model, engine), name="fake", loopback_host=host), engine, listener):
+        with serving(
+            api.create_app(one_model(AnswerPipeline(model, engine), name="fake"), loopback_host=host), engine, listener
+        ):
             connection = http.client.HTTPConnection(name.strip("[]"), port, timeout=10)
 
             def median_s() -> float:
@@ -80,7 +83,9 @@ def test_more_requests_than_may_wait_are_refused_with_429_and_a_time(server):
     engine = model.engine()
     with api.listen("127.0.0.1", 0) as listener:
         one = Running(model, listener.getsockname()[1])
-        with serving(api.create_app(AnswerPipeline(model, engine), name="fake", max_open=2), engine, listener):
+        with serving(
+            api.create_app(one_model(AnswerPipeline(model, engine), name="fake"), max_open=2), engine, listener
+        ):
             streams = [one.ask("count", stream=True) for _ in range(2)]
             with pytest.raises(openai.RateLimitError, match="2 requests are running or waiting") as caught:
                 one.ask("a")
@@ -124,7 +129,7 @@ def test_a_server_for_other_machines_takes_every_name_but_no_broken_one():
     engine = model.engine()
     with api.listen("127.0.0.1", 0) as listener:
         one = Running(model, listener.getsockname()[1])
-        with serving(api.create_app(AnswerPipeline(model, engine), name="fake"), engine, listener):
+        with serving(api.create_app(one_model(AnswerPipeline(model, engine), name="fake")), engine, listener):
             assert one.raw(b"", path="/health", method="GET", Host="herd.example")[0] == 200
             for path in ("/health", "/nowhere"):
                 status, answer = one.raw(b"", path=path, method="GET", Host="[")

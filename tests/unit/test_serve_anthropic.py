@@ -11,6 +11,7 @@ from test_guard_stream import BAD, WordGuard
 from herd.engine.pipeline import AnswerPipeline
 from herd.guard.stream import GuardGate
 from herd.serve import server as api
+from herd.serve.models import one_model
 
 TOOLS = [
     {"name": "weather", "description": "Of a city.", "input_schema": {"type": "object"}},
@@ -201,7 +202,7 @@ def test_what_a_guard_blocks_ends_with_a_refusal(stream):
 
     with api.listen("127.0.0.1", 0) as listener:
         one = Running(model, listener.getsockname()[1])
-        app = api.create_app(AnswerPipeline(model, engine, gate=GuardGate(ReplyGuard())), name="fake")
+        app = api.create_app(one_model(AnswerPipeline(model, engine, gate=GuardGate(ReplyGuard())), name="fake"))
         with serving(app, engine, listener):
             if stream:
                 with client_of(one).messages.stream(

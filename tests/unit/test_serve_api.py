@@ -15,7 +15,7 @@ from serve_world import eventually, picture
 from herd.config import EngineConfig
 from herd.engine.load import load
 from herd.plan.counts import cache_bytes
-from herd.serve.server import default_cache_bytes
+from herd.serve.loading import default_cache_bytes
 
 
 def test_the_one_model_is_listed_and_found_by_name(server):

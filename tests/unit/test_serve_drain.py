@@ -15,10 +15,11 @@ from herd.engine.pipeline import AnswerPipeline
 from herd.errors import HerdError
 from herd.serve import server as api
 from herd.serve.middleware import Queue
+from herd.serve.models import one_model
 
 
 def started(model, engine, listener, **options):
-    app = api.create_app(AnswerPipeline(model, engine), name="fake")
+    app = api.create_app(one_model(AnswerPipeline(model, engine), name="fake"))
     return serving(app, engine, listener, **options)
 
 

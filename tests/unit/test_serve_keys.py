@@ -23,6 +23,7 @@ from herd.errors import HerdError
 from herd.serve import server as api
 from herd.serve.audit import AuditLog
 from herd.serve.keys import SCOPES, Bucket, Key, Keys, load_keys, read_keys
+from herd.serve.models import one_model
 
 SECRET, OTHER = "secret-of-alice-1234567890", "secret-of-bob-12345678901"
 PUBLIC = {"/", "/health", "/ready"}
@@ -38,7 +39,9 @@ def keyed(*keys: Key, **options: object) -> Iterator[Running]:
     engine = model.engine()
     tls = options.pop("tls", None)
     with api.listen("127.0.0.1", 0) as listener:
-        app = api.create_app(AnswerPipeline(model, engine), name="fake", keys=Keys(keys) if keys else None, **options)
+        app = api.create_app(
+            one_model(AnswerPipeline(model, engine), name="fake"), keys=Keys(keys) if keys else None, **options
+        )
         with serving(app, engine, listener, tls=tls):
             one = Running(model, listener.getsockname()[1])
             one.app = app
@@ -249,10 +252,10 @@ def test_two_keys_of_one_name_are_refused(tmp_path):
 def test_a_server_for_other_machines_needs_keys_or_that_they_are_waived(tmp_path, monkeypatch):
     monkeypatch.delenv("HERD_API_KEY", raising=False)
     with pytest.raises(HerdError, match="--api-keys"):
-        api.serve(tmp_path, ServeConfig(host="0.0.0.0", port=0), EngineConfig())
+        api.serve([str(tmp_path)], ServeConfig(host="0.0.0.0", port=0), EngineConfig())
     for server in (ServeConfig(host="0.0.0.0", port=0, without_keys=True), ServeConfig(port=0)):
         with pytest.raises(HerdError) as caught:
-            api.serve(tmp_path, server, EngineConfig())  # it goes on to the folder, which is none
+            api.serve([str(tmp_path)], server, EngineConfig())  # it goes on to the folder, which is none
         assert "--api-keys" not in str(caught.value)
 
 

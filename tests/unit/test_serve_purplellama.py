@@ -18,8 +18,8 @@ from PIL import Image
 from serve_world import Running, running_server, serving
 
 from herd.engine.pipeline import AnswerPipeline
-from herd.engine.sampler import SamplingParams
 from herd.serve import server as api
+from herd.serve.models import one_model
 
 GIVEN = {"temperature": 0.6, "top_p": 0.9, "max_completion_tokens": openai.NOT_GIVEN}
 SCHEMA = '{"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}'
@@ -120,7 +120,7 @@ def test_the_server_is_reached_by_its_ipv6_address():
     except Exception as error:
         pytest.skip(f"this machine has no ::1: {error}")
     engine = model.engine()
-    app = api.create_app(AnswerPipeline(model, engine), name="fake", params=SamplingParams(), loopback_host="my-laptop")
+    app = api.create_app(one_model(AnswerPipeline(model, engine), name="fake"), loopback_host="my-laptop")
     with serving(app, engine, listener):
         port = listener.getsockname()[1]
         client = openai.OpenAI(api_key="KEY", base_url=f"http://[::1]:{port}/v1", max_retries=0)

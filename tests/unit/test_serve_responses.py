@@ -14,6 +14,7 @@ from herd.engine.pipeline import AnswerPipeline
 from herd.guard.stream import GuardGate
 from herd.serve import server as api
 from herd.serve.api.responses_store import ResponseStore
+from herd.serve.models import one_model
 
 TOOLS = [
     {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": None},
@@ -219,7 +220,7 @@ def test_what_a_guard_blocks_is_a_refusal(stream):
     engine = model.engine()
     with api.listen("127.0.0.1", 0) as listener:
         one = Running(model, listener.getsockname()[1])
-        app = api.create_app(AnswerPipeline(model, engine, gate=GuardGate(WordGuard())), name="fake")
+        app = api.create_app(one_model(AnswerPipeline(model, engine, gate=GuardGate(WordGuard())), name="fake"))
         with serving(app, engine, listener):
             answer = ask(one, f"say {BAD}", stream=stream)
             if stream:

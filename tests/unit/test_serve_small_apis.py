@@ -19,6 +19,7 @@ from herd.engine.pipeline import AnswerPipeline
 from herd.guard.model_guard import Verdict
 from herd.guard.stream import GuardGate
 from herd.serve import server as api
+from herd.serve.models import one_model
 
 
 class BatchGuard(WordGuard):
@@ -41,7 +42,7 @@ def guarded() -> Iterator[Running]:
     engine = model.engine()
     with api.listen("127.0.0.1", 0) as listener:
         gate = GuardGate(BatchGuard())
-        app = api.create_app(AnswerPipeline(model, engine, gate=gate), name="fake", guard_name="guard")
+        app = api.create_app(one_model(AnswerPipeline(model, engine, gate=gate), name="fake"), guard_name="guard")
         with serving(app, engine, listener):
             yield Running(model, listener.getsockname()[1])
 
@@ -182,7 +183,7 @@ def test_metrics_count_requests_and_tokens_in_prometheus_s_format(server):
     assert grown("herd_completion_tokens_total") == 3 + 3 + 2
     assert grown("herd_prompt_tokens_total") > 0
     assert grown("herd_first_token_seconds_count") == 3
-    assert after["herd_engine_running",] == 0 and after["herd_open_requests",] == 1  # this one
+    assert after["herd_engine_running", "fake"] == 0 and after["herd_open_requests",] == 1  # this one
     assert not any("no/such" in str(key) for key in after)
 
 

@@ -24,9 +24,10 @@ def routes(service: Service) -> APIRouter:
 
     @router.post(MESSAGES)
     async def messages(body: MessagesRequest, request: Request) -> Response:
-        prepared = await service.prepare(request, chat_of(body))
-        streams = service.streams(request, prepared, body.cache_salt)
-        writer = MessageEvents(prepared, name=service.name)
+        model = await service.open(request, body.model)
+        prepared = await service.prepare(request, model, chat_of(body))
+        streams = service.streams(request, model, prepared, body.cache_salt)
+        writer = MessageEvents(prepared, name=model.name)
         if body.stream:
             return EventStream(write_events(streams, writer))
         [reply] = await service.collect(request, streams)
@@ -34,7 +35,8 @@ def routes(service: Service) -> APIRouter:
 
     @router.post(f"{MESSAGES}/count_tokens")
     async def count_tokens(body: CountRequest, request: Request) -> dict[str, int]:
-        prepared = await service.prepare(request, chat_of(body))
+        model = await service.open(request, body.model)
+        prepared = await service.prepare(request, model, chat_of(body))
         return {"input_tokens": prepared.num_prompt_tokens}
 
     return router

@@ -1,4 +1,4 @@
-"""The application: every API over one loaded model, behind the limits of herd.serve.middleware."""
+"""The application: every API over the models of a server, behind the limits of herd.serve.middleware."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from herd.engine.pipeline import AnswerPipeline
-from herd.engine.sampler import SamplingParams
 from herd.errors import HerdError
 from herd.serve.access import Access
 from herd.serve.api import anthropic, chat, completions, embeddings, moderations, responses, status, tokens
@@ -19,6 +17,7 @@ from herd.serve.keys import Keys
 from herd.serve.meter import Meter
 from herd.serve.metrics import Metrics
 from herd.serve.middleware import BodyLimit, HostCheck, Queue, QueueLimit
+from herd.serve.models import EndLeases, Models
 from herd.serve.refusal import ApiError, Object, error_response, validation_error
 from herd.serve.service import Service
 from herd.serve.streams import INTERNAL
@@ -30,10 +29,8 @@ COMPUTED = frozenset({"generate", "embeddings", "moderations"})
 
 
 def create_app(
-    pipeline: AnswerPipeline,
+    models: Models,
     *,
-    name: str,
-    params: SamplingParams | None = None,
     loopback_host: str | None = None,
     max_open: int = 1024,
     num_seqs: int = 32,
@@ -42,8 +39,8 @@ def create_app(
     cors_origins: Sequence[str] = (),
     audit: AuditLog | None = None,
 ) -> FastAPI:
-    """The application over one loaded model; `params` are the defaults of a request, `guard_name` is the name of the
-    pipeline's guard. Without `keys` everyone who reaches it may ask; pages of `cors_origins` may ask from browsers.
+    """The application over these models; `guard_name` is the name of their guard. Without `keys` everyone who reaches
+    it may ask; pages of `cors_origins` may ask from browsers.
 
     At most `max_open` requests that the engine computes for run or wait, `num_seqs` of them run; `loopback_host` as
     HostCheck has it. `state.queue` of the application is its Queue.
@@ -51,15 +48,14 @@ def create_app(
     # The interactive documentation of FastAPI loads its script from elsewhere, so it is off; /openapi.json is there.
     app = FastAPI(title="Herd", docs_url=None, redoc_url=None, openapi_url=None)
     queue = app.state.queue = Queue(most=max_open, num_seqs=num_seqs)
-    metrics = Metrics(pipeline.engine.stats)
-    service = Service(
-        pipeline=pipeline, name=name, params=params or SamplingParams(), metrics=metrics, guard_name=guard_name
-    )
+    metrics = Metrics(models.stats)
+    service = Service(models=models, metrics=metrics, guard_name=guard_name)
     apis = (chat, completions, responses, anthropic, embeddings, moderations, tokens)
     routers = [*status.routes(service), *(api.routes(service) for api in apis)]
     for router in routers:
         app.routes.extend(router.routes)  # as they are, so that this list is the whole table
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(EndLeases)
     app.add_middleware(QueueLimit, paths=paths_of(routers, COMPUTED), queue=queue)
     app.add_middleware(Access, routes=app.routes, keys=keys)
     app.add_middleware(HostCheck, loopback_host=loopback_host)

@@ -29,20 +29,20 @@ def routes(service: Service) -> APIRouter:
 
     @router.post(CHAT)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        prepared = await service.prepare(request, body)
-        streams = service.streams(request, prepared, body.cache_salt)
-        tokenizer = service.pipeline.model.tokenizer
+        model = await service.open(request, body.model)
+        prepared = await service.prepare(request, model, body)
+        streams = service.streams(request, model, prepared, body.cache_salt)
         if body.stream:
-            writer = ChatEvents(body, prepared, name=service.name, tokenizer=tokenizer)
+            writer = ChatEvents(body, prepared, name=model.name, tokenizer=model.tokenizer)
             return EventStream(write_events(streams, writer))
         replies = await service.collect(request, streams)
-        return JSONResponse(chat_body(body, prepared, replies, name=service.name, tokenizer=tokenizer))
+        return JSONResponse(chat_body(body, prepared, replies, name=model.name, tokenizer=model.tokenizer))
 
     return router
 
 
 def chat_body(
-    request: ChatRequest, prepared: PreparedRequest, replies: Sequence[Reply], *, name: str, tokenizer: Tokenizer
+    request: ChatRequest, prepared: PreparedRequest, replies: Sequence[Reply], *, name: str, tokenizer: Tokenizer | None
 ) -> dict[str, Any]:
     """OpenAI's answer, of the replies that were generated."""
     reported = tokenizer if request.logprobs else None
@@ -79,7 +79,9 @@ def choice(index: int, reply: Reply, tokenizer: Tokenizer | None) -> dict[str, A
 class ChatEvents:
     """Of each reply the role, the text, the finish reason; then the usage, and `[DONE]`."""
 
-    def __init__(self, request: ChatRequest, prepared: PreparedRequest, *, name: str, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, request: ChatRequest, prepared: PreparedRequest, *, name: str, tokenizer: Tokenizer | None
+    ) -> None:
         self._head = {**_head(name), "object": "chat.completion.chunk"}
         self._num_replies, self._num_prompt = len(prepared.choices), prepared.num_prompt_tokens
         self._tokenizer, self._with_usage = tokenizer if request.logprobs else None, request.with_usage

@@ -18,7 +18,7 @@ from herd.data.tokens.tokenizer import Tokenizer
 from herd.engine.answer import TokenLogprob
 from herd.engine.reply import Reply
 from herd.serve.api.chat import DONE, LEAST, likeliest_replies, usage
-from herd.serve.prepare import PreparedRequest, prepare_texts
+from herd.serve.prepare import PreparedRequest
 from herd.serve.refusal import ApiError
 from herd.serve.schema import TextRequest
 from herd.serve.service import Service
@@ -33,11 +33,10 @@ def routes(service: Service) -> APIRouter:
 
     @router.post(COMPLETIONS)
     async def completions(body: TextRequest, request: Request) -> Response:
-        service.check_model(body.model)
-        work = prepare_texts(service.pipeline, body, service.params)
-        prepared = await cancel_on_disconnect(request, work)
-        streams = service.streams(request, prepared, body.cache_salt)
-        writer = TextEvents(body, prepared, name=service.name, tokenizer=service.pipeline.model.tokenizer)
+        model = await service.open(request, body.model)
+        prepared = await cancel_on_disconnect(request, model.prepare_texts(body))
+        streams = service.streams(request, model, prepared, body.cache_salt)
+        writer = TextEvents(body, prepared, name=model.name, tokenizer=model.tokenizer)
         if body.stream:
             return EventStream(write_events(streams, writer))
         return JSONResponse(writer.body(await service.collect(request, streams)))
@@ -48,7 +47,9 @@ def routes(service: Service) -> APIRouter:
 class TextEvents:
     """Completions in OpenAI's form: chunks have the shape of the whole."""
 
-    def __init__(self, request: TextRequest, prepared: PreparedRequest, *, name: str, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, request: TextRequest, prepared: PreparedRequest, *, name: str, tokenizer: Tokenizer | None
+    ) -> None:
         self._request, self._prepared, self._tokenizer = request, prepared, tokenizer
         head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion"}
         self._head = {**head, "created": int(time.time()), "model": name}
@@ -115,12 +116,13 @@ class TextEvents:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
         strings: list[str] = []
         offsets: list[int] = []
-        special = self._tokenizer.special_ids
+        assert self._tokenizer is not None, "asked for only where the tokens are known"
+        special, token_bytes = self._tokenizer.special_ids, self._tokenizer.token_bytes
         for token in [*first, *(one.token_id for one in tokens)]:
             strings.append(self._string(token))
             offsets.append(offset)
             if token not in special:  # begin-of-text is no part of the text
-                offset += len(decoder.decode(self._tokenizer.token_bytes(token)))
+                offset += len(decoder.decode(token_bytes(token)))
         nothing = [None] * len(first)
         return {
             "tokens": strings,
@@ -130,6 +132,7 @@ class TextEvents:
         }
 
     def _string(self, token: int) -> str:
+        assert self._tokenizer is not None
         return self._tokenizer.token_bytes(token).decode(errors="replace")
 
     def _top(self, one: TokenLogprob) -> dict[str, float]:

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from herd.engine.model import Prompt
 from herd.errors import HerdError
 from herd.serve.meter import usage_of
+from herd.serve.models import LocalModel
 from herd.serve.refusal import ApiError, Object
 from herd.serve.schema import Prompts, each_prompt
 from herd.serve.service import Service
@@ -35,10 +36,10 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/embeddings")
     async def embeddings(body: EmbeddingRequest, request: Request) -> dict[str, Any]:
-        service.check_model(body.model)
-        prompts = [_prompt(service, one) for one in each_prompt(body.input)]
+        model = await service.open_local(request, body.model)
+        prompts = [_prompt(model, one) for one in each_prompt(body.input)]
         try:
-            vectors = await cancel_on_disconnect(request, _vectors(service, prompts))
+            vectors = await cancel_on_disconnect(request, _vectors(model, prompts))
         except HerdError as error:
             raise ApiError(f"input: {error}", param="input") from None
         count = sum(len(prompt.token_ids) for prompt in prompts)
@@ -48,21 +49,21 @@ def routes(service: Service) -> APIRouter:
             for index, vector in enumerate(vectors)
         ]
         usage = {"prompt_tokens": count, "total_tokens": count}
-        return {"object": "list", "model": service.name, "data": data, "usage": usage}
+        return {"object": "list", "model": model.name, "data": data, "usage": usage}
 
     return router
 
 
-async def _vectors(service: Service, prompts: list[Prompt]) -> list[list[float]]:
+async def _vectors(model: LocalModel, prompts: list[Prompt]) -> list[list[float]]:
     """One after another, so that one whose client has gone is the last."""
     found = []
     for prompt in prompts:
-        found += await asyncio.to_thread(service.pipeline.engine.embed, [prompt])
+        found += await asyncio.to_thread(model.pipeline.engine.embed, [prompt])
     return found
 
 
-def _prompt(service: Service, given: str | list[int]) -> Prompt:
-    model = service.pipeline.model
+def _prompt(served: LocalModel, given: str | list[int]) -> Prompt:
+    model = served.pipeline.model
     prompt = model.prompt_of_text(given) if isinstance(given, str) else Prompt(token_ids=given)
     size = model.tokenizer.vocab_size
     if any(token >= size for token in prompt.token_ids):

@@ -71,7 +71,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/moderations")
     async def moderations(body: ModerationRequest, request: Request) -> dict[str, Any]:
-        gate = service.pipeline.gate
+        gate = service.models.gate
         if not isinstance(gate, GuardGate):
             message = "this server has no guard: start it with --guard FOLDER"
             raise ApiError(message, status=404, code="no_guard")

@@ -39,11 +39,11 @@ def routes(service: Service) -> APIRouter:
 
     @router.post(RESPONSES)
     async def create(body: ResponsesRequest, request: Request) -> Response:
-        service.check_model(body.model)
+        model = await service.open(request, body.model)
         before = body.previous_response_id
         history = list(find(request, before, "previous_response_id").items) if before else []
         try:
-            prepared = await service.prepare(request, chat_of(body, history))
+            prepared = await service.prepare(request, model, chat_of(body, history))
         except ApiError as error:  # its fields are those of a chat
             if error.param and error.param.startswith("messages"):
                 raise ApiError(error.message, status=error.status, param="input", code=error.code) from None
@@ -54,10 +54,8 @@ def routes(service: Service) -> APIRouter:
             if body.store is not False:
                 store.put(owner, made, given, made["output"])
 
-        streams = service.streams(request, prepared, body.cache_salt)
-        writer = ResponseEvents(
-            body, prepared, name=service.name, tokenizer=service.pipeline.model.tokenizer, keep=keep
-        )
+        streams = service.streams(request, model, prepared, body.cache_salt)
+        writer = ResponseEvents(body, prepared, name=model.name, tokenizer=model.tokenizer, keep=keep)
         if body.stream:
             return EventStream(write_events(streams, writer))
         [reply] = await service.collect(request, streams)
@@ -92,7 +90,7 @@ class ResponseEvents:
         prepared: PreparedRequest,
         *,
         name: str,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         keep: Any = lambda made: None,
     ) -> None:
         """`keep` is called with the finished response."""

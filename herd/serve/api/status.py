@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from herd.serve.models import unknown_model
 from herd.serve.service import Service
 
 PAGE = Path(__file__).parent.parent / "web" / "index.html"
@@ -28,7 +29,7 @@ def routes(service: Service) -> list[APIRouter]:
 
     @public.get("/health")
     async def health() -> dict[str, str]:
-        return {"status": "ok", "model": service.name}
+        return {"status": "ok", "model": await service.default()}
 
     @public.get("/ready")
     async def ready(request: Request) -> JSONResponse:
@@ -37,13 +38,16 @@ def routes(service: Service) -> list[APIRouter]:
 
     @models.get("/v1/models")
     async def all_models() -> dict[str, Any]:
-        page = {"has_more": False, "first_id": service.name, "last_id": service.name}
-        return {"object": "list", "data": [service.card], **page}
+        names = await service.models.names()
+        page = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
+        return {"object": "list", "data": [service.card(name) for name in names], **page}
 
     @models.get("/v1/models/{model_id:path}")
     async def one_model(model_id: str) -> dict[str, Any]:
-        service.check_model(model_id)
-        return service.card
+        names = await service.models.names()
+        if model_id not in names:
+            raise unknown_model(model_id, names)
+        return service.card(model_id)
 
     @models.get("/openapi.json", include_in_schema=False)
     async def description(request: Request) -> JSONResponse:
