@@ -2,8 +2,9 @@
 
 `simulated` is the model of rl_sim.py with measured service times; `published` holds the model against public runs
 (rl_published.py); `cluster` estimates large ones (rl_cluster.py); `real` runs the schedules (rl_dial.py); `learning`
-says what RL is worth (rl_learning.py). The gain over the synchronous control is at most
-lag + 1 where groups are trained in their order, and a window may add to it; so each line names ages beside seconds.
+says what RL is worth (rl_learning.py); `ladder` compares corrections (rl_ladder.py). The gain over the synchronous
+control is at most lag + 1 where groups are trained in their order, and a window may add to it; so each line names ages
+beside seconds.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from herd.bench import rl_cluster, rl_published
 from herd.bench.rl_dial import real_rows
+from herd.bench.rl_ladder import ladder_rows
 from herd.bench.rl_learning import learning_rows
 from herd.bench.rl_model import Machine, Schedule, Workload, inflight, naive, pinned, strong
 from herd.bench.rl_sim import Result, calibrate, simulate
@@ -92,7 +94,7 @@ def bench_rl(
 ) -> None:
     """Run what was asked for, and print."""
     rows: list[Row] = []
-    trained = [case for case in cases if case in ("real", "learning")]
+    trained = [case for case in cases if case in ("real", "learning", "ladder")]
     if trained and out is None:
         raise HerdError(f"the case {trained[0]} trains models: give --out, the folder for them")
     if "simulated" in cases:
@@ -105,6 +107,8 @@ def bench_rl(
         rows += real_rows(out, latencies, lags, steps, quiet=as_json)
     if out is not None and "learning" in cases:
         rows += learning_rows(out, seeds, quiet=as_json)
+    if out is not None and "ladder" in cases:
+        rows += ladder_rows(out, seeds, quiet=as_json)
     show(rows, as_json=as_json)
 
 

@@ -27,6 +27,7 @@ from herd.config import (
     RlConfig,
     SftConfig,
 )
+from herd.config.training import TrainingDtype
 from herd.core.files import read_json, write_json
 from herd.core.streams import stream
 from herd.engine.load import load
@@ -86,7 +87,7 @@ class World:
     """Of fine-tuning, by the processor's time."""
 
 
-def make_world(seed: int, out: Path) -> World:
+def make_world(seed: int, out: Path, dtype: TrainingDtype = "bfloat16") -> World:
     """Data and base of one seed, made now or before."""
     folder = out / f"seed-{seed}"
     data, new, base = folder / "data", folder / "new", folder / "base"
@@ -101,7 +102,7 @@ def make_world(seed: int, out: Path) -> World:
             dense_ffn_dim=256, seed=seed,
         )  # fmt: skip
         new_model(shape, data, new)
-    seconds = timed(base, lambda: fine_tune(base, new, data, BASE_TOKENS, seed, 1.0))
+    seconds = timed(base, lambda: fine_tune(base, new, data, BASE_TOKENS, seed, 1.0, dtype))
     return World(seed=seed, folder=folder, data=data, base=base, tokens_per_s=BASE_TOKENS / seconds)
 
 
@@ -116,10 +117,12 @@ def timed(out: Path, work: Callable[[], object]) -> float:
     return seconds
 
 
-def fine_tune(out: Path, model: Path, data: Path, num_tokens: int, seed: int, rate: float) -> None:
+def fine_tune(
+    out: Path, model: Path, data: Path, num_tokens: int, seed: int, rate: float, dtype: TrainingDtype = "bfloat16"
+) -> None:
     base = SftConfig()
     config = SftConfig(
-        seed=seed, num_tokens=num_tokens, batch_tokens=1024, context=128, replay_share=0.0, dtype="bfloat16",
+        seed=seed, num_tokens=num_tokens, batch_tokens=1024, context=128, replay_share=0.0, dtype=dtype,
         max_epochs=0, optimizer=replace(base.optimizer, lr_scale=rate, decay=0.5),
         checkpoint=CheckpointConfig(every_s=600), loss_spikes=LossSpikesConfig(skip=("not_finite",)),
     )  # fmt: skip
