@@ -2,9 +2,9 @@
 
 `simulated` is the model of rl_sim.py with measured service times; `published` holds the model against public runs
 (rl_published.py); `cluster` estimates large ones (rl_cluster.py); `real` runs the schedules (rl_dial.py); `learning`
-says what RL is worth (rl_learning.py); `ladder` compares corrections (rl_ladder.py). The gain over the synchronous
-control is at most lag + 1 where groups are trained in their order, and a window may add to it; so each line names ages
-beside seconds.
+says what RL is worth (rl_learning.py); `ladder` and `router` compare corrections, and routing replay (rl_ladder.py).
+The gain over the synchronous control is at most lag + 1 where groups are trained in their order, and a window may add
+to it; so each line names ages beside seconds.
 """
 
 from collections.abc import Sequence
@@ -94,7 +94,7 @@ def bench_rl(
 ) -> None:
     """Run what was asked for, and print."""
     rows: list[Row] = []
-    trained = [case for case in cases if case in ("real", "learning", "ladder")]
+    trained = [case for case in cases if case in ("real", "learning", "ladder", "router")]
     if trained and out is None:
         raise HerdError(f"the case {trained[0]} trains models: give --out, the folder for them")
     if "simulated" in cases:
@@ -107,8 +107,9 @@ def bench_rl(
         rows += real_rows(out, latencies, lags, steps, quiet=as_json)
     if out is not None and "learning" in cases:
         rows += learning_rows(out, seeds, quiet=as_json)
-    if out is not None and "ladder" in cases:
-        rows += ladder_rows(out, seeds, quiet=as_json)
+    for case in ("ladder", "router"):
+        if out is not None and case in cases:
+            rows += ladder_rows(out, seeds, case, quiet=as_json)
     show(rows, as_json=as_json)
 
 

@@ -293,7 +293,9 @@ def bench_distill(
 
 def bench_rl(
     *,
-    cases: tuple[Literal["simulated", "published", "cluster", "real", "learning", "ladder"], ...] = ("simulated",),
+    cases: tuple[Literal["simulated", "published", "cluster", "real", "learning", "ladder", "router"], ...] = (
+        "simulated",
+    ),
     latencies: tuple[float, ...] = (0.0, 0.1, 0.3, 1.0, 3.0),
     lags: tuple[int, ...] = (1, 2, 4, 8),
     draw_s: float = 0.73,
@@ -311,7 +313,8 @@ def bench_rl(
         cases: `simulated`: a discrete-event model; `published`: that model beside public runs (minutes); `cluster`: a
             Behemoth on 1,024 to 32,768 GPUs (a minute); `real`: the schedules as runs (an hour); `learning`: RL beside
             more fine-tuning, uniform dealing and random rewards (half an hour a seed); `ladder`: the corrections at lag
-            8 (a quarter of an hour a seed).
+            8 (a quarter of an hour a seed); `router`: routing replay where the engine's routers have noise (minutes a
+            seed).
         latencies: Medians of the environment, in seconds.
         lags: Of the asynchronous schedules.
         draw_s: Measured seconds to draw a step's 384 answers on one core.
@@ -319,8 +322,8 @@ def bench_rl(
         publish_s: Measured seconds to hand new weights to the engine.
         keep: Share of the groups whose rewards differ.
         steps: Simulated or real steps of each schedule.
-        seeds: Repetitions of `learning` and `ladder`, each with its own data and models.
-        out: Folder for the models of `real`, `learning` and `ladder`; what is finished there is read.
+        seeds: Repetitions of `learning`, `ladder` and `router`, each with its own data and models.
+        out: Folder for the models of all but the first three; what is finished there is read.
         json: Print one JSON object, for scripts.
     """
     service = load_object("herd.bench.rl:Service")(draw_s=draw_s, train_s=train_s, publish_s=publish_s, keep=keep)

@@ -22,22 +22,16 @@ class RolloutBatches:
     def __init__(
         self,
         rollouts: Rollouts,
-        start: Callable[[], None],
         *,
         advantage: str,
         prompts: Prompts,
         patch_id: int | None,
     ) -> None:
-        """`start` is called before the first batch: only then is it known where a run resumes."""
         self.rollouts, self.num_steps = rollouts, rollouts.num_steps
-        self._start: Callable[[], None] | None = start
         self._advantages, self._prompts, self._patch_id = ADVANTAGES[advantage], prompts, patch_id
 
     def batch(self, step: int) -> RolloutBatch:
         """The batch of step `step`, always packed in the order of groups and members: sums do not depend on timing."""
-        if self._start is not None:
-            start, self._start = self._start, None
-            start()
         groups = self.rollouts.groups(step)
         admitted = self.rollouts.journal.admitted
         return pack_groups(

@@ -138,6 +138,10 @@ class Parallel:
         """See Layout."""
         return self.layouts[name].join_matrices(shard) if name in self.layouts else shard
 
+    def join(self, name: str, shard: Tensor) -> Tensor:
+        """The whole of a tensor with the layout of a parameter; every rank joins the same ones in the same order."""
+        return self.layouts[name].join(shard) if name in self.layouts else shard
+
     def take(self, name: str, whole: Tensor) -> Tensor:
         """This rank's part of a tensor with the layout of a parameter."""
         return self.layouts[name].take(whole) if name in self.layouts else whole
@@ -187,8 +191,7 @@ class Parallel:
         parameters = dict(model.named_parameters())
 
         def read(name: str) -> Tensor:
-            own = local(parameters[name].detach())
-            return (self.layouts[name].join(own) if name in self.layouts else own).cpu()
+            return self.join(name, local(parameters[name].detach())).cpu()
 
         return Weights(config=model.config, dtype=parameters["embedding.weight"].dtype, read=read)
 
