@@ -70,7 +70,8 @@ def kind_of(value: Any) -> str:
     return "<text>" if isinstance(value, str) else "<list>"
 
 
-def _part_kind(value: Any) -> str | None:
+def type_tag(value: Any) -> str | None:
+    """The tag by which a part's `type` chooses its schema; None where it has none."""
     return f"<{value.get('type')}>" if isinstance(value, dict) else None
 
 
@@ -81,7 +82,7 @@ Part = Annotated[
     | Annotated[ImagePart, Tag("<image_url>")]
     | Annotated[VideoPart, Tag("<video_url>")],
     Discriminator(
-        _part_kind,
+        type_tag,
         custom_error_type="part_type",
         custom_error_message="a part is an object of type 'text', 'image_url', 'video_url' or 'refusal'",
     ),

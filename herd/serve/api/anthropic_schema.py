@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError
 
-from herd.serve.message_schema import Text, ToolName, kind_of
+from herd.serve.message_schema import Text, ToolName, kind_of, type_tag
 from herd.serve.refusal import ApiError, Object, validation_error
 from herd.serve.schema import MAX_TOOLS, ChatRequest, StopString
 
@@ -46,14 +46,10 @@ class ToolUseBlock(Object):
     input: dict[str, Any]
 
 
-def _tag(value: Any) -> str | None:
-    return f"<{value.get('type')}>" if isinstance(value, dict) else None
-
-
 ResultPart = Annotated[
     Annotated[TextBlock, Tag("<text>")] | Annotated[ImageBlock, Tag("<image>")],
     Discriminator(
-        _tag,
+        type_tag,
         custom_error_type="part_type",
         custom_error_message="the content of a result is of type 'text' or 'image'",
     ),
@@ -89,7 +85,7 @@ Block = Annotated[
     | Annotated[ThinkingBlock, Tag("<thinking>")]
     | Annotated[ThinkingBlock, Tag("<redacted_thinking>")],
     Discriminator(
-        _tag,
+        type_tag,
         custom_error_type="part_type",
         custom_error_message="a block is an object of type 'text', 'image', 'tool_use', 'tool_result' or 'thinking'",
     ),
