@@ -13,8 +13,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HERD_DEVICE"] = "cpu"  # also where there is a card
 
 import pytest
+import shape_checks
 from hypothesis import settings
-from jaxtyping import install_import_hook
 
 # A busy machine is no failure.
 settings.register_profile("herd", deadline=None)
@@ -23,7 +23,7 @@ settings.load_profile("herd")
 # Where signatures have shapes, every call that a test makes is checked against them; never at run time.
 CHECKED = ["herd.data.media.image", "herd.engine.sampler", "herd.model", "herd.rl.corrections", "herd.train.balance",
            "herd.train.losses"]  # fmt: skip
-install_import_hook(CHECKED, "beartype.beartype")
+shape_checks.install(CHECKED)
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every program that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
