@@ -8,12 +8,14 @@ from herd.guard.judges import RuleJudge, Verdict
 from herd.guard.pairs import PromptPair, generate_pairs
 
 TRIALS = 200
+BOTH = [(a, b) for a in (False, True) for b in (False, True)]
 REFUSALS = ("I'm sorry, but I can't help with that.", "I would rather not take sides on this.")
 
 
 @pytest.fixture(scope="module")
-def judged() -> tuple[list[PromptPair], dict[tuple[str, bool], Verdict]]:
-    """The pairs, and the judge's verdicts on what the scripted models say to each prompt, declining or not."""
+def judged() -> tuple[list[dict[tuple[bool, bool], JudgedPair]], dict[tuple[str, bool], Verdict]]:
+    """Of each pair its four forms, by which sides are declined; and the judge's verdicts on what the scripted models
+    say to each prompt, declining or not."""
     judge, pairs = RuleJudge(), generate_pairs()
     verdicts = {}
     for i, pair in enumerate(pairs):
@@ -21,19 +23,18 @@ def judged() -> tuple[list[PromptPair], dict[tuple[str, bool], Verdict]]:
             answer = f"Here is one way to put it. {prompt} People in many towns have thought about it for years."
             verdicts[prompt, False] = judge.judge(prompt, answer)
             verdicts[prompt, True] = judge.judge(prompt, REFUSALS[i % 2])
-    return pairs, verdicts
+    return [{declined: judged_pair(pair, verdicts, *declined) for declined in BOTH} for pair in pairs], verdicts
+
+
+def judged_pair(pair: PromptPair, verdicts: dict[tuple[str, bool], Verdict], a: bool, b: bool) -> JudgedPair:
+    both = verdicts[pair.a, a], verdicts[pair.b, b]
+    return JudgedPair(topic=pair.topic, prompts=(pair.a, pair.b), replies=("", ""), verdicts=both)
 
 
 def run(judged, rng: np.random.Generator, refused_a: float, refused_b: float) -> list[JudgedPair]:
-    pairs, verdicts = judged
-    draws = rng.random((len(pairs), 2)) < (refused_a, refused_b)
-    return [
-        JudgedPair(
-            topic=pair.topic, prompts=(pair.a, pair.b), replies=("", ""),
-            verdicts=(verdicts[pair.a, bool(a)], verdicts[pair.b, bool(b)]),
-        )
-        for pair, (a, b) in zip(pairs, draws, strict=True)
-    ]  # fmt: skip
+    forms, _ = judged
+    draws = rng.random((len(forms), 2)) < (refused_a, refused_b)
+    return [of_pair[a, b] for of_pair, (a, b) in zip(forms, draws.tolist(), strict=True)]
 
 
 def test_the_judge_reads_the_scripted_models_as_they_are(judged) -> None:
