@@ -3,6 +3,7 @@
 import base64
 import http.client
 import json
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -15,6 +16,7 @@ from serve_world import eventually, picture
 from herd.config import EngineConfig
 from herd.engine.load import load
 from herd.plan.counts import cache_bytes
+from herd.serve.api import page as page_api
 from herd.serve.loading import default_cache_bytes
 
 
@@ -149,14 +151,34 @@ def test_a_wrong_address_is_reported_in_openais_shape(server, method, path, stat
     assert path in json.loads(answer)["error"]["message"]
 
 
-def test_the_page_loads_nothing_from_elsewhere(server):
+def fetched(server, path: str) -> tuple[http.client.HTTPResponse, str]:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-    connection.request("GET", "/")
+    connection.request("GET", path)
     response = connection.getresponse()
-    page = response.read().decode()
-    assert response.headers["Content-Security-Policy"].startswith("default-src 'none'")
-    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
-    assert "https://" not in page
+    return response, response.read().decode()
+
+
+def test_the_page_is_small_loads_nothing_from_elsewhere_and_may_not(server):
+    response, page = fetched(server, "/")
+    policy = response.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'") and "unsafe" not in policy and "trusted-types 'none'" in policy
+    files = set(re.findall(r'(?:src|href)="(web/[^"]+)"', page))
+    imported = {
+        f"web/{name}" for path in files for name in re.findall(r'from "\./([^"]+)"', fetched(server, f"/{path}")[1])
+    }
+    assert imported < files, "each module is named on the page, or one is found only once another has been read"
+    assert len(files) == len(list(page_api.WEB.iterdir())) - 1
+    num_bytes = len(page.encode())
+    for path in files:
+        response, text = fetched(server, f"/{path}")
+        assert (response.status, response.headers["X-Content-Type-Options"]) == (200, "nosniff"), path
+        assert response.headers["Content-Type"].startswith("text/javascript" if path.endswith(".js") else "text/css")
+        num_bytes += len(text.encode())
+        page += text
+    assert num_bytes < 150_000
+    assert not re.findall(r"[\"'(]https?://(?!www\.w3\.org/2000/svg)", page)
+    assert fetched(server, "/web/../server.py")[0].status == 404
+    assert fetched(server, "/web/index.html")[0].status == 404
 
 
 def test_a_video_comes_as_its_frames_and_a_broken_one_is_named(server):

@@ -26,7 +26,7 @@ from herd.serve.keys import SCOPES, Bucket, Key, Keys, load_keys, read_keys
 from herd.serve.models import one_model
 
 SECRET, OTHER = "secret-of-alice-1234567890", "secret-of-bob-12345678901"
-PUBLIC = {"/", "/health", "/ready"}
+PUBLIC = {"/", "/health", "/ready", "/web/app.js"}
 
 
 def key(secret: str, name: str = "alice", **fields: object) -> Key:
@@ -63,7 +63,7 @@ def table(server: Running) -> list[tuple[str, str]]:
     """Every method and path of the application, with something in place of what a path leaves open."""
     routes = [route for route in server.app.routes if isinstance(route, Route)]
     assert len(routes) == len(server.app.routes) >= 18
-    filled = {"{model_id:path}": "fake", "{response_id}": "resp_x"}
+    filled = {"{model_id:path}": "fake", "{response_id}": "resp_x", "{name}": "app.js"}
     found = []
     for route in routes:
         path = route.path
@@ -74,7 +74,7 @@ def table(server: Running) -> list[tuple[str, str]]:
     return found
 
 
-def test_every_route_of_the_table_but_three_is_closed_without_a_key_and_to_a_wrong_one(locked):
+def test_every_route_of_the_table_but_four_is_closed_without_a_key_and_to_a_wrong_one(locked):
     for method, path in [*table(locked), ("GET", "/nowhere"), ("POST", "/invocations"), ("POST", "/pause")]:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"x_api_key": "wrong"}, {"Authorization": SECRET}):
             status, answer = locked.raw(b"{}", path=path, method=method, **headers)

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from herd.errors import HerdError
 from herd.serve.access import Access
-from herd.serve.api import anthropic, chat, completions, embeddings, moderations, responses, status, tokens
+from herd.serve.api import anthropic, chat, completions, embeddings, moderations, page, responses, status, tokens
 from herd.serve.audit import AuditLog
 from herd.serve.keys import Keys
 from herd.serve.meter import Meter
@@ -51,7 +51,7 @@ def create_app(
     metrics = Metrics(models.stats)
     service = Service(models=models, metrics=metrics, guard_name=guard_name)
     apis = (chat, completions, responses, anthropic, embeddings, moderations, tokens)
-    routers = [*status.routes(service), *(api.routes(service) for api in apis)]
+    routers = [page.routes(), *status.routes(service), *(api.routes(service) for api in apis)]
     for router in routers:
         app.routes.extend(router.routes)  # as they are, so that this list is the whole table
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)

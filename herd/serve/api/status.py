@@ -1,31 +1,18 @@
-"""What there is and whether it runs: the page, health and readiness, the models, the description for machines."""
+"""What there is and whether it runs: health and readiness, the models, the description for machines."""
 
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from herd.serve.models import unknown_model
 from herd.serve.service import Service
 
-PAGE = Path(__file__).parent.parent / "web" / "index.html"
-# The page holds its style and script; model text must not be able to load or run anything even if it got past it.
-PAGE_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-
 
 def routes(service: Service) -> list[APIRouter]:
     """Those that are open to everyone, the models, and the metrics."""
     public, models, metrics = APIRouter(tags=["public"]), APIRouter(tags=["models"]), APIRouter(tags=["metrics"])
-    page = PAGE.read_text(encoding="utf-8")
-
-    @public.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def index() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"})
 
     @public.get("/health")
     async def health() -> dict[str, str]:
