@@ -57,11 +57,13 @@ def page_server(**options: Any) -> Iterator[Any]:
 
     from herd.engine.pipeline import AnswerPipeline
     from herd.serve import server as api
+    from herd.serve.models import one_model
 
     model = FakeModel(delay_s=0.01)
     engine = model.engine()
     with api.listen("127.0.0.1", 0) as listener:
-        app = api.create_app(AnswerPipeline(model, engine, gate=WordGate(WordGuard())), name="fake", **options)
+        pipeline = AnswerPipeline(model, engine, gate=WordGate(WordGuard()))
+        app = api.create_app(one_model(pipeline, name="fake"), **options)
         with serving(app, engine, listener):
             yield Running(model, listener.getsockname()[1])
 

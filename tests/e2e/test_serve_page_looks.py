@@ -82,6 +82,8 @@ def test_text_is_legible_and_nothing_runs_off_the_page(open_page, tmp_path, sche
     asked(page, "W" * 300)
     asked(page, LONG)
     shot(page, f"{name}-markdown")
+    check_looks(page)
+    page.get_by_role("button", name="New chat").click()
     asked(page, "words that are good and well and then POISON comes")
     asked(page, "a FORBIDDEN thing")
     shot(page, f"{name}-blocked")
@@ -90,6 +92,23 @@ def test_text_is_legible_and_nothing_runs_off_the_page(open_page, tmp_path, sche
     field(page).fill("Two\nlines")
     expect(page.get_by_role("button", name="Try again").last).to_be_in_viewport(ratio=1)
     shot(page, f"{name}-error")
+    check_looks(page)
+    if page.locator("#list").is_hidden():
+        page.get_by_role("button", name="Conversations", exact=True).click()
+        shot(page, f"{name}-list")
+        page.locator("#chats [data-act=open]").first.click()
+        expect(page.locator("#list")).to_be_hidden()
+    page.get_by_role("button", name="New chat").click()
+    ask(page, "count")
+    expect(answers(page)).to_contain_text("5 6")
+    shot(page, f"{name}-running")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Control+/")
+    expect(page.get_by_role("dialog", name="Keyboard")).to_be_visible()
+    shot(page, f"{name}-keys")
+
+
+def check_looks(page):
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     colours = [
         "#model",
@@ -105,19 +124,6 @@ def test_text_is_legible_and_nothing_runs_off_the_page(open_page, tmp_path, sche
     colours += [f".code .{kind}" for kind in ("comment", "string", "number", "keyword", "call", "meta")]
     for selector in colours:
         assert not page.locator(selector).count() or contrast(page, selector) >= 4.5, selector
-    if page.locator("#list").is_hidden():
-        page.get_by_role("button", name="Conversations", exact=True).click()
-        shot(page, f"{name}-list")
-        page.locator("#chats [data-act=open]").first.click()
-        expect(page.locator("#list")).to_be_hidden()
-    page.get_by_role("button", name="New chat").click()
-    ask(page, "count")
-    expect(answers(page)).to_contain_text("5 6")
-    shot(page, f"{name}-running")
-    page.keyboard.press("Escape")
-    page.keyboard.press("Control+/")
-    expect(page.get_by_role("dialog", name="Keyboard")).to_be_visible()
-    shot(page, f"{name}-keys")
 
 
 def contrast(page: sync_api.Page, selector: str) -> float:

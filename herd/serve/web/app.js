@@ -37,6 +37,9 @@ const isBusy = () => beingWritten().length > 0;
 
 function render() {
   view.showMessages(path(), { busy: isBusy() });
+  renderForm();
+}
+function renderForm() {
   $("stop").hidden = !isBusy();
   $("send").hidden = isBusy();
   $("send").disabled = composer.isEmpty();
@@ -72,6 +75,11 @@ function openChat(id) {
     refreshList();
   })();
   return loading;
+}
+/** The conversation that the address names; a new one where it names none. */
+function idOfAddress() {
+  if (!/^#\w+$/.test(location.hash)) history.replaceState(null, "", `#${tabs.newId()}`);
+  return location.hash.slice(1);
 }
 function go(id) {
   history.pushState(null, "", `#${id}`);
@@ -328,12 +336,11 @@ tabs.onChange(async ({ chat: changed, sent }) => {
   await reload();
 });
 addEventListener("online", reconnect);
-addEventListener("popstate", () => openChat(location.hash.slice(1)));
+addEventListener("popstate", () => openChat(idOfAddress()));
 
 const isKept = await store.openStore();
-composer.startComposer({ changed: render, saved: refreshList });
+composer.startComposer({ changed: renderForm, saved: refreshList });
 startList({ open: go, current: () => chat.id, deleted: (id) => { if (id === chat.id) newChat(); } });
-if (!/^#\w+$/.test(location.hash)) history.replaceState(null, "", `#${tabs.newId()}`);
-await openChat(location.hash.slice(1));
+await openChat(idOfAddress());
 if (!isKept) composer.showProblem("This browser keeps nothing here: conversations are gone when the page is closed.");
 await reconnect();

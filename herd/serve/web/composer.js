@@ -71,12 +71,14 @@ export function clear() {
   resize();
   return draft;
 }
-/** Puts what was refused back, before what has been written since. Returns the draft that this is. */
+/** Puts what was refused back, before what has been written since; an edit comes back as one. Returns the draft that this is. */
 export function putBack(content) {
-  media = [...content.media, ...media];
-  field.value = [content.text, field.value].filter(Boolean).join("\n");
-  edits ??= content.edits;
-  showMedia();
+  if (content.edits) fill({ ...content, kept: isEmpty() ? null : { text: field.value, media } });
+  else {
+    media = [...content.media, ...media];
+    field.value = [content.text, field.value].filter(Boolean).join("\n");
+    showMedia();
+  }
   keepOwn();
   resize();
   return draftNow();
