@@ -91,7 +91,7 @@ def test_a_conversation_a_draft_and_what_was_said_of_a_broken_answer_survive_a_r
     expect(page.locator(".turn")).to_have_count(4)
     assert turns(page) == before
     ask(page, "count")
-    expect(answers(page).last).to_contain_text(" 120 ")  # past the second after which it is kept
+    expect(answers(page).last).to_contain_text(" 70 ")  # past the half second after which it is kept
     field(page).fill("a thought")
     page.reload()
     expect(page.locator(".error")).to_contain_text("Broken off")
@@ -125,8 +125,6 @@ def test_two_tabs_lose_and_double_no_message(page, open_page):
     assert len(kept(page)) == 8
     page.reload()
     expect(page.locator(".user .place")).to_have_text("2/2")
-    page.locator(".user").last.get_by_role("button", name="Version before").click()
-    assert {turns(page)[-1], turns(other)[-1]} == {"from one", "from two"} or turns(page)[-1] == turns(other)[-1]
     assert turns(page)[-2] == turns(page)[-1]
 
 

@@ -12,7 +12,7 @@ import * as view from "./view.js";
 const $ = (id) => document.getElementById(id);
 const EXAMPLES = ["What is the capital of Japan?", "Was ist 17 + 25?", "¿Cuál es la capital de Perú?", "ما هي عاصمة اليابان؟", "日本の首都はどこですか？"];
 const UNREACHABLE = "The server cannot be reached: is it still running?";
-const SAVE_MS = 1000, WATCH_MS = 5000;
+const SAVE_MS = 500, WATCH_MS = 5000;
 const ANOTHER = { temperature: 0.8 }; // many models answer the same again unless they sample
 
 let chat = { id: "", choices: {} };
