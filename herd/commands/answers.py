@@ -118,7 +118,7 @@ def serve(
         yes: Fetch the small model without asking.
     """
     load_object("herd.serve.server:serve")(
-        models or (str(default_model(None, yes=yes)),),
+        models or (() if server.upstream else (str(default_model(None, yes=yes)),)),
         server,
         engine,
         base=base,

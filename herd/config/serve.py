@@ -14,6 +14,11 @@ class ServeConfig:
     """Address to listen on; 0.0.0.0 admits other machines."""
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
+    upstream: str = ""
+    """Address of another OpenAI-compatible server, such as http://127.0.0.1:8001/v1, that answers in place of models of
+    our own, behind the same keys, limits, guards and channels; its key is in HERD_UPSTREAM_KEY."""
+    upstream_timeout_s: float = 120.0
+    """Longest silence of that server, in seconds, before a request is given up."""
     memory: int | None = None
     """Bytes for the weights and caches of all models in memory, such as 16G: to open another one, those that were not
     used for longest are closed; no limit if not given."""
@@ -37,6 +42,10 @@ class ServeConfig:
     """Seconds that running answers may take to end after SIGTERM."""
 
     def __post_init__(self) -> None:
+        if not 0 < self.upstream_timeout_s <= 86_400:
+            raise HerdError(f"--upstream-timeout-s {self.upstream_timeout_s} must be above 0, and 86400 at most")
+        if self.upstream and self.memory is not None:
+            raise HerdError("--memory is for models of this server: leave it out with --upstream")
         if self.memory is not None and self.memory < 1:
             raise HerdError(f"--memory {self.memory} must be at least 1")
         if self.max_queued_requests < 0:

@@ -65,8 +65,15 @@ class Models(Protocol):
     gate: Gate | None
     """Judges both sides of every model."""
 
+    @property
+    def default(self) -> str:
+        """The name of the first; empty where it is not known yet."""
+
     async def names(self) -> Sequence[str]:
-        """The default first."""
+        """The default first. Raises ApiError where they cannot be known."""
+
+    async def is_ready(self) -> bool:
+        """Whether requests would be answered."""
 
     def lease(self, name: str) -> ServedModel | None:
         """The model, held until `release`; None where it must be loaded first."""
@@ -138,8 +145,15 @@ class LocalModels:
         self._lock = asyncio.Lock()
         """Held to load: two at a time could each see room for one."""
 
+    @property
+    def default(self) -> str:
+        return next(iter(self._sources))
+
     async def names(self) -> Sequence[str]:
         return list(self._sources)
+
+    async def is_ready(self) -> bool:
+        return True
 
     def open_default(self) -> LocalModel:
         """Open the first model now, so that what is wrong with it is reported at once. Raises HerdError."""

@@ -21,14 +21,14 @@ from herd.serve.refusal import ApiError
 from herd.serve.schema import ChatRequest, TextRequest, check_fields, check_text_fields
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class PreparedRequest:
     """A request that is ready to be answered."""
 
     choices: list[ReplyRequest]
     """One for each reply that is generated."""
     num_prompt_tokens: int
-    """Of all its prompts, each once."""
+    """Of all its prompts, each once. Where another server counts them it is known with the last parts of replies."""
 
     def streams(
         self, pipeline: AnswerPipeline, *, caller: str = "", salt: str = ""

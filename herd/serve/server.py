@@ -4,7 +4,9 @@ One engine of each model serves its requests; each is an `Engine.generate`, clos
 fetched from other hosts, nothing is stored on disk. The routes are in herd.serve.api.
 """
 
+import dataclasses
 import math
+import os
 import signal
 import socket
 import ssl
@@ -27,11 +29,15 @@ from herd.serve.api.app import create_app
 from herd.serve.audit import AuditLog
 from herd.serve.channels.answer import PipelineAnswerer
 from herd.serve.channels.config import read_config
+from herd.serve.channels.delivery import Answerer
 from herd.serve.channels.serve import channels_beside
+from herd.serve.channels.upstream import UpstreamAnswerer
 from herd.serve.keys import VARIABLE, load_keys
 from herd.serve.loading import model_sources, named_paths
 from herd.serve.middleware import Queue, is_loopback
-from herd.serve.models import LocalModels
+from herd.serve.models import LocalModels, Models
+from herd.serve.upstream import VARIABLE as UPSTREAM_KEY
+from herd.serve.upstream import Upstream, UpstreamClient, check_url
 
 SWITCH_S = 0.0002
 """After so long a thread gives way to one that waits. Python's own 5 ms are most of a small model's step."""
@@ -54,6 +60,8 @@ def serve(
     """
     # The engine's thread comes back from each forward to find the event loop at work; it waits for it so long at most.
     sys.setswitchinterval(SWITCH_S)
+    if server.upstream:
+        refuse_with_upstream(models, config, base, draft_model)
     host, keys = server.host, load_keys(server.api_keys)
     if server.tls:
         check_certificate(*server.tls)
@@ -69,11 +77,16 @@ def serve(
             )
         audit = AuditLog(server.audit_log, contents=server.audit_contents) if server.audit_log else None
         gate = GuardGate(Guard(guard)) if guard else None
-        paths = named_paths(models)
-        sources = model_sources(paths, config, gate=gate, base=base, draft_model=draft_model)
-        served = LocalModels(sources, memory=server.memory, gate=gate)
-        stack.callback(served.close)
-        first = served.open_default()
+        if server.upstream:
+            served: Models = Upstream(upstream_client(server), gate=gate)
+            listed = f"the models of {server.upstream}"
+        else:
+            paths = named_paths(models)
+            sources = model_sources(paths, config, gate=gate, base=base, draft_model=draft_model)
+            served = local = LocalModels(sources, memory=server.memory, gate=gate)
+            stack.callback(local.close)
+            first = local.open_default()
+            listed = ", ".join(f"{path} as {name!r}" for name, path in paths.items())
         app = create_app(
             served,
             guard_name=guard.resolve().name if guard else "",
@@ -85,14 +98,29 @@ def serve(
             audit=audit,
         )
         if channels:
-            served.pin(first.name)
-            answerer = PipelineAnswerer(first.pipeline, first.params, channels.options)
+            if server.upstream:
+                answerer: Answerer = UpstreamAnswerer(lambda: upstream_client(server), gate, channels.options)
+            else:
+                local.pin(first.name)
+                answerer = PipelineAnswerer(first.pipeline, first.params, channels.options)
             stack.enter_context(channels_beside(app, channels, answerer))
         url = f"{'https' if server.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
-        listed = ", ".join(f"{path} as {name!r}" for name, path in paths.items())
         print(f"Serving {listed}: chat at {url}, API at {url}/v1. Ctrl-C stops.", flush=True)
         with suppress(KeyboardInterrupt):  # uvicorn has then ended in good order, and passes it on
             Server(app, served, drain_s=server.drain_s, tls=server.tls).run(sockets=[listener])
+
+
+def refuse_with_upstream(models: Sequence[str], config: EngineConfig, *folders: Path | None) -> None:
+    """Raises HerdError where options of a model of our own are given."""
+    options = dataclasses.replace(config, max_num_seqs=EngineConfig().max_num_seqs)
+    if models or any(folders) or options != EngineConfig():
+        raise HerdError("--upstream answers: leave out models, --base, --draft-model and the options of the engine")
+
+
+def upstream_client(server: ServeConfig) -> UpstreamClient:
+    """A client of the server behind this one. Raises HerdError where its address is none."""
+    key = os.environ.get(UPSTREAM_KEY)
+    return UpstreamClient(check_url(server.upstream), key=key, timeout_s=server.upstream_timeout_s)
 
 
 def check_certificate(certificate: Path, key: Path) -> None:

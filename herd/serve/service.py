@@ -18,7 +18,7 @@ from herd.serve.models import LEASES, LocalModel, Models, ServedModel
 from herd.serve.prepare import PreparedRequest
 from herd.serve.refusal import ApiError
 from herd.serve.schema import ChatRequest
-from herd.serve.streams import cancel_on_disconnect
+from herd.serve.streams import begun, cancel_on_disconnect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,6 @@ class Service:
     guard_name: str = ""
     """Of the gate's guard, where there is one."""
     created: int = field(default_factory=lambda: int(time.time()))
-
-    async def default(self) -> str:
-        """The name of the model that is meant where a request names none."""
-        return (await self.models.names())[0]
 
     def card(self, name: str) -> dict[str, Any]:
         """The model in the forms of OpenAI and Anthropic at once, whose names do not collide. Its lengths are there
@@ -53,7 +49,7 @@ class Service:
 
         Raises ApiError.
         """
-        name = await self.default() if name is None else name
+        name = (await self.models.names())[0] if name is None else name
         while (model := self.models.lease(name)) is None:
             await cancel_on_disconnect(request, self.models.load(name))
         leases: ExitStack = request.scope[LEASES]
@@ -72,14 +68,16 @@ class Service:
         """A chat made ready, given up when the client goes away. Raises ApiError."""
         return await cancel_on_disconnect(request, model.prepare_chat(chat))
 
-    def streams(
+    async def streams(
         self, request: Request, model: ServedModel, prepared: PreparedRequest, cache_salt: str | None = None
     ) -> list[AsyncGenerator[Reply, None]]:
-        """The replies, each generated once it is read, and counted."""
+        """The replies, each generated once it is read, and counted. Where another server answers it has begun to, so
+        that what it refuses has a status of its own. Raises ApiError."""
         usage = usage_of(request)
         usage.add_prompt(prepared.num_prompt_tokens)
         streams = model.streams(prepared, caller=caller_of(request), salt=salt_of(request, cache_salt))
-        return [_counted(parts, usage) for parts in streams]
+        counted = [_counted(parts, usage, prepared) for parts in streams]
+        return counted if isinstance(model, LocalModel) else await cancel_on_disconnect(request, begun(counted))
 
     def owner(self, request: Request) -> str:
         """Who may see what this request leaves behind."""
@@ -90,8 +88,12 @@ class Service:
         return await cancel_on_disconnect(request, collect(streams))
 
 
-async def _counted(parts: AsyncGenerator[Reply, None], usage: Usage) -> AsyncGenerator[Reply, None]:
+async def _counted(
+    parts: AsyncGenerator[Reply, None], usage: Usage, prepared: PreparedRequest
+) -> AsyncGenerator[Reply, None]:
     async with aclosing(parts):
         async for part in parts:
             usage.add_reply(part.num_tokens, blocked=bool(part.explanation))
+            if prepared.num_prompt_tokens > usage.prompt_tokens:
+                usage.add_prompt(prepared.num_prompt_tokens - usage.prompt_tokens)
             yield part

@@ -60,10 +60,36 @@ async def write_events(
         for line in writer.end():
             yield line
     except Exception as error:
-        if not isinstance(error, HerdError):
+        if not isinstance(error, HerdError | ApiError):
             log.error("a reply failed", exc_info=error)
-        for line in writer.error(ApiError(str(error)) if isinstance(error, HerdError) else INTERNAL):
+        named = ApiError(str(error)) if isinstance(error, HerdError) else INTERNAL
+        for line in writer.error(error if isinstance(error, ApiError) else named):
             yield line
+
+
+async def begun(streams: Sequence[AsyncGenerator[Reply, None]]) -> list[AsyncGenerator[Reply, None]]:
+    """The same streams once each has its first part; one that fails before ends them all, and its error is raised."""
+
+    async def after(first: Reply, parts: AsyncGenerator[Reply, None]) -> AsyncGenerator[Reply, None]:
+        async with aclosing(parts):
+            yield first
+            async for part in parts:
+                yield part
+
+    async def first_of(parts: AsyncGenerator[Reply, None]) -> Reply:
+        return await anext(parts)
+
+    tasks = [asyncio.create_task(first_of(parts)) for parts in streams]
+    try:
+        firsts = await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for parts in streams:
+            await parts.aclose()
+        raise
+    return [after(first, parts) for first, parts in zip(firsts, streams, strict=True)]
 
 
 async def merge_streams(streams: Sequence[AsyncGenerator[Reply, None]]) -> AsyncGenerator[tuple[int, Reply], None]:

@@ -26,7 +26,7 @@ def routes(service: Service) -> APIRouter:
     async def messages(body: MessagesRequest, request: Request) -> Response:
         model = await service.open(request, body.model)
         prepared = await service.prepare(request, model, chat_of(body))
-        streams = service.streams(request, model, prepared, body.cache_salt)
+        streams = await service.streams(request, model, prepared, body.cache_salt)
         writer = MessageEvents(prepared, name=model.name)
         if body.stream:
             return EventStream(write_events(streams, writer))
@@ -47,7 +47,7 @@ class MessageEvents:
 
     def __init__(self, prepared: PreparedRequest, *, name: str) -> None:
         head = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": name}
-        self._head, self._num_prompt = head, prepared.num_prompt_tokens
+        self._head, self._prepared = head, prepared
         self._num_tokens = self._num_blocks = 0
         self._in_text = False
         self._end: dict[str, Any] = {}
@@ -56,11 +56,11 @@ class MessageEvents:
         """The whole message."""
         said = [{"type": "text", "text": text} for text in (reply.text, reply.explanation) if text]
         content = [*said, *(_tool_use(call) | {"input": _input(call)} for call in reply.tool_calls)]
-        usage = {"input_tokens": self._num_prompt, "output_tokens": reply.num_tokens}
+        usage = {"input_tokens": self._prepared.num_prompt_tokens, "output_tokens": reply.num_tokens}
         return {**self._head, "content": content or [{"type": "text", "text": ""}], **_stopped(reply), "usage": usage}
 
     def begin(self) -> Iterator[str]:
-        usage = {"input_tokens": self._num_prompt, "output_tokens": 0}
+        usage = {"input_tokens": self._prepared.num_prompt_tokens, "output_tokens": 0}
         stopped = {"stop_reason": None, "stop_sequence": None}
         yield _event("message_start", message={**self._head, "content": [], **stopped, "usage": usage})
 
@@ -86,7 +86,7 @@ class MessageEvents:
             self._end = _stopped(part)
 
     def end(self) -> Iterator[str]:
-        usage = {"input_tokens": self._num_prompt, "output_tokens": self._num_tokens}
+        usage = {"input_tokens": self._prepared.num_prompt_tokens, "output_tokens": self._num_tokens}
         yield _event("message_delta", delta=self._end, usage=usage)
         yield _event("message_stop")
 

@@ -31,7 +31,7 @@ def routes(service: Service) -> APIRouter:
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         model = await service.open(request, body.model)
         prepared = await service.prepare(request, model, body)
-        streams = service.streams(request, model, prepared, body.cache_salt)
+        streams = await service.streams(request, model, prepared, body.cache_salt)
         if body.stream:
             writer = ChatEvents(body, prepared, name=model.name, tokenizer=model.tokenizer)
             return EventStream(write_events(streams, writer))
@@ -83,12 +83,12 @@ class ChatEvents:
         self, request: ChatRequest, prepared: PreparedRequest, *, name: str, tokenizer: Tokenizer | None
     ) -> None:
         self._head = {**_head(name), "object": "chat.completion.chunk"}
-        self._num_replies, self._num_prompt = len(prepared.choices), prepared.num_prompt_tokens
+        self._prepared = prepared
         self._tokenizer, self._with_usage = tokenizer if request.logprobs else None, request.with_usage
         self._num_tokens = 0
 
     def begin(self) -> Iterator[str]:
-        for index in range(self._num_replies):
+        for index in range(len(self._prepared.choices)):
             yield self._chunk(index, {"role": "assistant", "content": ""})
 
     def push(self, index: int, part: Reply) -> Iterator[str]:
@@ -105,7 +105,9 @@ class ChatEvents:
 
     def end(self) -> Iterator[str]:
         if self._with_usage:
-            yield event({**self._head, "choices": [], "usage": usage(self._num_prompt, self._num_tokens)})
+            yield event(
+                {**self._head, "choices": [], "usage": usage(self._prepared.num_prompt_tokens, self._num_tokens)}
+            )
         yield DONE
 
     def error(self, error: ApiError) -> Iterator[str]:

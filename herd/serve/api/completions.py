@@ -35,7 +35,7 @@ def routes(service: Service) -> APIRouter:
     async def completions(body: TextRequest, request: Request) -> Response:
         model = await service.open(request, body.model)
         prepared = await cancel_on_disconnect(request, model.prepare_texts(body))
-        streams = service.streams(request, model, prepared, body.cache_salt)
+        streams = await service.streams(request, model, prepared, body.cache_salt)
         writer = TextEvents(body, prepared, name=model.name, tokenizer=model.tokenizer)
         if body.stream:
             return EventStream(write_events(streams, writer))

@@ -54,7 +54,7 @@ def routes(service: Service) -> APIRouter:
             if body.store is not False:
                 store.put(owner, made, given, made["output"])
 
-        streams = service.streams(request, model, prepared, body.cache_salt)
+        streams = await service.streams(request, model, prepared, body.cache_salt)
         writer = ResponseEvents(body, prepared, name=model.name, tokenizer=model.tokenizer, keep=keep)
         if body.stream:
             return EventStream(write_events(streams, writer))
@@ -94,7 +94,7 @@ class ResponseEvents:
         keep: Any = lambda made: None,
     ) -> None:
         """`keep` is called with the finished response."""
-        self._num_prompt, self._keep = prepared.num_prompt_tokens, keep
+        self._prepared, self._keep = prepared, keep
         self._tokenizer = tokenizer if request.with_logprobs else None
         self._head = self._make_head(request, prepared, name)
         self._number = 0
@@ -212,11 +212,11 @@ class ResponseEvents:
 
     def _usage(self) -> dict[str, Any]:
         return {
-            "input_tokens": self._num_prompt,
+            "input_tokens": self._prepared.num_prompt_tokens,
             "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
             "output_tokens": self._num_tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": self._num_prompt + self._num_tokens,
+            "total_tokens": self._prepared.num_prompt_tokens + self._num_tokens,
         }
 
     def _response(self, status: str, **fields: Any) -> dict[str, Any]:

@@ -16,12 +16,14 @@ def routes(service: Service) -> list[APIRouter]:
 
     @public.get("/health")
     async def health() -> dict[str, str]:
-        return {"status": "ok", "model": await service.default()}
+        return {"status": "ok", "model": service.models.default}
 
     @public.get("/ready")
     async def ready(request: Request) -> JSONResponse:
         is_draining = request.app.state.queue.is_draining
-        return JSONResponse({"status": "draining" if is_draining else "ready"}, status_code=503 if is_draining else 200)
+        if is_draining or not await service.models.is_ready():
+            return JSONResponse({"status": "draining" if is_draining else "not ready"}, status_code=503)
+        return JSONResponse({"status": "ready"})
 
     @models.get("/v1/models")
     async def all_models() -> dict[str, Any]:
