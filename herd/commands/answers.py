@@ -103,6 +103,8 @@ def serve(
     base: Path | None = None,
     draft_model: Path | None = None,
     guard: Path | None = None,
+    prompt_guard: Path | None = None,
+    policy: Path | None = None,
     yes: bool = False,
 ) -> None:
     """Serve models to the clients of OpenAI and Anthropic, and to browsers.
@@ -115,6 +117,9 @@ def serve(
         base: Folder of the model that the first was trained on where that is an adapter, if not where it says.
         draft_model: Folder of a smaller model with the first one's tokenizer, for speculative decoding.
         guard: Folder of a guard (herd guard train) that judges what is asked and answered, and serves moderations.
+        prompt_guard: Folder of a prompt guard (herd guard train-prompt) that looks for injections in what is asked and
+            in results of tools.
+        policy: File of the categories that are blocked, for everyone and by key, as TOML (docs/serve.md).
         yes: Fetch the small model without asking.
     """
     load_object("herd.serve.server:serve")(
@@ -124,4 +129,6 @@ def serve(
         base=base,
         draft_model=draft_model,
         guard=guard,
+        prompt_guard=prompt_guard,
+        policy=policy,
     )

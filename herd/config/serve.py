@@ -38,10 +38,14 @@ class ServeConfig:
     """Write requests and answers into the audit log too."""
     channels: Path | None = None
     """File that names accounts of WhatsApp, Messenger and Instagram to answer on (docs/channels.md)."""
+    guard_timeout_s: float = 30.0
+    """Seconds that a guard may take for a verdict; what it has not judged by then is not shown."""
     drain_s: float = 30.0
     """Seconds that running answers may take to end after SIGTERM."""
 
     def __post_init__(self) -> None:
+        if not 0 < self.guard_timeout_s <= 86_400:
+            raise HerdError(f"--guard-timeout-s {self.guard_timeout_s} must be above 0, and 86400 at most")
         if not 0 < self.upstream_timeout_s <= 86_400:
             raise HerdError(f"--upstream-timeout-s {self.upstream_timeout_s} must be above 0, and 86400 at most")
         if self.upstream and self.memory is not None:

@@ -39,10 +39,10 @@ class Gate(Protocol):
     Both may take long, as another model computes them: the pipeline calls them outside of an event loop.
     """
 
-    def check(self, messages: Sequence[Mapping[str, Any]]) -> Verdict | None:
-        """Why the model must not read these messages; None where it may."""
+    def check(self, messages: Sequence[Mapping[str, Any]], caller: str = "") -> Verdict | None:
+        """Why the model must not read these messages of a caller; None where it may."""
 
-    def filter(self, messages: Sequence[Mapping[str, Any]]) -> StreamFilter:
+    def filter(self, messages: Sequence[Mapping[str, Any]], caller: str = "") -> StreamFilter:
         """The filter of the reply to these messages."""
 
 

@@ -76,10 +76,10 @@ class AnswerPipeline:
 
     async def stream(self, request: ReplyRequest, *, caller: str = "", salt: str = "") -> AsyncGenerator[Reply, None]:
         """The reply in parts, as they come; closing the iterator cancels the generation."""
-        if self.gate and (refused := await asyncio.to_thread(self._refusal, self.gate, request)):
+        if self.gate and (refused := await asyncio.to_thread(self._refusal, self.gate, request, caller)):
             yield refused
             return
-        builder = self._builder(request)
+        builder = self._builder(request, caller)
         pieces = self.engine.generate(request.prompt, request.params, caller=caller, salt=salt)
         async with aclosing(pieces):
             async for piece in pieces:
@@ -105,14 +105,14 @@ class AnswerPipeline:
         """Whole replies, made at the same time, in the order of the requests."""
         return asyncio.run(collect([self.stream(request) for request in requests]))
 
-    def _builder(self, request: ReplyRequest) -> ReplyBuilder:
+    def _builder(self, request: ReplyRequest, caller: str = "") -> ReplyBuilder:
         filters = [make() for make in self._filters]
         if self.gate:
-            filters.append(self.gate.filter(request.messages))
+            filters.append(self.gate.filter(request.messages, caller))
         return ReplyBuilder(request.tool_names, filters, prompt_ids=request.prompt.token_ids)
 
-    def _refusal(self, gate: Gate, request: ReplyRequest) -> Reply | None:
-        verdict = gate.check(request.messages)
+    def _refusal(self, gate: Gate, request: ReplyRequest, caller: str = "") -> Reply | None:
+        verdict = gate.check(request.messages, caller)
         if verdict is None:
             return None
         return Reply(

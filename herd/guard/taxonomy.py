@@ -7,9 +7,10 @@ Llama Guard 4's model card; the descriptions are ours.
 
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from herd.errors import HerdError, unknown
 
@@ -75,6 +76,11 @@ def read_policy(path: Path) -> Taxonomy:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise HerdError(f"{path} cannot be read as a policy: {error}") from error
+    return policy_of(table, path)
+
+
+def policy_of(table: Mapping[str, Any], path: Path) -> Taxonomy:
+    """The taxonomy that the table of a policy file makes of S1 to S14. Raises HerdError where it makes none."""
     for key in table:
         if key not in {"exclude", "category"}:
             raise HerdError(f"{path}: {unknown('key', key, ('exclude', 'category'))}")

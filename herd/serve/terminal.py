@@ -53,7 +53,7 @@ def chat(
     try:
         run_session(ChatSession(pipeline, params, system=system), name=str(folder))
     finally:
-        if gate:
+        if gate and gate.guard:
             gate.guard.close()
 
 

@@ -243,7 +243,7 @@ class UpstreamModel:
 
     def streams(self, prepared: PreparedRequest, *, caller: str, salt: str) -> list[AsyncGenerator[Reply, None]]:
         counts: dict[int, int] = {}
-        return [self._stream(one, prepared, counts, salt) for one in prepared.choices]
+        return [self._stream(one, prepared, counts, caller, salt) for one in prepared.choices]
 
     def _choices(
         self,
@@ -265,11 +265,11 @@ class UpstreamModel:
         return [dataclasses.replace(one, body={**body, "seed": seed}) for seed in seeds]
 
     async def _stream(
-        self, request: ReplyRequest, prepared: PreparedRequest, counts: dict[int, int], salt: str
+        self, request: ReplyRequest, prepared: PreparedRequest, counts: dict[int, int], caller: str, salt: str
     ) -> AsyncGenerator[Reply, None]:
         assert isinstance(request, UpstreamRequest)
         body = {**request.body, "cache_salt": salt}
-        async with aclosing(self.replies(request.path, body, request.messages)) as parts:
+        async with aclosing(self.replies(request.path, body, request.messages, caller)) as parts:
             async for part, prompt_tokens in parts:
                 if prompt_tokens:  # of each prompt once, however many choices it has
                     counts[request.number] = prompt_tokens
@@ -277,13 +277,13 @@ class UpstreamModel:
                 yield part
 
     async def replies(
-        self, path: str, body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]
+        self, path: str, body: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], caller: str
     ) -> AsyncGenerator[tuple[Reply, int], None]:
         """The parts of one reply, judged, each with the prompt's number of tokens where it is known."""
-        if self.gate and (refused := await asyncio.to_thread(self.gate.check, messages)):
+        if self.gate and (refused := await asyncio.to_thread(self.gate.check, messages, caller)):
             yield _ended(refused, 0, refused=True), 0
             return
-        judged = _Judged(self.gate, messages)
+        judged = _Judged(self.gate, messages, caller)
         num_counted, reason, usage, has_begun = 0, None, _Usage(), False
         async with aclosing(self.client.chunks(path, body)) as chunks:
             async for chunk in chunks:
@@ -322,9 +322,9 @@ class UpstreamModel:
 class _Judged:
     """A reply on its way through the gate's filter."""
 
-    def __init__(self, gate: Gate | None, messages: Sequence[Mapping[str, Any]]) -> None:
-        self._gate, self._messages = gate, messages
-        self._filter: StreamFilter | None = gate.filter(messages) if gate else None
+    def __init__(self, gate: Gate | None, messages: Sequence[Mapping[str, Any]], caller: str) -> None:
+        self._gate, self._messages, self._caller = gate, messages, caller
+        self._filter: StreamFilter | None = gate.filter(messages, caller) if gate else None
         self._text = self.refusal = ""
         self._calls: dict[int, tuple[str, str]] = {}
         """Of each call its name and its arguments, as far as they have come."""
@@ -354,7 +354,7 @@ class _Judged:
             return shown, ()
         rest = "".join(f"\n{name}({arguments})" for name, arguments in self._calls.values()) + self.refusal
         if self._gate and rest:
-            whole = self._gate.filter(self._messages)
+            whole = self._gate.filter(self._messages, self._caller)
             await asyncio.to_thread(lambda: (whole.push(self._text + rest), whole.finish()))
             self._verdict_of_calls = whole.verdict
             if whole.verdict:

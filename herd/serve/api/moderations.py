@@ -72,14 +72,14 @@ def routes(service: Service) -> APIRouter:
     @router.post("/v1/moderations")
     async def moderations(body: ModerationRequest, request: Request) -> dict[str, Any]:
         gate = service.models.gate
-        if not isinstance(gate, GuardGate):
+        if not isinstance(gate, GuardGate) or (guard := gate.guard) is None:
             message = "this server has no guard: start it with --guard FOLDER"
             raise ApiError(message, status=404, code="no_guard")
-        codes = gate.guard.policy.codes
+        codes = guard.policy.codes
         try:
             contents = await asyncio.to_thread(_contents, body)
             asked = [[{"role": "user", "content": content}] for content in contents]
-            verdicts = await asyncio.to_thread(gate.guard.judge_all, asked)
+            verdicts = await asyncio.to_thread(gate.limit.run, lambda: guard.judge_all(asked))
         except HerdError as error:
             raise ApiError(f"input: {error}", param="input") from None
         results = [_result(verdict, codes, content) for verdict, content in zip(verdicts, contents, strict=True)]

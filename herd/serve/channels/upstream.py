@@ -60,7 +60,7 @@ class UpstreamAnswerer:
             "cache_salt": hashlib.blake2b(caller.encode(), digest_size=16).hexdigest(),
         }
         parts: list[Reply] = []
-        async with aclosing(model.replies("/chat/completions", body, [*system, *messages])) as stream:
+        async with aclosing(model.replies("/chat/completions", body, [*system, *messages], caller)) as stream:
             async for part, _ in stream:
                 parts.append(part)
         reply = join_reply(parts)
