@@ -40,6 +40,8 @@ class ServeConfig:
     """File that names accounts of WhatsApp, Messenger and Instagram to answer on (docs/channels.md)."""
     guard_timeout_s: float = 30.0
     """Seconds that a guard may take for a verdict; what it has not judged by then is not shown."""
+    check: bool = False
+    """Say what would be exposed and what not, and do not start; fails where something is dangerous."""
     drain_s: float = 30.0
     """Seconds that running answers may take to end after SIGTERM."""
 

@@ -33,6 +33,10 @@ class Bucket:
         self._level, self._at = self._most, now()
 
     @property
+    def per_minute(self) -> float:
+        return self._most
+
+    @property
     def wait_s(self) -> float:
         """Seconds until there is something to take."""
         self._fill()

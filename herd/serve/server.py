@@ -34,6 +34,7 @@ from herd.serve.channels.config import read_config
 from herd.serve.channels.delivery import Answerer
 from herd.serve.channels.serve import channels_beside
 from herd.serve.channels.upstream import UpstreamAnswerer
+from herd.serve.exposure import fail_on_danger, find_exposure, report
 from herd.serve.keys import VARIABLE, load_keys
 from herd.serve.loading import model_sources, named_paths
 from herd.serve.middleware import Queue, is_loopback
@@ -71,6 +72,16 @@ def serve(
     if server.tls:
         check_certificate(*server.tls)
     channels = read_config(server.channels) if server.channels else None
+    if server.check:
+        findings = list(
+            find_exposure(
+                models, server, address=resolve(host), keys=keys, guard=guard, prompt_guard=prompt_guard,
+                channels=channels, max_num_seqs=config.max_num_seqs,
+            )
+        )  # fmt: skip
+        print(report(findings), flush=True)
+        fail_on_danger(findings)
+        return
     listener = listen(host, server.port)
     with listener, ExitStack() as stack:
         address, port = listener.getsockname()[:2]
@@ -201,6 +212,15 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._models.close()
         await super().shutdown(sockets)
+
+
+def resolve(host: str) -> str:
+    """The address that `listen` would choose. Raises HerdError where the name means none."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise HerdError(f"cannot listen on {host} ({error.strerror}): change --host") from None
+    return str(min(found, key=lambda one: one[0] != socket.AF_INET)[4][0])
 
 
 def listen(host: str, port: int) -> socket.socket:
