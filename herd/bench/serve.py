@@ -122,8 +122,8 @@ def process(command: Sequence[object]) -> Iterator["subprocess.Popen[str]"]:
 
 
 @contextmanager
-def herd_server(folder: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "herd", "serve", folder, "--port", 0, "--max-num-seqs", SLOTS]
+def herd_server(folder: Path, *options: str) -> Iterator[str]:
+    command = [sys.executable, "-m", "herd", "serve", folder, "--port", 0, "--max-num-seqs", SLOTS, *options]
     with process(command) as running:
         assert running.stdout is not None
         line = running.stdout.readline()

@@ -30,6 +30,8 @@ class Seen:
     """From a request to its first piece."""
     gaps_s: list[float] = field(default_factory=list)
     """Between two pieces of an answer."""
+    total_s: float = 0.0
+    """Until the last answer that was under way had ended."""
 
 
 def question(client: int, number: int) -> str:
@@ -40,7 +42,8 @@ def question(client: int, number: int) -> str:
 
 async def load(ask: Callable[[str], AsyncIterator[object]], *, clients: int, seconds: float) -> Seen:
     """Clients that `ask` one thing after another. An item of `ask` is a piece of its answer."""
-    seen, end = Seen(), time.perf_counter() + seconds
+    begin = time.perf_counter()
+    seen, end = Seen(), begin + seconds
     num_pieces = 0
 
     async def client(index: int) -> None:
@@ -56,7 +59,7 @@ async def load(ask: Callable[[str], AsyncIterator[object]], *, clients: int, sec
             seen.gaps_s += [b - a for a, b in pairwise(times[1:])]
 
     await asyncio.gather(*map(client, range(clients)))
-    seen.pieces_per_s = num_pieces / seconds
+    seen.pieces_per_s, seen.total_s = num_pieces / seconds, time.perf_counter() - begin
     return seen
 
 

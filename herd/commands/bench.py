@@ -121,6 +121,7 @@ def bench_serve(
     rounds: int = 3,
     seconds: float = 5.0,
     llama_cpp: Path | None = None,
+    guard: Path | None = None,
     json: bool = False,
 ) -> None:
     """Stream answers to 1, 8 and 32 clients: pieces/s and latency beside the engine alone and llama.cpp's server.
@@ -130,8 +131,14 @@ def bench_serve(
         rounds: Rounds in which the engines alternate.
         seconds: Duration of each round.
         llama_cpp: The folder of llama.cpp's programs with its llama-server; else the server in its wheel.
+        guard: Folder of a guard; measures what it costs instead, beside the same server without it.
         json: Print one JSON object, for scripts.
     """
+    if guard is not None:
+        load_object("herd.bench.serve_guard:measure")(
+            guard, clients=clients, rounds=rounds, seconds=seconds, as_json=json
+        )
+        return
     run = load_object("herd.bench.serve:serve")
     run(clients=clients, rounds=rounds, seconds=seconds, llama_cpp_folder=llama_cpp, as_json=json)
 

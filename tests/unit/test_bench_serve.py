@@ -78,3 +78,21 @@ def test_what_cannot_be_measured_is_refused_at_once(tmp_path: Path) -> None:
         serve.serve(clients=(1,), llama_cpp_folder=tmp_path, **asked)
     with pytest.raises(HerdError, match="must be positive"):
         serve.serve(clients=(0,), llama_cpp_folder=None, **asked)
+
+
+def test_a_guard_s_cost_is_the_ratio_of_tokens_and_its_copy_blocks_nothing(tmp_path: Path) -> None:
+    from herd.bench import serve_guard
+
+    seen = {
+        serve_guard.WITH: [(90.0, Seen(first_s=[0.4]))],
+        serve_guard.WITHOUT: [(100.0, Seen(first_s=[0.1])), (120.0, Seen(first_s=[0.1])), (110.0, Seen())],
+    }
+    tokens, first = serve_guard.rows_of(8, seen)
+    assert tokens.ratio == pytest.approx(90 / 110) and first.ratio == pytest.approx(0.25)
+    with pytest.raises(HerdError, match="no guard"):
+        serve_guard.open_wide(tmp_path, tmp_path / "copy")
+    folder = tmp_path / "guard"
+    folder.mkdir()
+    (folder / "herd.json").write_text('{"guard": {"threshold": 0.5, "context": 9}}')
+    copy = serve_guard.open_wide(folder, tmp_path / "copy")
+    assert '"threshold": 2.0' in (copy / "herd.json").read_text() and "9" in (copy / "herd.json").read_text()
