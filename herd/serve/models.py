@@ -155,7 +155,7 @@ class LocalModels:
     async def is_ready(self) -> bool:
         return True
 
-    def open_default(self) -> LocalModel:
+    def open_default(self) -> None:
         """Open the first model now, so that what is wrong with it is reported at once. Raises HerdError."""
         source = next(iter(self._sources.values()))
         if refused := self._refusal(source.name, source.num_bytes):
@@ -165,11 +165,11 @@ class LocalModels:
             model.pipeline.engine.close()
             raise HerdError(refused.message)
         self._opened[source.name] = model
-        return model
 
-    def pin(self, name: str) -> None:
-        """Never close this open model."""
-        self._pinned.add(name)
+    def pin_default(self) -> LocalModel:
+        """The first model, which is open and is never closed from now on."""
+        self._pinned.add(self.default)
+        return self._opened[self.default]
 
     def lease(self, name: str) -> LocalModel | None:
         model = self._opened.get(name)
@@ -220,7 +220,7 @@ class LocalModels:
             try:
                 await self._make_room(name, model.num_bytes)
             except ApiError:
-                await asyncio.to_thread(_close, model)
+                await asyncio.to_thread(model.pipeline.engine.close)
                 raise
             self._opened[name] = model
 
@@ -230,9 +230,10 @@ class LocalModels:
             raise refused
         while self._memory is not None and self._used + needed > self._memory:
             oldest = next(other for other in self._opened if not self._is_held(other))
-            model = self._opened.pop(oldest)
             log.info("closing %s for %s", oldest, name)
-            await asyncio.to_thread(_close, model)
+            # No name may hold the model here, or its memory would not be free when the next one is opened.
+            await asyncio.to_thread(self._opened.pop(oldest).pipeline.engine.close)
+            await asyncio.to_thread(_free_memory)
 
     def _refusal(self, name: str, needed: int) -> ApiError | None:
         """Why there is no room, whatever is closed that may be."""
@@ -275,11 +276,8 @@ def unknown_model(name: str, known: Sequence[str]) -> ApiError:
     return ApiError(message, status=404, param="model", code="model_not_found")
 
 
-def _close(model: LocalModel) -> None:
-    model.pipeline.engine.close()
-    # The caller holds no other reference; an engine and its thread refer to each other.
-    del model
-    gc.collect()
+def _free_memory() -> None:
+    gc.collect()  # an engine and what it has made refer to each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

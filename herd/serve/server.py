@@ -101,7 +101,7 @@ def serve(
             sources = model_sources(paths, config, gate=gate, base=base, draft_model=draft_model)
             served = local = LocalModels(sources, memory=server.memory, gate=gate)
             stack.callback(local.close)
-            first = local.open_default()
+            local.open_default()
             listed = ", ".join(f"{path} as {name!r}" for name, path in paths.items())
         app = create_app(
             served,
@@ -117,7 +117,7 @@ def serve(
             if server.upstream:
                 answerer: Answerer = UpstreamAnswerer(lambda: upstream_client(server), gate, channels.options)
             else:
-                local.pin(first.name)
+                first = local.pin_default()
                 answerer = PipelineAnswerer(first.pipeline, first.params, channels.options)
             stack.enter_context(channels_beside(app, channels, answerer))
         url = f"{'https' if server.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -211,11 +212,36 @@ def test_a_pinned_model_is_never_closed():
     one.hold.set()
     models = LocalModels([one.source("a", MB), one.source("b", MB)], memory=MB)
     models.open_default()
-    models.pin("a")
+    assert models.pin_default().name == "a"
     client = TestClient(create_app(models))
     answer = client.post("/v1/completions", json={"model": "b", "prompt": "x"})
     assert answer.status_code == 507 and "are held for channels" in answer.json()["error"]["message"]
     assert one.in_memory == {"a"}
+
+
+def test_the_memory_of_a_closed_model_is_free_before_the_next_one_is_opened(tiny_folder: Path):
+    config = EngineConfig(max_num_seqs=1, max_model_len=64, kv_cache_memory_bytes=4 * MB)
+    named = {"a": tiny_folder, "b": tiny_folder}
+    sources = model_sources(named, config, gate=None, base=None, draft_model=None)
+    weights: list[weakref.ref[object]] = []
+
+    def watched(source: ModelSource) -> ModelSource:
+        def open_model() -> LocalModel:
+            assert [one() for one in weights] == [None] * len(weights)
+            model = source.open()
+            weights.append(weakref.ref(model.pipeline.model.transformer))
+            return model
+
+        return replace(source, open=open_model)
+
+    models = LocalModels([watched(source) for source in sources], memory=int(1.5 * sources[0].num_bytes))
+    models.open_default()
+    with TestClient(create_app(models)) as client:
+        for name in ("a", "b", "a"):
+            body = {"model": name, "prompt": "the cat", "max_tokens": 2}
+            assert client.post("/v1/completions", json=body).json()["model"] == name
+    assert len(weights) == 3
+    models.close()
 
 
 def test_names_are_those_of_folders_or_given(tmp_path: Path):
