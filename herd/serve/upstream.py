@@ -325,6 +325,7 @@ class _Judged:
     def __init__(self, gate: Gate | None, messages: Sequence[Mapping[str, Any]], caller: str) -> None:
         self._gate, self._messages, self._caller = gate, messages, caller
         self._filter: StreamFilter | None = gate.filter(messages, caller) if gate else None
+        self._verdict_of_calls: Verdict | None = None
         self._text = self.refusal = ""
         self._calls: dict[int, tuple[str, str]] = {}
         """Of each call its name and its arguments, as far as they have come."""
@@ -332,8 +333,6 @@ class _Judged:
     @property
     def verdict(self) -> Verdict | None:
         return self._verdict_of_calls or (self._filter.verdict if self._filter else None)
-
-    _verdict_of_calls: Verdict | None = None
 
     async def push(self, choice: _Choice) -> str:
         """What may be shown by now."""
