@@ -3,6 +3,7 @@
 Each is refused with one line, before its body is read where that is possible.
 """
 
+import asyncio
 import ipaddress
 import math
 import re
@@ -16,6 +17,8 @@ from herd.serve.refusal import ApiError, error_response
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\s\[\]:/?#@\\]+)(:[0-9]{0,5})?", re.IGNORECASE)
 """The Host header: a name or an address, IPv6 in brackets, and perhaps a port."""
 LONGEST_RETRY_S = 60
+BODY_S = 120.0
+"""In which a body has to arrive: 64 MiB at half a megabyte a second."""
 DRAIN_RETRY_S = 5
 """A client that asks again by then finds whatever took this server's place."""
 
@@ -105,17 +108,24 @@ class QueueLimit:
 
 
 class BodyLimit:
-    """Refuses a request whose body grows past `max_bytes` while it is read."""
+    """Refuses a request whose body grows past `max_bytes` while it is read, or is not there after `BODY_S`: it holds a
+    place in the queue for so long."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self.app, self.max_bytes = app, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        num_bytes = 0
+        num_bytes, is_whole, deadline_s = 0, False, time.monotonic() + BODY_S
 
         async def receive_counted() -> Message:
-            nonlocal num_bytes
-            message = await receive()
+            nonlocal num_bytes, is_whole
+            if is_whole:  # what comes now is that the client goes away
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, deadline_s - time.monotonic()))
+            except TimeoutError:
+                raise HTTPException(408, f"the request did not arrive within {BODY_S:g} s: send it faster") from None
+            is_whole = not message.get("more_body", False)
             num_bytes += len(message.get("body", b""))
             if num_bytes > self.max_bytes:
                 raise HTTPException(413, f"the request has more than {self.max_bytes // 2**20} MiB: send less")

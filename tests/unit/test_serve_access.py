@@ -13,6 +13,7 @@ from serve_world import Running, eventually, serving
 
 from herd.engine.pipeline import AnswerPipeline
 from herd.errors import HerdError
+from herd.serve import middleware
 from herd.serve import server as api
 from herd.serve.access import caller_of, salt_of
 from herd.serve.api.app import MAX_BODY_BYTES
@@ -149,3 +150,19 @@ def test_a_port_in_use_is_reported_in_one_line(server):
         api.listen("127.0.0.1", 70000)
     with pytest.raises(HerdError, match=r"no\.such\.host"):
         api.listen("no.such.host.invalid", 8000)
+
+
+def test_a_body_that_does_not_come_gives_its_place_back(server, monkeypatch):
+    monkeypatch.setattr(middleware, "BODY_S", 0.3)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection.putrequest("POST", "/v1/chat/completions")
+    for name, value in (("Content-Type", "application/json"), ("Content-Length", "1000")):
+        connection.putheader(name, value)
+    connection.endheaders()
+    connection.send(b'{"model": ')
+    begin = time.monotonic()
+    response = connection.getresponse()
+    assert response.status == 408 and time.monotonic() - begin < 5
+    assert "did not arrive within 0.3 s" in json.loads(response.read())["error"]["message"]
+    # One that has arrived may take as long as it takes to answer.
+    assert server.ask(" ".join("a" * 300)).choices[0].finish_reason == "stop"
