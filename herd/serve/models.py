@@ -75,6 +75,9 @@ class Models(Protocol):
     async def is_ready(self) -> bool:
         """Whether requests would be answered."""
 
+    def opened(self, name: str) -> ServedModel | None:
+        """The model, to read what it is; None where it must be loaded first."""
+
     def lease(self, name: str) -> ServedModel | None:
         """The model, held until `release`; None where it must be loaded first."""
 
@@ -170,6 +173,9 @@ class LocalModels:
         """The first model, which is open and is never closed from now on."""
         self._pinned.add(self.default)
         return self._opened[self.default]
+
+    def opened(self, name: str) -> LocalModel | None:
+        return self._opened.get(name)
 
     def lease(self, name: str) -> LocalModel | None:
         model = self._opened.get(name)

@@ -38,10 +38,8 @@ class Service:
         date = datetime.fromtimestamp(self.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         anthropic = {"type": "model", "display_name": name, "created_at": date, "lifecycle": "active"}
         lengths: dict[str, int] = {}
-        if model := self.models.lease(name):
-            self.models.release(name)
-            if context := model.context:
-                lengths = dict.fromkeys(("max_model_len", "max_input_tokens", "max_tokens"), context)
+        if (model := self.models.opened(name)) and (context := model.context):
+            lengths = dict.fromkeys(("max_model_len", "max_input_tokens", "max_tokens"), context)
         return {**openai, **anthropic, **lengths}
 
     async def open(self, request: Request, name: str | None) -> ServedModel:

@@ -187,6 +187,9 @@ class Upstream:
         except ApiError:
             return False
 
+    def opened(self, name: str) -> "UpstreamModel | None":
+        return self.lease(name)
+
     def lease(self, name: str) -> "UpstreamModel | None":
         if name in self._names:
             return UpstreamModel(name=name, client=self._client, gate=self.gate)

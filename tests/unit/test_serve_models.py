@@ -127,6 +127,7 @@ def test_what_was_not_used_for_longest_is_closed_for_another():
         one.ask("b")
         one.ask("a")
         assert one.in_memory == {"a", "b"}
+        assert len(one.client.models.list().data) == 3  # which is no use of any
         assert one.ask("c").model == "c"
         assert one.in_memory == {"a", "c"} and one.engines["b"].closed
         one.ask("b")
