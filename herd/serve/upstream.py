@@ -288,6 +288,7 @@ class UpstreamModel:
             return
         judged = _Judged(self.gate, messages, caller)
         num_counted, reason, usage, has_begun = 0, None, _Usage(), False
+        shown, calls = "", tuple[Call, ...]()
         async with aclosing(self.client.chunks(path, body)) as chunks:
             async for chunk in chunks:
                 usage = chunk.usage or usage
@@ -307,7 +308,8 @@ class UpstreamModel:
                 yield Reply(text=shown, finish_reason=None, num_tokens=num_tokens), usage.prompt_tokens
         if not judged.verdict and reason is None:
             raise _garbage("its answer ended without a reason")
-        shown, calls = ("", ()) if judged.verdict else await judged.finish(reason or "")
+        if not judged.verdict:
+            shown, calls = await judged.finish(reason or "")
         left = max(0, (usage.completion_tokens or 0) - num_counted)
         if judged.verdict:
             yield dataclasses.replace(_ended(judged.verdict, left), text=shown), usage.prompt_tokens
@@ -393,7 +395,8 @@ def check_url(url: str) -> str:
 
 def _refuse_unknown(asked: GenerationRequest) -> None:
     for name in UNKNOWN_THERE:
-        if getattr(asked, name) not in (None, False):
+        value = getattr(asked, name)
+        if value is not None and value is not False:  # 0 log-probabilities are those of the tokens themselves
             message = f"{name}: not supported by the server behind this one: leave it out"
             raise ApiError(message, param=name, code="unsupported_parameter")
 

@@ -267,6 +267,8 @@ def test_an_address_to_fetch_and_what_cannot_be_read_there_never_reach_it(stub, 
     for options in ({"logprobs": True}, {"extra_body": {"regex": "a"}}, {"extra_body": {"best_of": 2}}):
         with pytest.raises(openai.BadRequestError, match="not supported by the server behind"):
             one.ask("a", **options)
+    with pytest.raises(openai.BadRequestError, match="logprobs: not supported"):
+        one.client.completions.create(model="big", prompt="a", logprobs=0)
     with pytest.raises(openai.BadRequestError, match="arrays of token ids"):
         one.client.completions.create(model="big", prompt=[1, 2])
     with pytest.raises(openai.NotFoundError, match="'other' is not served here: use 'big'"):
