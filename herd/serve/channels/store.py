@@ -8,8 +8,9 @@ Deleted text is overwritten (`secure_delete`) and leaves the write-ahead log at 
 import hashlib
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from herd.errors import HerdError
@@ -69,6 +70,25 @@ CREATE TABLE counts (channel TEXT NOT NULL, name TEXT NOT NULL, num INTEGER NOT 
 """
 
 
+TIMEOUT_S = 30.0
+"""How long another process's lock is waited for."""
+
+
+def use_wal(db: sqlite3.Connection) -> None:
+    """Have the file keep a write-ahead log. Raises sqlite3.OperationalError where it cannot: the disk is full or
+    read-only, or the folder is gone."""
+    until = time.monotonic() + TIMEOUT_S
+    while db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:  # else another process is about to say the same
+                raise
+        if time.monotonic() > until:
+            raise sqlite3.OperationalError("it cannot keep a write-ahead log here")
+        time.sleep(0.01)
+
+
 class Store:
     """The file; safe to use from several threads and processes at a time."""
 
@@ -94,12 +114,10 @@ class Store:
         """This thread's connection."""
         if not hasattr(self._local, "db"):
             # Closed by `close`, from whichever thread that is.
-            db = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
+            db = sqlite3.connect(self.path, timeout=TIMEOUT_S, isolation_level=None, check_same_thread=False)
             db.row_factory = sqlite3.Row
             # WAL: readers and the writer do not wait for each other. FULL: each commit is on the disk.
-            while db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-                with suppress(sqlite3.OperationalError):  # another process is about to say the same
-                    db.execute("PRAGMA journal_mode = WAL")
+            use_wal(db)
             for pragma in ("synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
                 db.execute(f"PRAGMA {pragma}")
             self.path.chmod(0o600)
