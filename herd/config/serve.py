@@ -38,8 +38,9 @@ class ServeConfig:
     """Write requests and answers into the audit log too."""
     channels: Path | None = None
     """File that names accounts of WhatsApp, Messenger and Instagram to answer on (docs/channels.md)."""
-    guard_timeout_s: float = 30.0
-    """Seconds that a guard may take for a verdict; what it has not judged by then is not shown."""
+    guard_timeout_s: float = 60.0
+    """Seconds that a guard may take for a verdict; what it has not judged by then is not shown. Long messages on a slow
+    processor may need more."""
     check: bool = False
     """Say what would be exposed and what not, and do not start; fails where something is dangerous."""
     drain_s: float = 30.0
