@@ -93,11 +93,14 @@ def open_page(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
     thrown, the policy has refused anything, or anything was asked of another host."""
     contexts, faults = [], []
 
-    def opened(url: str = address, *, origin: str = address, beside: Any = None, **options: object) -> Any:
+    def opened(
+        url: str = address, *, origin: str = address, beside: Any = None, script: str = "", **options: object
+    ) -> Any:
         context = beside.context if beside else browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)
+        page.add_init_script(script)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda message: faults.append(message.text) if "ontent Security" in message.text else None)
         page.on(
