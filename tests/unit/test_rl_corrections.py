@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -63,6 +63,7 @@ def test_every_correction_has_an_objective_and_bounds() -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**31),
     distance=st.sampled_from([0.02, 0.5, 2.0]),

@@ -58,7 +58,9 @@ class Disk:
         return self._save(state, checkpoint_id=checkpoint_id, **options)
 
 
-@pytest.mark.parametrize("when", [{"journal": 2}, {"journal": 12}, {"journal": 31}, {"save": 1}])
+@pytest.mark.parametrize(
+    "when", [{"journal": 2}, pytest.param({"journal": 12}, marks=pytest.mark.slow), {"journal": 31}, {"save": 1}]
+)
 def test_a_run_whose_disk_becomes_full_says_so_and_goes_on_to_the_bit(
     world: tuple[Path, Path], calm: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: dict[str, int]
 ) -> None:

@@ -400,12 +400,13 @@ for ordinal in range(max(journal.admitted, default=-1) + 1, 10**9):
 """
 
 
-def test_a_process_killed_thirty_times_loses_no_group_that_was_forced_to_the_disk(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("num_kills", [8, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_process_killed_again_and_again_loses_no_group_that_was_forced_to_the_disk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], num_kills: int
 ):
     path, rng, done, torn = tmp_path / "journal", random.Random(0), list[int](), 0
     folders = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
-    for _ in range(30):
+    for _ in range(num_kills):
         child = subprocess.Popen(
             [sys.executable, "-c", APPENDING, str(path)],
             stdout=subprocess.PIPE,

@@ -1,6 +1,7 @@
 """The lengths that are trained on are those that were drawn, though long answers take longer: a simulated clock over
 the ledgers, and a ledger that drops what is old as the control."""
 
+import functools
 import heapq
 import math
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ class Dropping(Window):
             super().finish(ordinal, has_signal=has_signal)
 
 
+@functools.cache
 def draw_group(ordinal: int, seed: int) -> tuple[float, float, bool]:
     """Length, seconds until it is done, and whether its rewards differ, which has nothing to do with the others."""
     rng = stream(seed, "group", ordinal)
