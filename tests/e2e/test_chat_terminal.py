@@ -18,6 +18,8 @@ import pytest
 from fresh_cache import fresh_cache
 from PIL import Image
 
+from herd.cli import main
+
 FAKE = Path(__file__).parents[1] / "fake_herd.py"
 PROMPT = "> "
 
@@ -386,9 +388,8 @@ def test_herd_chat_on_a_terminal_stops_a_real_answer_and_leaves_without_a_word(e
         terminal.close()
 
 
-def test_herd_chat_without_a_folder_reports_it_in_one_line(env, tmp_path):
-    command = [sys.executable, "-m", "herd", "chat", str(tmp_path / "nowhere")]
-    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
-    assert run.returncode == 1
-    assert "nowhere is not a folder" in run.stderr
-    assert len(run.stderr.strip().splitlines()) == 1
+def test_herd_chat_without_a_folder_reports_it_in_one_line(tmp_path, capsys):
+    assert main(["chat", str(tmp_path / "nowhere")]) == 1
+    said = capsys.readouterr().err
+    assert "nowhere is not a folder" in said
+    assert len(said.strip().splitlines()) == 1

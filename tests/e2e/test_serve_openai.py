@@ -17,6 +17,8 @@ import openai
 import pytest
 from PIL import Image
 
+from herd.cli import main
+
 MODEL = "random"
 # Without training the likeliest words after this go on without an end.
 QUESTION = [{"role": "user", "content": "the cat sat on"}]
@@ -246,16 +248,15 @@ def test_ctrl_c_ends_the_server_in_good_order_even_while_it_answers(tiny_folder)
     assert process.returncode == 0
 
 
-def test_what_cannot_be_served_is_reported_in_one_line(tmp_path, url):
+def test_what_cannot_be_served_is_reported_in_one_line(tmp_path, url, capsys):
     port = url.rsplit(":", 1)[1]
     for folder, asked, says in [
         (tmp_path / "nowhere", "0", "nowhere is not a folder"),
         (tmp_path, "0", "has neither config.json nor params.json"),
         (tmp_path, port, f"cannot listen on 127.0.0.1 port {port}"),
     ]:
-        with start(folder, port=asked) as process:
-            _, errors = process.communicate(timeout=60)
-        assert process.returncode == 1
+        assert main(["serve", str(folder), "--port", asked]) == 1
+        errors = capsys.readouterr().err
         assert says in errors
         assert "Traceback" not in errors
         assert len(errors.strip().splitlines()) == 1
