@@ -114,7 +114,7 @@ class Plan:
     seed: int
 
 
-def plans(num_groups: int = 5) -> st.SearchStrategy[Plan]:
+def plans(num_groups: int = 5, max_tokens: int = 70) -> st.SearchStrategy[Plan]:
     return st.builds(
         Plan,
         slots=st.integers(1, 64),
@@ -124,7 +124,7 @@ def plans(num_groups: int = 5) -> st.SearchStrategy[Plan]:
         drafts_itself=st.booleans(),
         room=st.sampled_from([1.0, 1.5, 3.0, 100.0]),
         group_size=st.integers(2, 8),
-        max_tokens=st.integers(1, 70),
+        max_tokens=st.integers(1, max_tokens),
         cells=st.lists(st.sampled_from(Repeating.cells), min_size=1, max_size=num_groups).map(tuple),
         seed=st.integers(0, 10**6),
     )

@@ -44,6 +44,8 @@ CROWDED = Plan(
 """Preempts, drafts, and has answers of several turns."""
 LONG = replace(CROWDED, cells=("300",), drafts=0, prefill=700, slots=2, group_size=2)
 """A prompt of more keys than attention adds up in one piece."""
+BRIEF = replace(CROWDED, cells=("1",) * 2, max_tokens=30)
+"""Does the same in a sixth of the tokens."""
 EASY = {"slots": 1, "drafts": 0, "room": 100.0, "prefill": 2048, "mixed_prefill": 512}
 
 
@@ -57,15 +59,18 @@ def check(model: Model, plan: Plan, counted: Counter[str]) -> None:
     ]
 
 
-def check_many(max_examples: int, num_groups: int, enough: int, seed_: int = 0, **options: Any) -> Counter[str]:
+def check_many(
+    max_examples: int, examples: st.SearchStrategy[Plan], crowded: Plan, long: Plan, enough: int, seed_: int = 0,
+    **options: Any,
+) -> Counter[str]:  # fmt: skip
     """Until `enough` tokens were drawn."""
     model, counted = small_model(), Counter[str]()
 
     @seed(seed_)
     @settings(max_examples=max_examples, **options)
-    @given(plans(num_groups))
-    @example(CROWDED)
-    @example(LONG)
+    @given(examples)
+    @example(long)
+    @example(crowded)
     def each(plan: Plan) -> None:
         if counted["tokens"] < enough:
             check(model, plan, counted)
@@ -77,7 +82,7 @@ def check_many(max_examples: int, num_groups: int, enough: int, seed_: int = 0, 
 
 
 def test_what_an_engine_of_any_settings_draws_has_the_same_bits_when_it_is_read() -> None:
-    check_many(9, 3, 1200)
+    check_many(2, plans(1, 8), BRIEF, replace(LONG, max_tokens=6), 200)
 
 
 def test_the_reader_reads_a_groups_prompt_once_and_each_answer_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,9 +107,9 @@ def test_the_reader_reads_a_groups_prompt_once_and_each_answer_apart(monkeypatch
 
 
 def test_a_rollout_of_several_turns_has_the_place_and_the_seed_of_its_first() -> None:
-    groups = draw(small_model(), replace(CROWDED, **EASY), Counter())
+    groups = draw(small_model(), replace(BRIEF, **EASY), Counter())
     assert any(not one.drawn.all() for group in groups for one in group.rollouts)
-    for group, admitted in zip(groups, admissions(CROWDED), strict=True):
+    for group, admitted in zip(groups, admissions(BRIEF), strict=True):
         assert [one.member for one in group.rollouts] == list(range(CROWDED.group_size))
         assert [one.seed for one in group.rollouts] == choice_seeds(admitted.seed, CROWDED.group_size)
 
@@ -113,12 +118,14 @@ def test_a_rollout_of_several_turns_has_the_place_and_the_seed_of_its_first() ->
 @pytest.mark.parametrize("part", range(20))
 def test_a_hundred_thousand_tokens_of_engines_of_any_settings_have_the_same_bits_when_they_are_read(part: int) -> None:
     """5,000 tokens a part, so that each ends in minutes and a part can be run again by itself."""
-    counted = check_many(200, 12, 5000, part, phases=(Phase.explicit, Phase.generate), database=None)
+    counted = check_many(
+        200, plans(12), CROWDED, LONG, 5000, part, phases=(Phase.explicit, Phase.generate), database=None
+    )
     print(f"part {part}: {dict(counted)}")
 
 
 def test_new_weights_draw_from_no_prefix_that_older_ones_read() -> None:
-    model, plan = small_model(), replace(CROWDED, room=100.0, cells=("1", "3"))
+    model, plan = small_model(), replace(CROWDED, room=100.0, cells=("1", "3"), group_size=3, max_tokens=8)
     with closing(open_engine(model, plan)) as engine:
         before = draw_groups(engine, plan)
         assert engine.stats()["shared_bytes"] > 0
@@ -136,7 +143,10 @@ def test_new_weights_draw_from_no_prefix_that_older_ones_read() -> None:
 @given(after=st.lists(st.integers(0, 24), min_size=1, max_size=3, unique=True), prefill=st.integers(1, 40))
 @settings(max_examples=4)
 def test_a_prompt_is_read_by_the_weights_that_draw_behind_it(after: list[int], prefill: int) -> None:
-    model, plan = small_model(), replace(CROWDED, cells=("12", "3"), prefill=prefill, mixed_prefill=prefill, drafts=0)
+    model, plan = (
+        small_model(),
+        replace(CROWDED, cells=("12", "3"), group_size=2, prefill=prefill, mixed_prefill=prefill, drafts=0),
+    )
     newest = small_model()
     with closing(open_engine(model, replace(plan, room=100.0))) as engine:
         update_after_steps(engine, {step: random_weights(model, step + 1) for step in after})

@@ -70,8 +70,8 @@ def check(folder: Path, num_steps: int, num_kills: int) -> None:
     assert set(killed.dropped.values()) <= {NO_SIGNAL}
 
 
-def test_killed_three_times_a_run_ends_the_same_to_the_bit(tmp_path: Path):
-    check(tmp_path, num_steps=10, num_kills=3)
+def test_killed_twice_a_run_ends_the_same_to_the_bit(tmp_path: Path):
+    check(tmp_path, num_steps=6, num_kills=2)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rl_world import Parity, make_world, settings
+from rl_world import Parity, make_brief_world, settings
 
 from herd.cli import main
 from herd.config import DpoConfig
@@ -54,8 +54,8 @@ def test_groups_without_a_pair_are_told_apart() -> None:
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A model and a run of RL that began with it."""
     folder = tmp_path_factory.mktemp("rl")
-    world = make_world(folder)
-    config = settings(Parity, num_steps=3, groups=6, max_tokens=60, group_size=6, system_prompts=("", "Be brief."))
+    world = make_brief_world(folder)
+    config = settings(Parity, num_steps=3, groups=6, max_tokens=24, group_size=6, system_prompts=("", "Be brief."))
     return world[0], rl(config, *world, folder / "run")
 
 

@@ -30,10 +30,10 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def deaths(tmp_path, monkeypatch):
-    """Where workers that end leave a flag each: two, if not set otherwise."""
+    """Where workers that end leave a flag each: one, if not set otherwise."""
     flags = tmp_path / "flags"
     flags.mkdir()
-    monkeypatch.setenv("DYING_TIMES", "2")
+    monkeypatch.setenv("DYING_TIMES", "1")
     monkeypatch.setenv("DYING_FLAGS", str(flags))
     return flags
 
@@ -52,19 +52,23 @@ def run(config, world, out: Path) -> Journal:
     return Journal(out / JOURNAL, read_only=True)
 
 
-def test_lag_0_by_a_child_process_is_sync(world, tmp_path, one_thread):
-    synchronous = run(settings(num_steps=4), world, tmp_path / "sync").published
-    config = settings(Jittered, num_steps=4, mode="pinned", lag=0, on="process")
-    assert run(config, world, tmp_path / "process").published == synchronous
-    assert len(set(synchronous.values())) == 5
+def test_a_child_that_is_killed_changes_nothing(world, tmp_path, deaths, one_thread):
+    check_killed_child(world, tmp_path, deaths, num_steps=4, num_deaths=1)
 
 
+@pytest.mark.slow
 def test_a_child_that_is_killed_again_and_again_changes_nothing(world, tmp_path, deaths, monkeypatch, one_thread):
-    calm = run(settings(num_steps=6, mode="pinned", lag=2), world, tmp_path / "calm")
-    config = settings(Dying, num_steps=6, mode="pinned", lag=2, on="process")
+    monkeypatch.setenv("DYING_TIMES", "2")
+    check_killed_child(world, tmp_path, deaths, num_steps=6, num_deaths=2)
+
+
+def check_killed_child(world, tmp_path, deaths, *, num_steps, num_deaths):
+    calm = run(settings(num_steps=num_steps, mode="pinned", lag=2), world, tmp_path / "calm")
+    config = settings(Dying, num_steps=num_steps, mode="pinned", lag=2, on="process")
     killed = run(config, world, tmp_path / "killed")
-    assert len(list(deaths.iterdir())) == 2
+    assert len(list(deaths.iterdir())) == num_deaths
     assert (killed.published, killed.picked) == (calm.published, calm.picked)
+    assert len(set(calm.published.values())) == num_steps + 1
 
 
 def test_the_run_leaves_while_an_environment_of_a_child_hangs(world, tmp_path, monkeypatch, one_thread):
