@@ -1,15 +1,17 @@
 """Small stages for tests of recipes, and a run of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from herd.core.lineage import Stage
 from herd.errors import HerdError
 from herd.stages.recipe import StageKind, load_recipe
-from herd.stages.runner import run_recipe
+from herd.stages.runner import run_recipe, run_stage
+from herd.stages.unfinished import Unfinished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,11 @@ def run(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> dict[str
     run_recipe(load_recipe(recipe(folder, text), kinds()), folder / "run")
     reported = [line.split() for line in capsys.readouterr().out.splitlines()]
     return {words[0]: words[1] for words in reported if words[1] in {"done", "reused"}}
+
+
+def run_here(unfinished: Unfinished, kind: StageKind, config: Any, parents: Mapping[str, Path], out: Path) -> None:
+    """In place of `herd.commands.run.run_apart`: the stage in this process, as a new one takes seconds to begin."""
+    run_stage(kind, config, parents, out, unfinished)
 
 
 ALL = "[data]\n[train]\n[talk]\n"

@@ -1,17 +1,13 @@
 """`herd run` of a recipe with branches, whole: text alone, a stage twice, two evaluations, and what runs again."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
+from recipe_world import run_here
 
 from herd.cli import main
 from herd.core.lineage import read_lineage
-from herd.stages.recipe import StageKind
-from herd.stages.runner import run_stage
-from herd.stages.unfinished import Unfinished
 
 TRAIN = "num_tokens = 1000\nbatch_tokens = 500\ncontext = 64\n"
 EVALUATE = "heldout_bytes = 200\nchats = 1\nanswer_tokens = 2\nsample_tokens = 2\n"
@@ -47,10 +43,6 @@ seed = 1
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in; stages run in this process, for speed."""
-
-    def run_here(unfinished: Unfinished, kind: StageKind, config: Any, parents: Mapping[str, Path], out: Path) -> None:
-        run_stage(kind, config, parents, out, unfinished)
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("herd.commands.run.run_apart", run_here)
     return tmp_path
