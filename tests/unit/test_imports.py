@@ -1,6 +1,7 @@
 """Imports have an order: no file imports, even in a function or for types alone, one that imports it."""
 
 import ast
+import functools
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import herd
 ROOT = Path(herd.__file__).parents[1]
 
 
+@functools.cache
 def imports(root: Path) -> dict[str, set[str]]:
     """Each module under `root/herd` with those of them that it names in an import, wherever that stands."""
     modules = {
