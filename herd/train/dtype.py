@@ -20,14 +20,18 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 fp32, without the C++ kernels four times."""
 
 
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 faster than fp32."""
+    return device.type != "cpu" or bool(BF16_FLAGS & processor_flags())
+
+
 def training_dtype(name: Literal["auto", "bfloat16", "float32"], stage: Stage) -> torch.dtype:
     """The format of the weights in training. `auto`: that of the checkpoints of the stage's unfinished work; without
     any, bf16 where the processor (or a GPU) multiplies it fast, else fp32. Raises HerdError where the checkpoints are
     of another format than the one that is named."""
     saved = saved_dtype(stage.work / "state")
     if name == "auto":
-        fast = choose_device().type != "cpu" or bool(BF16_FLAGS & processor_flags())
-        return saved or (torch.bfloat16 if fast else torch.float32)
+        return saved or (torch.bfloat16 if has_fast_bf16(choose_device()) else torch.float32)
     wanted = FORMATS[name]
     if saved not in (None, wanted):
         raise HerdError(

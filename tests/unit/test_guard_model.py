@@ -73,6 +73,14 @@ def test_the_score_is_the_models_own(guard):
     assert guard.judge(asked("the cat sat on the mat")).score == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize(("flags", "dtype"), [((), torch.float32), (("avx512_bf16",), torch.bfloat16)])
+def test_scores_come_from_fp32_where_bf16_is_not_fast(guard_folder, monkeypatch, flags, dtype):
+    """In bf16 they came in steps: logits near 64 are a quarter apart."""
+    monkeypatch.setattr("herd.train.dtype.processor_flags", lambda: frozenset(flags))
+    with Guard(guard_folder) as opened:
+        assert opened.model.transformer.unembedding.weight.dtype == dtype
+
+
 def test_an_unsafe_verdict_names_only_categories_of_the_policy(guard_folder):
     own = Category(code="S20", name="Mats", description="Mentions a mat.")
     for policy in (HAZARDS.exclude(["S1", "S2", "S10"]).add([own]), HAZARDS.exclude(HAZARDS.codes[1:])):
