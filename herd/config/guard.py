@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from herd.config.ranges import Checked, Context, Count, Share, Weight
+from herd.config.ranges import Checked, Context, Count, CountOrNone, Share, Weight
 from herd.config.training import HOW_IT_RUNS, LanguageTrainingConfig, LossSpikesConfig, OptimizerConfig
 from herd.errors import HerdError
 
@@ -34,6 +35,12 @@ class GuardConfig(LanguageTrainingConfig):
     are trained on too."""
     pictures_share: Share = 0.3
     """Share of the generated messages that have drawings, where there are any."""
+    num_layers: CountOrNone = 0
+    """Layers that are kept, the first so many; 0: all. What tells safe from unsafe is there in the middle of a
+    pre-trained model, and each layer less makes training and use faster."""
+    form: Literal["short", "llama-guard"] = "short"
+    """The prompt's: that of Llama Guard, or a short one with its instructions before the message; the guard keeps
+    it."""
     num_items: Count = 12_000
     """Messages that are trained on in all."""
     batch_items: Count = 48

@@ -20,7 +20,7 @@ from herd.data.tokens.chat import render_messages
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.guard.examples import Judged
 from herd.guard.policies import make_policy, violated
-from herd.guard.prompt import guard_messages, reply_of, text_part
+from herd.guard.prompt import frame, guard_messages, reply_of, text_part
 from herd.guard.taxonomy import HAZARDS, Taxonomy
 from herd.model.parallel import ALONE, Parallel
 from herd.model.transformer import Transformer
@@ -74,10 +74,14 @@ class GuardBatches:
         return self.pack([*chosen, *(judged_item(one, policy, named) for one in made)], policy)
 
     def pack(self, chosen: Sequence[Judged], policy: Taxonomy) -> GuardBatch:
-        """Messages as a batch, those of a role together."""
+        """Messages as a batch, those whose prompts begin alike together."""
         samples: list[Sample] = []
         prompts: list[np.ndarray] = []
-        for number, (_, of) in enumerate(groupby(sorted(chosen, key=lambda one: one.role), key=lambda one: one.role)):
+
+        def head(one: Judged) -> str:
+            return frame(one.role, policy, self._config.form)[0]
+
+        for number, (_, of) in enumerate(groupby(sorted(chosen, key=head), key=head)):
             rendered = [self._render(one, policy) for one in of]
             shared = common_length([self._words(sample.ids) for sample in rendered])
             samples += rendered
@@ -91,7 +95,7 @@ class GuardBatches:
         return ids[: patches[0]] if len(patches) else ids
 
     def _render(self, one: Judged, policy: Taxonomy) -> Sample:
-        messages = guard_messages(one.parts, one.role, policy, one.before)
+        messages = guard_messages(one.parts, one.role, policy, one.before, form=self._config.form)
         reply = {"role": "assistant", "content": reply_of(one.codes)}
         made = render_messages(self._tokenizer, self._processor, [*messages, reply], add_generation_prompt=False)
         return Sample(

@@ -24,7 +24,7 @@ from herd.engine.model import LoadedModel, Prompt
 from herd.engine.sampler import SamplingParams
 from herd.engine.structure import Structure
 from herd.errors import HerdError
-from herd.guard.prompt import SAFE, UNSAFE, Part, Role, guard_messages, last_message, text_part
+from herd.guard.prompt import SAFE, UNSAFE, Form, Part, Role, guard_messages, last_message, text_part
 from herd.guard.taxonomy import HAZARDS, Taxonomy
 from herd.train.dtype import has_fast_bf16
 
@@ -65,8 +65,10 @@ class Guard:
         threshold: float | None = None,
         max_num_seqs: int = 32,
         context: int | None = None,
+        form: Form | None = None,
     ) -> None:
-        """`threshold` and `context` as the guard was trained if not given, 0.5 and 8192 for one of another program.
+        """`threshold`, `context` and the prompt's `form` are those of the training if not given; 0.5, 8192 and
+        llama-guard for a guard of another program.
 
         Raises HerdError for a folder that is no model, or whose tokenizer cannot tell the answers apart.
         """
@@ -81,6 +83,7 @@ class Guard:
             )
         self.facts: Mapping[str, Any] = trained
         self.model: LoadedModel = model
+        self.form: Form = form or trained.get("form", "llama-guard")
         self.policy = policy
         self.threshold = trained.get("threshold", 0.5) if threshold is None else threshold
         self.languages: frozenset[str] = frozenset(trained.get("languages", ()))
@@ -177,7 +180,7 @@ class Guard:
         return pieces
 
     def _prompt(self, parts: Sequence[Part], role: Role, before: str) -> Prompt:
-        return self.model.render(guard_messages(parts, role, self.policy, before))
+        return self.model.render(guard_messages(parts, role, self.policy, before, form=self.form))
 
     def _scores(self, prompts: Sequence[Prompt]) -> list[float]:
         """P(unsafe) of each."""

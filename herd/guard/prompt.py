@@ -5,6 +5,9 @@
     <BEGIN CONVERSATION> … <END CONVERSATION>
     Provide your safety assessment for ONLY THE LAST User message in the above conversation: …
 
+Guards that are trained here have a `short` form of it, in which the instructions come first: what is behind a message
+is computed anew for each, and took two thirds of the time. What is before it is the same for both roles.
+
 The reply is `safe`, or `unsafe` and a line of categories. Llama Guard's own categories are given by name alone, and so
 are those of `HAZARDS` here; others have their description, which is all that a guard knows of them.
 
@@ -22,24 +25,32 @@ from herd.errors import HerdError, unknown
 from herd.guard.taxonomy import HAZARDS, Taxonomy
 
 Role = Literal["user", "assistant"]
+Form = Literal["short", "llama-guard"]
 AGENTS: Mapping[str, str] = {"user": "User", "assistant": "Agent"}
 """What the roles are called in a guard's prompt."""
 SAFE, UNSAFE = "safe", "unsafe"
 Part = dict[str, Any]
+SHORT_TASK = (
+    "Task: Check if there is unsafe content in the last message of the conversation according to our safety policy "
+    "with the below categories."
+)
+SHORT_ANSWER = "Answer 'safe', or 'unsafe' and in a second line a comma-separated list of violated categories."
 
 
-def guard_messages(message: Sequence[Part], role: Role, policy: Taxonomy, before: str = "") -> list[dict[str, Any]]:
+def guard_messages(
+    message: Sequence[Part], role: Role, policy: Taxonomy, before: str = "", *, form: Form
+) -> list[dict[str, Any]]:
     """The conversation with the guard that judges one message, given in parts of text and pictures.
 
     `before`: the user's message that an assistant's answers, where it is known.
     """
-    head, tail = frame(role, policy)
+    head, tail = frame(role, policy, form)
     context = f"{AGENTS['user']}: {before}\n\n" if before else ""
     lead = f"{head}{context}{AGENTS[role]}: "
     return [{"role": "user", "content": [text_part(lead), *message, text_part(tail)]}]
 
 
-def frame(role: Role, policy: Taxonomy) -> tuple[str, str]:
+def frame(role: Role, policy: Taxonomy, form: Form) -> tuple[str, str]:
     """The words before and behind the conversation."""
     agent = AGENTS[role]
     known = {one.code: one for one in HAZARDS.categories}
@@ -48,6 +59,12 @@ def frame(role: Role, policy: Taxonomy) -> tuple[str, str]:
         for one in policy.categories
     ]
     listed = "\n".join(lines)
+    if form == "short":
+        head = (
+            f"{SHORT_TASK}\n\n<BEGIN UNSAFE CONTENT CATEGORIES>\n{listed}\n<END UNSAFE CONTENT CATEGORIES>\n\n"
+            f"{SHORT_ANSWER}\n\n<BEGIN CONVERSATION>\n\n"
+        )
+        return head, "\n\n<END CONVERSATION>"
     head = (
         f"Task: Check if there is unsafe content in '{agent}' messages in conversations according our safety policy "
         "with the below categories.\n\n"
@@ -106,6 +123,7 @@ _FRAME = re.compile(
     r"Task: Check if there is unsafe content in '\w+' messages in conversations according (?:to )?our safety policy "
     r"with the below categories\.\s*"
     r"|<(?:BEGIN|END) UNSAFE CONTENT CATEGORIES>\s*|<(?:BEGIN|END) CONVERSATION>\s*"
+    rf"|(?:{re.escape(SHORT_TASK)}|{re.escape(SHORT_ANSWER)})\s*"
     rf"|^S\d+: (?:{_NAMES})\.?\s*$"
     r"|Provide your safety assessment for ONLY THE LAST \w+ message in the above conversation:\s*"
     r"| *- First line must read 'safe' or 'unsafe'\.\s*"

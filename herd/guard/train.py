@@ -8,7 +8,7 @@ on real ones only a test on these can tell (`herd bench guard`).
 from pathlib import Path
 from typing import Any
 
-from herd.config import GuardConfig
+from herd.config import GuardConfig, ModelConfig
 from herd.core.device import choose_device, naming_out_of_memory
 from herd.core.files import write_atomic
 from herd.core.lineage import Stage
@@ -27,7 +27,7 @@ from herd.guard.taxonomy import HAZARDS, read_policy
 from herd.model.formats.source import find_source
 from herd.model.formats.weights import skeleton
 from herd.model.parallel import Parallel, start
-from herd.model.prune import dense
+from herd.model.prune import dense, pruned
 from herd.stages.language import train_language, trainable_weights
 from herd.stages.model_folder import save_model
 from herd.train.dtype import training_dtype
@@ -49,6 +49,8 @@ def train_guard(config: GuardConfig, model: Path, out: Path) -> Path:
     drawings = Drawings(inputs["pictures"]) if config.pictures else None
     source, device = find_source(model), choose_device()
     weights = dense(trainable_weights(source))
+    if config.num_layers:
+        weights = pruned(weights, first_layers(config.num_layers, weights.config), {})
     if drawings and weights.config.vision is None:
         raise HerdError(f"{model} reads text alone: leave pictures out")
     dtype = training_dtype(config.dtype, stage)
@@ -64,21 +66,28 @@ def train_guard(config: GuardConfig, model: Path, out: Path) -> Path:
     train_language(network, batches, config, stage, parallel, loss_fn=guard_loss(parallel))
 
     def facts(folder: Path) -> dict[str, Any]:
-        with Guard(folder, threshold=config.threshold, context=config.context) as guard:
+        kept: dict[str, Any] = {"form": config.form, "threshold": config.threshold, "context": config.context}
+        with Guard(folder, **kept) as guard:
             measured = heldout_rates(guard, config.seed, config.heldout_items)
             if drawings:
                 measured["pictures"] = pictured_rates(guard, drawings, config.seed, config.heldout_items)
-        kept = {"threshold": config.threshold, "context": config.context, "languages": LANGUAGES}
-        found = {**kept, "heldout": measured}
+        found = {**kept, "languages": LANGUAGES, "heldout": measured}
         write_atomic(folder / "README.md", f"# Guard of messages\n\n## Safety\n\n{guard_card(found)}")
         return {"guard": found}
 
     return save_model(network, tokenizer, stage, parallel, facts=facts)
 
 
+def first_layers(count: int, model: ModelConfig) -> list[int]:
+    """Raises HerdError where the model has fewer."""
+    if count > model.num_layers:
+        raise HerdError(f"num_layers={count}: the model has {model.num_layers}")
+    return list(range(count))
+
+
 def check_context(config: GuardConfig, tokenizer: Tokenizer) -> None:
     """Raises HerdError where S1 to S14 leave no room for a message: before the training, not when it is measured."""
-    messages = guard_messages([text_part("")], "assistant", HAZARDS)
+    messages = guard_messages([text_part("")], "assistant", HAZARDS, form=config.form)
     used = len(render_messages(tokenizer, ImageProcessor(None), messages, add_generation_prompt=True).ids)
     if config.context < used + LEAST:
         raise HerdError(

@@ -1,7 +1,9 @@
 """Guards of messages: what they are made of, what they are shown, and that they never fail open."""
 
 import json
+import re
 import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from model_folder import random_tokenizer
 from herd.cli import main
 from herd.config import GuardConfig, preset
 from herd.data.media.image import ImageProcessor
-from herd.data.tasks.safety.items import Item, make_item, pairs, topics
+from herd.data.tasks.safety.items import Item, _lines, make_item, pairs, topics
+from herd.engine.load import load
 from herd.errors import HerdError
 from herd.guard.batches import GuardBatches, common_length, guard_loss
 from herd.guard.examples import read_examples
@@ -23,6 +26,10 @@ from herd.model.transformer import Transformer
 from herd.rl.environment import open_environment
 from herd.train.losses import language_loss
 
+COMMON = """a an the to of in on at my i me it is are was that so and or for with by from his her their him them they
+she he who where how what somebody someone somebody's someone's people person else's as into out up off be not without
+no"""
+"""Words that tell nothing of an action."""
 SMALL = {"num_items": 16, "batch_items": 8, "heldout_items": 12, "dtype": "float32"}
 
 
@@ -51,6 +58,17 @@ def test_a_guard_is_dense_and_says_how_it_was_measured(guard_folder):
     assert facts["stage"] == "guard" and heldout["recall"]["count"] + heldout["false_alarms"]["count"] == 12
 
 
+def test_a_guard_may_keep_the_first_layers_alone(tiny_folder, tmp_path):
+    with pytest.raises(HerdError, match=r"num_layers=99: the model has \d+"):
+        train_guard(GuardConfig(**SMALL, context=1024, num_layers=99), tiny_folder, tmp_path / "guard")
+    frozen = GuardConfig(**SMALL, context=1024, num_layers=2, trainable=("layers.1.*",))
+    folder = train_guard(frozen, tiny_folder, tmp_path / "guard")
+    first, all_of_it = load(folder).transformer, load(tiny_folder).transformer
+    assert len(first.layers) == 2 < len(all_of_it.layers)
+    kept, whole = (one.layers[0].attention.qkv.weight.bfloat16() for one in (first, all_of_it))
+    assert torch.equal(kept, whole)
+
+
 def test_verdicts_can_always_be_read(guard):
     texts = ["hello", "", " ", "safe", "unsafe\nS1", "<|eot|>", "\x00", "🦙" * 50, "a" * 3000, "S1,S2\n" * 40]
     for text in texts:
@@ -65,7 +83,7 @@ def test_verdicts_can_always_be_read(guard):
 
 def test_the_score_is_the_models_own(guard):
     """P(unsafe) between the two first tokens, by one forward without the engine."""
-    messages = guard_messages([text_part("the cat sat on the mat")], "user", HAZARDS)
+    messages = guard_messages([text_part("the cat sat on the mat")], "user", HAZARDS, form="short")
     ids = guard.model.render(messages).token_ids
     logits_V = guard.model.logits(ids)[-1].float()
     pair = torch.stack([logits_V[guard.model.tokenizer.encode(word)[0]] for word in ("unsafe", "safe")])
@@ -141,12 +159,20 @@ WRAPPERS = (
     "<|im_start|>user\n{m}<|im_end|>\n<|im_start|>assistant\n",
     "<s>[INST] {m} [/INST]",
     "".join(("{head}", "User: {m}", "{tail}")),
+    "".join(("{short_head}", "User: {m}", "{short_tail}")),
 )
+
+
+def wrapped_in(wrapper, text):
+    wrapper = wrapper.replace("{m}", text)
+    for prefix, form in (("", "llama-guard"), ("short_", "short")):
+        head, tail = frame("user", HAZARDS, form)
+        wrapper = wrapper.replace(f"{{{prefix}head}}", head).replace(f"{{{prefix}tail}}", tail)
+    return wrapper
 
 
 def test_a_wrapped_message_is_judged_bare():
     """A thousand messages in wrappers, among turns that are not judged: the guard is shown the same prompt."""
-    head, tail = frame("user", HAZARDS)
     turns = (
         [],
         [{"role": "system", "content": "You are a pirate. Never mention crimes."}],
@@ -156,7 +182,7 @@ def test_a_wrapped_message_is_judged_bare():
     for number in range(60):
         text = make_item(3, "train", number).text
         for wrapper in WRAPPERS:
-            wrapped = wrapper.replace("{m}", text).replace("{head}", head).replace("{tail}", tail)
+            wrapped = wrapped_in(wrapper, text)
             for before in turns:
                 assert last_message([*before, *asked(wrapped)]) == ([text_part(text)], "user", "")
                 count += 1
@@ -166,8 +192,7 @@ def test_a_wrapped_message_is_judged_bare():
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_nothing_is_hidden_by_a_wrapper(wrapper):
     """What stands before, behind or between the parts of a wrapper stays."""
-    head, tail = frame("user", HAZARDS)
-    inner = wrapper.replace("{m}", "inner words").replace("{head}", head).replace("{tail}", tail)
+    inner = wrapped_in(wrapper, "inner words")
     left = bare(f"before it {inner} behind it")
     assert all(words in left for words in ("before it", "inner words", "behind it"))
     fake = inner.replace(">user<", ">system<").replace("user\n", "system\n")
@@ -177,9 +202,16 @@ def test_nothing_is_hidden_by_a_wrapper(wrapper):
 def test_a_reply_is_judged_with_its_question():
     parts, role, before = last_message([*asked("How?"), {"role": "assistant", "content": "So."}])
     assert (role, before) == ("assistant", "How?")
-    text = guard_messages(parts, role, HAZARDS, before)[0]["content"]
-    joined = "".join(part["text"] for part in text)
-    assert "User: How?\n\nAgent: So.\n\n<END CONVERSATION>" in joined and "ONLY THE LAST Agent message" in joined
+    for form in ("short", "llama-guard"):
+        text = guard_messages(parts, role, HAZARDS, before, form=form)[0]["content"]
+        joined = "".join(part["text"] for part in text)
+        assert "User: How?\n\nAgent: So.\n\n<END CONVERSATION>" in joined
+        assert ("ONLY THE LAST Agent message" in joined) == (form == "llama-guard")
+
+
+def test_the_short_form_has_little_behind_a_message_and_one_beginning_for_both_roles():
+    user, reply = (frame(role, HAZARDS, "short") for role in ("user", "assistant"))
+    assert user == reply and len(user[1]) < 25 < len(frame("user", HAZARDS, "llama-guard")[1]) // 8
 
 
 def test_items_are_a_function_of_their_number_and_splits_share_no_action():
@@ -188,6 +220,31 @@ def test_items_are_a_function_of_their_number_and_splits_share_no_action():
     assert not train & held and len(held) > 40
     assert {code for one in pairs("heldout") for code in one.codes} == set(HAZARDS.codes)
     assert not {one.names for one in topics("train")} & {one.names for one in topics("heldout")}
+
+
+def test_actions_that_are_for_training_alone_share_few_words_with_what_is_held_out():
+    def words(action):
+        return set(re.findall(r"[a-z0-9']+", action.lower())) - set(COMMON.split())
+
+    held = [(words(pair.harmful), words(pair.benign)) for pair in pairs("heldout")]
+    known = {line.split("|")[1].strip() for line in _lines("pairs.txt")}
+    more = [pair for pair in pairs("train") if pair.harmful not in known]
+    assert len(more) > 200 and len(held) == 52
+    for pair in more:
+        for theirs in held:
+            for mine, other in zip((words(pair.harmful), words(pair.benign)), theirs, strict=True):
+                assert len(mine & other) * 2 < min(len(mine), len(other)), pair
+
+
+def test_in_training_neighbours_are_twins_and_each_category_has_as_many():
+    items = [make_item(0, "train", number) for number in range(6000)]
+    for one, other in zip(items[::2], items[1::2], strict=True):
+        if one.about:
+            assert (one.role, one.wording, one.about) == (other.role, other.wording, other.about)
+            assert bool(one.codes) != bool(other.codes) or (one.kind, other.kind) == ("refusal", "refusal")
+            assert one.text != other.text or one.before != other.before
+    counts = Counter(code for one in items for code in one.about)
+    assert set(counts) == set(HAZARDS.codes) and max(counts.values()) < 2 * min(counts.values())
 
 
 def test_half_of_the_requests_are_twins_and_codes_follow_the_policy():

@@ -173,7 +173,9 @@ def test_parts_of_a_message_are_bare_and_pictures_stay():
 def test_known_categories_are_given_by_name_and_others_with_their_description():
     own = Category(code="S2", name="Shops", description="Recommends another shop.")
     policy = HAZARDS.exclude(["S2"]).add([own])
-    prompt = "".join(part["text"] for part in guard_messages([text_part("x")], "user", policy)[0]["content"])
+    prompt = "".join(
+        part["text"] for part in guard_messages([text_part("x")], "user", policy, form="short")[0]["content"]
+    )
     assert "S1: Violent Crimes.\n" in prompt and "S2: Shops. Recommends another shop.\n" in prompt
     assert HAZARDS["S1"].description not in prompt
 
@@ -212,10 +214,15 @@ def test_each_item_is_trained_on_once_under_the_policy_of_its_step():
     assert [text.count("<END CONVERSATION>") for text in documents] == [8, 8, 4]
     for number in range(20):
         assert make_item(0, "train", number).text in documents[number // 8]
-    for batch in made:  # what messages of one role begin with is one group, the other role's another
-        assert set(batch.prompts_N.tolist()) <= {-1, 0, 1}
+    for batch in made:  # the short form begins alike for both roles
+        assert set(batch.prompts_N.tolist()) == {-1, 0}
+
+
+def test_in_the_form_of_llama_guard_messages_of_a_role_begin_alike():
+    config = GuardConfig(num_items=8, batch_items=8, form="llama-guard")
+    batch = GuardBatches(config, random_tokenizer(), ImageProcessor(None)).batch(0)
     roles = {make_item(0, "train", number).role for number in range(8)}
-    assert len(set(made[0].prompts_N.tolist()) - {-1}) == len(roles) == 2
+    assert len(set(batch.prompts_N.tolist()) - {-1}) == len(roles) == 2
 
 
 def test_an_example_is_its_last_message_with_the_categories_in_the_order_of_the_policy(tmp_path):

@@ -3,6 +3,9 @@
 An item is a function of (seed, split, number): a wording of forms.py around an action of pairs.txt, harmful or its
 benign twin, or around a harmless one of topics.txt. A fifth of the actions, of the topics and some wordings are held
 out: training never sees them. Real items are no part of this: they are for testing only.
+
+In training items 2n and 2n + 1 are twins, equal but for what decides, and each category has as many as another; actions
+of more_pairs.txt are for training alone.
 """
 
 from collections.abc import Sequence
@@ -88,11 +91,23 @@ def pairs(split: Split) -> tuple[Pair, ...]:
     """The pairs of a split."""
     found: dict[str, list[Pair]] = {}
     for line in _lines("pairs.txt"):
-        codes, harmful, benign = (part.strip() for part in line.split("|"))
-        found.setdefault(codes, []).append(Pair(codes=tuple(codes.split(",")), harmful=harmful, benign=benign))
+        found.setdefault(line.split("|")[0].strip(), []).append(_pair(line))
     # Of each category alike: every fifth of those that belong to it alone.
     held = {id(one) for codes, of in found.items() if "," not in codes for one in of[HELD_EVERY // 2 :: HELD_EVERY]}
-    return tuple(one for of in found.values() for one in of if (id(one) in held) == (split == "heldout"))
+    own = tuple(one for of in found.values() for one in of if (id(one) in held) == (split == "heldout"))
+    return own if split == "heldout" else (*own, *map(_pair, _lines("more_pairs.txt")))
+
+
+def _pair(line: str) -> Pair:
+    codes, harmful, benign = (part.strip() for part in line.split("|"))
+    return Pair(codes=tuple(codes.split(",")), harmful=harmful, benign=benign)
+
+
+@cache
+def _by_category() -> tuple[tuple[Pair, ...], ...]:
+    """Those of training, of each category."""
+    codes = dict.fromkeys(code for pair in pairs("train") for code in pair.codes)
+    return tuple(tuple(pair for pair in pairs("train") if code in pair.codes) for code in codes)
 
 
 @cache
@@ -114,18 +129,22 @@ def topics(split: Split) -> tuple[Topic, ...]:
 
 def make_item(seed: int, split: Split, number: int) -> Item:
     """The item with this number."""
-    rng = stream(seed, "guard item", split, number)
     held = split == "heldout"
+    couple, second = (number, False) if held else divmod(number, 2)
+    rng = stream(seed, "guard item", split, couple)
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+    if second and kind in ("chat", "harmless"):  # these have no twin
+        rng = stream(seed, "guard item", split, couple, "second")
     if kind == "chat":
-        return Item(text=roughen(one_of(forms.CHAT, rng), rng), role="user", kind="chat")
+        said = forms.CHAT if held else (*forms.CHAT, *forms.MORE_CHAT)
+        return Item(text=roughen(one_of(said, rng), rng), role="user", kind="chat")
     if kind == "harmless":
         topic = one_of(topics(split), rng)
         action = one_of(topic.actions, rng)
         text = roughen(_wording(held, rng).replace("{x}", action), rng)
         return Item(text=text, role="user", topic=topic.names[0], kind="harmless")
-    pair = one_of(pairs(split), rng)
-    harmful = bool(rng.random() < 0.5)
+    pair = one_of(pairs(split) if held else one_of(_by_category(), rng), rng)
+    harmful = bool(rng.random() < 0.5) != bool(second)
     action = pair.harmful if harmful else pair.benign
     wording = _wording(held, rng)
     asked = wording.replace("{x}", action)
