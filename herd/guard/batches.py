@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from herd import native
 from herd.config.guard import GuardConfig
 from herd.core.batch import Batch
 from herd.core.metrics import Mean, Number
@@ -130,7 +131,11 @@ def guard_loss(parallel: Parallel = ALONE) -> Callable[[Transformer, Batch], tup
     def loss_fn(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, Number | Mean]]:
         assert isinstance(batch, GuardBatch)
         device = model.embedding.weight.device
-        sharing = None if parallel.is_distributed else share_prompts(batch.prompts_N, batch.starts_S, device)
+        # The kernel needs no padding and is faster with each document by itself.
+        once = native.why_not(model.embedding.weight, native.ATTENTION) is not None
+        sharing = None
+        if not parallel.is_distributed:
+            sharing = share_prompts(batch.prompts_N, batch.starts_S, device, attention=once)
         hidden_ND = model(
             batch.tokens_N,
             positions_N=batch.positions_N,

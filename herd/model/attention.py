@@ -17,7 +17,7 @@ there too; agreement.py compares the two whenever an engine is started on a mode
 # N tokens, D width, H query heads, K key heads, C head width, G runs in a group, L length of a group
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import torch
@@ -29,8 +29,10 @@ from herd import native
 from herd.config import ModelConfig
 from herd.core.device import has_fp64, send
 from herd.model.cache import CacheView
+from herd.model.gather import Gather, Restore
 from herd.model.pack import CPU
 from herd.model.precision import Linear
+from herd.model.prefixes import Prefixes, attend_prefixes
 
 GROUP_LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Runs are padded to the next of these; longer ones to a multiple of the last."""
@@ -98,21 +100,6 @@ def group_runs(begins_S: Tensor, device: torch.device) -> Groups:
     )
 
 
-class Gather(torch.autograd.Function):
-    """`source[rows]` whose backward is a gather too, by `back` (faster and more exact than adding by index)."""
-
-    @staticmethod
-    def forward(ctx, source, rows, back):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(back)
-        ctx.shape = source.shape
-        return source.index_select(0, rows)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        (back,) = ctx.saved_tensors
-        return grad.index_select(0, back).view(ctx.shape), None, None
-
-
 def attend_causal(q_GLHC: Tensor, k_GLKC: Tensor, v_GLKC: Tensor) -> Tensor:
     """Causal attention within each run of a group; query heads share key heads in equal parts."""
     num_runs, length, num_heads, width = q_GLHC.shape
@@ -144,21 +131,6 @@ def attend(q_NHC: Tensor, k_NKC: Tensor, v_NKC: Tensor, spans: Groups) -> Tensor
         q, k, v = group.unflatten(0, shape).split([q_NHC.shape[1], k_NKC.shape[1], v_NKC.shape[1]], dim=2)
         parts.append(attend_causal(q, k, v).flatten(0, 1))
     return Restore.apply(torch.cat(parts), spans.slot_N)
-
-
-class Restore(torch.autograd.Function):
-    """From slots back to tokens; the gradient of padding slots is zero."""
-
-    @staticmethod
-    def forward(ctx, slots, slot_N):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(slot_N)
-        ctx.shape = slots.shape
-        return slots.index_select(0, slot_N)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        (slot_N,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.shape).index_copy_(0, slot_N, grad), None
 
 
 def rope_frequencies(config: ModelConfig, *, scaled: bool = True) -> Float[Tensor, "c2"]:
@@ -226,6 +198,8 @@ class Sharing:
     """Which of the M tokens each token of the pack is."""
     pick_M: Tensor
     """A place in the pack of each of the M."""
+    prefixes: Prefixes | None = None
+    """Given, attention computes the beginnings once, too, in layers that see whole documents."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +210,7 @@ class AttentionPlan:
     whole: Spans | None
     """None for both while a cache is used: the cache then determines what is visible."""
     rotation_NC: Tensor
+    """Of the tokens that attention sees: the M of a sharing with prefixes, else the N of the pack."""
     temperature_N: Tensor | None
     sharing: Sharing | None = None
 
@@ -252,6 +227,11 @@ def plan_attention(
     """Prepare a forward on `device` over documents (or requests) that begin at `starts_S` in the pack."""
     assert positions_N.device.type == starts_S.device.type == "cpu", "a forward is planned on the host"
     there_N = send(positions_N, device)
+    if sharing is not None and sharing.prefixes is not None:
+        if config.chunk_size is None or int(positions_N.max()) < config.chunk_size:
+            there_N = there_N.index_select(0, sharing.pick_M)
+        else:
+            sharing = replace(sharing, prefixes=None)
     return AttentionPlan(
         local=None if cached else plan_spans(positions_N, starts_S, config.chunk_size, device),
         whole=None if cached else plan_spans(positions_N, starts_S, None, device),
@@ -278,6 +258,8 @@ class Attention(nn.Module):
         qkv_NHC = self.qkv(x_ND).unflatten(-1, (-1, self.config.head_dim))
         if shared.sharing is None:
             return self.out(self._attend(qkv_NHC, shared, cache).flatten(1))
+        if shared.sharing.prefixes is not None:
+            return self.out(attend_prefixes(*self.prepare_qkv(qkv_NHC, shared), shared.sharing.prefixes).flatten(1))
         out_NHC = self._attend(qkv_NHC.index_select(0, shared.sharing.expand_N), shared, cache)
         return self.out(out_NHC.index_select(0, shared.sharing.pick_M).flatten(1))
 

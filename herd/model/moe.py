@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from herd import native
 from herd.config import MoEConfig
 from herd.core.device import has_fp64
-from herd.model.attention import Gather
+from herd.model.gather import Gather
 from herd.model.precision import Linear, batch_invariant, grouped_product
 
 

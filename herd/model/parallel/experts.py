@@ -9,7 +9,7 @@ batch: an expert computes the very product that one rank alone would.
 import torch
 from torch import Tensor
 
-from herd.model.attention import Gather
+from herd.model.gather import Gather
 from herd.model.lora import AdaptedMoE
 from herd.model.moe import MoE
 from herd.model.parallel.mesh import Mesh, bounds, copy_in, exchange, sum_out
