@@ -219,9 +219,9 @@ def test_each_item_is_trained_on_once_under_the_policy_of_its_step():
 
 
 def test_in_the_form_of_llama_guard_messages_of_a_role_begin_alike():
-    config = GuardConfig(num_items=8, batch_items=8, form="llama-guard")
+    config = GuardConfig(num_items=20, batch_items=20, form="llama-guard")
     batch = GuardBatches(config, random_tokenizer(), ImageProcessor(None)).batch(0)
-    roles = {make_item(0, "train", number).role for number in range(8)}
+    roles = {make_item(0, "train", number).role for number in range(20)}
     assert len(set(batch.prompts_N.tolist()) - {-1}) == len(roles) == 2
 
 
