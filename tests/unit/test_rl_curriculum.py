@@ -179,8 +179,11 @@ def test_the_control_deals_all_cells_alike_whatever_it_sees():
 
 @pytest.mark.parametrize(
     ("world", "least"),
-    [({}, 1.5), ({"num_cells": 24, "slope": 0.5}, 1.5), ({"transfer": 0.0, "rate": 2.0}, 1.0)],
-    ids=["ladder", "long ladder", "no transfer"],
+    [
+        pytest.param({}, 1.5, id="ladder"),
+        pytest.param({"num_cells": 24, "slope": 0.5}, 1.5, id="long ladder", marks=pytest.mark.slow),
+        pytest.param({"transfer": 0.0, "rate": 2.0}, 1.0, id="no transfer"),
+    ],
 )
 def test_a_simulated_learner_masters_hard_cells_with_fewer_groups_than_by_uniform_dealing(
     world: dict[str, Any], least: float

@@ -130,7 +130,7 @@ def test_a_journal_of_other_settings_is_refused(world, tmp_path, one_thread):
 
 
 def test_several_turns_are_one_sequence_of_which_the_drawn_tokens_are_learnt(brief_world, tmp_path, one_thread):
-    journal = run(settings(Talking, max_tokens=60, exact=True), brief_world, tmp_path / "out")
+    journal = run(settings(Talking, num_steps=2, max_tokens=60, exact=True), brief_world, tmp_path / "out")
     rollouts = [r for step in journal.picked.values() for one in step for r in journal.group(one).rollouts]
     assert any(not r.drawn.all() for r in rollouts)
     assert all((r.logprobs[~r.drawn] == 0).all() and (r.logprobs[r.drawn] < 0).all() for r in rollouts)
@@ -139,7 +139,8 @@ def test_several_turns_are_one_sequence_of_which_the_drawn_tokens_are_learnt(bri
 
 def test_several_turns_are_drawn_by_the_same_weights_where_these_are_pinned(brief_world, tmp_path, one_thread):
     runs = [
-        run(settings(Wandering, max_tokens=60, mode="pinned", lag=1), brief_world, tmp_path / name) for name in "ab"
+        run(settings(Wandering, num_steps=2, max_tokens=60, mode="pinned", lag=1), brief_world, tmp_path / name)
+        for name in "ab"
     ]
     assert runs[0].published == runs[1].published
     for ordinal in runs[0].finished:

@@ -67,7 +67,7 @@ def lose(monkeypatch) -> list[int]:
 
 
 def test_lost_groups_are_drawn_again_by_the_weights_that_they_are_due(world, tmp_path, monkeypatch, one_thread):
-    config = settings(Jittered, num_steps=6, mode="pinned", lag=2)
+    config = settings(Jittered, num_steps=5, mode="pinned", lag=2)
     calm = run(config, world, tmp_path / "calm")
     versions = lose(monkeypatch)
     lossy = run(config, world, tmp_path / "lossy")
