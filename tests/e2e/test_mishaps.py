@@ -20,6 +20,14 @@ from herd.train.checkpoint import candidates
 
 MODEL = """
 [model]
+text_only = true
+dim = 32
+num_layers = 2
+nope_every = 2
+num_heads = 2
+num_kv_heads = 1
+head_dim = 16
+expert_ffn_dim = 32
 """
 VISION = """
 [vision]
@@ -29,7 +37,7 @@ checkpoint.every_s = 0.0
 """
 PRETRAIN = """
 [pretrain]
-num_tokens = 2400
+num_tokens = 8000
 batch_tokens = 400
 context = 128
 checkpoint.every_s = 0.0
@@ -115,9 +123,11 @@ def test_a_run_killed_in_training_resumes_to_the_same_bits(
     assert read_lineage(run / "pretrain")["hash"] == read_lineage(whole / "pretrain")["hash"]
 
 
-def test_sigterm_saves_and_stops_with_a_code_of_its_own(tiny_data: Path, tmp_path: Path) -> None:
-    tables = VISION.replace("every_s = 0.0", "every_s = 1000.0").replace("num_views = 64", "num_views = 6400")
-    recipe = write_recipe(tmp_path / "own.toml", tiny_data, MODEL + tables)
+def test_sigterm_saves_and_stops_with_a_code_of_its_own(tiny_data: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    tables = f'{VISION}from = "{tiny_folder}"\n'.replace("every_s = 0.0", "every_s = 1000.0").replace(
+        "num_views = 64", "num_views = 6400"
+    )
+    recipe = write_recipe(tmp_path / "own.toml", tiny_data, tables)
     run = tmp_path / "run"
     shutil.copytree(tiny_data, run / "data")
     metrics = run / "vision.partial" / "metrics.jsonl"

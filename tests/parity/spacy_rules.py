@@ -4,6 +4,7 @@ Long classes of characters have names in angle brackets, as in the source of spa
 of their own. Words are joined by spaces in an exception, one exception a line.
 """
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -16,6 +17,8 @@ from spacy.lang.id._tokenizer_exceptions_list import ID_BASE_EXCEPTIONS
 from spacy.lang.tokenizer_exceptions import URL_PATTERN
 
 from herd.data.text import word_rules
+
+blank = functools.cache(spacy.blank)  # some take seconds, and the test reads them too
 
 LANGUAGES = ("xx", "en", "de", "fr", "es", "it", "pt", "ru", "id", "ar")
 CLASSES = {
@@ -40,10 +43,10 @@ FRENCH = (
 
 def rules() -> dict[str, Any]:
     """The content of the file."""
-    base = _exceptions(spacy.blank(word_rules.OTHERS).tokenizer.rules)
+    base = _exceptions(blank(word_rules.OTHERS).tokenizer.rules)
     languages = {}
     for language in LANGUAGES:
-        tokenizer = spacy.blank(language).tokenizer
+        tokenizer = blank(language).tokenizer
         found = _exceptions(tokenizer.rules)
         cased = sorted(ID_BASE_EXCEPTIONS) if language == "id" else []
         forms = {form for word in cased for form in word_rules.forms(word)}

@@ -120,7 +120,7 @@ def test_the_saved_folder_opens_here_and_in_transformers_with_equal_ids(released
     assert theirs.bos_token_id == 200_000 and theirs.eos_token_id == 200_008 and theirs.pad_token_id == 200_018
     assert len(theirs) == again.vocab_size == 202_048
     rng = random.Random(1)
-    for text in [words(letters, rng) for letters in scripts().values()] + CODE:
+    for text in [words(letters, rng) for letters in scripts().values()] + CODE[::4]:
         if "<|" in text:
             continue  # transformers takes control tokens in plain text for what they spell
         expected = ids(reference, text)

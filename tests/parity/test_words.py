@@ -6,7 +6,6 @@ import re
 
 import data_world
 import pytest
-import spacy
 import spacy_rules
 from datatrove.utils.word_tokenizers import load_word_tokenizer
 
@@ -35,7 +34,7 @@ def test_the_rules_in_the_file_are_those_of_spacy() -> None:
 @pytest.mark.parametrize("language", [*CODES, "xx"])
 def test_a_chunk_is_split_as_spacy_splits_it(language: str) -> None:
     rng = random.Random(language)
-    tokenizer = spacy.blank(language).tokenizer
+    tokenizer = spacy_rules.blank(language).tokenizer
     own = words.splitter(language)
     exceptions = [one for one in tokenizer.rules if not one.isspace() and " " not in one]
     chunks = exceptions[:: max(len(exceptions) // 200, 1)]
