@@ -45,7 +45,7 @@ class WordGuard:
 
 
 class WordGate(GuardGate):
-    def filter(self, messages: Any) -> GuardFilter:
+    def filter(self, messages: Any, caller: str = "") -> GuardFilter:
         return GuardFilter(self.guard, messages, chunk_chars=12)
 
 
