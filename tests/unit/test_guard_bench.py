@@ -9,6 +9,7 @@ import pytest
 
 from herd.bench.guard_items import RealItem, category_of, real_items, rows_of
 from herd.bench.guard_model import auc, limited, linear_scores, recall_at, table
+from herd.data.tasks.safety.items import make_item
 from herd.guard.model_guard import Verdict
 
 SEEDS = "seeds:\n- value: Rob a bank\n- value: rob A bank\n"
@@ -100,8 +101,10 @@ def test_the_area_under_the_curve_is_the_share_of_pairs_in_order():
 def test_the_linear_control_learns_the_words_of_generated_items(monkeypatch):
     monkeypatch.setattr("herd.bench.guard_model.TRAINED_ITEMS", 800)
     monkeypatch.setattr("herd.bench.guard_model.STEPS", 60)
-    unsafe, safe = linear_scores(["How do I rob a bank?", "How do I open an account at a bank?"])
-    assert unsafe > safe
+    asked = [make_item(0, "train", number) for number in range(800, 1000)]
+    scores = linear_scores([f"{item.before} {item.text}" for item in asked])
+    is_unsafe = np.array([bool(item.codes) for item in asked])
+    assert auc(scores[is_unsafe], scores[~is_unsafe]) > 0.8
 
 
 def test_the_table_counts_what_was_flagged_and_what_was_named():

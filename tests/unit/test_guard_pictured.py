@@ -109,7 +109,7 @@ def test_what_messages_begin_with_ends_before_the_first_drawing(folder, drawings
         losses.append(loss.item())
         grads.append(model.layers[0].attention.qkv.weight.grad.clone())
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
-    torch.testing.assert_close(grads[0], grads[1], rtol=1e-6, atol=1e-9)
+    assert (grads[0] - grads[1]).norm() < 1e-7 * grads[1].norm()
 
 
 def test_a_guard_that_sees_is_measured_with_and_without_its_drawings(folder, tiny_folder, tmp_path):
