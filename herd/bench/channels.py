@@ -1,9 +1,10 @@
 """`herd bench channels`: a storm of webhooks at two processes that are killed, and what became of each message.
 
-Deliveries of one channel are duplicated (also in the same moment to both processes), shuffled and batched, with edits,
-deletions, reactions, receipts, echoes, standby, unsupported and unknown events and forgeries between them; each is sent
-again until it is acknowledged. The processes share a store; one delivers, the other takes over when it is killed. The
-answer to a message repeats it, so the double of the Graph API sees what was answered, and how often.
+Deliveries of one channel are duplicated (also in the same moment to both processes), shuffled and batched: texts,
+pictures, buttons and places, with edits, deletions, reactions, receipts, echoes, changed numbers, handovers, standby,
+unsupported and unknown events and forgeries between them; each is sent again until it is acknowledged. The processes
+share a store; one delivers, the other takes over when it is killed. The answer to a message repeats it, so the double
+of the Graph API sees what was answered, and how often.
 """
 
 import random
@@ -25,7 +26,7 @@ from typing import Any
 
 import httpx2
 
-from herd.bench.channels_weather import STRANGER, Weather
+from herd.bench.channels_weather import PICTURE, STRANGER, Weather
 from herd.bench.table import Row, show
 from herd.errors import HerdError
 from herd.serve.channels.config import TRAITS, Channel
@@ -35,6 +36,8 @@ from herd.serve.channels.simulate import local_server
 from herd.serve.channels.store import Store
 
 WORKERS = 8
+MIN_GAP_S = 1.35
+"""Between two kills, on average."""
 ACKNOWLEDGE_MS = 250.0
 """What Meta asks for."""
 
@@ -91,11 +94,12 @@ def storm(
 ) -> Fate:  # fmt: skip
     """Send a storm at `kind` (herd, or the controls naive and pywa) and see what became of its messages. `per_s`: most
     deliveries a second; `settle_s`: how long it may take afterwards."""
-    fate = Fate(messages=messages)
+    fate = Fate()
     with tempfile.TemporaryDirectory(prefix="herd-storm-") as folder, ExitStack() as stack:
         double = GraphDouble(local_accounts("http://127.0.0.1/v25.0"), "")
         graph = f"{stack.enter_context(local_server(double.app))}/v25.0"
         double.accounts = local_accounts(graph)
+        double.media[PICTURE] = ("image/png", b"a picture, which the echo does not open")
         store = Path(folder) / "storm.sqlite"
         processes = [Process(kind, channel, graph, str(store)) for _ in range(2)]
         for one in processes:
@@ -107,7 +111,9 @@ def storm(
         posts = _Posts(client, channel, double, fate, stopping)
         for one in processes:
             posts.wait_for(one.url)
-        killer = threading.Thread(target=_kill, args=(processes, kills, seed, fate, stopping))
+        # Over the whole storm, at random, but so that a process has time to start on a busy machine.
+        gap_s = max(MIN_GAP_S, len(weather.deliveries) / per_s / kills) if per_s and kills else MIN_GAP_S
+        killer = threading.Thread(target=_kill, args=(processes, kills, gap_s, seed, fate, stopping))
         killer.start()
         # A control that fails at a delivery fails at it for ever.
         _send(weather, posts, [one.url for one in processes], per_s, tries=200 if kind == "herd" else 4)
@@ -119,7 +125,11 @@ def storm(
         while kind == "herd" and _is_busy(store) and time.monotonic() < deadline:
             time.sleep(0.2)
         time.sleep(0.5)
-        _judge(fate, weather, double, store if kind == "herd" else None)
+        # The controls are asked about messages of text alone: they are written for no others.
+        judged = [f"m{number};" for number in range(messages)]
+        judged = [one for one in judged if kind == "herd" or one in weather.plain]
+        fate.messages = len(judged)
+        _judge(fate, judged, weather, double, store if kind == "herd" else None)
     return fate
 
 
@@ -181,9 +191,9 @@ def _send(weather: Weather, posts: _Posts, urls: list[str], per_s: float, *, tri
                 time.sleep(1 / per_s)
 
 
-def _kill(processes: list[Process], kills: int, seed: int, fate: Fate, stopping: threading.Event) -> None:
+def _kill(processes: list[Process], kills: int, gap_s: float, seed: int, fate: Fate, stopping: threading.Event) -> None:
     rng = random.Random(seed)
-    while fate.kills < kills and not stopping.wait(rng.uniform(0.2, 2.5)):
+    while fate.kills < kills and not stopping.wait(gap_s * rng.uniform(0.15, 1.85)):
         one = rng.choice(processes)
         one.kill()
         one.start()
@@ -199,7 +209,7 @@ def _is_busy(path: Path) -> bool:
         store.close()
 
 
-def _judge(fate: Fate, weather: Weather, double: GraphDouble, path: Path | None) -> None:
+def _judge(fate: Fate, judged: list[str], weather: Weather, double: GraphDouble, path: Path | None) -> None:
     """Find each message among what the double was sent, and, where it is not, in the store."""
     seen: Counter[str] = Counter()
     for one in double.texts:
@@ -207,8 +217,8 @@ def _judge(fate: Fate, weather: Weather, double: GraphDouble, path: Path | None)
         fate.to_ourselves += one.who in (STRANGER, double.accounts[weather.channel].id)
     twice = [text for (_, text), num in Counter((one.who, one.text) for one in double.texts).items() if num > 1]
     states = _states(path) if path else {}
-    for number in range(weather.num):
-        token, state = f"m{number};", states.get(f"m{number};", "")
+    for token in judged:
+        state = states.get(token, "")
         if seen[token] == 1:
             fate.answered += 1
         elif seen[token] > 1:

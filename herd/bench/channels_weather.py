@@ -5,12 +5,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from herd.serve.channels.config import TRAITS, Channel
 from herd.serve.channels.double import GraphDouble
 
 STRANGER = "19990000000"
 """Gets messages of ours, as echoes tell, and never writes."""
+PICTURE = "1003383421387256"
+"""Its id at the double."""
+PLAIN = "text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +31,9 @@ class Weather:
 
     def __init__(self, channel: Channel, double: GraphDouble, *, messages: int, people: int, seed: int) -> None:
         self.channel, self.double, self.random = channel, double, random.Random(f"{channel} {seed}")
-        self.num, self.deleted = messages, set[str]()
+        self.deleted = set[str]()
+        self.plain = set[str]()
+        """Tokens of messages that are text and nothing else; the others are pictures with words, buttons, places …"""
         names = [f"1650{n:07}" for n in range(people)]
         # On WhatsApp every third is known by an id alone.
         self.people = [f"US.{name}" if channel == "whatsapp" and n % 3 == 0 else name for n, name in enumerate(names)]
@@ -42,7 +48,7 @@ class Weather:
         long = rng.random() < 0.01
         text = " ".join([token, *(f"w{number}.{k}" for k in range(cap // 8))]) if long else token
         at = number + rng.uniform(0, 20)
-        items = [Item(at=at, content=self._message(who, mid, text))]
+        items = [Item(at=at, content=self._message(who, mid, text, token))]
         draw = rng.random()
         if draw < 0.06 and self.channel != "instagram":
             items.append(Item(at=at + rng.uniform(-10, 10), content=self._edit(who, mid, f"{token} edited")))
@@ -61,10 +67,39 @@ class Weather:
         made: dict[str, Any] = self.double.event(self.channel, content, who=who, echo=echo)["entry"][0]["messaging"][0]
         return made
 
-    def _message(self, who: str, mid: str, text: str) -> dict[str, Any]:
+    def _message(self, who: str, mid: str, text: str, token: str) -> dict[str, Any]:
+        """A message of any kind that is answered, with `text` in it; seven in ten are text."""
+        kinds: dict[str, dict[str, Any]]
         if self.channel == "whatsapp":
-            return self._wa(who, "text", {"body": text}, mid)
-        return self._event(who, {"message": {"mid": mid, "text": text}})
+            kinds = {
+                PLAIN: {"body": text},
+                "image": {"id": PICTURE, "mime_type": "image/png", "sha256": "s", "caption": text},
+                "button": {"text": text, "payload": "p"},
+                "interactive": {"type": "button_reply", "button_reply": {"id": "b", "title": text}},
+                "location": {"latitude": 48.1, "longitude": 11.5, "name": text},
+                "document": {
+                    "id": "2",
+                    "mime_type": "application/pdf",
+                    "sha256": "s",
+                    "filename": "a.pdf",
+                    "caption": text,
+                },
+            }
+        else:
+            files = {"image": "image", "voice": "audio", "share": "fallback"}
+            url = f"{urlsplit(self.double.accounts[self.channel].graph)._replace(path='').geturl()}/media/{PICTURE}"
+            kinds = {PLAIN: {"message": {"mid": mid, "text": text}}}
+            for name, kind in files.items():
+                attachment = {"type": kind, "payload": {"url": url}}
+                kinds[name] = {"message": {"mid": mid, "text": text, "attachments": [attachment]}}
+            kinds["quick reply"] = {"message": {"mid": mid, "text": text, "quick_reply": {"payload": "p"}}}
+            kinds["postback"] = {"postback": {"mid": mid, "title": text, "payload": "p"}}
+        kind = PLAIN if self.random.random() < 0.7 else self.random.choice(list(kinds)[1:])
+        if kind == PLAIN:
+            self.plain.add(token)
+        if self.channel == "whatsapp":
+            return self._wa(who, kind, kinds[kind], mid)
+        return self._event(who, kinds[kind])
 
     def _edit(self, who: str, mid: str, text: str) -> dict[str, Any]:
         if self.channel == "whatsapp":
@@ -81,29 +116,43 @@ class Weather:
         """An event that is to be answered by nothing."""
         rng = self.random
         if self.channel == "whatsapp":
-            status = {"id": mid, "status": rng.choice(["sent", "read"]), "timestamp": "1750030073", "recipient_id": "1"}
+            names = ["sent", "delivered", "read", "failed"]
+            status = {"id": mid, "status": rng.choice(names), "timestamp": "1750030073", "recipient_id": "1"}
             echo = {"from": "1", "to": STRANGER, "id": f"{mid}.echo", "timestamp": "1750030073", "type": "text",
                     "text": {"body": "ours"}}  # fmt: skip
+            moved = {"type": "user_changed_number", "wa_id": f"1651{who[-7:]}", "body": "moved"}
+            handover = {"new_owner": "another"}
             return rng.choice(
                 [
                     {"content": self._wa(who, "reaction", {"message_id": mid, "emoji": "👍"}, f"{mid}.reaction")},
                     {"content": self._wa(who, "unsupported", {"type": "poll"}, f"{mid}.unsupported")},
                     {"content": self._wa(who, "hologram", {"depth": 3}, f"{mid}.unknown")},
+                    {"content": self._wa(who, "system", moved, f"{mid}.moved")},
+                    {"content": {**self._wa(who, "text", {"body": "in a group"}, f"{mid}.g"), "group_id": "g"}},
                     {"content": {"id": f"{mid}.broken"}},
                     {"content": status, "where": "statuses"},
+                    {"content": {"code": 130429, "title": "Rate limit hit"}, "where": "errors"},
                     {"content": echo, "where": "message_echoes"},
+                    {"content": handover, "where": "messaging_handovers"},
                     {"content": {"event": "x"}, "where": "account_update"},
                 ]
             )
         echo = self._event(STRANGER, {"message": {"mid": f"{mid}.echo", "text": "ours", "is_echo": True}}, echo=True)
+        passed = {"pass_thread_control": {"new_owner_app_id": "1"}}
         return rng.choice(
             [
                 {"content": self._event(who, {"reaction": {"reaction": "love", "action": "react", "mid": mid}})},
                 {"content": self._event(who, {"message": {"mid": f"{mid}.u", "is_unsupported": True}})},
                 {"content": self._event(who, {"hologram": {"depth": number}})},
                 {"content": self._event(who, {"read": {"watermark": 1}})},
+                {"content": self._event(who, {"delivery": {"mids": [mid], "watermark": 1}})},
+                {"content": self._event(who, {"optin": {"ref": "r"}})},
+                {"content": self._event(who, {"referral": {"ref": "r", "source": "SHORTLINK"}})},
                 {"content": self._event(who, {"message": {"mid": f"{mid}.s", "text": "not ours"}}), "where": "standby"},
+                {"content": self._event(STRANGER, passed)},
+                {"content": self._event(STRANGER, {"take_thread_control": {"previous_owner_app_id": "1"}})},
                 {"content": {"sender": 5}},
+                {"content": {"field": "comments", "value": {}}, "where": "changes"},
                 {"content": echo},
             ]
         )
@@ -140,11 +189,15 @@ class Weather:
         return {"object": names[self.channel], "entry": made}
 
     def _changes(self, items: list[Item]) -> list[dict[str, Any]]:
-        metadata = {"phone_number_id": self.double.accounts["whatsapp"].id}
+        # Whole, as pywa needs it: the control must fail at the storm, and not at a field that Meta always sends.
+        metadata = {"display_phone_number": "15550783881", "phone_number_id": self.double.accounts["whatsapp"].id}
         values: dict[str, list[dict[str, Any]]] = {}
         for item in items:
             values.setdefault(item.where or "messages", []).append(item.content)
-        fields = {"messages": "messages", "statuses": "messages", "message_echoes": "smb_message_echoes"}
+        fields = {
+            "messages": "messages", "statuses": "messages", "errors": "messages",
+            "message_echoes": "smb_message_echoes",
+        }  # fmt: skip
         shared = {"messaging_product": "whatsapp", "metadata": metadata}
         made = []
         for key, listed in values.items():
@@ -154,5 +207,6 @@ class Weather:
         return made
 
 
-def _contact(who: str) -> dict[str, str]:
-    return {"wa_id": who, "user_id": f"DE.{who}"} if who.isdigit() else {"user_id": who}
+def _contact(who: str) -> dict[str, Any]:
+    ids = {"wa_id": who, "user_id": f"DE.{who}"} if who.isdigit() else {"user_id": who}
+    return {"profile": {"name": "Someone"}, **ids}

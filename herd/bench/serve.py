@@ -123,13 +123,20 @@ def process(command: Sequence[object]) -> Iterator["subprocess.Popen[str]"]:
 
 @contextmanager
 def herd_server(folder: Path, *options: str) -> Iterator[str]:
+    with herd_process(folder, *options) as (_, url):
+        yield url
+
+
+@contextmanager
+def herd_process(folder: Path, *options: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """`herd serve`, and its address."""
     command = [sys.executable, "-m", "herd", "serve", folder, "--port", 0, "--max-num-seqs", SLOTS, *options]
     with process(command) as running:
         assert running.stdout is not None
         line = running.stdout.readline()
         if not (match := re.search(r"http://[0-9.:]+", line)):
             raise HerdError(f"herd serve did not start: {line!r}")
-        yield match[0]
+        yield running, match[0]
 
 
 @contextmanager

@@ -122,6 +122,7 @@ def bench_serve(
     seconds: float = 5.0,
     llama_cpp: Path | None = None,
     guard: Path | None = None,
+    soak_minutes: float = 0.0,
     json: bool = False,
 ) -> None:
     """Stream answers to 1, 8 and 32 clients: pieces/s and latency beside the engine alone and llama.cpp's server.
@@ -132,8 +133,12 @@ def bench_serve(
         seconds: Duration of each round.
         llama_cpp: The folder of llama.cpp's programs with its llama-server; else the server in its wheel.
         guard: Folder of a guard; measures what it costs instead, beside the same server without it.
+        soak_minutes: Stream to 64 clients for so long instead, without a peer, and fail if the server's memory grows.
         json: Print one JSON object, for scripts.
     """
+    if soak_minutes:
+        load_object("herd.bench.serve_soak:soak")(minutes=soak_minutes, as_json=json)
+        return
     if guard is not None:
         load_object("herd.bench.serve_guard:measure")(
             guard, clients=clients, rounds=rounds, seconds=seconds, as_json=json

@@ -50,6 +50,9 @@ def channels_serve(
     port: int = 8080,
     engine: EngineConfig = BATCH_ENGINE,
     base: Path | None = None,
+    guard: Path | None = None,
+    prompt_guard: Path | None = None,
+    policy: Path | None = None,
     yes: bool = False,
 ) -> None:
     """Answer people on WhatsApp, Messenger and Instagram with a model; the webhooks are all that is served.
@@ -61,10 +64,21 @@ def channels_serve(
         port: Port to listen on; 0 takes a free one.
         engine: Options of the engine.
         base: Folder of the model that an adapter was trained on, if that is not where the adapter says.
+        guard: Folder of a guard (herd guard train) that judges what people write and what the model answers.
+        prompt_guard: Folder of a prompt guard (herd guard train-prompt) that looks for injections in what people write.
+        policy: File of the categories that are blocked, as TOML (docs/serve.md).
         yes: Fetch the small model without asking.
     """
     load_object("herd.serve.channels.serve:serve")(
-        default_model(folder, yes=yes), config, host=host, port=port, config=engine, base=base
+        default_model(folder, yes=yes),
+        config,
+        host=host,
+        port=port,
+        config=engine,
+        base=base,
+        guard=guard,
+        prompt_guard=prompt_guard,
+        policy=policy,
     )
 
 

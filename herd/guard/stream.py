@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from herd.data.tokens.chat import parts_of
@@ -18,7 +19,7 @@ from herd.engine.filters import Verdict as Ended
 from herd.errors import HerdError
 from herd.guard.model_guard import Guard, Verdict
 from herd.guard.prompt_guard.guard import PromptGuard
-from herd.guard.served_policy import NONE, Exceptions, ServedPolicy
+from herd.guard.served_policy import NONE, Exceptions, ServedPolicy, read_served_policy
 from herd.guard.taxonomy import Taxonomy
 
 BLOCKED = "content_filter"
@@ -175,6 +176,29 @@ class GuardGate:
             "I can't read that: the prompt guard takes it for an attempt to override instructions "
             f"(score {worst:.2f}, from {threshold:.2f} on)."
         )
+
+
+def open_gate(
+    guard: Path | None,
+    prompt_guard: Path | None,
+    policy: Path | None,
+    *,
+    key_names: Sequence[str] = (),
+    timeout_s: float = TIMEOUT_S,
+) -> GuardGate | None:
+    """The guards in these folders, as a server's options name them, and the policy of a file; None without a guard.
+    Raises HerdError where one cannot be opened, or there is a policy and nothing that it holds for."""
+    if guard is None and prompt_guard is None:
+        if policy:
+            raise HerdError("--policy without a guard: name --guard or --prompt-guard")
+        return None
+    served = read_served_policy(policy, key_names=key_names) if policy else ServedPolicy()
+    return GuardGate(
+        Guard(guard, policy=served.taxonomy) if guard else None,
+        prompt_guard=PromptGuard(prompt_guard) if prompt_guard else None,
+        policy=served,
+        timeout_s=timeout_s,
+    )
 
 
 def new_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -23,10 +23,7 @@ from fastapi import FastAPI
 
 from herd.config import EngineConfig, ServeConfig
 from herd.errors import HerdError
-from herd.guard.model_guard import Guard
-from herd.guard.prompt_guard.guard import PromptGuard
-from herd.guard.served_policy import ServedPolicy, read_served_policy
-from herd.guard.stream import GuardGate
+from herd.guard.stream import open_gate
 from herd.serve.api.app import create_app
 from herd.serve.audit import AuditLog
 from herd.serve.channels.answer import PipelineAnswerer
@@ -92,7 +89,8 @@ def serve(
                 "--without-keys if a proxy checks who asks"
             )
         audit = AuditLog(server.audit_log, contents=server.audit_contents) if server.audit_log else None
-        gate = open_gate(server, guard, prompt_guard, policy, key_names=[key.name for key in keys.keys] if keys else [])
+        key_names = [key.name for key in keys.keys] if keys else []
+        gate = open_gate(guard, prompt_guard, policy, key_names=key_names, timeout_s=server.guard_timeout_s)
         if server.upstream:
             served: Models = Upstream(upstream_client(server), gate=gate)
             listed = f"the models of {server.upstream}"
@@ -124,28 +122,6 @@ def serve(
         print(f"Serving {listed}: chat at {url}, API at {url}/v1. Ctrl-C stops.", flush=True)
         with suppress(KeyboardInterrupt):  # uvicorn has then ended in good order, and passes it on
             Server(app, served, drain_s=server.drain_s, tls=server.tls).run(sockets=[listener])
-
-
-def open_gate(
-    server: ServeConfig,
-    guard: Path | None,
-    prompt_guard: Path | None,
-    policy: Path | None,
-    *,
-    key_names: Sequence[str],
-) -> GuardGate | None:
-    """What judges both sides; None where nothing does. Raises HerdError."""
-    if guard is None and prompt_guard is None:
-        if policy:
-            raise HerdError("--policy without a guard: name --guard or --prompt-guard")
-        return None
-    served = read_served_policy(policy, key_names=key_names) if policy else ServedPolicy()
-    return GuardGate(
-        Guard(guard, policy=served.taxonomy) if guard else None,
-        prompt_guard=PromptGuard(prompt_guard) if prompt_guard else None,
-        policy=served,
-        timeout_s=server.guard_timeout_s,
-    )
 
 
 def refuse_with_upstream(models: Sequence[str], config: EngineConfig, *folders: Path | None) -> None:

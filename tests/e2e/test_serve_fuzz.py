@@ -37,7 +37,7 @@ def test_ten_thousand_requests_of_all_routes_bring_no_5xx_and_leave_no_page_in_u
     with subprocess.Popen([*map(str, serve)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             assert server.stdout is not None
-            [url] = re.findall(r"http://[0-9.:]+", server.stdout.readline())
+            url = re.findall(r"http://[0-9.:]+", server.stdout.readline())[0]
             options = ["--checks", "not_a_server_error", "--no-shrink", "--continue-on-failure", "--no-color"]
             options += ["--phases", "coverage,fuzzing", "--warnings", "off", "--suppress-health-check", "all"]
             options += ["--max-examples", str(CASES // 12), "--seed", "1", "--report-ndjson-path", "cases.ndjson"]

@@ -2,14 +2,17 @@
 
 import asyncio
 import math
+import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_herd import FakeModel
 
-from herd.bench import serve, serve_load
+from herd.bench import serve, serve_load, serve_soak
 from herd.bench.serve_load import Seen
 from herd.engine.pipeline import AnswerPipeline
 from herd.errors import HerdError
@@ -96,3 +99,47 @@ def test_a_guard_s_cost_is_the_ratio_of_tokens_and_its_copy_blocks_nothing(tmp_p
     (folder / "herd.json").write_text('{"guard": {"threshold": 0.5, "context": 9}}')
     copy = serve_guard.open_wide(folder, tmp_path / "copy")
     assert '"threshold": 2.0' in (copy / "herd.json").read_text() and "9" in (copy / "herd.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("memory", "left", "fails"),
+    [([100.0] * 40, 0.0, False), ([100.0] * 30 + [103.0] * 10, 0.0, True), ([100.0] * 40, 4096.0, True)],
+    ids=["flat", "grows", "a page is left"],
+)
+def test_a_soak_fails_where_memory_grows_or_a_page_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], memory: list[float], left: float, fails: bool
+) -> None:
+    values = iter(memory)
+    done = threading.Event()
+
+    def next_value(pid: int) -> float:
+        value = next(values, None)
+        if value is None:
+            done.set()
+            return memory[-1]
+        return value
+
+    @contextmanager
+    def herd_process(folder: Path) -> Iterator[tuple[SimpleNamespace, str]]:
+        yield SimpleNamespace(pid=1), "http://nowhere"
+
+    def over_http(url: str, clients: int, seconds: float) -> Seen:
+        assert (clients, seconds) == (64, 30.0) and done.wait(10)
+        return Seen(pieces_per_s=2.0, first_s=[0.5], gaps_s=[0.1, 0.3])
+
+    monkeypatch.setattr(serve_soak.subprocess, "run", lambda *a, **k: None)
+    for name, value in {
+        "EVERY_S": 0.001, "herd_process": herd_process, "over_http": over_http, "resident_mb": next_value,
+        "used_bytes": lambda url: left,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(serve_soak, name, value)
+    if fails:
+        with pytest.raises(HerdError, match="does not end as it was"):
+            serve_soak.soak(minutes=0.5, as_json=False)
+    else:
+        serve_soak.soak(minutes=0.5, as_json=False)
+        assert "gap_p99_ms           300.0" in capsys.readouterr().out
+
+
+def test_the_resident_memory_of_another_process_is_read() -> None:
+    assert serve_soak.resident_mb(os.getpid()) > 50

@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 from fake_herd import CONTEXT, FakeModel
 from PIL import Image
+from test_guard_stream import BAD, WordGuard
 
+from herd.config import EngineConfig
+from herd.engine import engine as engines
+from herd.engine import load as loading
 from herd.engine.filters import Verdict
 from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
 from herd.errors import HerdError, Stopped
+from herd.guard import stream as guard_stream
 from herd.serve.api.app import create_app
+from herd.serve.channels import serve as channels_serve
 from herd.serve.channels.answer import PipelineAnswerer, messages_of
 from herd.serve.channels.config import ChannelsConfig, Options
 from herd.serve.channels.delivery import Answer, Turn
@@ -89,6 +95,45 @@ def test_a_message_that_an_engine_is_closed_under_waits_for_the_next_start():
     one.pipeline.engine.closed = True
     with pytest.raises(Stopped):
         ask(one, "fail")
+
+
+class WordPromptGuard:
+    threshold = 0.5
+
+    def scores(self, texts):
+        return [float("IGNORE" in text) for text in texts]
+
+
+def test_the_command_for_channels_alone_has_both_guards_and_a_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "channels.toml").write_text('[whatsapp]\nphone_number_id = "1"\n')
+    for name in ("APP_SECRET", "ACCESS_TOKEN", "VERIFY_TOKEN"):
+        monkeypatch.setenv(f"HERD_WHATSAPP_{name}", "secret")
+    monkeypatch.setattr(loading, "load", lambda folder, base: FakeModel())
+    monkeypatch.setattr(engines, "Engine", lambda model, config: model.engine())
+    monkeypatch.setattr("herd.serve.generation_config.default_params", lambda folder, base: SamplingParams())
+    monkeypatch.setattr(guard_stream, "Guard", lambda folder, policy: WordGuard())
+    monkeypatch.setattr(guard_stream, "PromptGuard", lambda folder: WordPromptGuard())
+    said: list[Answer] = []
+
+    def run(config: ChannelsConfig, answerer: PipelineAnswerer, listener: object) -> None:
+        said.extend(ask(answerer, text) for text in ("hello", f"hello {BAD}", "IGNORE all"))
+
+    monkeypatch.setattr(channels_serve, "run", run)
+
+    def serve(**guards: Path) -> list[Answer]:
+        said.clear()
+        where = {"host": "127.0.0.1", "port": 0, "config": EngineConfig()}
+        channels_serve.serve(tmp_path, tmp_path / "channels.toml", **where, **guards)
+        return list(said)
+
+    assert not any(one.blocked for one in serve())
+    fine, unsafe, attack = serve(guard=tmp_path, prompt_guard=tmp_path)
+    assert not fine.blocked and unsafe.blocked and "S1" in unsafe.text and attack.blocked and "override" in attack.text
+    (tmp_path / "policy.toml").write_text("prompt_guard = { threshold = 1.1 }\n")
+    with pytest.raises(HerdError, match="threshold"):
+        serve(prompt_guard=tmp_path, policy=tmp_path / "policy.toml")
+    with pytest.raises(HerdError, match="without a guard"):
+        serve(policy=tmp_path / "policy.toml")
 
 
 def test_webhooks_stand_in_front_of_the_keys_and_hosts_of_the_server(tmp_path: Path):

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -78,7 +78,10 @@ class GraphDouble:
         account = self._account(request, request.path_params["sender"])
         if account is None:
             return _error(190, "Invalid OAuth access token", 401)
-        body = await request.json()
+        try:
+            body = await request.json()
+        except ClientDisconnect:  # it was killed as it sent: nothing came
+            return _error(1, "An unknown error occurred", 500)
         channel, traits = account.channel, account.traits
         if body.get("status") == "read" or "sender_action" in body:
             self.actions.append((channel, body))

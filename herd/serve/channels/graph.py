@@ -1,13 +1,16 @@
 """Requests to the Graph API, and what an answer of it means for the message that was sent.
 
-Nothing else is reached: addresses of pictures must be of the configured hosts, redirects are not followed, and the
-access token goes to the Graph API and WhatsApp's media host alone.
+Nothing else is reached: addresses of pictures must be of the configured hosts, whose names must mean public addresses
+and are resolved once, to the address that is connected to; redirects are not followed, and the access token goes to the
+Graph API and WhatsApp's media host alone.
 Codes: https://developers.facebook.com/documentation/business-messaging/whatsapp/support/error-codes
 """
 
 import asyncio
+import ipaddress
 import json
 import logging
+import socket
 import ssl
 from dataclasses import dataclass
 from functools import cache
@@ -140,7 +143,13 @@ class Graph:
         if not self._may_fetch(url):
             raise HerdError(f"the picture is at {urlsplit(url).hostname}, which is none of media_hosts")
         most = self.account.traits.media_bytes
-        async with self._client.stream("GET", url, headers=headers) as response:
+        address, extensions = httpx2.URL(url), dict[str, str]()
+        if not self._is_graph(url):
+            host = address.host
+            headers = {**headers, "Host": host}
+            extensions["sni_hostname"] = host  # whose certificate it must be
+            address = address.copy_with(host=await public_address(host))
+        async with self._client.stream("GET", address, headers=headers, extensions=extensions) as response:
             kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if response.status_code != 200 or kind not in PICTURE_TYPES:
                 raise HerdError(f"no picture came back ({response.status_code}, {kind or 'no type'})")
@@ -152,14 +161,34 @@ class Graph:
         return bytes(data)
 
     def _may_fetch(self, url: str) -> bool:
-        parts, graph = urlsplit(url), urlsplit(self.account.graph)
+        parts = urlsplit(url)
         if parts.username is not None or parts.password is not None:
             return False
-        if (parts.scheme, parts.hostname, parts.port) == (graph.scheme, graph.hostname, graph.port):
+        if self._is_graph(url):
             return True
         host = (parts.hostname or "").lower()
         named = any(host == one or (one.startswith(".") and host.endswith(one)) for one in self.account.media_hosts)
         return named and parts.scheme == "https" and parts.port in (None, 443)
+
+    def _is_graph(self, url: str) -> bool:
+        """Whether it is at the Graph API itself, whose address is the operator's own setting."""
+        parts, graph = urlsplit(url), urlsplit(self.account.graph)
+        return (parts.scheme, parts.hostname, parts.port) == (graph.scheme, graph.hostname, graph.port)
+
+
+async def public_address(host: str) -> str:
+    """An address of `host`, all of whose addresses must be public: nothing of this network is reached by a name that
+    somebody else has set. Raises HerdError."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, 443, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise HerdError(f"the picture's host {host} cannot be resolved ({error})") from None
+    addresses = [str(one[4][0]) for one in found]
+    for one in addresses:
+        address = ipaddress.ip_address(one.partition("%")[0])
+        if not address.is_global or address.is_multicast:
+            raise HerdError(f"the picture's host {host} is at {one}, which is no public address")
+    return addresses[0]
 
 
 def outcome_of(status: int, body: bytes, retry_after: str = "") -> Outcome:

@@ -21,21 +21,38 @@ from herd.serve.channels.delivery import Answerer
 from herd.serve.channels.service import running_channels
 
 
-def serve(folder: Path, path: Path, *, host: str, port: int, config: EngineConfig, base: Path | None) -> None:
-    """Answer on the channels of the channels.toml at `path` with the model in `folder`, until Ctrl-C or SIGTERM."""
+def serve(
+    folder: Path,
+    path: Path,
+    *,
+    host: str,
+    port: int,
+    config: EngineConfig,
+    base: Path | None = None,
+    guard: Path | None = None,
+    prompt_guard: Path | None = None,
+    policy: Path | None = None,
+) -> None:
+    """Answer on the channels of the channels.toml at `path` with the model in `folder`, until Ctrl-C or SIGTERM.
+
+    The folders `guard` and `prompt_guard`, and the file `policy`, are those of `herd serve`: nobody has a key here, so
+    a policy has no exceptions by key. Raises HerdError where one of them cannot be used.
+    """
     channels = read_config(path)
     listener = _listen(host, port)
     from herd.engine.engine import Engine
     from herd.engine.load import load
     from herd.engine.pipeline import AnswerPipeline
+    from herd.guard.stream import open_gate
     from herd.serve.channels.answer import PipelineAnswerer
     from herd.serve.generation_config import default_params
 
     with listener:
+        gate = open_gate(guard, prompt_guard, policy)
         model, params = load(folder, base=base), default_params(folder, base=base)
         engine = Engine(model, config)
         try:
-            answerer = PipelineAnswerer(AnswerPipeline(model, engine), params, channels.options)
+            answerer = PipelineAnswerer(AnswerPipeline(model, engine, gate=gate), params, channels.options)
             names = ", ".join(f"/webhooks/{name}" for name in channels.accounts)
             address = f"http://{host}:{listener.getsockname()[1]}"
             print(f"Answering with {folder}: {address} has {names}. Ctrl-C stops.", flush=True)
