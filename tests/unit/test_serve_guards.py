@@ -21,7 +21,7 @@ from herd.engine.pipeline import AnswerPipeline
 from herd.errors import HerdError
 from herd.guard.model_guard import Verdict
 from herd.guard.served_policy import Exceptions, ServedPolicy, read_served_policy
-from herd.guard.stream import MAX_VERDICTS, GuardGate, TimeLimit, new_texts
+from herd.guard.stream import MAX_VERDICTS, GuardGate, TimeLimit, new_texts, open_gate
 from herd.guard.taxonomy import HAZARDS
 from herd.serve import server as api
 from herd.serve.api.app import create_app
@@ -228,6 +228,6 @@ def test_a_policy_file_is_read_whole_and_what_means_nothing_is_named(tmp_path: P
             read(text)
         assert message in str(caught.value), text
     with pytest.raises(HerdError, match="--policy without a guard"):
-        api.open_gate(ServeConfig(), None, None, path, key_names=[])
+        open_gate(None, None, path)
     with pytest.raises(HerdError, match="--guard-timeout-s"):
         ServeConfig(guard_timeout_s=0)
