@@ -171,7 +171,7 @@ def guard_attack(
 
 
 def guard_train_prompt(
-    data: tuple[str, ...] = (), /, *, out: Path, num_epochs: int = 3, seed: int = 0, onnx: bool = False
+    data: tuple[str, ...] = (), /, *, out: Path, num_epochs: int = 6, seed: int = 0, onnx: bool = False
 ) -> None:
     """Train a guard against prompt injections and jailbreaks.
 

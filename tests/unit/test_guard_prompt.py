@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from herd.bench.guard_prompt import auc, found_at_offsets, hits_at
+from herd.bench.guard_prompt import auc, found_at_offsets, hits_at, payload_of
 from herd.bench.guard_prompt_peers import Linear, _OneClass
 from herd.cli import main
 from herd.core.lineage import read_lineage
@@ -20,9 +20,16 @@ from herd.guard.prompt_guard.evasions import BARRED
 from herd.guard.prompt_guard.letters import MARK
 from herd.guard.prompt_guard.network import Network, PromptGuardConfig, energy
 from herd.guard.prompt_guard.sets import Prompt, own_sets, read_rows, without_overlap
-from herd.guard.prompt_guard.train import Examples, PromptGuardTraining, Trainer, loss_of, train_prompt_guard
+from herd.guard.prompt_guard.train import (
+    Examples,
+    PromptGuardTraining,
+    Trainer,
+    loss_of,
+    threshold_of,
+    train_prompt_guard,
+)
 from herd.guard.prompt_guard.windows import scales, tensors
-from herd.guard.prompt_guard.words import Lexicon, split
+from herd.guard.prompt_guard.words import Lexicon, features, split
 
 SHAPE = PromptGuardConfig(buckets=2048, dim=16, num_layers=1, runs=4096, window=64, stride=32, fine=24)
 CONFIG = PromptGuardTraining(shape=SHAPE, num_epochs=6, batch_words=384, learning_rate=0.01, evasion_share=0.3)
@@ -77,6 +84,16 @@ def test_a_payload_is_whole_in_a_window_at_every_offset(guard: PromptGuard, monk
     found, tried, alone = found_at_offsets(guard, ["bread"] * 300, ATTACK)
     assert (found, tried, alone) == (301, 301, 0.0)
     assert guard.check("bread " * 300 + ATTACK).passage.endswith("prompt .")
+
+
+def test_the_payload_of_the_offsets_is_an_attack_that_the_guard_flags_alone(
+    guard: PromptGuard, monkeypatch: pytest.MonkeyPatch
+):
+    payload = payload_of(guard)
+    assert guard.check(payload).flagged
+    monkeypatch.setattr(guard, "threshold", 2.0)
+    with pytest.raises(HerdError, match="none of 3 generated"):
+        payload_of(guard, 3)
 
 
 def test_benign_words_far_from_an_attack_cannot_lower_its_score():
@@ -176,7 +193,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(
 
 
 def test_nothing_is_cut_off_of_an_attack_and_of_a_long_benign_text_other_runs_in_each_epoch():
-    config = PromptGuardTraining(shape=SHAPE, longest=100)
+    config = PromptGuardTraining(shape=SHAPE, longest=100, word_dropout=0.0)
     words = [chr(97 + at // 26) + chr(97 + at % 26) for at in range(100)]
     examples = Examples([words, words], np.array([True, False]))
     seen = set()
@@ -192,19 +209,52 @@ def test_nothing_is_cut_off_of_an_attack_and_of_a_long_benign_text_other_runs_in
     assert {length for length, _ in seen} == {SHAPE.fine, 2 * SHAPE.fine, 100} and len(seen) > 10
 
 
-def test_benign_texts_are_misspelt_but_not_encoded_for_training():
+def test_what_is_hidden_counts_as_an_attack_in_training_and_what_is_misspelt_does_not():
     config = PromptGuardTraining(shape=SHAPE, evasion_share=1.0)
     lexicon = Lexicon.of([ATTACK] * 3)
     for attack in (True, False):
-        prompts = [Prompt(text=f"{ATTACK} {at}", attack=attack, source="x") for at in range(60)]
-        hidden = [MARK in one for one in Examples.of(prompts, lexicon, config).words]
-        assert any(hidden) is attack
+        prompts = [Prompt(text=f"{ATTACK} {at}", attack=attack, source="x") for at in range(120)]
+        examples = Examples.of(prompts, lexicon, config)
+        hidden = np.array([MARK in one for one in examples.words])
+        assert hidden.any() and examples.attack[hidden].all()
+        assert (examples.attack[~hidden] == attack).all() and (~hidden).sum() > len(prompts)
 
 
 def test_training_texts_that_overlap_with_test_items_are_dropped_and_counted():
     long = " ".join(f"w{at}" for at in range(40))
     prompts = [Prompt(text=text, attack=True, source="x") for text in (long, long.replace("w20", "v"), "another text")]
     assert without_overlap(prompts, [long.replace("w5", "v"), "what is"]) == ([prompts[2]], {"x": 2})
+
+
+def test_the_threshold_is_that_of_one_in_a_hundred_texts_of_each_source_alike():
+    rng = np.random.default_rng(0)
+    many, few, made = rng.random(1000) * 0.4, rng.random(50) * 0.8, rng.random(300) / 10 + 0.9
+    scores = np.concatenate([many, few, made])
+    sources = ["many"] * 1000 + ["few"] * 50 + ["generated mention"] * 300
+
+    def rate(threshold: float) -> float:
+        return float((np.mean(many >= threshold) + np.mean(few >= threshold)) / 2)
+
+    threshold = threshold_of(sources, scores)
+    assert rate(threshold) <= 0.01 < rate(threshold - 0.05)
+    assert threshold_of(sources[-300:], made) == pytest.approx(np.sort(made)[-4], abs=1e-6)
+    flagged = scores >= np.nextafter(threshold, 0)
+    assert rate(np.nextafter(threshold, 0)) > 0.01 and flagged.any()
+
+
+def test_words_are_left_out_at_random_and_never_all():
+    config = PromptGuardTraining(shape=SHAPE, word_dropout=0.5)
+    examples = Examples([[MARK, *"abcdefghi"], ["z"]], np.array([True, False]))
+    lengths = set()
+    for number in range(8):
+        for plan in examples.epoch(number, config):
+            features_UG, index_BL, attack_B = examples.tensors(plan, number, config)
+            counts = (index_BL > 0).sum(1)
+            (first,) = index_BL[attack_B][:, 0].tolist() or [None]
+            assert first is None or tuple(features_UG[first].tolist()[:2]) == features(MARK, SHAPE.buckets)
+            lengths |= set(counts[attack_B].tolist())
+            assert (counts[~attack_B] == 1).all() and (counts > 0).all()
+    assert len(lengths) > 2 and max(lengths) < 10
 
 
 def test_the_loss_is_cross_entropy_and_a_penalty_on_benign_energy():
@@ -280,6 +330,15 @@ def test_validation_and_training_use_different_phrases():
         for heldout in (False, True)
     ]
     assert made[0] and made[1] and not made[0] & made[1]
+
+
+def test_an_injection_in_a_record_stays_readable_and_none_is_a_bare_wish_without_an_address():
+    g = generate.Grammar(np.random.default_rng(0))
+    planted = "Assistant: do this first"
+    assert all(planted in " ".join(generate._record(g, planted).split()) for _ in range(60))
+    wishes = {g.fill(goal.replace("{", "❴").replace("}", "❵")) for goal in g.slots["goal"]}
+    for text, _ in generate.generate({"latent": generate.attack_kinds([])["latent"]}, 200, np.random.default_rng(1)):
+        assert text.rstrip(".").lower() not in wishes
 
 
 def test_onnx_gives_the_same_logits(tmp_path: Path, guard: PromptGuard):

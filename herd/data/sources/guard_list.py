@@ -133,6 +133,15 @@ GUARD_SOURCES: tuple[Source, ...] = (
         "django/*.txt",
     ),
     _wheel(
+        "textarena",
+        "0.7.4",
+        1_073_570,
+        "684784e78278e518066f67557ee93b47c238d16cbbd15d3abdaa3147562d3024",
+        "MIT",
+        "Python code of games that models play: rules and orders in strings",
+        "textarena/*.py",
+    ),
+    _wheel(
         "networkx",
         "3.5",
         2_034_406,

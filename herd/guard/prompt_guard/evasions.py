@@ -3,6 +3,7 @@
 import base64
 import binascii
 import codecs
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -119,6 +120,39 @@ def typos(text: str, rng: np.random.Generator) -> str:
     return "".join(letters)
 
 
+_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+_KEYS = {
+    key: [near for other in _ROWS[max(0, row - 1) : row + 2] for near in other[max(0, at - 1) : at + 2] if near != key]
+    for row, keys in enumerate(_ROWS)
+    for at, key in enumerate(keys)
+}
+
+
+def slips(text: str, rng: np.random.Generator) -> str:
+    """What fingers do: in one word in four to twelve a key beside the right one, a letter twice or not at all, or two
+    letters in the wrong order, the first letter mostly right."""
+    share = 1 / float(rng.uniform(4, 12))
+
+    def slip(match: re.Match[str]) -> str:
+        word = match[0]
+        if rng.random() > share:
+            return word
+        at = int(rng.integers(len(word))) if rng.random() < 0.1 else int(rng.integers(1, len(word)))
+        match int(rng.integers(4)):
+            case 0:
+                near = _KEYS.get(word[at].lower(), [word[at]])
+                return word[:at] + near[int(rng.integers(len(near)))] + word[at + 1 :]
+            case 1:
+                return word[:at] + word[at] + word[at:]
+            case 2:
+                return word[:at] + word[at + 1 :]
+            case _:
+                at = min(at, len(word) - 2)
+                return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+
+    return re.sub(r"[^\W\d_]{3,}", slip, text)
+
+
 BARRED: dict[str, Evasion] = {
     "spacing": spacing,
     "homoglyph": homoglyph,
@@ -142,5 +176,7 @@ OTHERS: dict[str, Evasion] = {
     "typos": typos,
 }
 EVASIONS = BARRED | OTHERS
+TRAINED: dict[str, Evasion] = {name: evade for name, evade in EVASIONS.items() if name != "typos"} | {"slips": slips}
+"""Those that training augments with: typing errors are others there than those of the bench."""
 HIDING = frozenset(("base64", "hexadecimal", "rot13", "reversed", "tag_characters", "atbash", "morse", "braille"))
 """Those after which a person does not see what a text says."""

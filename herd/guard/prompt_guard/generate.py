@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
+import yaml
 
 from herd.guard.prompt_guard.evasions import EVASIONS
 
@@ -42,10 +43,14 @@ class Grammar:
         """One of the options."""
         return options[int(self.rng.integers(len(options)))]
 
+    def option(self, slot: str) -> str:
+        """A phrase of `slot`, of those held out or of the others."""
+        options = self.slots[slot]
+        return self.pick([one for at, one in enumerate(options) if (at % 5 == 4) is self.heldout] or options)
+
     def top(self, slot: str) -> str:
         """A phrase of `slot`, of those held out or of the others, filled."""
-        options = self.slots[slot]
-        return self.fill(self.pick([one for at, one in enumerate(options) if (at % 5 == 4) is self.heldout] or options))
+        return self.fill(self.option(slot))
 
     def fill(self, phrase: str) -> str:
         """With all slots replaced."""
@@ -101,20 +106,44 @@ def _wrapped(slot: str) -> Callable[[Grammar], str]:
     return make
 
 
+BARE = ("{Goal}.", "Please {goal}.")
+"""Injections that say nothing of an assistant or of its task: attacks only where what stands around them does."""
+WEAK = ("{inject}", "“{inject}”", "===\n{inject}\n===", "URGENT!! {inject}", "ATTENTION: {inject}", "'; {inject} --")
+"""What stands around an injection and says nothing of that kind."""
+
+
 def _latent(documents: Sequence[str]) -> Callable[[Grammar], str]:
-    """An injection in a document, an email or a result of a tool."""
+    """An injection in a document, an email or a result of a tool, or in a part of one."""
 
     def make(g: Grammar) -> str:
-        inject = g.top("inject")
-        inject = inject[0].upper() + inject[1:]
-        marker = g.fill(g.pick(g.slots["marker"]).replace("{inject}", "\x02")).replace("\x02", inject)
-        text = _document(g, documents)
-        lines = re.split(r"(?<=[.!?\n]) +", text)
-        at = int(g.rng.integers(len(lines) + 1)) if g.rng.random() < 0.6 else len(lines)
-        gap = g.pick(["\n", " ", "\n\n"])
-        return g.fill(g.top("document_task")) + " ".join(lines[:at]) + gap + marker + gap + " ".join(lines[at:])
+        inject, marker = g.option("inject"), g.option("marker")
+        while inject in BARE and marker in WEAK:
+            marker = g.option("marker")
+        inject = g.fill(inject)
+        planted = g.fill(marker.replace("{inject}", "\x02")).replace("\x02", inject[0].upper() + inject[1:])
+        if g.rng.random() < 0.4:
+            text = _record(g, planted)
+        else:
+            text = _document(g, documents)
+            lines = re.split(r"(?<=[.!?\n]) +", text)
+            at = int(g.rng.integers(len(lines) + 1)) if g.rng.random() < 0.6 else len(lines)
+            gap = g.pick(["\n", " ", "\n\n"])
+            text = " ".join(lines[:at]) + gap + planted + gap + " ".join(lines[at:])
+        if g.rng.random() < 0.4:
+            return _around(g, text, planted)
+        return g.fill(g.top("document_task")) + text
 
     return make
+
+
+def _around(g: Grammar, text: str, planted: str) -> str:
+    """The injection with a few words before and after it, as a short window shows it."""
+    at = text.find(planted[:20])
+    if at < 0:
+        return text
+    before = text[:at].split(" ")[-int(g.rng.integers(1, 30)) :]
+    after = text[at + len(planted) :].split(" ")[: int(g.rng.integers(1, 30))]
+    return " ".join(before) + text[at : at + len(planted)] + " ".join(after)
 
 
 def _document(g: Grammar, documents: Sequence[str]) -> str:
@@ -128,8 +157,9 @@ def _document(g: Grammar, documents: Sequence[str]) -> str:
     return text[: int(g.rng.integers(80, 900))]
 
 
-def _record(g: Grammar) -> str:
-    """What a tool returns: rows of invented people, files and messages as JSON, YAML, CSV, XML, a table or a log."""
+def _record(g: Grammar, planted: str = "") -> str:
+    """What a tool returns: rows of invented people, files and messages as JSON, YAML, CSV, XML, a table or a log, with
+    `planted` in a text of one of them."""
     keys = ("id", "sender", "subject", "body", "amount", "status")
     rows: list[dict[str, object]] = []
     for _ in range(int(g.rng.integers(1, 4))):
@@ -139,10 +169,14 @@ def _record(g: Grammar) -> str:
         )  # fmt: skip
         rows.append(dict(zip(keys, values, strict=True)))
     kept = [key for key in keys if g.rng.random() < 0.7] or ["body"]
+    if planted:
+        key, row = g.pick(["subject", "body", "body"]), rows[int(g.rng.integers(len(rows)))]
+        kept = [one for one in keys if one in kept or one == key]
+        row[key] = g.pick([planted, f"{planted} {row[key]}", f"{row[key]} {planted}"])
     rows = [{key: row[key] for key in kept} for row in rows]
-    match int(g.rng.integers(6)):
+    match int(g.rng.integers(8)):
         case 0:
-            return json.dumps(rows, indent=int(g.rng.integers(3)) or None)
+            return json.dumps(rows, indent=int(g.rng.integers(3)) or None, ensure_ascii=False)
         case 1:
             return "\n".join(
                 "\n".join(f"{'-' if key == kept[0] else ' '} {key}: {row[key]}" for key in kept) for row in rows
@@ -155,10 +189,16 @@ def _record(g: Grammar) -> str:
             return "\n".join(
                 "| " + " | ".join(map(str, line)) + " |" for line in [kept, *(row.values() for row in rows)]
             )
-        case _:
+        case 5:
             return "\n".join(
                 f"2026-0{at + 1}-1{at} 1{at}:4{at} INFO {' '.join(map(str, row.values()))}"
                 for at, row in enumerate(rows)
+            )
+        case 6:
+            return yaml.safe_dump(rows, sort_keys=False, allow_unicode=True)
+        case _:
+            return yaml.safe_dump(
+                {g.pick(["results", "messages", "items"]): rows}, default_style=g.pick(["", '"', "'"])
             )
 
 
@@ -186,10 +226,21 @@ def _encoded(g: Grammar) -> str:
 
 
 def _language(kind: str) -> Callable[[Grammar], str]:
+    """An attack or a benign text of another language: sentences of one of them, an attack perhaps among benign ones."""
+
     def make(g: Grammar) -> str:
         lists = phrases("languages")
-        options = lists[g.pick(list(lists))][kind]
-        return g.choices(g.pick([one for at, one in enumerate(options) if (at % 5 == 4) is g.heldout] or options))
+        made = lists[g.pick(list(lists))]
+
+        def sentence(slot: str) -> str:
+            options = made[slot]
+            return g.choices(g.pick([one for at, one in enumerate(options) if (at % 10 == 4) is g.heldout]))
+
+        around = [sentence("benign") for _ in range(int(g.rng.choice([0, 0, 1, 2])))]
+        own = [sentence(kind) for _ in range(int(g.rng.choice([1, 1, 1, 2])))]
+        at = int(g.rng.integers(len(around) + 1))
+        text = g.pick([" ", " ", "\n"]).join(dict.fromkeys([*around[:at], *own, *around[at:]]))
+        return text if g.rng.random() < 0.8 else text.rstrip(".!?。") if g.rng.random() < 0.5 else text.lower()
 
     return make
 
@@ -210,15 +261,15 @@ Kinds = Mapping[str, tuple[float, Callable[[Grammar], str]]]
 def attack_kinds(documents: Sequence[str]) -> Kinds:
     """By kind of attack, its share and what makes one."""
     return {
-        "override": (2.0, _override),
+        "override": (2.5, _override),
         "persona": (5.0, _persona),
-        "fiction": (1.5, _wrapped("fiction")),
+        "fiction": (2.0, _wrapped("fiction")),
         "authority": (1.0, _wrapped("authority")),
-        "leak": (0.6, _wrapped("leak")),
+        "leak": (0.8, _wrapped("leak")),
         "split": (1.2, _wrapped("split")),
-        "latent": (4.0, _latent(documents)),
+        "latent": (7.0, _latent(documents)),
         "encoded": (1.2, _encoded),
-        "languages": (2.0, _language("attack")),
+        "languages": (6.0, _language("attack")),
     }
 
 
@@ -230,18 +281,18 @@ def benign_kinds(documents: Sequence[str]) -> Kinds:
     """By kind of benign text, its share and what makes one."""
     return {
         "roles": (2.5, _roles),
-        "system": (0.8, _several("system")),
+        "system": (1.8, _several("system")),
         "story": (1.0, _several("story")),
-        "mention": (1.2, _wrapped_plain("mention")),
-        "correction": (1.5, _wrapped_plain("correction")),
+        "mention": (2.0, _wrapped_plain("mention")),
+        "correction": (2.5, _wrapped_plain("correction")),
         "requests": (1.5, _several("benign_request")),
         "tasks": (1.5, _several("task")),
-        "records": (1.0, _record),
-        "code": (2.0, _code([text for text in documents if _is_code(text)])),
+        "records": (2.5, _record),
+        "code": (3.0, _code([text for text in documents if _is_code(text)])),
         "harmful": (2.5, _several("harm_request")),
-        "documents": (2.5, _plain_document(documents)),
+        "documents": (3.5, _plain_document(documents)),
         "blobs": (0.5, _wrapped_plain("code_blob")),
-        "languages": (2.0, _language("benign")),
+        "languages": (4.5, _language("benign")),
     }
 
 

@@ -132,7 +132,8 @@ def _unmarked(text: str) -> str:
 
 def unleet(text: str, words: Container[str]) -> str:
     """With digits and signs inside words read as letters, `1gn0r3` as `ignore`, where that makes one of `words`. In a
-    text that has several such words, those of digits and signs alone, such as `411`, are read so too."""
+    text that has several such words, those of digits and signs alone, such as `411`, are read so too, and so are words
+    that are mostly letters, whatever comes of it."""
     changed, pattern = 0, _LEET_WORD
 
     def replaced(match: re.Match[str]) -> str:
@@ -154,4 +155,14 @@ def unleet(text: str, words: Container[str]) -> str:
     if changed > 2:
         pattern = _LEET_SIGNS
         text = pattern.sub(replaced, text)
+        text = _LEET_WORD.sub(_first_letters, text)
     return text
+
+
+def _first_letters(match: re.Match[str]) -> str:
+    # A name or a rare word, in a text whose other words are written so.
+    word = match[0]
+    core = word.rstrip("!|+") or word
+    if core.isalpha() or len(core) < 3 or 2 * len(_ASCII_LETTER.findall(core)) < len(core):
+        return word
+    return "".join(LEET.get(letter, letter)[0] for letter in core) + word[len(core) :]

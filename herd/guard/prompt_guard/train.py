@@ -29,13 +29,25 @@ from herd.core.lineage import STATE, Stage
 from herd.core.progress import ProgressBar, progress_bar
 from herd.core.streams import seed_of, stream
 from herd.errors import HerdError
-from herd.guard.prompt_guard.evasions import EVASIONS, HIDING
+from herd.guard.prompt_guard.evasions import HIDING, TRAINED
 from herd.guard.prompt_guard.guard import PromptGuard, scripts_of
+from herd.guard.prompt_guard.letters import MARK
 from herd.guard.prompt_guard.network import Network, PromptGuardConfig, energy
-from herd.guard.prompt_guard.sets import Prompt, Sets
+from herd.guard.prompt_guard.sets import ECHOES, Prompt, Sets
 from herd.guard.prompt_guard.views import views
 from herd.guard.prompt_guard.windows import tensors
 from herd.guard.prompt_guard.words import Lexicon, split
+
+AS_IT_IS = "as it is"
+WEIGHTS = {
+    "slips": 4.0,
+    AS_IT_IS: 3.0,
+    "leetspeak": 2.0,
+    "spacing": 2.0,
+    "homoglyph": 2.0,
+    "no_spaces": 1.5,
+} | dict.fromkeys(HIDING, 0.6)
+"""How often a text is written in each way, 1 where nothing is said; as it is, it is read as a guard reads it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +55,7 @@ class PromptGuardTraining:
     """How a prompt guard is trained."""
 
     shape: PromptGuardConfig = field(default_factory=PromptGuardConfig)
-    num_epochs: int = 3
+    num_epochs: int = 6
     """Passes over the texts."""
     batch_words: int = 4096
     """Words of a batch, padding included."""
@@ -55,8 +67,10 @@ class PromptGuardTraining:
     """Of the penalty on benign texts."""
     energy_margin: float = 5.0
     """Negative energy from which it begins."""
-    evasion_share: float = 0.12
+    evasion_share: float = 0.3
     """Share of the texts that are trained on once more as an evasion of them."""
+    word_dropout: float = 0.12
+    """Share of the words of a text that are left out, others in each epoch."""
     longest: int = 224
     """Words of a text that are trained on. Of a longer benign text, and of two in three that are longer than a short
     window, a run at random is trained on in each epoch; of an attack always the beginning."""
@@ -84,16 +98,25 @@ class Examples:
     def of(cls, prompts: Sequence[Prompt], lexicon: Lexicon, config: PromptGuardTraining) -> "Examples":
         """The texts, and a share of them as evasions."""
         rng, texts, attack = stream(config.seed, "evasions"), [], []
+        names = [*TRAINED, AS_IT_IS]
+        weights = np.array([WEIGHTS.get(name, 1.0) for name in names])
         for one in prompts:
-            # What is encoded counts as an attack whatever it says, so benign texts are only misspelt.
-            names = [name for name in EVASIONS if one.attack or name not in HIDING]
             texts.append(one.text)
             attack.append(one.attack)
-            if rng.random() < config.evasion_share:
-                short = one.text[:1500]
-                read = views(EVASIONS[names[int(rng.integers(len(names)))]](short, rng), lexicon)
-                # Mostly the last reading, which is the most opened one; the others must not alarm by themselves.
-                texts.append(read[-1 if rng.random() < 0.7 else int(rng.integers(len(read)))])
+            if rng.random() >= config.evasion_share:
+                continue
+            name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
+            short = one.text[:1500]
+            read = views(TRAINED[name](short, rng) if name != AS_IT_IS else one.text, lexicon)
+            # Mostly the last reading, which is the most opened one; the others must not alarm by themselves.
+            text = read[-1 if rng.random() < 0.7 else int(rng.integers(len(read)))]
+            if name in HIDING:
+                # What was hidden counts as an attack whatever it says; a cipher that was not read says nothing.
+                if MARK in text or one.attack:
+                    texts.append(text)
+                    attack.append(True)
+            elif text != one.text:
+                texts.append(text)
                 attack.append(one.attack)
         words = [split(text) for text in texts]
         kept = [at for at, one in enumerate(words) if one]
@@ -126,11 +149,14 @@ class Examples:
         self, plan: NDArray[np.int64], number: int, config: PromptGuardTraining
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(features_UG, index_BL, attack_B) of a batch of an epoch."""
-        batch = []
+        batch, rng = [], stream(config.seed, "words", number, int(plan[0, 0]))
         for row, length in plan.T.tolist():
             spare = 0 if self.attack[row] else len(self.words[row]) - length
             at = seed_of(config.seed, "cut", number, row) % (spare + 1)
-            batch.append(self.words[row][at : at + length])
+            words = self.words[row][at : at + length]
+            kept = rng.random(length) >= config.word_dropout
+            # A text that was hidden is an attack for its mark alone.
+            batch.append([word for word, keep in zip(words, kept, strict=True) if keep or word == MARK] or words[:1])
         return *tensors(batch, config.shape.buckets), torch.from_numpy(self.attack[plan[0]])
 
 
@@ -183,7 +209,7 @@ class Trainer:
 
 
 def train_prompt_guard(sets: Sets, config: PromptGuardTraining, out: Path, parents: dict[str, Path]) -> Path:
-    """Train on `sets` and write the folder. The threshold is the score that 1 % of the benign validation texts pass."""
+    """Train on `sets` and write the folder, with the threshold of `threshold_of`."""
     stage = Stage("prompt-guard", out, config=asdict(config), parents=parents)
     lexicon = Lexicon.of(one.text for one in sets.train)
     examples = Examples.of(sets.train, lexicon, config)
@@ -209,7 +235,7 @@ def train_prompt_guard(sets: Sets, config: PromptGuardTraining, out: Path, paren
     labels = np.array([one.attack for one in sets.valid])
     if labels.all() or not labels.any():
         raise HerdError("the validation texts have one label only: give more texts, or more groups")
-    guard.threshold = float(np.quantile(scores[~labels], 0.99))
+    guard.threshold = threshold_of([one.source for one in sets.valid if not one.attack], scores[~labels])
     facts: dict[str, Any] = {
         "train": len(sets.train), "valid": len(sets.valid), "dropped_for_overlap": sets.dropped,
         "parameters": trainer.network.num_parameters, "loss": float(np.mean(losses)) if losses else None,
@@ -230,6 +256,23 @@ def _epoch(
         losses.append(trainer.update(*examples.tensors(batch, number, trainer.config)))
         bar.advance(note=f"epoch {number + 1}, loss {np.mean(losses[-50:]):.4f}")
     return losses
+
+
+def threshold_of(sources: Sequence[str], scores: NDArray[np.float64], rate: float = 0.01) -> float:
+    """The score from which on a share of `rate` of the benign texts is flagged at most, each source weighing the same.
+
+    Generated texts that use the words of attacks (ECHOES) do not count where there are others: how many there are of
+    them is our choice, and says nothing of what a guard will read.
+    """
+    names = np.array(sources)
+    counted = np.array([name not in ECHOES for name in sources])
+    if not counted.any():
+        counted = ~counted
+    names, scores = names[counted], scores[counted]
+    order = np.argsort(-scores, kind="stable")
+    weights = np.array([1 / (names == name).sum() for name in names[order]]) / len(set(names))
+    first = int(np.searchsorted(np.cumsum(weights), rate * (1 + 1e-9), side="right"))
+    return float(np.nextafter(scores[order[first]], 2))
 
 
 def by_source(prompts: Sequence[Prompt], scores: NDArray[np.float64], threshold: float) -> dict[str, dict[str, float]]:

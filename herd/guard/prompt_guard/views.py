@@ -1,7 +1,7 @@
 """The readings of a text that a prompt guard scores: as it is, and as a person or a model would read it.
 
 1. as it is, but for invisible characters;
-2. plain: look-alike letters, spaced-out words and digits for letters replaced;
+2. plain: look-alike letters, spaced-out words and digits for letters replaced, misspelt words corrected;
 3. decoded: the plain text with encoded passages decoded, ciphers and reversed lines read.
 
 A reading that says the same words as an earlier one is left out, so most texts have one.
@@ -22,7 +22,7 @@ _RUN = re.compile(r"[A-Za-z]{14,200}")
 def views(text: str, lexicon: Lexicon) -> tuple[str, ...]:
     """The different readings of `text`, the first being `text` without what cannot be seen."""
     seen = visible(text)
-    plain = joined(unleet(plain_letters(seen), lexicon.counts), lexicon)
+    plain = lexicon.corrected(joined(unleet(plain_letters(seen), lexicon.counts), lexicon))
     # Encoded passages are looked for in the text as it is: the plain one has changed their digits.
     code = decoded(seen)
     opened = deciphered(code, lexicon)

@@ -10,10 +10,14 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cached_property, lru_cache
+
+from herd.guard.prompt_guard.spelling import Speller
 
 PIECE, GRAMS, MAX_FEATURES = 20, (2, 3, 4, 5), 40
 """Longest word, in characters; lengths of n-grams; features of a word at most."""
+ENGLISH = 0.4
+"""Share of the letters in known words from which a text is one that a lexicon is good for."""
 
 _WORD = re.compile(
     r"[\u2e80-\u31ff\u3400-\u9fff\uf900-\ufaff]"  # CJK, kana: no spaces between words
@@ -59,8 +63,17 @@ class Lexicon:
         self._unknown = math.log(total) + 3
         self._longest = max(map(len, counts), default=1)
 
+    @cached_property
+    def _speller(self) -> Speller:
+        return Speller(self.counts)
+
+    def corrected(self, text: str) -> str:
+        """A mostly English text with its misspelt words corrected; `text` itself where there are few."""
+        made = self._speller.corrected(text)
+        return made if made != text and self.known(made) >= ENGLISH else text
+
     @classmethod
-    def of(cls, texts: Iterable[str], size: int = 12_000) -> "Lexicon":
+    def of(cls, texts: Iterable[str], size: int = 20_000) -> "Lexicon":
         """The most frequent lower-case words of `texts` that are at least twice there."""
         counts = Counter(word for text in texts for word in re.findall(r"[a-z]+", text.lower()))
         kept = {
@@ -79,6 +92,8 @@ class Lexicon:
     def segmented(self, run: str) -> str:
         """A run of letters as the words that it most likely is, by their frequencies (Viterbi)."""
         low = run.lower()
+        if len(low) != len(run):
+            run = low
         best, back = [0.0] + [math.inf] * len(low), [0] * (len(low) + 1)
         for end in range(1, len(low) + 1):
             for begin in range(max(0, end - self._longest), end):
@@ -89,6 +104,6 @@ class Lexicon:
                     best[end], back[end] = cost, begin
         words, end = [], len(low)
         while end:
-            words.append(low[back[end] : end])
+            words.append(run[back[end] : end])
             end = back[end]
         return " ".join(reversed(words))
