@@ -226,14 +226,15 @@ def check_compiler() -> Check:
 
 
 def check_kernels() -> Check:
-    """Whether the C++ kernels of training can be used; they are built now if they are not yet there."""
+    """Whether the C++ kernels can be used, with which instructions; they are built now if they are not yet there."""
     try:
         from herd import native
     except ImportError:  # torch's own check reports it
         return Check(name="kernels", state="note", found="not in use: torch cannot be imported")
     reason = native.why_not()
     if reason is None:
-        return Check(name="kernels", state="ok", found="in use: training in bf16 runs on C++ kernels")
+        built = native.instructions(native.processor_flags())
+        return Check(name="kernels", state="ok", found=f"in use, with {built}: inference, and training in bf16")
     text = f"not in use: {reason}; training runs on PyTorch's operators, at half the speed"
     return Check(name="kernels", state="note", found=text, fix=native.find().fix)
 

@@ -1,4 +1,4 @@
-"""C++ kernels for the CPU (AVX-512): training in bf16, low-bit products, attention over pages. Each has a PyTorch twin.
+"""C++ kernels for the CPU (AVX-512 or AVX2): training in bf16, low-bit products, attention over pages. Each has a PyTorch twin.
 
 `why_not(x, inputs)` is None where they can be used on `x`, else the reason; the caller then uses the PyTorch twin.
 Results differ from the twin's by bf16 rounding only (fewer roundings, as sums and softmax stay in fp32 throughout), and
@@ -17,7 +17,7 @@ from herd.native.functions import (
     softmax_gradient,
     swiglu,
 )
-from herd.native.library import BF16, FLOATS, find, processor_flags, why_not
+from herd.native.library import BF16, FLOATS, find, instructions, processor_flags, why_not
 from herd.native.lowbit import lowbit_product
 from herd.native.optimizer import adamw, adamw_8bit, apply_update, momentum_update, square_sum
 from herd.native.paged import PAGES, attend_pages
@@ -41,6 +41,7 @@ __all__ = [
     "dispatch",
     "find",
     "grouped_product",
+    "instructions",
     "linear",
     "lowbit_product",
     "momentum_update",

@@ -12,6 +12,8 @@
 
 #include "common.h"
 
+namespace herd {
+
 namespace {
 
 // Of queries and keys, multiples of ROWS and PANEL; the forward's keys come in multiples of its queries.
@@ -142,7 +144,7 @@ void attention_forward(const bf16* qkv, bf16* out, float* lse, const i64* begins
             const i64 seen = std::min(count, r0 + rows - k0), at = h * QUERIES + r0 - from;
             for (i64 j = 0; j < seen; j += PANEL) {
               __m512 acc[rows][4];
-              zero<rows>(acc);
+              zero(acc);
               multiply<rows>((const uint32_t*)(q + r0 * row + h * c), row / 2, 1, keys + j * c / 2, c / 2, acc);
               keep_rows<rows>(acc, score + j, KEYS);
             }
@@ -177,7 +179,7 @@ void attention_forward(const bf16* qkv, bf16* out, float* lse, const i64* begins
                 for (int r = 0; r < rows; ++r)
                   for (int j = 0; j < 4; ++j) acc[r][j] = _mm512_mul_ps(acc[r][j], _mm512_set1_ps(factor[r]));
               } else {
-                zero<rows>(acc);
+                zero(acc);
               }
               multiply<rows>((uint32_t*)weight, KEYS / 2, 1, values + p * panel_words, (seen + 1) / 2, acc);
               if (done)
@@ -255,11 +257,11 @@ void attention_backward(const bf16* dout, const bf16* qkv, const bf16* out, cons
             const i64 token = begin + q0 + r0, seen = std::min(count, q0 + r0 + rows - k0);
             for (i64 j = 0; j < seen; j += PANEL) {
               __m512 s[rows][4], d[rows][4];
-              zero<rows>(s);
+              zero(s);
               multiply<rows>((const uint32_t*)(qkv + token * row + head * c), row / 2, 1, keys + j * c / 2, c / 2, s);
               alignas(64) float kept[ROWS * PANEL];
               keep_rows<rows>(s, kept, PANEL);
-              zero<rows>(d);
+              zero(d);
               multiply<rows>((const uint32_t*)(dout + token * wide + head * c), wide / 2, 1, values + j * c / 2, c / 2,
                              d);
               for (int r = 0; r < rows; ++r) {
@@ -282,7 +284,7 @@ void attention_backward(const bf16* dout, const bf16* qkv, const bf16* out, cons
               if (other)
                 load_rows<rows>(kept, PANEL, acc);
               else
-                zero<rows>(acc);
+                zero(acc);
               multiply<rows>((uint32_t*)slope, BLOCK / 2, 1, key_rows + p * panel_words, (seen + 1) / 2, acc);
               if (other == block)
                 store_rows<rows>(acc, ones, dqkv + token * row + head * c + p * PANEL, row, c - p * PANEL);
@@ -307,3 +309,5 @@ void attention_backward(const bf16* dout, const bf16* qkv, const bf16* out, cons
   }
 }
 }
+
+}  // namespace herd

@@ -1,23 +1,32 @@
 // What all kernels share: bf16 in and out of fp32 registers, scratch memory, and the one matrix tile.
 #pragma once
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
-#ifndef __AVX512VNNI__
-#error "these kernels need AVX-512 with VNNI"
+#ifdef __AVX512VNNI__
+#include <immintrin.h>
+#else
+#include "wide.h"
 #endif
+
+namespace herd {
 
 using bf16 = uint16_t;
 using i64 = int64_t;
 
 constexpr i64 PANEL = 64;  // columns of a packed panel: four registers
-constexpr i64 ROWS = 6;    // rows of a tile: 24 accumulators, 4 registers of b, 1 of a
+constexpr i64 ROWS = 6;    // rows of a tile
+// Registers of a tile's row that are summed at a time, the others after them: 24 accumulators of 32 registers with 4 of b and
+// 1 of a, or of 16 half as wide 12, with 2 and 1.
+#ifdef __AVX512VNNI__
+constexpr int WIDE = 4;
+#else
+constexpr int WIDE = 1;
+#endif
 
 inline __mmask16 first(i64 count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1); }
 
@@ -154,7 +163,12 @@ inline void panel_of_columns(const bf16* from, i64 stride, i64 pairs, i64 column
     }
 }
 
+struct Nothing {
+  void operator()() const {}
+};
+
 // acc[r][16 j + lane] += sum over pairs of a[r, pair] . panel[pair, 16 j + lane]; `row` and `step` are a's strides in words.
+#ifdef __AVX512VNNI__
 template <int R>
 inline void multiply(const uint32_t* a, i64 row, i64 step, const uint32_t* panel, i64 pairs, __m512 (&acc)[R][4]) {
   for (i64 p = 0; p < pairs; ++p, a += step, panel += PANEL) {
@@ -169,13 +183,43 @@ inline void multiply(const uint32_t* a, i64 row, i64 step, const uint32_t* panel
     }
   }
 }
-
-template <int R>
-inline void zero(__m512 (&acc)[R][4]) {
+#else
+// One register of a row after the other, and of a pair, as `dot` has them, the odd ones before the even ones: there is no
+// place for more beside 12 accumulators.
+template <int R, class F = Nothing>
+inline void multiply(const uint32_t* a, i64 row, i64 step, const uint32_t* panel, i64 pairs, __m512 (&acc)[R][4], F beside = {}) {
+  const __m512i upper = _mm512_set1_epi32(0xffff0000);
+  for (int j = 0; j < 4; ++j) {
+    __m512 sum[R];
 #pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) sum[r] = _mm512_loadu_ps(&acc[r][j]);
+    const uint32_t *x = a, *y = panel + 16 * j;
+    for (i64 p = 0; p < pairs; ++p, x += step, y += PANEL) {
+      if (!j) beside();
+      const __m512i b = _mm512_load_si512(y);
+      const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(b, upper));
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r)
+        sum[r] = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(_mm512_set1_epi32(x[r * row]), upper)), odd, sum[r]);
+      const uint32_t* again = x;
+      asm("" : "+r"(again));  // words are read again, not kept
+      const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(b, 16));
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r)
+        sum[r] = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_set1_epi32(again[r * row]), 16)), even, sum[r]);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) _mm512_storeu_ps(&acc[r][j], sum[r]);
+  }
+}
+#endif
+
+template <int R, int J>
+inline void zero(__m512 (&acc)[R][J]) {
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) acc[r][j] = _mm512_setzero_ps();
+    for (int j = 0; j < J; ++j) acc[r][j] = _mm512_setzero_ps();
 }
 
 // Calls f with an integral constant R = min(rows, MOST), so that a tile's rows are registers.
@@ -185,3 +229,5 @@ inline void with_rows(i64 rows, F f) {
     if (rows < MOST) return with_rows<MOST - 1>(rows, f);
   f(std::integral_constant<int, MOST>());
 }
+
+}  // namespace herd

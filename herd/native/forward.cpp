@@ -14,6 +14,8 @@
 
 #include "matrices.h"
 
+namespace herd {
+
 namespace {
 
 struct Layer {
@@ -192,7 +194,7 @@ struct Forward {
         norm(x + i * m.dim, layer.attention_norm, row);
       });
       team.wait();
-      ::run(team, {Job(layer.qkv, prepared, &rows, 1, qkv, false)});
+      herd::run(team, {Job(layer.qkv, prepared, &rows, 1, qkv, false)});
       for (i64 i = begin; i < end; ++i) store_keys(layer, i);
       if (last) {
         rows = b.num_wanted;
@@ -205,7 +207,7 @@ struct Forward {
       prepare(layer.out, rows, prepared, row, begin, end,
               [&](i64 i) { memcpy(row, attended + i * m.heads * m.c, m.heads * m.c * sizeof(float)); });
       team.wait();
-      ::run(team, {Job(layer.out, prepared, &rows, 1, out, false)});
+      herd::run(team, {Job(layer.out, prepared, &rows, 1, out, false)});
       if (last) {
         for (i64 i = begin; i < end; ++i) memcpy(chosen_x + i * m.dim, x + b.wanted[i] * m.dim, m.dim * sizeof(float));
         if (team.size > 1) team.wait();  // before others' rows are overwritten
@@ -356,7 +358,7 @@ struct Forward {
       team.wait();
       first.emplace_back(layer.expert_gate_up, routed, ends.data(), m.experts, routed_hidden, true);
     }
-    ::run(team, first);
+    herd::run(team, first);
     const i64 width = layer.down.in, expert_width = layer.expert_down.in;
     prepare(layer.down, rows, prepared, row, part(rows, 0), part(rows, 1),
             [&](i64 i) { memcpy(row, hidden + i * width, width * sizeof(float)); });
@@ -367,7 +369,7 @@ struct Forward {
     second.emplace_back(layer.down, prepared, &rows, 1, out, false);
     if (layer.router)
       second.emplace_back(layer.expert_down, routed, routing.ends.data(), m.experts, routed_out, false);
-    ::run(team, second);
+    herd::run(team, second);
   }
 };
 
@@ -421,3 +423,5 @@ void unembed(const Model* model, const float* hidden, float* logits, i64 rows) {
   }
 }
 }
+
+}  // namespace herd

@@ -1,8 +1,8 @@
 """Builds the kernels with the machine's own C++ compiler at first use, and calls them.
 
 The library is kept in the cache (`herd.core.files.cache_folder`) under a name made of source, compiler and
-processor: whatever changes, another one is built, in a few seconds. Where there is no compiler, or the processor lacks
-AVX-512 with VNNI, `why_not()` is the reason, and PyTorch's own operators serve.
+processor: whatever changes, another one is built, in about a minute. Where there is no compiler, or the processor has
+none of `INSTRUCTIONS`, `why_not()` is the reason, and PyTorch's own operators serve.
 """
 
 import ctypes
@@ -32,10 +32,14 @@ SOURCES = (
     "rows.cpp",
     "sparse.cpp",
 )
-HEADERS = ("common.h", "matrices.h", "pages.h", "schemes.h")
+HEADERS = ("common.h", "matrices.h", "pages.h", "schemes.h", "wide.h")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-strict-aliasing", "-fno-math-errno")
-NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512_vnni")
-"""What the processor must have, in the words of /proc/cpuinfo."""
+INSTRUCTIONS = {
+    "AVX-512 with VNNI": ("avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
+    "AVX2": ("avx2", "fma"),
+}
+"""What the processor must have, in the words of /proc/cpuinfo, the best first: wide.h makes the kernels of AVX-512 from
+those of AVX2."""
 SWITCH = "HERD_NATIVE"
 """Set this variable to 0 to do without the kernels."""
 
@@ -54,7 +58,8 @@ def find() -> Found:
     if os.environ.get(SWITCH) == "0":
         return Found(None, f"{SWITCH}=0", f"unset {SWITCH}")
     flags = processor_flags()
-    if lacking := [name for name in NEEDED if name not in flags]:
+    if instructions(flags) is None:
+        lacking = [name for name in INSTRUCTIONS["AVX2"] if name not in flags]
         return Found(None, f"the processor lacks {', '.join(lacking)}", "")
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
     if compiler is None:
@@ -95,6 +100,11 @@ def why_not(x: Tensor | None = None, inputs: Inputs = BF16) -> str | None:
     if inputs.training and not torch.is_grad_enabled():
         return "no gradients are recorded"
     return None
+
+
+def instructions(flags: frozenset[str]) -> str | None:
+    """The best of INSTRUCTIONS that a processor with `flags` has; None if it has none."""
+    return next((name for name, needed in INSTRUCTIONS.items() if flags.issuperset(needed)), None)
 
 
 def processor_flags() -> frozenset[str]:

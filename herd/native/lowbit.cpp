@@ -5,6 +5,8 @@
 
 #include "schemes.h"
 
+namespace herd {
+
 namespace {
 
 struct Task {
@@ -83,3 +85,5 @@ void lowbit_product(const void* x, i64 narrow, const uint8_t* w, const bf16* sca
     run(Int8(tokens, k, scratch<char>(0, Int8::bytes(tokens, k))), x, narrow, w, scales, out, ends, groups, k, n);
 }
 }
+
+}  // namespace herd

@@ -12,6 +12,8 @@
 #include "pages.h"
 #include "schemes.h"
 
+namespace herd {
+
 // Threads that go through the stages of a forward together: a stage's tasks are drawn by `next`, `wait` ends it.
 // Waiting is spinning: a stage takes microseconds, and waking a thread takes longer.
 class Team {
@@ -121,8 +123,8 @@ struct Job {
     const Part& part = parts[task / chunks];
     const i64 begin = task % chunks * step, end = std::min(begin + step, columns());
     const i64 rows_of_part = part.end - part.begin;
-    if (w->kind == BF16_TRANSPOSED && rows_of_part <= ROWS)
-      with_rows(rows_of_part, [&](auto tile) { by_stream<decltype(tile)::value>(part, begin, end - begin); });
+    if (w->kind == BF16_TRANSPOSED && rows_of_part <= TILE)
+      with_rows<TILE>(rows_of_part, [&](auto tile) { by_stream<decltype(tile)::value>(part, begin, end - begin); });
     else if (w->kind == BF16_TRANSPOSED && rows_of_part <= STREAMED)
       by_stream<0>(part, begin, end - begin);
     else if (!panels)
@@ -203,7 +205,7 @@ struct Job {
       with_rows(part.end - m, [&](auto tile) {
         constexpr int count_rows = decltype(tile)::value;
         __m512 acc[count_rows][4];
-        zero<count_rows>(acc);
+        zero(acc);
         const auto* from_row = (const uint32_t*)(x.values + m * x.padded);
         pages::multiply<T, count_rows>(from_row, x.padded / T::PER_WORD, panel, words, acc, [&] { next.fetch_two(); });
         put_tile<count_rows>(acc, m, column, count);
@@ -226,16 +228,14 @@ struct Job {
   }
 
   // What `by_panel` computes, for few rows of weights [in, out]: the words of several panels side by side go to products at
-  // once, for a single tile of R rows; for more tiles (R = 0) by way of the first cache, block by block. Memory is asked for
+  // once, for a single tile of R rows; for more rows (R = 0) by way of the first cache, block by block. Memory is asked for
   // in its order, a block of rows ahead, each row across all panels: a panel's 64 bytes of each row alone, far apart, would
   // come at half the speed. The sums wait meanwhile.
   template <int R>
   void by_stream(const Part& part, i64 column, i64 count) const {
     const i64 n = w->out, in = w->in, rows = part.end - part.begin, strips = (count + strip() - 1) / strip();
     const auto mask = [](i64 held) { return held >= 32 ? ~0u : held <= 0 ? 0u : (1u << held) - 1; };
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i low = _mm512_or_si512(lane, _mm512_slli_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(32)), 16));
-    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    const pages::Zip zip;
     const Plain<bf16> x(this->count, in, this->rows);
     const uint32_t* a = (const uint32_t*)(x.values + part.begin * x.padded);
     const i64 words = x.padded / 2;
@@ -266,8 +266,7 @@ struct Job {
           const __m512i q = _mm512_maskz_loadu_epi16(left_mask & odd, odd_row);
           const __m512i u = _mm512_maskz_loadu_epi16(right_mask, even_row + second);
           const __m512i v = _mm512_maskz_loadu_epi16(right_mask & odd, odd_row + second);
-          const __m512i b[4] = {_mm512_permutex2var_epi16(p, low, q), _mm512_permutex2var_epi16(p, high, q),
-                                _mm512_permutex2var_epi16(u, low, v), _mm512_permutex2var_epi16(u, high, v)};
+          const __m512i b[4] = {zip.lower(p, q), zip.upper(p, q), zip.lower(u, v), zip.upper(u, v)};
 #pragma GCC unroll 6
           for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -302,12 +301,13 @@ struct Job {
   }
   template <int R>
   static void waiting(const __m512* sums, i64 block, __m512 (&acc)[R][4]) {
-    if (!block) return zero<R>(acc);
+    if (!block) return zero(acc);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) acc[r][j] = sums[4 * r + j];
   }
+  static constexpr int TILE = WIDE == 4 ? ROWS : 1;  // rows whose sums over whole panels are held in registers
   static constexpr i64 STRIPS = 8;  // panels that a task takes side by side
   static constexpr i64 DEEP = 64;   // rows of [in, out] of a block
   static constexpr i64 STREAMED = 48;  // rows up to which weights [in, out] are streamed
@@ -372,3 +372,5 @@ inline void run(Team& team, const std::vector<Job>& jobs) {
   }
   team.wait();
 }
+
+}  // namespace herd

@@ -10,6 +10,8 @@
 
 #include "common.h"
 
+namespace herd {
+
 namespace {
 
 constexpr i64 BLOCK = 128, PART = 4096;
@@ -173,3 +175,5 @@ void adamw_8bit(const bf16* grad, bf16* weight, int16_t* low_bits, uint8_t* mean
   }
 }
 }
+
+}  // namespace herd

@@ -4,6 +4,8 @@
 
 #include "pages.h"
 
+namespace herd {
+
 namespace {
 
 template <class T>
@@ -38,3 +40,5 @@ void attend_pages(const void* q, void* keys, void* values, const int32_t* table,
     attend_all<pages::Wide>((const float*)q, p, last.data(), plan, (float*)out);
 }
 }
+
+}  // namespace herd

@@ -8,6 +8,8 @@
 
 #include "common.h"
 
+namespace herd {
+
 namespace pages {
 
 constexpr i64 KEYS = PANEL;          // of a block
@@ -45,11 +47,8 @@ struct Wide {
   static void put(float* p, __m512 x, __mmask16 mask) { _mm512_mask_storeu_ps(p, mask, x); }
 };
 
-struct Nothing {
-  void operator()() const {}
-};
-
 // acc[r][16 j + lane] += sum over words of a[r, word] . panel[word, 16 j + lane]. `beside` is called with each word.
+#ifdef __AVX512VNNI__
 template <class T, int R, class F = Nothing>
 inline void multiply(const uint32_t* a, i64 row, const uint32_t* panel, i64 words, __m512 (&acc)[R][4], F beside = {}) {
   for (i64 p = 0; p < words; ++p, ++a, panel += PANEL) {
@@ -63,6 +62,26 @@ inline void multiply(const uint32_t* a, i64 row, const uint32_t* panel, i64 word
       for (int j = 0; j < 4; ++j) acc[r][j] = T::add(acc[r][j], a[r * row], b[j]);
   }
 }
+#else
+template <class T, int R, class F = Nothing>
+inline void multiply(const uint32_t* a, i64 row, const uint32_t* panel, i64 words, __m512 (&acc)[R][4], F beside = {}) {
+  if constexpr (T::PER_WORD == 2) return herd::multiply<R>(a, row, 1, panel, words, acc, beside);
+  for (int j = 0; j < 4; ++j) {
+    __m512 sum[R];
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) sum[r] = _mm512_loadu_ps(&acc[r][j]);
+    const uint32_t *x = a, *y = panel + 16 * j;
+    for (i64 p = 0; p < words; ++p, ++x, y += PANEL) {
+      if (!j) beside();
+      const __m512 b = _mm512_load_ps(y);
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r) sum[r] = T::add(sum[r], x[r * row], b);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) _mm512_storeu_ps(&acc[r][j], sum[r]);
+  }
+}
+#endif
 
 // 16 rows of 16 words, transposed: word i of all rows becomes to[i * stride]. Rows past `rows` and words past `words` are zero.
 inline void turn(const char* const* from, i64 at, i64 rows, i64 words, uint32_t* to, i64 stride) {
@@ -96,13 +115,33 @@ inline void turn(const char* const* from, i64 at, i64 rows, i64 words, uint32_t*
   }
 }
 
-// Two rows of 32 bf16 as 32 words: the pair of each column.
+// Two rows of 32 bf16 as 32 words, the pair of each column: those of the lower and those of the upper 16 columns.
+#ifdef __AVX512VNNI__
+struct Zip {
+  __m512i low, high;
+  Zip() {
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    low = _mm512_or_si512(lane, _mm512_slli_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(32)), 16));
+    high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  }
+  __m512i lower(__m512i a, __m512i b) const { return _mm512_permutex2var_epi16(a, low, b); }
+  __m512i upper(__m512i a, __m512i b) const { return _mm512_permutex2var_epi16(a, high, b); }
+};
+#else
+struct Zip {
+  static __m512i of(__m256i a, __m256i b) {
+    const __m256i low = _mm256_unpacklo_epi16(a, b), high = _mm256_unpackhi_epi16(a, b);
+    return {_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31)};
+  }
+  __m512i lower(__m512i a, __m512i b) const { return of(a.a, b.a); }
+  __m512i upper(__m512i a, __m512i b) const { return of(a.b, b.b); }
+};
+#endif
+
 inline void zip(__m512i a, __m512i b, uint32_t* to) {
-  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i low = _mm512_or_si512(lane, _mm512_slli_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(32)), 16));
-  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-  _mm512_store_si512(to, _mm512_permutex2var_epi16(a, low, b));
-  _mm512_store_si512(to + 16, _mm512_permutex2var_epi16(a, high, b));
+  const Zip zip;
+  _mm512_store_si512(to, zip.lower(a, b));
+  _mm512_store_si512(to + 16, zip.upper(a, b));
 }
 
 // A panel [row][PANEL] of values, from rows that are apart; those past `rows` are zero.
@@ -231,7 +270,7 @@ void attend(const Pages& p, i64 sequence, i64 head, const Queries<T>& q, i64 blo
       constexpr int rows = decltype(tile)::value;
       if (*std::max_element(q.last + r0, q.last + r0 + rows) < start) return;
       __m512 acc[rows][4];
-      zero<rows>(acc);
+      zero(acc);
       multiply<T, rows>((const uint32_t*)(q.values + r0 * p.c), words, keys, words, acc, beside);
       alignas(64) Value weight[rows * KEYS];
       float shrink[rows];
@@ -395,3 +434,5 @@ struct Plan {
 };
 
 }  // namespace pages
+
+}  // namespace herd

@@ -5,6 +5,8 @@
 
 #include "common.h"
 
+namespace herd {
+
 namespace {
 
 constexpr i64 PACKED = 4 << 20;  // words
@@ -72,7 +74,7 @@ void product(const bf16* a, const bf16* w, bf16* c, const i64* ends, i64 groups,
           for (i64 m = blocks[t].begin; m < blocks[t].end; m += ROWS)
             with_rows(blocks[t].end - m, [&](auto rows) {
               __m512 acc[rows][4];
-              zero<rows>(acc);
+              zero(acc);
               multiply<rows>((const uint32_t*)(a + m * k), pairs, 1, packed + (p - from) * panel_size, pairs, acc);
               const i64 column = (p - begin) * PANEL;
               for (int r = 0; r < rows; ++r)
@@ -113,7 +115,7 @@ void outer(const bf16* x, const bf16* g, bf16* out, const i64* ends, i64 groups,
           __m512 acc[count][4];
           float* at = sum + (p * width + r0) * PANEL;
           if (m == begin)
-            zero<count>(acc);
+            zero(acc);
           else
             for (int r = 0; r < count; ++r)
               for (int j = 0; j < 4; ++j) acc[r][j] = _mm512_load_ps(at + r * PANEL + 16 * j);
@@ -131,3 +133,5 @@ void outer(const bf16* x, const bf16* g, bf16* out, const i64* ends, i64 groups,
   }
 }
 }
+
+}  // namespace herd

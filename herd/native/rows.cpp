@@ -3,6 +3,8 @@
 
 #include "common.h"
 
+namespace herd {
+
 namespace {
 
 constexpr i64 BLOCK = 256;
@@ -225,3 +227,5 @@ void softmax_gradient(bf16* x, const i64* target, float* loss, i64 n, i64 v) {
   }
 }
 }
+
+}  // namespace herd

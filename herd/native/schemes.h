@@ -5,10 +5,13 @@
 
 #include "common.h"
 
+namespace herd {
+
 constexpr i64 BLOCK = 128;  // int4 and its activations: columns that share a vector of weights
 constexpr i64 COLUMNS = 4;  // outputs of a tile
-constexpr i64 TOKENS = 4;   // and its tokens: with the weights, what 32 registers hold
+constexpr i64 TOKENS = 4;   // and its tokens
 
+// With WIDE outputs at a time, a tile and its weights are what the registers hold.
 // Loops over a tile are unrolled by pragma: an accumulator that is indexed at run time lives in memory.
 
 // Sums of four registers, lane j that of register j.
@@ -35,12 +38,36 @@ inline __m128 four(const bf16* p, __mmask8 held = 15) {
 }
 
 // Fetches weights that come soon, in the order of memory: the rows of a tile and those of the next ones follow each other, and
-// only what is asked for in order shows the hardware a stream. `i` is how far a tile's rows are read, in bytes.
+// only what is asked for in order shows the hardware a stream. `i` is how far WIDE rows of a tile from the k-th on are read, in
+// bytes.
 constexpr i64 FAR = 8192;
-inline void ahead(const uint8_t* const (&w)[COLUMNS], i64 i) {
+inline void ahead(const uint8_t* const (&w)[COLUMNS], int k, i64 i) {
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) fetch(w[0] + FAR + COLUMNS * i + 64 * j);
+  for (int j = 0; j < WIDE; ++j) fetch(w[k] + FAR + WIDE * i + 64 * j);
 }
+
+// Products of bytes, four neighbours to a sum of 32 bits, exactly: of activations in -128 to 127 with weights in 0 to 127
+// (`add_products`), and with those of Int8 as `int8_weights` makes them, WEIGHT_BASE above their meaning.
+#ifdef __AVX512VNNI__
+constexpr int WEIGHT_BASE = 128;  // dpbusd wants one side unsigned
+inline __m512i add_products(__m512i sum, __m512i w, __m512i x) { return _mm512_dpbusd_epi32(sum, w, x); }
+inline __m512i int8_weights(__m512i w) { return _mm512_xor_si512(w, _mm512_set1_epi8((char)0x80)); }
+inline __m512i add_int8(__m512i sum, __m512i w, __m512i x) { return _mm512_dpbusd_epi32(sum, w, x); }
+#else
+constexpr int WEIGHT_BASE = 0;
+// Two products of 127 and 128 are within 16 bits.
+inline __m256i add_products(__m256i sum, __m256i w, __m256i x) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
+}
+inline __m512i add_products(__m512i sum, __m512i w, __m512i x) {
+  return {add_products(sum.a, w.a, x.a), add_products(sum.b, w.b, x.b)};
+}
+inline __m512i int8_weights(__m512i w) { return w; }
+// The sign goes from weight to activation: so do two of 128, which an activation of -128 is not.
+inline __m512i add_int8(__m512i sum, __m512i w, __m512i x) {
+  return add_products(sum, {_mm256_abs_epi8(w.a), _mm256_abs_epi8(w.b)}, {_mm256_sign_epi8(x.a, w.a), _mm256_sign_epi8(x.b, w.b)});
+}
+#endif
 
 // Largest magnitude of `count` values, a multiple of 16; NaN where there is one. As integers, NaN is above infinity.
 inline float largest(const float* x, i64 count) {
@@ -72,7 +99,7 @@ inline void put(float* p, __m512 x) { _mm512_storeu_ps(p, x); }
 // bf16 or fp32 weights, activations rounded to the same.
 template <class W>
 struct Plain {
-  static constexpr i64 TILE = 8;  // tokens at once
+  static constexpr i64 TILE = WIDE == 4 ? 8 : 4;  // tokens at once
   static constexpr i64 STEP = 64 / sizeof(W);
   i64 k, padded;
   W* values;
@@ -124,13 +151,13 @@ struct Plain {
   }
 };
 
-// int8: weights and activations of a row share one scale each. dpbusd wants one side unsigned: weights + 128.
+// int8: weights and activations of a row share one scale each.
 struct Int8 {
   static constexpr i64 TILE = TOKENS;
   i64 k, padded;
   int8_t* values;
   float* scales;
-  int32_t* bases;  // 128 times the sum of a token's values
+  int32_t* bases;  // WEIGHT_BASE times the sum of a token's values
 
   Int8(i64 tokens, i64 k, char* memory) : k(k), padded((k + 63) / 64 * 64) {
     values = (int8_t*)memory;
@@ -150,7 +177,7 @@ struct Int8 {
       _mm_storeu_si128((__m128i*)(values + m * padded + i), _mm512_cvtsepi32_epi8(q));
     }
     scales[m] = step(127, most);
-    bases[m] = 128 * _mm512_reduce_add_epi32(sum);
+    bases[m] = WEIGHT_BASE * _mm512_reduce_add_epi32(sum);
   }
 
   template <int R>
@@ -160,22 +187,23 @@ struct Int8 {
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) acc[r][j] = _mm512_setzero_si512();
-    const i64 width = k, stride = padded;
+    const i64 width = this->k, stride = padded;
     const int8_t* x = values + m * stride;
-    for (i64 i = 0; i < width; i += 64) {
-      const __mmask64 mask = width - i >= 64 ? ~0ull : (1ull << (width - i)) - 1;
-      __m512i b[4];
-      ahead(w, i);
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j)
-        b[j] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, w[j] + i), _mm512_set1_epi8((char)0x80));
+    for (int k = 0; k < 4; k += WIDE)
+      for (i64 i = 0; i < width; i += 64) {
+        const __mmask64 mask = width - i >= 64 ? ~0ull : (1ull << (width - i)) - 1;
+        __m512i b[WIDE];
+        ahead(w, k, i);
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        const __m512i a = _mm512_loadu_si512(x + r * stride + i);
+        for (int j = 0; j < WIDE; ++j) b[j] = int8_weights(_mm512_maskz_loadu_epi8(mask, w[k + j] + i));
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) acc[r][j] = _mm512_dpbusd_epi32(acc[r][j], b[j], a);
+        for (int r = 0; r < R; ++r) {
+          const __m512i a = _mm512_loadu_si512(x + r * stride + i);
+#pragma GCC unroll 4
+          for (int j = 0; j < WIDE; ++j) acc[r][k + j] = add_int8(acc[r][k + j], b[j], a);
+        }
       }
-    }
     const bf16 near[4] = {*ws[0], *ws[1], *ws[2], *ws[3]};
     const __m128 weight_scales = four(near);
 #pragma GCC unroll 4
@@ -222,8 +250,8 @@ struct Int4 {
         _mm_storel_epi64((__m128i*)(part.odd + i / 2), _mm_srli_si128(halves, 8));
       }
       const __m512i eights = _mm512_set1_epi8(8);
-      const __m512i sum = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), eights,
-                                              _mm512_loadu_si512(part.even)), eights, _mm512_loadu_si512(part.odd));
+      const __m512i sum = add_products(add_products(_mm512_setzero_si512(), eights, _mm512_loadu_si512(part.even)), eights,
+                                       _mm512_loadu_si512(part.odd));
       _mm512_storeu_si512(part.base, _mm512_sub_epi32(_mm512_setzero_si512(), sum));
       scales[m * blocks + b] = step(127, most);
     }
@@ -232,36 +260,70 @@ struct Int4 {
   template <int R>
   void dots(i64 m, const uint8_t* const (&w)[COLUMNS], const bf16* const (&ws)[COLUMNS], __m128 (&out)[R]) const {
     __m512 acc[R][4];
-    zero<R>(acc);
-    const i64 stride = blocks, row = k / 2, each = per_block, all = groups;
+    zero(acc);
+    const i64 stride = blocks, row = this->k / 2, each = per_block, all = groups;
     const __m512i where = spread;
     const Part* x = parts + m * stride;
     const float* xs = scales + m * stride;
-    for (i64 b = 0; b < stride; ++b) {
-      const i64 bytes = std::min<i64>(64, row - 64 * b);
-      const __mmask8 held = (1 << std::min(each, all - each * b)) - 1;
-      ahead(w, 64 * b);
-      const __mmask64 mask = bytes == 64 ? ~0ull : (1ull << bytes) - 1;
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        const __m512i both = _mm512_maskz_loadu_epi8(mask, w[j] + 64 * b), low = _mm512_set1_epi8(15);
-        const __m512i even = _mm512_and_si512(both, low), odd = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-        const __m512 scale = _mm512_permutexvar_ps(
-            where, _mm512_castps128_ps512(four(ws[j] + each * b, held)));
+    for (int k = 0; k < 4; k += WIDE)
+      for (i64 b = 0; b < stride; ++b) {
+        const i64 bytes = std::min<i64>(64, row - 64 * b);
+        const __mmask8 held = (1 << std::min(each, all - each * b)) - 1;
+        ahead(w, k, 64 * b);
+        const __mmask64 mask = bytes == 64 ? ~0ull : (1ull << bytes) - 1;
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-          const Part& a = x[r * stride + b];
-          __m512i sum = _mm512_dpbusd_epi32(_mm512_loadu_si512(a.base), even, _mm512_loadu_si512(a.even));
-          sum = _mm512_dpbusd_epi32(sum, odd, _mm512_loadu_si512(a.odd));
-          acc[r][j] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(xs[r * stride + b])),
-                                      scale, acc[r][j]);
+        for (int j = k; j < k + WIDE; ++j) {
+          const __m512i both = _mm512_maskz_loadu_epi8(mask, w[j] + 64 * b), low = _mm512_set1_epi8(15);
+          const __m512i even = _mm512_and_si512(both, low), odd = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+          const __m512 scale = _mm512_permutexvar_ps(where, _mm512_castps128_ps512(four(ws[j] + each * b, held)));
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r) {
+            const Part& a = x[r * stride + b];
+            __m512i sum = add_products(_mm512_loadu_si512(a.base), even, _mm512_loadu_si512(a.even));
+            sum = add_products(sum, odd, _mm512_loadu_si512(a.odd));
+            acc[r][j] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(xs[r * stride + b])), scale,
+                                        acc[r][j]);
+          }
         }
       }
-    }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) out[r] = sums(acc[r]);
   }
 };
+
+// Codes of e4m3, one in 16 bits, to bf16, given the table of those without a sign.
+#ifdef __AVX512VNNI__
+struct E4m3 {
+  __m512i t0, t1, t2, t3;
+  explicit E4m3(const bf16 (&table)[128])
+      : t0(_mm512_loadu_si512(table)), t1(_mm512_loadu_si512(table + 32)), t2(_mm512_loadu_si512(table + 64)),
+        t3(_mm512_loadu_si512(table + 96)) {}
+  __m512i operator()(__m512i code) const {
+    const __m512i low = _mm512_permutex2var_epi16(t0, code, t1), high = _mm512_permutex2var_epi16(t2, code, t3);
+    const __mmask32 upper = _mm512_test_epi16_mask(code, _mm512_set1_epi16(64));
+    const __m512i sign = _mm512_and_si512(_mm512_slli_epi16(code, 8), _mm512_set1_epi16((short)0x8000));
+    return _mm512_or_si512(sign, _mm512_mask_mov_epi16(low, upper, high));
+  }
+};
+#else
+struct E4m3 {  // from 8 on by a shift and another bias, those below by a table of lower and one of upper bytes
+  __m256i lower, upper;
+  explicit E4m3(const bf16 (&table)[128]) {
+    const __m256i small = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
+    lower = _mm256_shuffle_epi8(small, _mm256_set1_epi64x(0x0e0c0a0806040200));
+    upper = _mm256_shuffle_epi8(small, _mm256_set1_epi64x(0x0f0d0b0907050301));
+  }
+  __m256i operator()(__m256i code) const {
+    const __m256i bare = _mm256_and_si256(code, _mm256_set1_epi16(127));
+    const __m256i large = _mm256_add_epi16(_mm256_slli_epi16(bare, 4), _mm256_set1_epi16(120 << 7));
+    const __m256i small = _mm256_or_si256(_mm256_shuffle_epi8(lower, bare), _mm256_slli_epi16(_mm256_shuffle_epi8(upper, bare), 8));
+    const __m256i sign = _mm256_and_si256(_mm256_slli_epi16(code, 8), _mm256_set1_epi16((short)0x8000));
+    return _mm256_or_si256(sign, _mm256_blendv_epi8(large, small, _mm256_cmpgt_epi16(_mm256_set1_epi16(8), bare)));
+  }
+  __m512i operator()(__m512i code) const { return {(*this)(code.a), (*this)(code.b)}; }
+};
+#endif
 
 // fp8 (e4m3): weights by a table to bf16, which holds them exactly, as it does the activations rounded to e4m3.
 struct Fp8 {
@@ -305,25 +367,22 @@ struct Fp8 {
   template <int R>
   void dots(i64 m, const uint8_t* const (&w)[COLUMNS], const bf16* const (&ws)[COLUMNS], __m128 (&out)[R]) const {
     __m512 acc[R][4];
-    zero<R>(acc);
-    const __m512i t0 = _mm512_loadu_si512(table), t1 = _mm512_loadu_si512(table + 32);
-    const __m512i t2 = _mm512_loadu_si512(table + 64), t3 = _mm512_loadu_si512(table + 96);
-    const i64 width = k, stride = padded;
+    zero(acc);
+    const E4m3 decoded(table);
+    const i64 width = this->k, stride = padded;
     const bf16* x = values + m * stride;
-    for (i64 i = 0; i < width; i += 32) {
-      const __mmask32 mask = width - i >= 32 ? ~0u : (1u << (width - i)) - 1;
-      ahead(w, i);
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        const __m512i code = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(mask, w[j] + i));
-        const __m512i low = _mm512_permutex2var_epi16(t0, code, t1), high = _mm512_permutex2var_epi16(t2, code, t3);
-        const __mmask32 upper = _mm512_test_epi16_mask(code, _mm512_set1_epi16(64));
-        const __m512i sign = _mm512_and_si512(_mm512_slli_epi16(code, 8), _mm512_set1_epi16((short)0x8000));
-        const __m512i b = _mm512_or_si512(sign, _mm512_mask_mov_epi16(low, upper, high));
+    for (int k = 0; k < 4; k += WIDE)
+      for (i64 i = 0; i < width; i += 32) {
+        const __mmask32 mask = width - i >= 32 ? ~0u : (1u << (width - i)) - 1;
+        ahead(w, k, i);
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) acc[r][j] = dot(acc[r][j], _mm512_loadu_si512(x + r * stride + i), b);
+        for (int j = k; j < k + WIDE; ++j) {
+          const __m512i b = decoded(_mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(mask, w[j] + i)));
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r) acc[r][j] = dot(acc[r][j], _mm512_loadu_si512(x + r * stride + i), b);
+        }
       }
-    }
     const bf16 near[4] = {*ws[0], *ws[1], *ws[2], *ws[3]};
     const __m128 weight_scales = four(near);
 #pragma GCC unroll 4
@@ -331,3 +390,5 @@ struct Fp8 {
       out[r] = _mm_mul_ps(_mm_mul_ps(sums(acc[r]), _mm_set1_ps(scales[m + r])), weight_scales);
   }
 };
+
+}  // namespace herd

@@ -9,6 +9,8 @@
 
 #include "common.h"
 
+namespace herd {
+
 namespace {
 
 constexpr i64 SEEN = 256;         // keys from which the channel is estimated in which the keys of a part differ most
@@ -142,3 +144,5 @@ void attend_selected(const float* q, const bf16* keys, const bf16* values, const
   }
 }
 }
+
+}  // namespace herd

@@ -23,7 +23,9 @@ from herd.train import passes
 from herd.train.losses import softmax_gradient
 
 pytestmark = pytest.mark.usefixtures("two_threads")
-needs_kernels = pytest.mark.skipif(native.why_not() is not None, reason="no C++ compiler or no AVX-512 with VNNI")
+needs_kernels = pytest.mark.skipif(
+    native.why_not() is not None, reason="no C++ compiler, or neither AVX-512 with VNNI nor AVX2"
+)
 NONE = library.Found(None, "a test", "")
 SHAPE = tiny(64, SpecialIds(**dict.fromkeys(SpecialIds.__dataclass_fields__, 0)))
 
@@ -269,11 +271,29 @@ def test_a_failing_compiler_leaves_the_twins_and_gives_the_reason(
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("HERD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(library, "processor_flags", lambda: frozenset(library.NEEDED))
+    monkeypatch.setattr(library, "processor_flags", lambda: frozenset(library.INSTRUCTIONS["AVX2"]))
     found = library.find.__wrapped__()
     assert found.library is None
     assert "no room left" in found.reason
     assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ({"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"}, "AVX-512 with VNNI"),
+        ({"avx2", "fma", "avx512f", "avx512bw", "avx512vl"}, "AVX2"),
+        ({"avx2", "fma"}, "AVX2"),
+        ({"avx2"}, None),
+    ],
+)
+def test_the_best_instructions_of_the_processor_are_used(
+    flags: set[str], name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert library.instructions(frozenset(flags)) == name
+    monkeypatch.setattr(library, "processor_flags", lambda: frozenset(flags))
+    if name is None:
+        assert library.find.__wrapped__().reason == "the processor lacks fma"
 
 
 def test_the_kernels_can_be_switched_off_and_doctor_reports_it() -> None:
