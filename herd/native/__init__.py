@@ -1,4 +1,6 @@
-"""C++ kernels for the CPU (AVX-512 or AVX2): training in bf16, low-bit products, attention over pages. Each has a PyTorch twin.
+"""C++ kernels for the CPU (AVX-512, or AVX2 where asked for), each with a PyTorch twin.
+
+They serve training in bf16, low-bit products and inference over pages.
 
 `why_not(x, inputs)` is None where they can be used on `x`, else the reason; the caller then uses the PyTorch twin.
 Results differ from the twin's by bf16 rounding only (fewer roundings, as sums and softmax stay in fp32 throughout), and

@@ -1,8 +1,9 @@
 """Builds the kernels with the machine's own C++ compiler at first use, and calls them.
 
 The library is kept in the cache (`herd.core.files.cache_folder`) under a name made of source, compiler and
-processor: whatever changes, another one is built, in about a minute. Where there is no compiler, or the processor has
-none of `INSTRUCTIONS`, `why_not()` is the reason, and PyTorch's own operators serve.
+processor: whatever changes, another one is built, in about a minute. Where there is no compiler, or the processor lacks
+AVX-512 with VNNI, `why_not()` is the reason, and PyTorch's own operators serve. With AVX2 alone the kernels are built
+and used where `HERD_NATIVE=avx2` asks for them.
 """
 
 import ctypes
@@ -38,10 +39,10 @@ INSTRUCTIONS = {
     "AVX-512 with VNNI": ("avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
     "AVX2": ("avx2", "fma"),
 }
-"""What the processor must have, in the words of /proc/cpuinfo, the best first: wide.h makes the kernels of AVX-512 from
-those of AVX2."""
+"""What the processor must have, in the words of /proc/cpuinfo, the best first. For AVX2, wide.h makes registers of 512
+bits of pairs."""
 SWITCH = "HERD_NATIVE"
-"""Set this variable to 0 to do without the kernels."""
+"""Set this variable to 0 to do without the kernels, or to avx2 for those of AVX2, not the default yet."""
 
 
 class Found(NamedTuple):
@@ -58,9 +59,14 @@ def find() -> Found:
     if os.environ.get(SWITCH) == "0":
         return Found(None, f"{SWITCH}=0", f"unset {SWITCH}")
     flags = processor_flags()
-    if instructions(flags) is None:
+    best = instructions(flags)
+    if best is None:
         lacking = [name for name in INSTRUCTIONS["AVX2"] if name not in flags]
         return Found(None, f"the processor lacks {', '.join(lacking)}", "")
+    if best == "AVX2" and os.environ.get(SWITCH) != "avx2":
+        return Found(
+            None, "the processor lacks AVX-512 with VNNI", f"{SWITCH}=avx2 has kernels of AVX2 (docs/train.md)"
+        )
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
     if compiler is None:
         return Found(None, "no C++ compiler", "apt-get install g++")

@@ -31,7 +31,7 @@ from herd.native import forward
 from herd.train.balance import mixtures
 
 pytestmark = pytest.mark.usefixtures("two_threads")
-needs_kernels = pytest.mark.skipif(native.why_not() is not None, reason="no C++ compiler, or neither AVX-512 with VNNI nor AVX2")
+needs_kernels = pytest.mark.skipif(native.why_not() is not None, reason="no C++ compiler or no AVX-512 with VNNI")
 SCOUT, MAVERICK = replace(SCOUT_LIKE, vision=None), replace(MAVERICK_LIKE, vision=None)
 SHAPES = {
     "Scout-like": SCOUT,

@@ -23,9 +23,7 @@ from herd.train import passes
 from herd.train.losses import softmax_gradient
 
 pytestmark = pytest.mark.usefixtures("two_threads")
-needs_kernels = pytest.mark.skipif(
-    native.why_not() is not None, reason="no C++ compiler, or neither AVX-512 with VNNI nor AVX2"
-)
+needs_kernels = pytest.mark.skipif(native.why_not() is not None, reason="no C++ compiler or no AVX-512 with VNNI")
 NONE = library.Found(None, "a test", "")
 SHAPE = tiny(64, SpecialIds(**dict.fromkeys(SpecialIds.__dataclass_fields__, 0)))
 
@@ -271,7 +269,7 @@ def test_a_failing_compiler_leaves_the_twins_and_gives_the_reason(
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("HERD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(library, "processor_flags", lambda: frozenset(library.INSTRUCTIONS["AVX2"]))
+    monkeypatch.setattr(library, "processor_flags", lambda: frozenset(library.INSTRUCTIONS["AVX-512 with VNNI"]))
     found = library.find.__wrapped__()
     assert found.library is None
     assert "no room left" in found.reason
@@ -292,8 +290,13 @@ def test_the_best_instructions_of_the_processor_are_used(
 ) -> None:
     assert library.instructions(frozenset(flags)) == name
     monkeypatch.setattr(library, "processor_flags", lambda: frozenset(flags))
+    monkeypatch.delenv("HERD_NATIVE", raising=False)
     if name is None:
         assert library.find.__wrapped__().reason == "the processor lacks fma"
+    if name == "AVX2":
+        found = library.find.__wrapped__()
+        assert found.library is None
+        assert "HERD_NATIVE=avx2" in found.fix
 
 
 def test_the_kernels_can_be_switched_off_and_doctor_reports_it() -> None:

@@ -13,7 +13,7 @@ from herd.model.cache import attend_pages, plan_queries
 from herd.model.pack import CPU
 
 pytestmark = pytest.mark.usefixtures("two_threads")
-needs_kernels = pytest.mark.skipif(native.why_not() is not None, reason="no C++ compiler, or neither AVX-512 with VNNI nor AVX2")
+needs_kernels = pytest.mark.skipif(native.why_not() is not None, reason="no C++ compiler or no AVX-512 with VNNI")
 
 
 def paged(
