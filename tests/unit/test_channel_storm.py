@@ -24,14 +24,14 @@ def test_a_naive_handler_fails_in_the_same_storm():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("channel", ["whatsapp", "messenger", "instagram"])
-def test_ten_thousand_messages_and_two_hundred_kills(channel: str):
-    fate = storm(channel, messages=10_000, kills=200, seed=2, per_s=20, settle_s=900)
+@pytest.mark.parametrize(("channel", "messages"), [("whatsapp", 44_000), ("messenger", 24_500), ("instagram", 24_500)])
+def test_ten_thousand_deliveries_and_two_hundred_kills(channel: str, messages: int):
+    fate = storm(channel, messages=messages, kills=200, seed=2, per_s=15, settle_s=900)
     assert is_right(fate), fate.examples[:5]
-    assert fate.answered > 8_500 and fate.kills == 200
+    assert fate.answered > 0.85 * messages and fate.kills == 200 and fate.deliveries > 10_000
 
 
 @pytest.mark.slow
 def test_pywa_loses_messages_of_batches():
     fate = storm("whatsapp", kind="pywa", messages=300, kills=2, seed=2)
-    assert fate.lost
+    assert fate.lost and fate.answered, "a control that answers nothing shows nothing"
