@@ -45,6 +45,9 @@ class GuardConfig(LanguageTrainingConfig):
     """Messages that are trained on in all."""
     batch_items: Count = 48
     """Messages of one optimizer step, all under one policy."""
+    naming_share: Share = 0.0
+    """Share of the steps, the first, in which three of four generated items are unsafe: a category is learnt from these
+    alone, and needs many. Then come all kinds, which show what is safe."""
     examples_share: Share = 0.5
     """Share of them that are yours, where there are examples."""
     context: Context = 512

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby, takewhile
+from itertools import count, groupby, takewhile
 
 import numpy as np
 import torch
@@ -61,18 +61,24 @@ class GuardBatches:
         """The batch of step `step`."""
         config = self._config
         first = step * config.batch_items
-        count = min(config.batch_items, config.num_items - first)
+        size = min(config.batch_items, config.num_items - first)
         policy, named = make_policy(config.seed, "train", step)
         rng = stream(config.seed, "guard examples", step)
-        own = int(rng.binomial(count, config.examples_share)) if self._examples else 0
+        own = int(rng.binomial(size, config.examples_share)) if self._examples else 0
         if own:  # under their own policy: what another one says of them is not known
             policy, named = self._policy, {}
         chosen = [self._examples[int(index)] for index in rng.choice(max(len(self._examples), 1), size=own)]
-        drawn = int(rng.binomial(count - own, config.pictures_share)) if self._drawings else 0
+        drawn = int(rng.binomial(size - own, config.pictures_share)) if self._drawings else 0
         if self._drawings:
             chosen += [pictured(self._drawings.item(config.seed, "train", first + i), policy) for i in range(drawn)]
-        made = (make_item(config.seed, "train", first + i) for i in range(drawn, count - own))
+        naming = step < round(config.naming_share * self.num_steps)
+        made = (self._item(first + i, unsafe=naming and bool(i % 4)) for i in range(drawn, size - own))
         return self.pack([*chosen, *(judged_item(one, policy, named) for one in made)], policy)
+
+    def _item(self, number: int, *, unsafe: bool) -> Item:
+        """The item with this number; with `unsafe` the next one of its line that is, with numbers that no other has."""
+        numbers = count(number, self._config.num_items)
+        return next(item for at in numbers if (item := make_item(self._config.seed, "train", at)).codes or not unsafe)
 
     def pack(self, chosen: Sequence[Judged], policy: Taxonomy) -> GuardBatch:
         """Messages as a batch, those whose prompts begin alike together."""

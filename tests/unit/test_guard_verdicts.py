@@ -19,6 +19,7 @@ from herd.guard.batches import GuardBatches
 from herd.guard.examples import read_examples
 from herd.guard.measure import Row, rates
 from herd.guard.model_guard import Guard, Verdict
+from herd.guard.policies import make_policy
 from herd.guard.prompt import guard_messages, last_message, plain_text, text_part
 from herd.guard.taxonomy import HAZARDS, Category
 from herd.guard.train import train_guard
@@ -216,6 +217,17 @@ def test_each_item_is_trained_on_once_under_the_policy_of_its_step():
         assert make_item(0, "train", number).text in documents[number // 8]
     for batch in made:  # the short form begins alike for both roles
         assert set(batch.prompts_N.tolist()) == {-1, 0}
+
+
+def test_in_steps_that_teach_categories_three_of_four_items_are_unsafe():
+    seed = next(seed for seed in range(99) if all(make_policy(seed, "train", step) == (HAZARDS, {}) for step in (0, 1)))
+    config = GuardConfig(num_items=48, batch_items=16, seed=seed, naming_share=0.4)
+    batches = GuardBatches(config, tokenizer := random_tokenizer(), ImageProcessor(None))
+    named = [tokenizer.decode(batches.batch(step).tokens_N.tolist()).count("unsafe\nS") for step in range(2)]
+    usual = sum(bool(make_item(seed, "train", number).codes) for number in range(16, 32))
+    assert named[0] >= 12 and named[1] == usual < 12
+    again = GuardBatches(config, tokenizer, ImageProcessor(None)).batch(0)
+    assert again.tokens_N.tolist() == batches.batch(0).tokens_N.tolist()
 
 
 def test_in_the_form_of_llama_guard_messages_of_a_role_begin_alike():
