@@ -1,4 +1,4 @@
-"""C++ kernels for the CPU (AVX-512, or AVX2 where asked for), each with a PyTorch twin.
+"""C++ kernels for the CPU (AVX-512 or AVX2), each with a PyTorch twin.
 
 They serve training in bf16, low-bit products and inference over pages.
 

@@ -2,8 +2,7 @@
 
 The library is kept in the cache (`herd.core.files.cache_folder`) under a name made of source, compiler and
 processor: whatever changes, another one is built, in about a minute. Where there is no compiler, or the processor lacks
-AVX-512 with VNNI, `why_not()` is the reason, and PyTorch's own operators serve. With AVX2 alone the kernels are built
-and used where `HERD_NATIVE=avx2` asks for them.
+AVX2 too, `why_not()` is the reason, and PyTorch's own operators serve.
 """
 
 import ctypes
@@ -42,7 +41,7 @@ INSTRUCTIONS = {
 """What the processor must have, in the words of /proc/cpuinfo, the best first. For AVX2, wide.h makes registers of 512
 bits of pairs."""
 SWITCH = "HERD_NATIVE"
-"""Set this variable to 0 to do without the kernels, or to avx2 for those of AVX2, not the default yet."""
+"""Set this variable to 0 to do without the kernels."""
 
 
 class Found(NamedTuple):
@@ -63,10 +62,6 @@ def find() -> Found:
     if best is None:
         lacking = [name for name in INSTRUCTIONS["AVX2"] if name not in flags]
         return Found(None, f"the processor lacks {', '.join(lacking)}", "")
-    if best == "AVX2" and os.environ.get(SWITCH) != "avx2":
-        return Found(
-            None, "the processor lacks AVX-512 with VNNI", f"{SWITCH}=avx2 has kernels of AVX2 (docs/train.md)"
-        )
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))), None)
     if compiler is None:
         return Found(None, "no C++ compiler", "apt-get install g++")
