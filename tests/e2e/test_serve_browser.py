@@ -245,3 +245,13 @@ def test_markdown_and_code_become_nodes_whole_or_in_pieces(page):
     for source, expected in RENDERED:
         assert rendered(source, pieces=False) == expected
         assert rendered(source, pieces=True) == expected
+
+
+def test_what_is_read_before_the_storage_is_open_waits_for_it(page):
+    script = """async () => {
+        const store = await import(new URL("web/store.js?another", location.href).href);
+        const early = store.allChats();
+        await store.openStore();
+        return (await early).length;
+    }"""
+    assert page.evaluate(script) == 0

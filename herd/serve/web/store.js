@@ -9,6 +9,8 @@
 const TABLES = { chats: "id", messages: "id", drafts: "chat" };
 let database = null;
 let memory = null;
+let opened = () => {};
+const opening = new Promise((resolve) => { opened = resolve; });
 
 function open() {
   return new Promise((resolve, reject) => {
@@ -32,11 +34,14 @@ export async function openStore() {
   } catch {
     memory = Object.fromEntries(Object.keys(TABLES).map((name) => [name, new Map()]));
     return false;
+  } finally {
+    opened();
   }
 }
 
 /** Runs `work(tables)` as one step: all of it is kept or nothing, and no other tab comes between. */
 function within(work, mode = "readwrite") {
+  if (!database && !memory) return opening.then(() => within(work, mode));  // another tab may have news before
   if (memory) return work(inMemory);
   return new Promise((resolve, reject) => {
     const transaction = database.transaction(Object.keys(TABLES), mode);
