@@ -235,7 +235,7 @@ def check_kernels() -> Check:
     if reason is None:
         built = native.instructions(native.processor_flags())
         return Check(name="kernels", state="ok", found=f"in use, with {built}: inference, and training in bf16")
-    text = f"not in use: {reason}; training runs on PyTorch's operators, at half the speed"
+    text = f"not in use: {reason}; inference and training in bf16 run on PyTorch's operators, several times slower"
     return Check(name="kernels", state="note", found=text, fix=native.find().fix)
 
 
