@@ -36,8 +36,9 @@ from herd.serve.keys import VARIABLE, load_keys
 from herd.serve.loading import model_sources, named_paths
 from herd.serve.middleware import Queue, is_loopback
 from herd.serve.models import LocalModels, Models
-from herd.serve.upstream import VARIABLE as UPSTREAM_KEY
-from herd.serve.upstream import Upstream, UpstreamClient, check_url
+from herd.serve.upstream import Upstream
+from herd.serve.upstream_client import VARIABLE as UPSTREAM_KEY
+from herd.serve.upstream_client import UpstreamClient, check_url
 
 SWITCH_S = 0.0002
 """After so long a thread gives way to one that waits. Python's own 5 ms are most of a small model's step."""

@@ -23,14 +23,15 @@ from herd.errors import HerdError
 from herd.guard.model_guard import Verdict
 from herd.guard.stream import GuardGate
 from herd.serve import server as api
-from herd.serve import upstream as upstream_module
+from herd.serve import upstream_client
 from herd.serve.api.app import create_app
 from herd.serve.channels.config import Options
 from herd.serve.channels.delivery import Turn
 from herd.serve.channels.upstream import UpstreamAnswerer
 from herd.serve.keys import Key, Keys
 from herd.serve.models import one_model
-from herd.serve.upstream import Upstream, UpstreamClient, check_url
+from herd.serve.upstream import Upstream
+from herd.serve.upstream_client import UpstreamClient, check_url
 
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 
@@ -301,7 +302,7 @@ FAILURES = {
 @pytest.mark.parametrize("kind", FAILURES)
 def test_each_failure_of_the_server_behind_is_named(one, monkeypatch, kind):
     status, message = FAILURES[kind]
-    monkeypatch.setattr(upstream_module, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(upstream_client, "MAX_LINE_BYTES", 1000)
     with pytest.raises(openai.APIStatusError, match=message) as caught:
         one.ask(kind)
     assert caught.value.status_code == status

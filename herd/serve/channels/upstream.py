@@ -16,7 +16,8 @@ from herd.serve.channels.answer import messages_of
 from herd.serve.channels.config import Options
 from herd.serve.channels.delivery import Answer, Turn
 from herd.serve.refusal import ApiError
-from herd.serve.upstream import Upstream, UpstreamClient, UpstreamModel
+from herd.serve.upstream import Upstream, UpstreamModel
+from herd.serve.upstream_client import UpstreamClient
 
 
 class UpstreamAnswerer:
