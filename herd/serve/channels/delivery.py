@@ -207,9 +207,9 @@ class Delivery:
         if not waiting:
             return
         if command == "forget":
-            outbox.forget(self.store, person.id)
+            outbox.forget(self.store, person.id, self.clock())
             self._say(person, waiting, texts.forgotten, reason="forget")
-            outbox.forget(self.store, person.id)
+            outbox.forget(self.store, person.id, self.clock())
         elif command == "opt_out":
             said = "" if person.opted_out else texts.opted_out
             self._say(person, waiting, said, reason="opted out", also="opted_out = 1")

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterable
 
 from herd.serve.channels.events import Event
-from herd.serve.channels.store import Store, count, find_person, move, person_of, see
+from herd.serve.channels.store import Store, count, find_person, is_seen, move, person_of, remember_sent, see, sent_text
 
 FUTURE_S = 300
 """Meta's clock may be so far ahead; what is later, or has no time, came now."""
@@ -113,6 +113,7 @@ def _revoke(db: sqlite3.Connection, channel: str, event: Event, now: float) -> b
     left = "SELECT 1 FROM messages WHERE turn = ? AND role = 'user' AND reason != 'revoked'"
     if row["turn"] is not None and not db.execute(left, (row["turn"],)).fetchone():
         # The answer may repeat what was said.
+        remember_sent(db, "turns.id = ?", (row["turn"],), now)
         db.execute("DELETE FROM messages WHERE turn = ? AND role = 'assistant'", (row["turn"],))
         sql = "UPDATE parts SET state = 'cancelled', error = 'revoked', time = ? WHERE turn = ? AND state = 'ready'"
         db.execute(sql, (now, row["turn"]))
@@ -167,6 +168,8 @@ def _echo(db: sqlite3.Connection, channel: str, event: Event, now: float, until:
     if row is not None:
         _resolve(db, "id", row["id"], event.message_id, now)
         return
+    if any(is_seen(db, channel, key) for key in (event.token, sent_text(event.who, event.text)) if key):
+        return  # ours, and deleted since
     count(db, channel, "echo of a person")
     if not event.who:
         return

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from herd.serve.channels.events import Who
-from herd.serve.channels.store import Store, count, current
+from herd.serve.channels.store import Store, count, current, remember_sent
 
 WINDOW_S = 24 * 3600
 WINDOW_MARGIN_S = 60
@@ -259,9 +259,10 @@ def recover(store: Store, now: float) -> int:
         return db.execute("UPDATE parts SET state = 'unknown', time = ? WHERE state = 'sending'", (now,)).rowcount
 
 
-def forget(store: Store, person_id: int) -> None:
+def forget(store: Store, person_id: int, now: float) -> None:
     """Delete all that was said in a conversation. Who opted out stays out; event ids stay as digests."""
     with store.transaction() as db:
+        remember_sent(db, "turns.person = ? AND turns.state = 'closed'", (person_id,), now)
         db.execute("DELETE FROM turns WHERE person = ? AND state = 'closed'", (person_id,))
         db.execute("DELETE FROM messages WHERE person = ? AND state != 'new'", (person_id,))
     store.erase_log()
@@ -272,6 +273,7 @@ def retain(store: Store, days: float, now: float) -> None:
     before = now - 86400 * days
     with store.transaction() as db:
         num = db.execute("DELETE FROM messages WHERE received < ? AND state != 'new'", (before,)).rowcount
+        remember_sent(db, "turns.created < ? AND turns.state = 'closed'", (before,), now)
         db.execute("DELETE FROM turns WHERE created < ? AND state = 'closed'", (before,))
         db.execute("DELETE FROM seen WHERE time < ?", (now - 86400 * SEEN_DAYS,))
         gone = (

@@ -9,7 +9,7 @@ import hashlib
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -169,6 +169,25 @@ def see(db: sqlite3.Connection, channel: str, key: str, now: float) -> bool:
         return True
     done = db.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (_digest(channel, key), now))
     return done.rowcount == 1
+
+
+def sent_text(who: Who, text: str) -> str:
+    """The key of a text of ours in `seen`. The person's row may go before it."""
+    return f"sent {who.user_id or who.phone} {text}"
+
+
+def remember_sent(db: sqlite3.Connection, turns: str, given: Sequence[object], now: float) -> None:
+    """Before the texts of answers are deleted: their echoes may still come, and are ours. `turns`: which, as SQL over
+    the table of that name, with `given` in place of its question marks."""
+    rows = db.execute(
+        "SELECT channel, phone, user_id, parts.text, token, message_id FROM parts JOIN turns ON turns.id = parts.turn "
+        f"JOIN people ON people.id = person WHERE parts.state IN ('sending', 'unknown', 'sent') AND {turns}",
+        given,
+    ).fetchall()
+    for row in rows:
+        who = Who(phone=row["phone"], user_id=row["user_id"])
+        for key in [row["message_id"]] if row["message_id"] else [row["token"], sent_text(who, row["text"])]:
+            see(db, row["channel"], key, now)
 
 
 def _alias(db: sqlite3.Connection, channel: str, kind: str, value: str) -> int | None:
