@@ -1,5 +1,6 @@
 """How a server is reached and by whom. The options of `herd serve`."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,9 @@ class ServeConfig:
     """Files of the certificate chain and of its private key: the server then speaks HTTPS."""
     cors_origins: tuple[str, ...] = ()
     """Origins, such as https://chat.example, whose pages may ask from a browser."""
+    picture_hosts: tuple[str, ...] = ()
+    """Hosts, such as images.example.org or .example.org for all below it, whose pictures are fetched over HTTPS where a
+    request names their address; without any, nothing is fetched."""
     audit_log: Path | None = None
     """File that gets a line of JSON for each request, without contents."""
     audit_contents: bool = False
@@ -61,6 +65,11 @@ class ServeConfig:
             raise HerdError(f"--drain-s {self.drain_s} must be in 0 to 86400")
         if self.audit_contents and self.audit_log is None:
             raise HerdError("--audit-contents without --audit-log: name a file")
+        for host in self.picture_hosts:
+            if not re.fullmatch(r"\.?[a-z0-9-]+(\.[a-z0-9-]+)+", host) or host.rpartition(".")[2].isdigit():
+                raise HerdError(
+                    f"--picture-hosts {host!r} must be a host's name in small letters, such as img.example.org"
+                )
         for origin in self.cors_origins:
             scheme, _, rest = origin.partition("://")
             if scheme not in ("http", "https") or not rest or "/" in rest or "*" in rest:

@@ -75,7 +75,11 @@ def find_exposure(
         yield Finding(level, "cors", f"pages of {', '.join(server.cors_origins)} may ask from browsers")
     else:
         yield Finding("ok", "cors", "no page of another site may ask")
-    yield Finding("ok", "pictures", "nothing is fetched: pictures and videos by address are refused")
+    if server.picture_hosts:
+        hosts = ", ".join(server.picture_hosts)
+        yield Finding("look", "pictures", f"fetched for whoever asks from {hosts}, at public addresses; no videos")
+    else:
+        yield Finding("ok", "pictures", "nothing is fetched: pictures and videos by address are refused")
     judged = [name for name, path in (("--guard", guard), ("--prompt-guard", prompt_guard)) if path]
     if judged:
         seconds = f"{server.guard_timeout_s:g} s for a verdict, then nothing is shown"

@@ -41,7 +41,7 @@ class RefusalPart(Object):
 
 class ImageUrl(Object):
     url: str
-    """`data:image/png;base64,…`; nothing is fetched."""
+    """`data:image/png;base64,…`, or an address of a host that the operator has named (herd.serve.pictures)."""
     detail: Literal["auto", "low", "high", "original"] | None = None
     """low: one tile; else as many as the model takes."""
 

@@ -110,6 +110,7 @@ def serve(
             num_seqs=config.max_num_seqs,
             keys=keys,
             cors_origins=server.cors_origins,
+            picture_hosts=server.picture_hosts,
             audit=audit,
         )
         if channels:

@@ -15,6 +15,7 @@ from herd.serve.access import caller_of, salt_of
 from herd.serve.meter import Usage, usage_of
 from herd.serve.metrics import Metrics
 from herd.serve.models import LEASES, LocalModel, Models, ServedModel
+from herd.serve.pictures import Pictures
 from herd.serve.prepare import PreparedRequest
 from herd.serve.refusal import ApiError
 from herd.serve.schema import ChatRequest
@@ -27,6 +28,7 @@ class Service:
 
     models: Models
     metrics: Metrics
+    pictures: Pictures
     guard_name: str = ""
     """Of the gate's guard, where there is one."""
     created: int = field(default_factory=lambda: int(time.time()))
@@ -64,7 +66,11 @@ class Service:
 
     async def prepare(self, request: Request, model: ServedModel, chat: ChatRequest) -> PreparedRequest:
         """A chat made ready, given up when the client goes away. Raises ApiError."""
-        return await cancel_on_disconnect(request, model.prepare_chat(chat))
+
+        async def prepared() -> PreparedRequest:
+            return await model.prepare_chat(await self.pictures.fetched(chat))
+
+        return await cancel_on_disconnect(request, prepared())
 
     async def streams(
         self, request: Request, model: ServedModel, prepared: PreparedRequest, cache_salt: str | None = None

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from herd.errors import HerdError
+from herd.serve import pictures
 from herd.serve.channels import graph as graphs
 from herd.serve.channels.config import Account
 from herd.serve.channels.double import local_accounts
@@ -104,7 +105,7 @@ def test_the_certificate_must_be_the_host_s_though_its_address_is_asked(
         async def here(host: str) -> str:
             return "127.0.0.1"
 
-        monkeypatch.setattr(graphs, "public_address", here)
+        monkeypatch.setattr(pictures, "public_address", here)
         one = Graph(account())
         monkeypatch.setattr(one, "_may_fetch", lambda url: True)  # at a port that is free here
         async with server:

@@ -167,7 +167,7 @@ def test_the_model_is_listed_for_both_clients(server):
         ({"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "x", "name": "f", "input": {}}]}]},
          "only for the role"),
         ({"messages": [{"role": "user", "content": [{"type": "document", "source": {}}]}]}, "a block is an object"),
-        ({"messages": [{"role": "user", "content": [{"type": "image", "source": REMOTE}]}]}, "type"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": REMOTE}]}]}, "to be fetched"),
         ({"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "x"}]}]}, "waits"),
         ({"nonsense": 1}, "unknown field"),
     ],

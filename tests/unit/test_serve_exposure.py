@@ -74,6 +74,8 @@ def test_an_open_server_is_looked_at_from_all_sides(tmp_path: Path):
     both = found(ServeConfig(), guard=tmp_path, prompt_guard=tmp_path, **is_open)
     assert levels(both, "guards") == {"ok"}
     assert levels(found(ServeConfig(cors_origins=("http://a.example",))), "cors") == {"look"}
+    assert levels(found(ServeConfig()), "pictures") == {"ok"}
+    assert levels(found(ServeConfig(picture_hosts=("img.example.org",))), "pictures") == {"look"}
 
 
 def test_channels_upstreams_and_memory_are_reported(tmp_path: Path, monkeypatch):

@@ -1,8 +1,8 @@
 """What the server understands of Anthropic's Messages API, and how it becomes a chat.
 
-Source: the types of Anthropic's Python client 2.x. Tools are the caller's own; pictures are base64. Refused by name:
-the hosted service's tools, documents, thinking, and the beginning of an answer as the last message. The thinking of
-earlier turns is accepted and not repeated.
+Source: the types of Anthropic's Python client 2.x. Tools are the caller's own; pictures are base64, or addresses of
+hosts that the operator has named. Refused by name: the hosted service's tools, documents, thinking, and the beginning
+of an answer as the last message. The thinking of earlier turns is accepted and not repeated.
 """
 
 import json
@@ -28,12 +28,17 @@ class Base64Source(Object):
     data: str
 
 
+class UrlSource(Object):
+    type: Literal["url"]
+    url: str
+
+
 class ImageBlock(Object):
     ignored = frozenset({"cache_control"})
     unsupported: ClassVar = {"transformations": ()}
 
     type: Literal["image"]
-    source: Base64Source
+    source: Annotated[Base64Source | UrlSource, Field(discriminator="type")]
 
 
 class ToolUseBlock(Object):
@@ -258,5 +263,6 @@ def _result(block: ToolResultBlock) -> str | list[dict[str, Any]]:
 
 
 def _picture(block: ImageBlock) -> dict[str, Any]:
-    url = f"data:{block.source.media_type};base64,{block.source.data}"
+    source = block.source
+    url = source.url if isinstance(source, UrlSource) else f"data:{source.media_type};base64,{source.data}"
     return {"type": "image_url", "image_url": {"url": url}}

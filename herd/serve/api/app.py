@@ -18,6 +18,7 @@ from herd.serve.meter import Meter
 from herd.serve.metrics import Metrics
 from herd.serve.middleware import BodyLimit, HostCheck, Queue, QueueLimit
 from herd.serve.models import EndLeases, Models
+from herd.serve.pictures import Pictures
 from herd.serve.refusal import ApiError, Object, error_response, validation_error
 from herd.serve.service import Service
 from herd.serve.streams import INTERNAL
@@ -37,10 +38,11 @@ def create_app(
     guard_name: str = "",
     keys: Keys | None = None,
     cors_origins: Sequence[str] = (),
+    picture_hosts: Sequence[str] = (),
     audit: AuditLog | None = None,
 ) -> FastAPI:
     """The application over these models; `guard_name` is the name of their guard. Without `keys` everyone who reaches
-    it may ask; pages of `cors_origins` may ask from browsers.
+    it may ask; pages of `cors_origins` may ask from browsers; pictures at addresses of `picture_hosts` are fetched.
 
     At most `max_open` requests that the engine computes for run or wait, `num_seqs` of them run; `loopback_host` as
     HostCheck has it. `state.queue` of the application is its Queue.
@@ -49,7 +51,7 @@ def create_app(
     app = FastAPI(title="Herd", docs_url=None, redoc_url=None, openapi_url=None)
     queue = app.state.queue = Queue(most=max_open, num_seqs=num_seqs)
     metrics = Metrics(models.stats)
-    service = Service(models=models, metrics=metrics, guard_name=guard_name)
+    service = Service(models=models, metrics=metrics, pictures=Pictures(picture_hosts), guard_name=guard_name)
     apis = (chat, completions, responses, anthropic, embeddings, moderations, tokens)
     routers = [page.routes(), *status.routes(service), *(api.routes(service) for api in apis)]
     for router in routers:

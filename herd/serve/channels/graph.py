@@ -7,13 +7,9 @@ Codes: https://developers.facebook.com/documentation/business-messaging/whatsapp
 """
 
 import asyncio
-import ipaddress
 import json
 import logging
-import socket
-import ssl
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -23,12 +19,11 @@ from herd.errors import HerdError
 from herd.serve.channels import messenger, whatsapp
 from herd.serve.channels.config import Account
 from herd.serve.channels.events import Media, Who, table_of, text_of
+from herd.serve.pictures import TIMEOUT, download, is_named, verification
 
 log = logging.getLogger("herd.channels")
 
-TIMEOUT = httpx2.Timeout(30.0, connect=10.0)
 TYPING_TIMEOUT = httpx2.Timeout(5.0)
-PICTURE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif")
 RATE_CODES = {4, 17, 32, 341, 613, 80007, 130429, 131048, 131056}
 BRIEF_CODES = {1, 2, 1200, 131000, 131016, 131057, 133004}
 """Of a service that is down for a moment: Meta says to try again."""
@@ -62,12 +57,6 @@ class Unknown:
 
 
 Outcome = Sent | NotSent | Unknown
-
-
-@cache
-def verification() -> ssl.SSLContext:
-    """With the machine's certificates, which take a while to read."""
-    return httpx2.create_ssl_context(trust_env=False)
 
 
 class Graph:
@@ -142,53 +131,19 @@ class Graph:
     async def _download(self, url: str, headers: dict[str, str]) -> bytes:
         if not self._may_fetch(url):
             raise HerdError(f"the picture is at {urlsplit(url).hostname}, which is none of media_hosts")
-        most = self.account.traits.media_bytes
-        address, extensions = httpx2.URL(url), dict[str, str]()
-        if not self._is_graph(url):
-            host = address.host
-            headers = {**headers, "Host": host}
-            extensions["sni_hostname"] = host  # whose certificate it must be
-            address = address.copy_with(host=await public_address(host))
-        async with self._client.stream("GET", address, headers=headers, extensions=extensions) as response:
-            kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-            if response.status_code != 200 or kind not in PICTURE_TYPES:
-                raise HerdError(f"no picture came back ({response.status_code}, {kind or 'no type'})")
-            data = bytearray()
-            async for piece in response.aiter_bytes():
-                data += piece
-                if len(data) > most:
-                    raise HerdError(f"the picture has more than {most // 2**20} MiB")
-        return bytes(data)
+        most, is_graph = self.account.traits.media_bytes, self._is_graph(url)
+        return (await download(self._client, url, headers, most, is_trusted=is_graph))[1]
 
     def _may_fetch(self, url: str) -> bool:
         parts = urlsplit(url)
         if parts.username is not None or parts.password is not None:
             return False
-        if self._is_graph(url):
-            return True
-        host = (parts.hostname or "").lower()
-        named = any(host == one or (one.startswith(".") and host.endswith(one)) for one in self.account.media_hosts)
-        return named and parts.scheme == "https" and parts.port in (None, 443)
+        return self._is_graph(url) or is_named(url, self.account.media_hosts)
 
     def _is_graph(self, url: str) -> bool:
         """Whether it is at the Graph API itself, whose address is the operator's own setting."""
         parts, graph = urlsplit(url), urlsplit(self.account.graph)
         return (parts.scheme, parts.hostname, parts.port) == (graph.scheme, graph.hostname, graph.port)
-
-
-async def public_address(host: str) -> str:
-    """An address of `host`, all of whose addresses must be public: nothing of this network is reached by a name that
-    somebody else has set. Raises HerdError."""
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, 443, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise HerdError(f"the picture's host {host} cannot be resolved ({error})") from None
-    addresses = [str(one[4][0]) for one in found]
-    for one in addresses:
-        address = ipaddress.ip_address(one.partition("%")[0])
-        if not address.is_global or address.is_multicast:
-            raise HerdError(f"the picture's host {host} is at {one}, which is no public address")
-    return addresses[0]
 
 
 def outcome_of(status: int, body: bytes, retry_after: str = "") -> Outcome:
