@@ -108,6 +108,7 @@ def test_without_named_hosts_nothing_is_fetched(web: Web):
         f"https://{HOST}:8443/a.png",
         f"https://user:word@{HOST}/a.png",
         f"https://{HOST}.evil.example/a.png",
+        f"https://not{HOST}/a.png",
         f"https://evil.example/{HOST}",
         "https://notexample.net/a.png",
         "https://example.net/a.png",
