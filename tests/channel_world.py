@@ -88,6 +88,11 @@ def eventually(holds: Callable[[], bool], *, seconds: float = 60.0) -> None:
         time.sleep(0.01)
 
 
+def on_disk(folder: Path) -> str:
+    """All that a folder's files hold."""
+    return "".join(path.read_bytes().decode("latin-1") for path in folder.iterdir())
+
+
 @contextmanager
 def world(folder: Path, *, receipts: bool = True, **options: Any) -> Iterator[World]:
     """All of it; `options` of channels.toml, with short waits if not given."""
