@@ -28,7 +28,7 @@ def make_policy(seed: int, split: Split, number: int) -> tuple[Taxonomy, dict[st
 
 def violated(item: Item, policy: Taxonomy, named: dict[str, str]) -> tuple[str, ...]:
     """The categories of a policy that an item violates, in their order."""
-    codes = {code for code in item.codes if code in policy.codes}
+    codes = set(item.codes)
     if item.topic in named:
         codes.add(named[item.topic])
     return tuple(code for code in policy.codes if code in codes)
