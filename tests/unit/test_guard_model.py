@@ -286,6 +286,14 @@ def test_policies_vary_and_name_only_topics_of_their_split():
     assert 20 < sum(len(policy.codes) < len(HAZARDS.codes) for policy, _ in drawn) < 60
 
 
+def test_the_unsafe_items_of_the_first_steps_are_each_trained_on_once():
+    config = GuardConfig(num_items=64, batch_items=16, naming_share=0.5)
+    batches = GuardBatches(config, random_tokenizer(), ImageProcessor(None))
+    unsafe = [batches._item(number, unsafe=True) for number in range(48)]
+    assert all(one.codes for one in unsafe) and len(set(unsafe)) > 45
+    assert batches._item(7, unsafe=False) == make_item(config.seed, "train", 7)
+
+
 def test_what_messages_begin_with_is_computed_once_without_changing_the_loss():
     tokenizer = random_tokenizer()
     torch.manual_seed(0)
