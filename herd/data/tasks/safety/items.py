@@ -5,7 +5,7 @@ benign twin, or around a harmless one of topics.txt. A fifth of the actions, of 
 out: training never sees them. Real items are no part of this: they are for testing only.
 
 In training items 2n and 2n + 1 are twins, equal but for what decides, and each category has as many as another; actions
-of more_pairs.txt and topics of more_topics.txt are for training alone.
+of more_pairs.txt are for training alone.
 """
 
 from collections.abc import Sequence
@@ -113,24 +113,18 @@ def _by_category() -> tuple[tuple[Pair, ...], ...]:
 @cache
 def topics(split: Split) -> tuple[Topic, ...]:
     """The topics of a split: those held out are never a category in training, nor are their actions seen."""
-    made = _topics("topics.txt")
-    held = made[HELD_EVERY // 2 :: HELD_EVERY]
-    if split == "heldout":
-        return tuple(held)
-    return (*(one for one in made if one not in held), *_topics("more_topics.txt"))
-
-
-def _topics(name: str) -> list[Topic]:
     found: list[tuple[list[str], list[str]]] = []
-    for line in _lines(name):
+    for line in _lines("topics.txt"):
         if line.startswith("["):
             found.append(([part.strip() for part in line.strip("[]").split("|")], []))
         else:
             found[-1][1].append(line)
-    return [
+    made = [
         Topic(names=(head[0], head[2]), descriptions=(head[1], head[3]), actions=tuple(actions))
         for head, actions in found
     ]
+    held = {one.names for one in made[HELD_EVERY // 2 :: HELD_EVERY]}
+    return tuple(one for one in made if (one.names in held) == (split == "heldout"))
 
 
 def make_item(seed: int, split: Split, number: int) -> Item:
