@@ -15,7 +15,7 @@ from herd.data.media.image import ImageProcessor
 from herd.data.tasks.safety.items import Item, _lines, make_item, pairs, topics
 from herd.engine.load import load
 from herd.errors import HerdError
-from herd.guard.batches import GuardBatches, common_length, guard_loss
+from herd.guard.batches import GuardBatches, common_length, guard_loss, pictured
 from herd.guard.examples import read_examples
 from herd.guard.model_guard import Guard
 from herd.guard.policies import make_policy, violated
@@ -257,6 +257,12 @@ def test_half_of_the_requests_are_twins_and_codes_follow_the_policy():
     about = Item(text="x", role="user", topic="Music")
     policy = HAZARDS.add([Category(code="S21", name="Music", description="Is about songs.")])
     assert violated(about, policy, {"Music": "S21"}) == ("S21",)
+
+
+def test_what_drawings_violate_follows_the_policy():
+    shown = SimpleNamespace(codes=("S2", "S1"), parts=lambda: [text_part("x")])
+    assert pictured(shown, HAZARDS).codes == ("S1", "S2")
+    assert pictured(shown, HAZARDS.exclude(["S1"])).codes == ("S2",)
 
 
 def test_policies_vary_and_name_only_topics_of_their_split():
