@@ -45,7 +45,7 @@ class Pictures:
         left, messages = MAX_REQUEST_BYTES, list[Message]()
         deadline = asyncio.get_running_loop().time() + FETCH_S
         for i, message in enumerate(chat.messages):
-            parts = list(_parts(message))
+            parts = _parts(message)
             for j, part in enumerate(parts):
                 if not isinstance(part, ImagePart) or not _is_address(part):
                     continue
