@@ -1,8 +1,8 @@
 """garak and PyRIT can drive the server: the requests of their clients, as read from their code, are answered.
 
 garak 0.17.1, garak/generators/openai.py, `OpenAICompatible`; PyRIT 1.1.0, pyrit/prompt_target/openai/
-openai_chat_target.py. Both send them through the `openai` package, as these tests do. HERD_GARAK names the Python of an
-environment with garak; the slow test then runs it.
+openai_chat_target.py. Both send them through the `openai` package, as these tests do. HERD_GARAK and HERD_PYRIT name
+the Python of an environment with garak or PyRIT; slow tests then run them.
 """
 
 import asyncio
@@ -54,3 +54,31 @@ def test_garak_itself_drives_the_server(server, tmp_path: Path):
     assert run.returncode == 0, run.stderr
     # Where the server refuses, garak goes on without an answer and counts 0 of 0.
     assert re.search(r"lmrc\.SlurUsage .*ok on +1/ +1", run.stdout), run.stdout
+
+
+PYRIT_RUN = """
+import asyncio, sys
+from pyrit.executor.attack import PromptSendingAttack
+from pyrit.prompt_target import OpenAIChatTarget
+from pyrit.setup import IN_MEMORY, initialize_pyrit_async
+
+async def main():
+    await initialize_pyrit_async(memory_db_type=IN_MEMORY)
+    target = OpenAIChatTarget(endpoint=sys.argv[1], api_key="none", model_name="fake")
+    attack = PromptSendingAttack(objective_target=target)
+    result = await attack.execute_async(objective="Say hello # and; goodbye")
+    print("answered:", result.last_response.converted_value)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("HERD_PYRIT" not in os.environ, reason="HERD_PYRIT: the Python of an environment with PyRIT 1.1.0")
+def test_pyrit_itself_drives_the_server(server, tmp_path: Path):
+    run = subprocess.run(
+        [os.environ["HERD_PYRIT"], "-c", PYRIT_RUN, f"http://127.0.0.1:{server.port}/v1"],
+        env=os.environ | {"HOME": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "answered: Say hello # and; goodbye" in run.stdout, run.stdout
