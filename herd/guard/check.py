@@ -73,6 +73,8 @@ def read_conversations(path: Path, role: str) -> Iterator[list[dict[str, Any]]]:
         text = row if isinstance(row, str) else row.get("prompt") if isinstance(row, Mapping) else None
         if isinstance(text, str):
             named = row.get("images", []) if isinstance(row, Mapping) else []
+            if not isinstance(named, list) or not all(isinstance(one, str) for one in named):
+                raise HerdError(f"{path}, line {number}: images must be a list of files, not {str(named)[:80]}")
             shown = [{"type": "image", "image": read_picture(path.parent / one)} for one in named]
             yield [{"role": role, "content": [*shown, {"type": "text", "text": text}]}]
         elif isinstance(row, Mapping) and isinstance(row.get("messages"), list):

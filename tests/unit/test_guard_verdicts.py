@@ -287,3 +287,20 @@ def test_one_unsafe_line_among_many_decides_the_exit_code(recorder, tmp_path):
     assert main(["guard", "check", "G", "--file", str(path)]) == 3
     assert main(["guard", "check", "G", "--file", str(path), "--role", "assistant"]) == 3
     assert {role for role, _ in seen[101:]} == {"assistant"}
+
+
+def test_pictures_of_a_file_lie_beside_it(recorder, tmp_path):
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "red.png")
+    path = tmp_path / "messages.jsonl"
+    path.write_text(json.dumps({"prompt": "What is this?", "images": ["red.png"]}))
+    ((message,),) = check.read_conversations(path, "user")
+    picture, text = message["content"]
+    assert picture["image"].getpixel((0, 0)) == (255, 0, 0) and text["text"] == "What is this?"
+
+
+@pytest.mark.parametrize("named", ["red.png", [5], {"a": "b"}, None])
+def test_pictures_that_are_no_list_of_files_are_refused(recorder, tmp_path, capsys, named):
+    path = tmp_path / "messages.jsonl"
+    path.write_text(json.dumps({"prompt": "What is this?", "images": named}))
+    assert main(["guard", "check", "G", "--file", str(path)]) == 1
+    assert "line 1: images must be a list of files" in capsys.readouterr().err
