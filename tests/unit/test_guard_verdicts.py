@@ -192,17 +192,18 @@ def test_figures_are_those_that_are_counted_by_hand():
             row(("S1", "S2"), ("S1", "S2")),
             row(("S2",), ()),
             row((), ("S1",), "twin"),
+            row((), ("S1",), "harmless"),
             row((), (), "twin"),
         ]
     )
     assert (found["recall"]["hits"], found["recall"]["count"]) == (3, 4)
-    assert (found["false_alarms"]["hits"], found["false_alarms"]["count"]) == (1, 2)
-    assert (found["exact"]["hits"], found["exact"]["count"]) == (3, 6)
+    assert (found["false_alarms"]["hits"], found["false_alarms"]["count"]) == (2, 3)
+    assert (found["exact"]["hits"], found["exact"]["count"]) == (3, 7)
     one, two = found["by_category"]["S1"], found["by_category"]["S2"]
     assert (one["recall"]["hits"], one["recall"]["count"]) == (2, 3)
-    assert (one["false_alarms"]["hits"], one["false_alarms"]["count"]) == (1, 3)
-    assert one["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1)) and two["f1"] == pytest.approx(0.5)
-    assert found["macro_f1"] == pytest.approx((2 / 3 + 0.5) / 2) and set(found["by_category"]) == {"S1", "S2"}
+    assert (one["false_alarms"]["hits"], one["false_alarms"]["count"]) == (2, 4)
+    assert one["f1"] == pytest.approx(2 * 2 / (2 * 2 + 2 + 1)) and two["f1"] == pytest.approx(0.5)
+    assert found["macro_f1"] == pytest.approx((4 / 7 + 0.5) / 2) and set(found["by_category"]) == {"S1", "S2"}
     assert found["flagged"]["twin"]["share"] == 0.5 and found["flagged"]["request"]["count"] == 4
 
 
@@ -287,6 +288,13 @@ def test_one_unsafe_line_among_many_decides_the_exit_code(recorder, tmp_path):
     assert main(["guard", "check", "G", "--file", str(path)]) == 3
     assert main(["guard", "check", "G", "--file", str(path), "--role", "assistant"]) == 3
     assert {role for role, _ in seen[101:]} == {"assistant"}
+
+
+def test_a_verdict_says_what_was_found_in_how_many_windows_and_what_limits_it():
+    safe = Verdict(unsafe=False, score=0.1, windows=1)
+    assert check.line_of(safe, HAZARDS) == "safe (0.100)"
+    found = Verdict(unsafe=True, score=0.9, categories=("S1",), windows=2, notes=("unsure",))
+    assert check.line_of(found, HAZARDS) == f"unsafe (0.900, 2 windows): S1 {HAZARDS['S1'].name}; unsure"
 
 
 def test_pictures_of_a_file_lie_beside_it(recorder, tmp_path):
