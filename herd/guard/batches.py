@@ -1,6 +1,6 @@
 """The batches that a guard is trained on: messages under one policy each, whose common beginning is computed once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, groupby, takewhile
 
@@ -15,7 +15,7 @@ from herd.core.metrics import Mean, Number
 from herd.core.streams import stream
 from herd.data.loading.pack import Sample, pack
 from herd.data.media.image import ImageProcessor
-from herd.data.tasks.safety.items import Item, make_item
+from herd.data.tasks.safety.items import Item, make_item, one_of, topic_item, topics
 from herd.data.tasks.safety.pictured import Drawings, PicturedItem
 from herd.data.tokens.chat import render_messages
 from herd.data.tokens.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ class GuardBatches:
         self.num_steps = -(-config.num_items // config.batch_items)
 
     def batch(self, step: int) -> GuardBatch:
-        """The batch of step `step`."""
+        """The batch of step `step`. Where topics are categories too, every second of its items is of a topic."""
         config = self._config
         first = step * config.batch_items
         size = min(config.batch_items, config.num_items - first)
@@ -72,13 +72,24 @@ class GuardBatches:
         if self._drawings:
             chosen += [pictured(self._drawings.item(config.seed, "train", first + i), policy) for i in range(drawn)]
         naming = step < round(config.naming_share * self.num_steps)
-        made = (self._item(first + i, unsafe=naming and bool(i % 4)) for i in range(drawn, size - own))
+        made = (
+            self._about(first + i, named) if named and i % 2 else self._item(first + i, unsafe=naming and bool(i % 4))
+            for i in range(drawn, size - own)
+        )
         return self.pack([*chosen, *(judged_item(one, policy, named) for one in made)], policy)
 
     def _item(self, number: int, *, unsafe: bool) -> Item:
         """The item with this number; with `unsafe` the next one of its line that is, with numbers that no other has."""
         numbers = count(number, self._config.num_items)
         return next(item for at in numbers if (item := make_item(self._config.seed, "train", at)).codes or not unsafe)
+
+    def _about(self, number: int, named: Mapping[str, str]) -> Item:
+        """A request of a topic that is a category of the policy, or as often of one that is none."""
+        rng = stream(self._config.seed, "guard topic", number)
+        asked = bool(rng.integers(2))
+        return topic_item(
+            one_of([one for one in topics("train") if (one.names[0] in named) is asked], rng), "train", rng
+        )
 
     def pack(self, chosen: Sequence[Judged], policy: Taxonomy) -> GuardBatch:
         """Messages as a batch, those whose prompts begin alike together."""

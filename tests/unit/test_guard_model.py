@@ -1,9 +1,11 @@
 """Guards of messages: what they are made of, what they are shown, and that they never fail open."""
 
+import itertools
 import json
 import re
 import shutil
 from collections import Counter
+from importlib.resources import files
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +29,7 @@ from herd.model.transformer import Transformer
 from herd.rl.environment import open_environment
 from herd.train.losses import language_loss
 
+TOPICS = (files("herd.data.tasks.safety") / "topics.txt").read_text(encoding="utf-8")
 COMMON = """a an the to of in on at my i me it is are was that so and or for with by from his her their him them they
 she he who where how what somebody someone somebody's someone's people person else's as into out up off be not without
 no"""
@@ -235,6 +238,20 @@ def test_actions_that_are_for_training_alone_share_few_words_with_what_is_held_o
         for theirs in held:
             for mine, other in zip((words(pair.harmful), words(pair.benign)), theirs, strict=True):
                 assert len(mine & other) * 2 < min(len(mine), len(other)), pair
+
+
+def test_topics_that_are_for_training_alone_share_few_words_with_what_is_held_out():
+    def words(action):
+        return set(re.findall(r"[a-z0-9']+", action.lower())) - set(COMMON.split())
+
+    more = [topic for topic in topics("train") if f"[{topic.names[0]} |" not in TOPICS]
+    assert len(more) == 20 and len(topics("heldout")) == 3
+    held = [action for topic in topics("heldout") for action in topic.actions]
+    held += [action for pair in pairs("heldout") for action in (pair.harmful, pair.benign)]
+    for topic in more:
+        for action, other in itertools.product(topic.actions, held):
+            mine, theirs = words(action), words(other)
+            assert len(mine & theirs) * 2 < min(len(mine), len(theirs)), (action, other)
 
 
 def test_in_training_neighbours_are_twins_and_each_category_has_as_many():

@@ -16,7 +16,7 @@ from herd.engine.model import Prompt
 from herd.errors import HerdError
 from herd.guard import check
 from herd.guard.batches import GuardBatches
-from herd.guard.examples import read_examples
+from herd.guard.examples import Judged, read_examples
 from herd.guard.measure import Row, rates
 from herd.guard.model_guard import Guard, Verdict
 from herd.guard.policies import make_policy
@@ -218,6 +218,20 @@ def test_each_item_is_trained_on_once_under_the_policy_of_its_step():
         assert make_item(0, "train", number).text in documents[number // 8]
     for batch in made:  # the short form begins alike for both roles
         assert set(batch.prompts_N.tolist()) == {-1, 0}
+
+
+def test_in_steps_whose_policy_names_topics_half_of_the_items_are_of_topics_and_half_of_these_are_named():
+    config = GuardConfig(num_items=3200, batch_items=16)
+    seen: list[Judged] = []
+    batches = GuardBatches(config, random_tokenizer(), ImageProcessor(None))
+    batches.pack = lambda chosen, policy: seen.extend(chosen)
+    steps = [step for step in range(200) if make_policy(config.seed, "train", step)[1]]
+    for step in steps:
+        batches.batch(step)
+    of_topics = sum(any(int(code[1:]) > 14 for code in one.codes) for one in seen)
+    assert len(steps) > 20 and len(seen) == 16 * len(steps)
+    assert 0.2 < of_topics / len(seen) < 0.35
+    assert sum(not one.codes for one in seen) > 0.4 * len(seen)
 
 
 def test_in_steps_that_teach_categories_three_of_four_items_are_unsafe():

@@ -5,7 +5,7 @@ benign twin, or around a harmless one of topics.txt. A fifth of the actions, of 
 out: training never sees them. Real items are no part of this: they are for testing only.
 
 In training items 2n and 2n + 1 are twins, equal but for what decides, and each category has as many as another; actions
-of more_pairs.txt are for training alone.
+of more_pairs.txt and topics of more_topics.txt are for training alone.
 """
 
 from collections.abc import Sequence
@@ -113,18 +113,24 @@ def _by_category() -> tuple[tuple[Pair, ...], ...]:
 @cache
 def topics(split: Split) -> tuple[Topic, ...]:
     """The topics of a split: those held out are never a category in training, nor are their actions seen."""
+    made = _topics("topics.txt")
+    held = made[HELD_EVERY // 2 :: HELD_EVERY]
+    if split == "heldout":
+        return tuple(held)
+    return (*(one for one in made if one not in held), *_topics("more_topics.txt"))
+
+
+def _topics(name: str) -> list[Topic]:
     found: list[tuple[list[str], list[str]]] = []
-    for line in _lines("topics.txt"):
+    for line in _lines(name):
         if line.startswith("["):
             found.append(([part.strip() for part in line.strip("[]").split("|")], []))
         else:
             found[-1][1].append(line)
-    made = [
+    return [
         Topic(names=(head[0], head[2]), descriptions=(head[1], head[3]), actions=tuple(actions))
         for head, actions in found
     ]
-    held = {one.names for one in made[HELD_EVERY // 2 :: HELD_EVERY]}
-    return tuple(one for one in made if (one.names in held) == (split == "heldout"))
 
 
 def make_item(seed: int, split: Split, number: int) -> Item:
@@ -139,10 +145,7 @@ def make_item(seed: int, split: Split, number: int) -> Item:
         said = forms.CHAT if held else (*forms.CHAT, *forms.MORE_CHAT)
         return Item(text=roughen(one_of(said, rng), rng), role="user", kind="chat")
     if kind == "harmless":
-        topic = one_of(topics(split), rng)
-        action = one_of(topic.actions, rng)
-        text = roughen(_wording(held, rng).replace("{x}", action), rng)
-        return Item(text=text, role="user", topic=topic.names[0], kind="harmless")
+        return topic_item(one_of(topics(split), rng), split, rng)
     pair = one_of(pairs(split) if held else one_of(_by_category(), rng), rng)
     harmful = bool(rng.random() < 0.5) != bool(second)
     action = pair.harmful if harmful else pair.benign
@@ -171,6 +174,13 @@ def make_item(seed: int, split: Split, number: int) -> Item:
         wording=wording,
         about=pair.codes,
     )
+
+
+def topic_item(topic: Topic, split: Split, rng: np.random.Generator) -> Item:
+    """A request of a topic."""
+    action = one_of(topic.actions, rng)
+    text = roughen(_wording(split == "heldout", rng).replace("{x}", action), rng)
+    return Item(text=text, role="user", topic=topic.names[0], kind="harmless")
 
 
 def _wording(held: bool, rng: np.random.Generator) -> str:
