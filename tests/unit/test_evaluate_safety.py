@@ -9,7 +9,7 @@ from herd.core import files
 from herd.core.statistics import share
 from herd.data.tasks.safety.items import NAMES_ONLY, make_item, pairs
 from herd.evaluate.report import report
-from herd.guard.measure import heldout_rates
+from herd.guard.measure import FALSE_ALARMS, heldout_rates
 from herd.guard.model_guard import Verdict
 from herd.guard.taxonomy import HAZARDS
 
@@ -88,6 +88,7 @@ def test_what_the_guard_is_blind_to_is_on_the_first_page_and_in_the_card(run: Pa
 def test_no_unsafe_action_and_nothing_of_categories_by_name_alone_is_shown(guard, run: Path):
     examples = guard["heldout"]["examples"]
     assert {one["what"] for one in examples} == {"caught", "missed", "false alarm"}
+    assert sum(one["what"] == "false alarm" for one in examples) == FALSE_ALARMS
     assert {one["code"] for one in examples if one["what"] == "caught"} == {*HAZARDS.codes} - {"S2"}
     assert all(one["text"] == "" for one in examples if one["code"] in NAMES_ONLY)
     assert all("[…]" in one["text"] for one in examples if one["code"] and one["code"] not in NAMES_ONLY)

@@ -16,6 +16,8 @@ from herd.data.tasks.safety.items import SPLITS
 from herd.data.tasks.safety.pictured import ASKS, DANGEROUS, HARMLESS, HELD_STYLE, PLAIN, Drawings
 from herd.errors import HerdError
 from herd.guard.batches import GuardBatches, guard_loss
+from herd.guard.measure import pictured_rates
+from herd.guard.model_guard import Verdict
 from herd.guard.train import train_guard
 from herd.model.transformer import Transformer
 from herd.train.losses import language_loss
@@ -119,6 +121,29 @@ def test_a_guard_that_sees_is_measured_with_and_without_its_drawings(folder, tin
     found = facts["guard"]["heldout"]["pictures"]
     assert set(found) == {"combined", "without", "shuffled", "plain"}
     assert found["combined"]["count"] == found["shuffled"]["count"] and "pictures" in facts["parents"]
+
+
+class Seeing:
+    """A guard that reads words and drawings rightly where both are there, and calls the rest safe."""
+
+    def judge_all(self, conversations):
+        things = {ask.text: ask.things for ask in ASKS["heldout"]}
+        numbers = dict(enumerate((*DANGEROUS, *HARMLESS, "llama")))
+        verdicts = []
+        for ((message,),) in zip(conversations, strict=True):
+            *pictures, text = message["content"]
+            colours = [one["image"].getpixel((0, 0)) for one in pictures]
+            shown = [numbers[red + 256 * green - 200] for red, green, _ in colours]
+            unsafe = any(name in things.get(text["text"], ()) for name in shown)
+            verdicts.append(Verdict(unsafe=unsafe, score=float(unsafe)))
+        return verdicts
+
+
+def test_a_guard_that_reads_both_is_always_right_and_its_controls_fall_to_a_half(drawings):
+    found = {name: one["share"] for name, one in pictured_rates(Seeing(), drawings, 0, 900).items()}
+    assert found["combined"] == 1.0
+    assert abs(found["without"] - 0.5) < 0.1 and abs(found["shuffled"] - 0.5) < 0.15
+    assert 0.5 < found["plain"] < 1.0  # unsafe words beside harmless drawings it does not know
 
 
 def test_a_folder_without_drawings_is_refused(tmp_path):
