@@ -153,6 +153,11 @@ def slips(text: str, rng: np.random.Generator) -> str:
     return re.sub(r"[^\W\d_]{3,}", slip, text)
 
 
+def lower_case(text: str, rng: np.random.Generator) -> str:
+    """Without capitals, as look-alikes and digits for letters are read."""
+    return text.lower()
+
+
 BARRED: dict[str, Evasion] = {
     "spacing": spacing,
     "homoglyph": homoglyph,
@@ -176,7 +181,8 @@ OTHERS: dict[str, Evasion] = {
     "typos": typos,
 }
 EVASIONS = BARRED | OTHERS
-TRAINED: dict[str, Evasion] = {name: evade for name, evade in EVASIONS.items() if name != "typos"} | {"slips": slips}
+TRAINED: dict[str, Evasion] = {name: evade for name, evade in EVASIONS.items() if name != "typos"}
+TRAINED |= {"slips": slips, "lower_case": lower_case}
 """Those that training augments with: typing errors are others there than those of the bench."""
 HIDING = frozenset(("base64", "hexadecimal", "rot13", "reversed", "tag_characters", "atbash", "morse", "braille"))
 """Those after which a person does not see what a text says."""

