@@ -19,7 +19,7 @@ from herd.guard import PromptGuard
 from herd.guard.prompt_guard import generate
 from herd.guard.prompt_guard.evasions import BARRED
 from herd.guard.prompt_guard.letters import MARK
-from herd.guard.prompt_guard.network import Network, PromptGuardConfig, energy
+from herd.guard.prompt_guard.network import SPANS, Network, PromptGuardConfig, energy, highest
 from herd.guard.prompt_guard.sets import Prompt, own_sets, read_rows, without_overlap
 from herd.guard.prompt_guard.train import (
     Examples,
@@ -121,7 +121,7 @@ def test_votes_are_those_of_the_words_and_of_runs_of_two_and_three():
 
     def votes(*words: str) -> float:
         features_UG, index_BL = tensors([words, ["x"] * 9], SHAPE.buckets)
-        return network.votes_of_runs(features_UG[:, 0][index_BL])[0].item()
+        return network.votes_of_runs(features_UG[:, 0][index_BL])[0].sum().item()
 
     assert votes("a") == 0.0
     runs = {words: votes(*words) for words in (("a", "b"), ("b", "c"), ("b", "a"))}
@@ -131,6 +131,23 @@ def test_votes_are_those_of_the_words_and_of_runs_of_two_and_three():
     whole = votes("a", "b", "c", "a", "b") - 2 * runs["a", "b"] - runs["b", "c"] - votes("c", "a")
     others = [votes(*three) - votes(*three[:2]) - votes(*three[1:]) for three in (("b", "c", "a"), ("c", "a", "b"))]
     assert whole == pytest.approx(triple + sum(others), abs=1e-4)
+
+
+def test_the_votes_that_count_are_the_highest_of_the_window_and_of_its_spans():
+    rng = np.random.default_rng(0)
+    lengths = [1, *SPANS, SPANS[0] + 1, SPANS[1] - 1, 60]
+    votes = rng.normal(size=(len(lengths), 64)) - 0.5
+    mask = np.array([[at < length for at in range(64)] for length in lengths])
+    expected = [
+        max(
+            row[at : at + span].sum() / span**0.5
+            for span in (length, *SPANS)
+            for at in range(length - span + 1)
+        )
+        for row, length in zip(votes, lengths, strict=True)
+    ]  # fmt: skip
+    found = highest(torch.from_numpy(votes).float(), torch.from_numpy(mask).float())
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
 
 
 def test_scores_together_equal_those_alone_and_of_the_loaded_folder(folder: Path, guard: PromptGuard):

@@ -4,10 +4,10 @@ A word's vector is the mean of its features' rows of one table, so the network r
 words. The margin of a window is the sum of two terms (wide and deep, arXiv 1606.07792):
 
     deep: the mean of the TOP highest of the evidences that each word gets from the words around it, and
-    wide: Σ votes / √(number of words), with a vote for each word and for each two and three words in a row.
+    wide: Σ votes / √(number of words), with a vote for each word and for each two and three words in a row: the highest
+          of the whole window and of any SPANS words in a row, or benign words around an attack would outvote it.
 
-The first finds one sentence of an attack in a window, the second adds up many weak signs. Benign text weakens the
-second, so texts are scored in short windows too.
+The first finds one sentence of an attack in a window, the second adds up many weak signs.
 The energy of a text is E(x) = -logsumexp(logits) (arXiv 2010.03759); see `train`.
 """
 
