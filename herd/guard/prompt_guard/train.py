@@ -79,13 +79,15 @@ class PromptGuardTraining:
     word_dropout: float = 0.12
     """Share of the words of a text that are left out, others in each epoch."""
     longest: int = 224
-    """Words of a text that are trained on. Of a longer benign text, and of two in three that are longer than a short
-    window, a run at random is trained on in each epoch; of an attack always the beginning."""
+    """Words of a text that are trained on. Of a longer benign text, and of two in three that are longer than `short`, a
+    run at random is trained on in each epoch; of an attack always the beginning."""
+    short: int = 48
+    """Words of the short runs: a third is of so many, a third of twice as many."""
     planted_share: float = 0.25
     """Short attacks that are trained on once more between words of a benign text, as a share of them; and as many short
     benign texts likewise."""
     candidates: int = 8
-    """Runs of a short window's length of a benign text, of which the most suspicious one is trained on."""
+    """Short runs of a benign text, of which the most suspicious one is trained on."""
     seed: int = 0
 
 
@@ -159,7 +161,7 @@ class Examples:
         """Words of each text that an epoch trains on."""
         # An attack may stand anywhere in its text, so nothing of it is cut off.
         drawn = stream(config.seed, "lengths", number).choice(
-            [config.shape.fine, 2 * config.shape.fine, 1 << 20], len(self.words)
+            [config.short, 2 * config.short, 1 << 20], len(self.words)
         )
         whole = np.array([min(len(one), config.longest) for one in self.words])
         return np.where(self.attack, whole, np.minimum(whole, drawn))
@@ -186,7 +188,7 @@ class Examples:
         windows: list[list[str]] = []
         for at, (row, length) in enumerate(plan.T.tolist()):
             spare = 0 if self.attack[row] else len(self.words[row]) - length
-            places = range(config.candidates if length <= config.shape.fine else 1)
+            places = range(config.candidates if length <= config.short else 1)
             drawn = {seed_of(config.seed, "cut", number, row, place) % (spare + 1) for place in places}
             begins.append(min(drawn))
             if len(drawn) > 1:

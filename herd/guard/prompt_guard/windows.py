@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from herd.guard.prompt_guard.network import PromptGuardConfig
 from herd.guard.prompt_guard.words import features
 
 
@@ -18,12 +17,6 @@ def windows(words: Sequence[str], window: int, stride: int) -> list[tuple[str, .
         return [tuple(words)] if words else []
     begins = [*range(0, len(words) - window, stride), len(words) - window]
     return [tuple(words[begin : begin + window]) for begin in begins]
-
-
-def scales(words: Sequence[str], config: PromptGuardConfig) -> list[tuple[str, ...]]:
-    """Long windows of a text, and short ones where it is longer than these."""
-    cut = windows(words, config.window, config.stride)
-    return cut + windows(words, config.fine, config.fine // 2) if len(words) > config.fine else cut
 
 
 def tensors(batch: Sequence[Sequence[str]], buckets: int) -> tuple[Tensor, Tensor]:
