@@ -8,13 +8,13 @@ from herd.guard.taxonomy import HAZARDS, Category, Taxonomy
 
 
 def make_policy(seed: int, split: Split, number: int) -> tuple[Taxonomy, dict[str, str]]:
-    """A policy, and the codes of the topics that are categories in it: in two of five S1 to S14; in one some of these
-    are excluded; in two there are up to three topics too."""
+    """A policy, and the codes of the topics that are categories in it: in three of five S1 to S14; in one some of these
+    are excluded; in one there are up to three topics too."""
     rng = stream(seed, "guard policy", split, number)
     draw, policy = rng.random(), HAZARDS
-    if draw < 0.4:
-        return policy, {}
     if draw < 0.6:
+        return policy, {}
+    if draw < 0.8:
         gone = rng.choice(list(HAZARDS.codes), size=int(rng.integers(1, 8)), replace=False)
         return policy.exclude([str(code) for code in gone]), {}
     chosen = rng.permutation(len(topics(split)))[: int(rng.integers(1, 4))]
