@@ -54,7 +54,7 @@ class PromptGuard:
         made = read_json(folder / "config.json")
         if not isinstance(made, dict) or made.get("kind") != KIND:
             raise HerdError(f"{folder} is no prompt guard: give a folder that `herd guard train-prompt` wrote")
-        if set(made["shape"]) != {one.name for one in fields(PromptGuardConfig)}:
+        if set(made.get("shape", ())) != {one.name for one in fields(PromptGuardConfig)}:
             raise HerdError(
                 f"{folder} was trained by a version whose prompt guards were made otherwise: train it again"
             )
