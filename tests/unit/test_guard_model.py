@@ -37,6 +37,11 @@ no"""
 SMALL = {"num_items": 16, "batch_items": 8, "heldout_items": 12, "dtype": "float32"}
 
 
+def words(action):
+    """Those that tell something of an action."""
+    return set(re.findall(r"[a-z0-9']+", action.lower())) - set(COMMON.split())
+
+
 @pytest.fixture(scope="module")
 def guard_folder(tiny_folder, tmp_path_factory):
     """A guard that has hardly been trained."""
@@ -227,9 +232,6 @@ def test_items_are_a_function_of_their_number_and_splits_share_no_action():
 
 
 def test_actions_that_are_for_training_alone_share_few_words_with_what_is_held_out():
-    def words(action):
-        return set(re.findall(r"[a-z0-9']+", action.lower())) - set(COMMON.split())
-
     held = [(words(pair.harmful), words(pair.benign)) for pair in pairs("heldout")]
     known = {line.split("|")[1].strip() for line in _lines("pairs.txt")}
     more = [pair for pair in pairs("train") if pair.harmful not in known]
@@ -241,9 +243,6 @@ def test_actions_that_are_for_training_alone_share_few_words_with_what_is_held_o
 
 
 def test_topics_that_are_for_training_alone_share_few_words_with_what_is_held_out():
-    def words(action):
-        return set(re.findall(r"[a-z0-9']+", action.lower())) - set(COMMON.split())
-
     more = [topic for topic in topics("train") if f"[{topic.names[0]} |" not in TOPICS]
     assert len(more) == 20 and len(topics("heldout")) == 3
     held = [action for topic in topics("heldout") for action in topic.actions]

@@ -130,7 +130,7 @@ class Seeing:
         things = {ask.text: ask.things for ask in ASKS["heldout"]}
         numbers = dict(enumerate((*DANGEROUS, *HARMLESS, "llama")))
         verdicts = []
-        for ((message,),) in zip(conversations, strict=True):
+        for (message,) in conversations:
             *pictures, text = message["content"]
             colours = [one["image"].getpixel((0, 0)) for one in pictures]
             shown = [numbers[red + 256 * green - 200] for red, green, _ in colours]
