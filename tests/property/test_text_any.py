@@ -67,7 +67,7 @@ def test_no_text_takes_quadratic_time(unit: str) -> None:
     """A quadratic filter would take minutes for so much of the same."""
     text = unit * (100_000 // len(unit)) + "x"
     passage = Passage(text, "en")
-    begin = time.process_time()
+    begin = time.thread_time()
     list(clean([Document(language="en", source="s", page="p", text=text)], ALL_ON)[0])
     for line_filter in LINE_FILTERS.values():
         line_filter(text, "en")
@@ -75,4 +75,4 @@ def test_no_text_takes_quadratic_time(unit: str) -> None:
         document_filter(passage, thresholds("en"))
     for function in (normalise_lines, is_mojibake, symbol_share, without_citations, mask, words_of, shingles, script):
         function(text)
-    assert time.process_time() - begin < 3
+    assert time.thread_time() - begin < 3

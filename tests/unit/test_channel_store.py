@@ -35,10 +35,10 @@ def test_a_store_that_another_one_holds_is_waited_for(tmp_path: Path, monkeypatc
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     monkeypatch.setattr(store, "TIMEOUT_S", 0.2)
-    begin, cpu = time.monotonic(), time.process_time()
+    begin, cpu = time.monotonic(), time.thread_time()
     with pytest.raises(HerdError, match="cannot be opened"):
         Store(path)
     assert time.monotonic() - begin >= 0.2
-    assert time.process_time() - cpu < 0.2
+    assert time.thread_time() - cpu < 0.2
     other.execute("ROLLBACK")
     Store(path).close()
