@@ -29,6 +29,5 @@ def make_policy(seed: int, split: Split, number: int) -> tuple[Taxonomy, dict[st
 def violated(item: Item, policy: Taxonomy, named: dict[str, str]) -> tuple[str, ...]:
     """The categories of a policy that an item violates, in their order."""
     codes = set(item.codes)
-    if item.topic in named:
-        codes.add(named[item.topic])
+    codes.update(named[name] for name in item.topics if name in named)
     return tuple(code for code in policy.codes if code in codes)

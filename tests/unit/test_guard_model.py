@@ -15,7 +15,7 @@ from model_folder import random_tokenizer
 from herd.cli import main
 from herd.config import GuardConfig, preset
 from herd.data.media.image import ImageProcessor
-from herd.data.tasks.safety.items import Item, _lines, make_item, pairs, topics
+from herd.data.tasks.safety.items import NAMES_ONLY, Item, _lines, make_item, pairs, topics, whole_messages
 from herd.engine.load import load
 from herd.errors import HerdError
 from herd.guard.batches import GuardBatches, common_length, guard_loss, pictured
@@ -244,13 +244,38 @@ def test_actions_that_are_for_training_alone_share_few_words_with_what_is_held_o
 
 def test_topics_that_are_for_training_alone_share_few_words_with_what_is_held_out():
     more = [topic for topic in topics("train") if f"[{topic.names[0]} |" not in TOPICS]
-    assert len(more) == 20 and len(topics("heldout")) == 3
+    assert len(more) == 74 and len(topics("heldout")) == 3
     held = [action for topic in topics("heldout") for action in topic.actions]
     held += [action for pair in pairs("heldout") for action in (pair.harmful, pair.benign)]
     for topic in more:
         for action, other in itertools.product(topic.actions, held):
             mine, theirs = words(action), words(other)
             assert len(mine & theirs) * 2 < min(len(mine), len(theirs)), (action, other)
+
+
+def test_whole_messages_are_for_training_alone_and_repeat_no_action_that_is_held_out():
+    held = [words(pair.harmful) for pair in pairs("heldout")]
+    for role, code in itertools.product(("user", "assistant"), HAZARDS.codes):
+        made = whole_messages(code, role)
+        assert len(made) > 20 if code not in NAMES_ONLY else not made
+        for twins in made:
+            assert set(twins.codes) <= set(HAZARDS.codes) and twins.harmful != twins.benign
+            assert bool(twins.before) == (role == "assistant")
+            for text, theirs in itertools.product((twins.harmful, twins.benign, twins.before), held):
+                assert len(words(text) & theirs) * 4 < len(theirs) * 3, text
+    kept = {(one.harmful, one.before) for code in HAZARDS.codes for one in whole_messages(code, "user")}
+    heldout = {make_item(0, "heldout", number).text for number in range(500)}
+    train = [make_item(0, "train", number) for number in range(500)]
+    assert not heldout & {text for text, _ in kept} and {text for text, _ in kept} & {one.text for one in train}
+
+
+def test_the_parts_of_a_topic_belong_to_it():
+    names = {topic.names[0] for topic in topics("train")}
+    parts = [topic for topic in topics("train") if topic.within]
+    assert len(parts) > 20 and all(topic.within in names - {topic.names[0]} for topic in parts)
+    policy = HAZARDS.add([Category(code="S21", name="Sports", description="Is about games and exercise.")])
+    about = Item(text="x", role="user", topics=("Football", "Sports"))
+    assert violated(about, policy, {"Sports": "S21"}) == ("S21",)
 
 
 def test_in_training_neighbours_are_twins_and_each_category_has_as_many():
@@ -271,7 +296,7 @@ def test_half_of_the_requests_are_twins_and_codes_follow_the_policy():
     assert all(not one.codes for one in items if one.kind in ("twin", "refusal", "harmless", "chat"))
     unsafe = next(one for one in items if one.codes == ("S1",))
     assert violated(unsafe, HAZARDS, {}) == ("S1",) and violated(unsafe, HAZARDS.exclude(["S1"]), {}) == ()
-    about = Item(text="x", role="user", topic="Music")
+    about = Item(text="x", role="user", topics=("Music",))
     policy = HAZARDS.add([Category(code="S21", name="Music", description="Is about songs.")])
     assert violated(about, policy, {"Music": "S21"}) == ("S21",)
 
@@ -317,7 +342,7 @@ def test_what_messages_begin_with_is_computed_once_without_changing_the_loss():
         losses.append(loss.item())
         grads.append(model.layers[0].attention.qkv.weight.grad.clone())
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
-    torch.testing.assert_close(grads[0], grads[1], rtol=1e-6, atol=1e-9)
+    assert (grads[0] - grads[1]).norm() < 1e-7 * grads[1].norm()
 
 
 def test_common_beginnings_leave_the_last_token():

@@ -5,7 +5,8 @@ benign twin, or around a harmless one of topics.txt. A fifth of the actions, of 
 out: training never sees them. Real items are no part of this: they are for testing only.
 
 In training items 2n and 2n + 1 are twins, equal but for what decides, and each category has as many as another; actions
-of more_pairs.txt and topics of more_topics.txt are for training alone.
+of more_pairs.txt, the messages of messages.txt, which are whole ones without a wording around them, topics of
+more_topics.txt and chat of more_chat.txt are for training alone.
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ NAMES_ONLY = frozenset({"S4", "S9"})
 T = TypeVar("T")
 HELD_EVERY = 5
 """Of the pairs of a category, and of the topics, so many-th is held out."""
+WHOLE = 0.5
+"""Share of the items of training that are whole messages, where their category has some."""
 KINDS = {"request": 0.45, "reply": 0.25, "harmless": 0.2, "chat": 0.1}
 """Shares of the items: a user's request of a pair; an assistant's reply to one; a request from a topic; plain chat."""
 
@@ -40,12 +43,25 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Twins:
+    """An unsafe message and its benign twin: requests, or replies to one request."""
+
+    codes: tuple[str, ...]
+    harmful: str
+    benign: str
+    before: str = ""
+    """What was asked, of replies."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Topic:
     """Harmless actions of one kind, and two ways to say what it is."""
 
     names: tuple[str, str]
     descriptions: tuple[str, str]
     actions: tuple[str, ...]
+    within: str = ""
+    """First name of the topic that it is a part of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +74,8 @@ class Item:
     """The user's message that an assistant's answers."""
     codes: tuple[str, ...] = ()
     """S1 to S14, those that it violates; none: safe."""
-    topic: str = ""
-    """First name of the topic that it is about, if it is one of topics.txt."""
+    topics: tuple[str, ...] = ()
+    """First names of the topic that it is about, and of the one that this is a part of."""
     kind: str = ""
     """What it is made of: request, reply, refusal, twin, harmless, chat."""
     wording: str = ""
@@ -104,10 +120,26 @@ def _pair(line: str) -> Pair:
 
 
 @cache
-def _by_category() -> tuple[tuple[Pair, ...], ...]:
+def _by_category() -> dict[str, tuple[Pair, ...]]:
     """Those of training, of each category."""
     codes = dict.fromkeys(code for pair in pairs("train") for code in pair.codes)
-    return tuple(tuple(pair for pair in pairs("train") if code in pair.codes) for code in codes)
+    return {code: tuple(pair for pair in pairs("train") if code in pair.codes) for code in codes}
+
+
+@cache
+def whole_messages(code: str, role: str) -> tuple[Twins, ...]:
+    """The whole messages of a category that a role wrote, for training."""
+    found = []
+    for line in _lines("messages.txt"):
+        codes, *before, harmful, benign = (part.strip() for part in line.split("|"))
+        if code in codes.split(",") and bool(before) == (role == "assistant"):
+            found.append(Twins(codes=tuple(codes.split(",")), harmful=harmful, benign=benign, before="".join(before)))
+    return tuple(found)
+
+
+@cache
+def _chat(split: Split) -> tuple[str, ...]:
+    return tuple(forms.CHAT) if split == "heldout" else (*forms.CHAT, *_lines("more_chat.txt"))
 
 
 @cache
@@ -128,7 +160,9 @@ def _topics(name: str) -> list[Topic]:
         else:
             found[-1][1].append(line)
     return [
-        Topic(names=(head[0], head[2]), descriptions=(head[1], head[3]), actions=tuple(actions))
+        Topic(
+            names=(head[0], head[2]), descriptions=(head[1], head[3]), actions=tuple(actions), within="".join(head[4:])
+        )
         for head, actions in found
     ]
 
@@ -136,18 +170,23 @@ def _topics(name: str) -> list[Topic]:
 def make_item(seed: int, split: Split, number: int) -> Item:
     """The item with this number."""
     held = split == "heldout"
-    couple, second = (number, False) if held else divmod(number, 2)
+    couple, second = (number, False) if held else (number // 2, bool(number % 2))
     rng = stream(seed, "guard item", split, couple)
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     if second and kind in ("chat", "harmless"):  # these have no twin
         rng = stream(seed, "guard item", split, couple, "second")
     if kind == "chat":
-        said = forms.CHAT if held else (*forms.CHAT, *forms.MORE_CHAT)
-        return Item(text=roughen(one_of(said, rng), rng), role="user", kind="chat")
+        return Item(text=roughen(one_of(_chat(split), rng), rng), role="user", kind="chat")
     if kind == "harmless":
         return topic_item(one_of(topics(split), rng), split, rng)
-    pair = one_of(pairs(split) if held else one_of(_by_category(), rng), rng)
-    harmful = bool(rng.random() < 0.5) != bool(second)
+    among = pairs(split)
+    if not held:
+        code = one_of(list(_by_category()), rng)
+        among = _by_category()[code]
+        if (messages := whole_messages(code, "user" if kind == "request" else "assistant")) and rng.random() < WHOLE:
+            return _whole_item(one_of(messages, rng), second, rng)
+    pair = one_of(among, rng)
+    harmful = bool(rng.random() < 0.5) != second
     action = pair.harmful if harmful else pair.benign
     wording = _wording(held, rng)
     asked = wording.replace("{x}", action)
@@ -176,11 +215,22 @@ def make_item(seed: int, split: Split, number: int) -> Item:
     )
 
 
+def _whole_item(twins: Twins, second: bool, rng: np.random.Generator) -> Item:
+    harmful = bool(rng.random() < 0.5) != second
+    text = twins.harmful if harmful else twins.benign
+    codes = twins.codes if harmful else ()
+    if twins.before:
+        return Item(text=text, role="assistant", before=twins.before, codes=codes, kind="reply", about=twins.codes)
+    return Item(
+        text=roughen(text, rng), role="user", codes=codes, kind="request" if harmful else "twin", about=twins.codes
+    )
+
+
 def topic_item(topic: Topic, split: Split, rng: np.random.Generator) -> Item:
     """A request of a topic."""
     action = one_of(topic.actions, rng)
     text = roughen(_wording(split == "heldout", rng).replace("{x}", action), rng)
-    return Item(text=text, role="user", topic=topic.names[0], kind="harmless")
+    return Item(text=text, role="user", topics=tuple(filter(None, (topic.names[0], topic.within))), kind="harmless")
 
 
 def _wording(held: bool, rng: np.random.Generator) -> str:
