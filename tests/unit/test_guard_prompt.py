@@ -22,7 +22,8 @@ from herd.guard.prompt_guard import generate
 from herd.guard.prompt_guard.evasions import BARRED
 from herd.guard.prompt_guard.letters import MARK
 from herd.guard.prompt_guard.network import SPANS, Network, PromptGuardConfig, energy, highest
-from herd.guard.prompt_guard.sets import Prompt, own_sets, read_rows, without_overlap
+from herd.guard.prompt_guard.overlap import grams_of, share_in
+from herd.guard.prompt_guard.sets import WRITTEN, Prompt, own_sets, read_rows, without_overlap, written
 from herd.guard.prompt_guard.train import (
     Examples,
     PromptGuardTraining,
@@ -262,6 +263,23 @@ def test_training_texts_that_overlap_with_test_items_are_dropped_and_counted():
     long = " ".join(f"w{at}" for at in range(40))
     prompts = [Prompt(text=text, attack=True, source="x") for text in (long, long.replace("w20", "v"), "another text")]
     assert without_overlap(prompts, [long.replace("w5", "v"), "what is"]) == ([prompts[2]], {"x": 2})
+
+
+def test_what_was_written_one_by_one_is_varied_and_a_twin_stays_with_its_attack():
+    prompts = list(written())
+    texts = [one.text for one in prompts]
+    attacks = {one.group: one.text for one in prompts if one.attack}
+    assert len(set(texts)) == len(texts) and all(text == text.strip() for text in texts)
+    assert len(attacks) > 800 and len(prompts) > 1.9 * len(attacks)
+    # An attack in a document and its twin have the document in common, others have nothing.
+    for begin in (0, 1):
+        half = [text for group, text in attacks.items() if int(group.split()[1]) % 2 == begin]
+        rest = grams_of(text for group, text in attacks.items() if text not in half)
+        assert all(share_in(text, rest) < 0.1 for text in half)
+    assert {one.source for one in prompts} == {WRITTEN}
+    config = PromptGuardTraining(evasion_share=0.0, planted_share=0.0)
+    examples = Examples.of(prompts[:40], Lexicon.of(texts), config)
+    assert examples.words[::2] == examples.words[1::2] and len(examples.words) == 80
 
 
 def test_the_threshold_is_that_of_one_in_a_hundred_texts_of_each_source_alike():

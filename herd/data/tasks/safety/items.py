@@ -1,12 +1,13 @@
 """Generated items: what somebody says, and which categories of hazards it violates (S1 to S14, herd.guard.taxonomy).
 
 An item is a function of (seed, split, number): a wording of forms.py around an action of pairs.txt, harmful or its
-benign twin, or around a harmless one of topics.txt. A fifth of the actions, of the topics and some wordings are held
-out: training never sees them. Real items are no part of this: they are for testing only.
+benign twin, or around a harmless one of topics.txt; each category has as many as another. A fifth of the actions, of
+the topics and some wordings are held out, and so are the actions of held_pairs.txt: training never sees them. Real
+items are no part of this: they are for testing only.
 
-In training items 2n and 2n + 1 are twins, equal but for what decides, and each category has as many as another; actions
-of more_pairs.txt, the messages of messages.txt, which are whole ones without a wording around them, topics of
-more_topics.txt and chat of more_chat.txt are for training alone.
+In training items 2n and 2n + 1 are twins, equal but for what decides; actions of more_pairs.txt, the messages of
+messages.txt, which are whole ones without a wording around them, topics of more_topics.txt and chat of more_chat.txt
+are for training alone.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ NAMES_ONLY = frozenset({"S4", "S9"})
 """Categories that stay at the level of their names: no item of theirs is shown."""
 T = TypeVar("T")
 HELD_EVERY = 5
-"""Of the pairs of a category, and of the topics, so many-th is held out."""
+"""Of the pairs of a category in pairs.txt, and of the topics, so many-th is held out."""
 WHOLE = 0.5
 """Share of the items of training that are whole messages, where their category has some."""
 KINDS = {"request": 0.45, "reply": 0.25, "harmless": 0.2, "chat": 0.1}
@@ -111,7 +112,7 @@ def pairs(split: Split) -> tuple[Pair, ...]:
     # Of each category alike: every fifth of those that belong to it alone.
     held = {id(one) for codes, of in found.items() if "," not in codes for one in of[HELD_EVERY // 2 :: HELD_EVERY]}
     own = tuple(one for of in found.values() for one in of if (id(one) in held) == (split == "heldout"))
-    return own if split == "heldout" else (*own, *map(_pair, _lines("more_pairs.txt")))
+    return (*own, *map(_pair, _lines("held_pairs.txt" if split == "heldout" else "more_pairs.txt")))
 
 
 def _pair(line: str) -> Pair:
@@ -120,10 +121,9 @@ def _pair(line: str) -> Pair:
 
 
 @cache
-def _by_category() -> dict[str, tuple[Pair, ...]]:
-    """Those of training, of each category."""
-    codes = dict.fromkeys(code for pair in pairs("train") for code in pair.codes)
-    return {code: tuple(pair for pair in pairs("train") if code in pair.codes) for code in codes}
+def _by_category(split: Split) -> dict[str, tuple[Pair, ...]]:
+    codes = dict.fromkeys(code for pair in pairs(split) for code in pair.codes)
+    return {code: tuple(pair for pair in pairs(split) if code in pair.codes) for code in codes}
 
 
 @cache
@@ -179,13 +179,11 @@ def make_item(seed: int, split: Split, number: int) -> Item:
         return Item(text=roughen(one_of(_chat(split), rng), rng), role="user", kind="chat")
     if kind == "harmless":
         return topic_item(one_of(topics(split), rng), split, rng)
-    among = pairs(split)
-    if not held:
-        code = one_of(list(_by_category()), rng)
-        among = _by_category()[code]
-        if (messages := whole_messages(code, "user" if kind == "request" else "assistant")) and rng.random() < WHOLE:
-            return _whole_item(one_of(messages, rng), second, rng)
-    pair = one_of(among, rng)
+    code = one_of(list(_by_category(split)), rng)
+    messages = () if held else whole_messages(code, "user" if kind == "request" else "assistant")
+    if messages and rng.random() < WHOLE:
+        return _whole_item(one_of(messages, rng), second, rng)
+    pair = one_of(_by_category(split)[code], rng)
     harmful = bool(rng.random() < 0.5) != second
     action = pair.harmful if harmful else pair.benign
     wording = _wording(held, rng)
