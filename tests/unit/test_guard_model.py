@@ -14,6 +14,7 @@ from model_folder import random_tokenizer
 
 from herd.cli import main
 from herd.config import GuardConfig, preset
+from herd.core.streams import stream
 from herd.data.media.image import ImageProcessor
 from herd.data.tasks.safety.items import NAMES_ONLY, Item, _lines, make_item, pairs, topics, whole_messages
 from herd.engine.load import load
@@ -277,6 +278,11 @@ def test_the_parts_of_a_topic_belong_to_it():
     policy = HAZARDS.add([Category(code="S21", name="Sports", description="Is about games and exercise.")])
     about = Item(text="x", role="user", topics=("Football", "Sports"))
     assert violated(about, policy, {"Sports": "S21"}) == ("S21",)
+    batches = GuardBatches(GuardConfig(num_items=8, batch_items=8), random_tokenizer(), ImageProcessor(None))
+    items = [batches._about(number, {"Sports": "S21"}) for number in range(300)]
+    asked = [bool(stream(batches._config.seed, "guard topic", number).integers(2)) for number in range(300)]
+    assert [one.topics[-1] == "Sports" for one in items] == asked
+    assert {one.topics[0] for one in items if "Sports" in one.topics} > {"Sports", "Football"}
 
 
 def test_in_training_neighbours_are_twins_and_each_category_has_as_many():
