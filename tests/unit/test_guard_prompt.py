@@ -286,7 +286,7 @@ def test_the_threshold_is_that_of_one_in_a_hundred_texts_of_each_source_alike():
     rng = np.random.default_rng(0)
     many, few, made = rng.random(1000) * 0.4, rng.random(50) * 0.8, rng.random(300) / 10 + 0.9
     scores = np.concatenate([many, few, made])
-    sources = ["many"] * 1000 + ["few"] * 50 + ["generated mention"] * 300
+    sources = ["many"] * 1000 + ["few"] * 50 + ["generated mention"] * 150 + [WRITTEN] * 150
 
     def rate(threshold: float) -> float:
         return float((np.mean(many >= threshold) + np.mean(few >= threshold)) / 2)
