@@ -270,12 +270,12 @@ def test_what_was_written_one_by_one_is_varied_and_a_twin_stays_with_its_attack(
     texts = [one.text for one in prompts]
     attacks = {one.group: one.text for one in prompts if one.attack}
     assert len(set(texts)) == len(texts) and all(text == text.strip() for text in texts)
-    assert len(attacks) > 1500 and len(prompts) > 1.9 * len(attacks)
+    assert len(attacks) > 800 and len(prompts) > 1.9 * len(attacks)
     # An attack in a document and its twin have the document in common, others have nothing.
     for begin in (0, 1):
         half = [text for group, text in attacks.items() if int(group.split()[1]) % 2 == begin]
         rest = grams_of(text for group, text in attacks.items() if text not in half)
-        assert all(share_in(text, rest) < 0.25 for text in half)
+        assert all(share_in(text, rest) < 0.1 for text in half)
     assert {one.source for one in prompts} == {WRITTEN}
     config = PromptGuardTraining(evasion_share=0.0, planted_share=0.0)
     examples = Examples.of(prompts[:40], Lexicon.of(texts), config)
