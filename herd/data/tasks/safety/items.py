@@ -36,22 +36,13 @@ KINDS = {"request": 0.45, "reply": 0.25, "harmless": 0.2, "chat": 0.1}
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """An unsafe action and its benign twin."""
-
-    codes: tuple[str, ...]
-    harmful: str
-    benign: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Twins:
-    """An unsafe message and its benign twin: requests, or replies to one request."""
+    """An unsafe action or whole message and its benign twin."""
 
     codes: tuple[str, ...]
     harmful: str
     benign: str
     before: str = ""
-    """What was asked, of replies."""
+    """What was asked, of whole messages that are replies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,13 +118,13 @@ def _by_category(split: Split) -> dict[str, tuple[Pair, ...]]:
 
 
 @cache
-def whole_messages(code: str, role: str) -> tuple[Twins, ...]:
+def whole_messages(code: str, role: str) -> tuple[Pair, ...]:
     """The whole messages of a category that a role wrote, for training."""
     found = []
     for line in _lines("messages.txt"):
         codes, *before, harmful, benign = (part.strip() for part in line.split("|"))
         if code in codes.split(",") and bool(before) == (role == "assistant"):
-            found.append(Twins(codes=tuple(codes.split(",")), harmful=harmful, benign=benign, before="".join(before)))
+            found.append(Pair(codes=tuple(codes.split(",")), harmful=harmful, benign=benign, before="".join(before)))
     return tuple(found)
 
 
@@ -213,14 +204,14 @@ def make_item(seed: int, split: Split, number: int) -> Item:
     )
 
 
-def _whole_item(twins: Twins, second: bool, rng: np.random.Generator) -> Item:
+def _whole_item(pair: Pair, second: bool, rng: np.random.Generator) -> Item:
     harmful = bool(rng.random() < 0.5) != second
-    text = twins.harmful if harmful else twins.benign
-    codes = twins.codes if harmful else ()
-    if twins.before:
-        return Item(text=text, role="assistant", before=twins.before, codes=codes, kind="reply", about=twins.codes)
+    text = pair.harmful if harmful else pair.benign
+    codes = pair.codes if harmful else ()
+    if pair.before:
+        return Item(text=text, role="assistant", before=pair.before, codes=codes, kind="reply", about=pair.codes)
     return Item(
-        text=roughen(text, rng), role="user", codes=codes, kind="request" if harmful else "twin", about=twins.codes
+        text=roughen(text, rng), role="user", codes=codes, kind="request" if harmful else "twin", about=pair.codes
     )
 
 
