@@ -99,9 +99,9 @@ def test_the_area_under_the_curve_is_the_share_of_pairs_in_order():
 
 
 def test_the_linear_control_learns_the_words_of_generated_items(monkeypatch):
-    monkeypatch.setattr("herd.bench.guard_model.TRAINED_ITEMS", 800)
-    monkeypatch.setattr("herd.bench.guard_model.STEPS", 60)
-    asked = [make_item(0, "train", number) for number in range(800, 1000)]
+    monkeypatch.setattr("herd.bench.guard_model.TRAINED_ITEMS", 4000)
+    monkeypatch.setattr("herd.bench.guard_model.STEPS", 100)
+    asked = [make_item(0, "train", number) for number in range(4000, 4400)]
     scores = linear_scores([f"{item.before} {item.text}" for item in asked])
     is_unsafe = np.array([bool(item.codes) for item in asked])
     assert auc(scores[is_unsafe], scores[~is_unsafe]) > 0.8
