@@ -87,7 +87,7 @@ class GuardBatches:
         """A request of a topic that is a category of the policy, or as often of one that is none."""
         rng = stream(self._config.seed, "guard topic", number)
         asked = bool(rng.integers(2))
-        among = [one for one in topics("train") if (one.names[0] in named or one.within in named) is asked]
+        among = [one for one in topics("train") if any(name in named for name in one.first_names) is asked]
         return topic_item(one_of(among, rng), "train", rng)
 
     def pack(self, chosen: Sequence[Judged], policy: Taxonomy) -> GuardBatch:

@@ -10,12 +10,7 @@ from parallel_world import SHAPE, RandomBatches, adapted, loss_of, small_model
 
 from herd import native
 from herd.cli import main, write_out
-from herd.config import (
-    LoraConfig,
-    MoEConfig,
-    OptimizerConfig,
-    SftConfig,
-)
+from herd.config import LoraConfig, MoEConfig, OptimizerConfig, SftConfig
 from herd.errors import HerdError
 from herd.model import fused
 from herd.model.formats import huggingface, peft

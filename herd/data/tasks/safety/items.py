@@ -55,6 +55,11 @@ class Topic:
     within: str = ""
     """First name of the topic that it is a part of."""
 
+    @property
+    def first_names(self) -> tuple[str, ...]:
+        """Its own, and that of the topic that it is a part of."""
+        return (self.names[0], self.within) if self.within else (self.names[0],)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
@@ -67,7 +72,7 @@ class Item:
     codes: tuple[str, ...] = ()
     """S1 to S14, those that it violates; none: safe."""
     topics: tuple[str, ...] = ()
-    """First names of the topic that it is about, and of the one that this is a part of."""
+    """The first names of the topic that it is about."""
     kind: str = ""
     """What it is made of: request, reply, refusal, twin, harmless, chat."""
     wording: str = ""
@@ -107,8 +112,8 @@ def pairs(split: Split) -> tuple[Pair, ...]:
 
 
 def _pair(line: str) -> Pair:
-    codes, harmful, benign = (part.strip() for part in line.split("|"))
-    return Pair(codes=tuple(codes.split(",")), harmful=harmful, benign=benign)
+    codes, *before, harmful, benign = (part.strip() for part in line.split("|"))
+    return Pair(codes=tuple(codes.split(",")), harmful=harmful, benign=benign, before="".join(before))
 
 
 @cache
@@ -120,12 +125,12 @@ def _by_category(split: Split) -> dict[str, tuple[Pair, ...]]:
 @cache
 def whole_messages(code: str, role: str) -> tuple[Pair, ...]:
     """The whole messages of a category that a role wrote, for training."""
-    found = []
-    for line in _lines("messages.txt"):
-        codes, *before, harmful, benign = (part.strip() for part in line.split("|"))
-        if code in codes.split(",") and bool(before) == (role == "assistant"):
-            found.append(Pair(codes=tuple(codes.split(",")), harmful=harmful, benign=benign, before="".join(before)))
-    return tuple(found)
+    return tuple(one for one in _messages() if code in one.codes and bool(one.before) == (role == "assistant"))
+
+
+@cache
+def _messages() -> tuple[Pair, ...]:
+    return tuple(map(_pair, _lines("messages.txt")))
 
 
 @cache
@@ -172,12 +177,14 @@ def make_item(seed: int, split: Split, number: int) -> Item:
         return topic_item(one_of(topics(split), rng), split, rng)
     code = one_of(list(_by_category(split)), rng)
     messages = () if held else whole_messages(code, "user" if kind == "request" else "assistant")
-    if messages and rng.random() < WHOLE:
-        return _whole_item(one_of(messages, rng), second, rng)
-    pair = one_of(_by_category(split)[code], rng)
+    whole = bool(messages) and rng.random() < WHOLE
+    pair = one_of(messages if whole else _by_category(split)[code], rng)
     harmful = bool(rng.random() < 0.5) != second
     action = pair.harmful if harmful else pair.benign
-    wording = _wording(held, rng)
+    if pair.before:
+        codes = pair.codes if harmful else ()
+        return Item(text=action, role="assistant", before=pair.before, codes=codes, kind="reply", about=pair.codes)
+    wording = "{x}" if whole else _wording(held, rng)
     asked = wording.replace("{x}", action)
     if kind == "request":
         return Item(
@@ -204,22 +211,11 @@ def make_item(seed: int, split: Split, number: int) -> Item:
     )
 
 
-def _whole_item(pair: Pair, second: bool, rng: np.random.Generator) -> Item:
-    harmful = bool(rng.random() < 0.5) != second
-    text = pair.harmful if harmful else pair.benign
-    codes = pair.codes if harmful else ()
-    if pair.before:
-        return Item(text=text, role="assistant", before=pair.before, codes=codes, kind="reply", about=pair.codes)
-    return Item(
-        text=roughen(text, rng), role="user", codes=codes, kind="request" if harmful else "twin", about=pair.codes
-    )
-
-
 def topic_item(topic: Topic, split: Split, rng: np.random.Generator) -> Item:
     """A request of a topic."""
     action = one_of(topic.actions, rng)
     text = roughen(_wording(split == "heldout", rng).replace("{x}", action), rng)
-    return Item(text=text, role="user", topics=tuple(filter(None, (topic.names[0], topic.within))), kind="harmless")
+    return Item(text=text, role="user", topics=topic.first_names, kind="harmless")
 
 
 def _wording(held: bool, rng: np.random.Generator) -> str:
