@@ -12,7 +12,7 @@ from herd.core.files import read_json
 from herd.core.statistics import share
 from herd.data.tasks.safety.items import pairs
 from herd.evaluate.run_folder import StageFolder, evaluated_model
-from herd.guard.card import guard_card, interval, percent, pictured
+from herd.guard.card import further, guard_card, interval, percent
 from herd.guard.taxonomy import HAZARDS
 
 RULE = (
@@ -69,7 +69,7 @@ def safety_card(facts: Mapping[str, Any]) -> str:
 
 WORDS = {
     "example": example,
-    "pictured": pictured,
+    "further": further,
     "category_name": lambda code: HAZARDS[code].name,
     "num_actions": len(pairs("heldout")),
 }

@@ -20,7 +20,7 @@ from herd.data.tasks.safety.pictured import Drawings, PicturedItem
 from herd.data.tokens.chat import render_messages
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.guard.examples import Judged
-from herd.guard.policies import make_policy, violated
+from herd.guard.policies import make_policy, names_topics, violated
 from herd.guard.prompt import frame, guard_messages, reply_of, text_part
 from herd.guard.taxonomy import HAZARDS, Taxonomy
 from herd.model.parallel import ALONE, Parallel
@@ -58,7 +58,7 @@ class GuardBatches:
         self.num_steps = -(-config.num_items // config.batch_items)
 
     def batch(self, step: int) -> GuardBatch:
-        """The batch of step `step`. Where topics are categories too, every second of its items is of a topic."""
+        """The batch of step `step`. Where topics are categories too, three of four of its items are of a topic."""
         config = self._config
         first = step * config.batch_items
         size = min(config.batch_items, config.num_items - first)
@@ -70,10 +70,14 @@ class GuardBatches:
         chosen = [self._examples[int(index)] for index in rng.choice(max(len(self._examples), 1), size=own)]
         drawn = int(rng.binomial(size - own, config.pictures_share)) if self._drawings else 0
         if self._drawings:
-            chosen += [pictured(self._drawings.item(config.seed, "train", first + i), policy) for i in range(drawn)]
-        naming = step < round(config.naming_share * self.num_steps)
+            chosen += [
+                pictured(self._drawings.item(config.seed, "train", first + i), policy, named) for i in range(drawn)
+            ]
+        of_topics, naming = names_topics(named), step < round(config.naming_share * self.num_steps)
         made = (
-            self._about(first + i, named) if named and i % 2 else self._item(first + i, unsafe=naming and bool(i % 4))
+            self._about(first + i, named)
+            if of_topics and i % 4
+            else self._item(first + i, unsafe=naming and bool(i % 4))
             for i in range(drawn, size - own)
         )
         return self.pack([*chosen, *(judged_item(one, policy, named) for one in made)], policy)
@@ -120,16 +124,15 @@ class GuardBatches:
         )
 
 
-def judged_item(item: Item, policy: Taxonomy, named: dict[str, str]) -> Judged:
+def judged_item(item: Item, policy: Taxonomy, named: Mapping[str, str]) -> Judged:
     """A generated item under a policy."""
-    codes = violated(item, policy, named)
+    codes = violated((*item.codes, *item.topics), policy, named)
     return Judged(parts=[text_part(item.text)], role=item.role, before=item.before, codes=codes)
 
 
-def pictured(item: PicturedItem, policy: Taxonomy) -> Judged:
+def pictured(item: PicturedItem, policy: Taxonomy, named: Mapping[str, str]) -> Judged:
     """An item with drawings under a policy."""
-    codes = tuple(code for code in policy.codes if code in item.codes)
-    return Judged(parts=item.parts(), role="user", codes=codes)
+    return Judged(parts=item.parts(), role="user", codes=violated(item.codes, policy, named))
 
 
 def common_length(documents: Sequence[np.ndarray]) -> int:

@@ -24,7 +24,7 @@ def guard_card(guard: Mapping[str, Any]) -> str:
         f"* flagged of {alarms['count']} safe messages: {percent(alarms)} ({interval(alarms)})",
         f"* flagged by kind: {kinds}",
         f"* macro F1 over categories: {measured['macro_f1']:.2f}",
-        *[f"* with drawings, right verdicts: {told}" for told in pictured(measured)],
+        *[f"* {sentence}" for sentence in further(measured)],
         "",
         "| category | messages | named | 95 % interval | wrongly named | F1 | tested on |",
         "|---|---|---|---|---|---|---|",
@@ -39,17 +39,26 @@ def guard_card(guard: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def pictured(measured: Mapping[str, Any]) -> list[str]:
-    """The share of right verdicts on words and drawings, in one line; [] of a guard that was not trained on any."""
-    if not (rows := measured.get("pictures")):
-        return []
-    words = {
-        "combined": "where only both together tell",
-        "without": "the same without the drawings",
-        "shuffled": "the same with those of another message",
-        "plain": "the others",
-    }
-    return ["; ".join(f"{words[part]} {percent(row)} of {row['count']}" for part, row in rows.items())]
+def further(measured: Mapping[str, Any]) -> list[str]:
+    """What else was measured, a sentence each: categories that were invented after the training, and drawings."""
+    found = []
+    if rows := measured.get("invented"):
+        flagged, named, others = (rows[part] for part in ("flagged", "named", "others"))
+        found.append(
+            f"of {flagged['count']} requests that only a category invented after the training forbids, flagged "
+            f"{percent(flagged)} ({interval(flagged)}), named {percent(named)}; of {others['count']} harmless ones "
+            f"beside such a category, flagged {percent(others)} ({interval(others)})"
+        )
+    if rows := measured.get("pictures"):
+        words = {
+            "combined": "where only both together tell",
+            "without": "the same without the drawings",
+            "shuffled": "the same with those of another message",
+            "plain": "the others",
+        }
+        told = "; ".join(f"{words[part]} {percent(row)} of {row['count']}" for part, row in rows.items())
+        found.append(f"with drawings, right verdicts: {told}")
+    return found
 
 
 def percent(row: Mapping[str, Any]) -> str:

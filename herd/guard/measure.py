@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from herd.core.statistics import share
-from herd.data.tasks.safety.items import make_item
+from herd.core.streams import stream
+from herd.data.tasks.safety.items import invented_topics, make_item, one_of, topic_item
 from herd.data.tasks.safety.pictured import Drawings, PicturedItem
 from herd.guard.model_guard import Guard, Verdict
-from herd.guard.taxonomy import HAZARDS, Taxonomy
+from herd.guard.taxonomy import HAZARDS, Category, Taxonomy
 
 FALSE_ALARMS = 5
 """Safe items that are kept as examples; of each category one that was caught and one that was missed."""
@@ -74,6 +75,32 @@ def heldout_rates(guard: Guard, seed: int, num_items: int) -> dict[str, Any]:
             if kept < (1 if code else FALSE_ALARMS):
                 examples.append({"what": what, "code": code, "text": item.shown, "score": round(verdict.score, 3)})
     return {**rates(rows), "examples": examples}
+
+
+def invented_rates(guard: Guard, seed: int, num_items: int) -> dict[str, Any]:
+    """What a guard makes of a category that was invented after its training, S15 beside S1 to S14: of `num_items`
+    requests of its topic `flagged` and `named`, and of as many of other such topics, `others`, flagged."""
+    every, kept = invented_topics(), guard.policy
+    flagged: dict[bool, list[bool]] = {True: [], False: []}
+    named: list[bool] = []
+    try:
+        for place, topic in enumerate(every):
+            rng = stream(seed, "invented category", place)
+            others = [one for one in every if one is not topic]
+            about = [bool(number % 2) for number in range(len(range(place, 2 * num_items, len(every))))]
+            items = [topic_item(topic if one else one_of(others, rng), "heldout", rng) for one in about]
+            guard.policy = HAZARDS.add([Category(code="S15", name=topic.names[0], description=topic.descriptions[0])])
+            for one, verdict in zip(about, guard.judge_all([item.messages for item in items]), strict=True):
+                flagged[one].append(verdict.unsafe)
+                if one:
+                    named.append("S15" in verdict.categories)
+    finally:
+        guard.policy = kept
+    return {
+        "flagged": share(sum(flagged[True]), len(flagged[True])),
+        "named": share(sum(named), len(named)),
+        "others": share(sum(flagged[False]), len(flagged[False])),
+    }
 
 
 def pictured_rates(guard: Guard, drawings: Drawings, seed: int, num_items: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from herd.errors import HerdError
 from herd.guard.batches import GuardBatches, guard_loss
 from herd.guard.card import guard_card
 from herd.guard.examples import read_examples
-from herd.guard.measure import heldout_rates, pictured_rates
+from herd.guard.measure import heldout_rates, invented_rates, pictured_rates
 from herd.guard.model_guard import ROOM, Guard
 from herd.guard.prompt import guard_messages, text_part
 from herd.guard.taxonomy import HAZARDS, read_policy
@@ -69,6 +69,7 @@ def train_guard(config: GuardConfig, model: Path, out: Path) -> Path:
         kept: dict[str, Any] = {"form": config.form, "threshold": config.threshold, "context": config.context}
         with Guard(folder, **kept) as guard:
             measured = heldout_rates(guard, config.seed, config.heldout_items)
+            measured["invented"] = invented_rates(guard, config.seed, -(-config.heldout_items // 4))
             if drawings:
                 measured["pictures"] = pictured_rates(guard, drawings, config.seed, config.heldout_items)
         found = {**kept, "languages": LANGUAGES, "heldout": measured}

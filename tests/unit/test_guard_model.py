@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from importlib.resources import files
 from types import SimpleNamespace
 
@@ -16,13 +17,22 @@ from herd.cli import main
 from herd.config import GuardConfig, preset
 from herd.core.streams import stream
 from herd.data.media.image import ImageProcessor
-from herd.data.tasks.safety.items import NAMES_ONLY, Item, _lines, make_item, pairs, topics, whole_messages
+from herd.data.tasks.safety.items import (
+    NAMES_ONLY,
+    Item,
+    _lines,
+    invented_topics,
+    make_item,
+    pairs,
+    topics,
+    whole_messages,
+)
 from herd.engine.load import load
 from herd.errors import HerdError
 from herd.guard.batches import GuardBatches, common_length, guard_loss, pictured
 from herd.guard.examples import read_examples
 from herd.guard.model_guard import Guard
-from herd.guard.policies import make_policy, violated
+from herd.guard.policies import make_policy, names_topics, violated
 from herd.guard.prompt import bare, frame, guard_messages, last_message, text_part
 from herd.guard.taxonomy import HAZARDS, Category
 from herd.guard.train import train_guard
@@ -245,8 +255,8 @@ def test_actions_that_are_for_training_alone_share_few_words_with_what_is_held_o
 
 def test_topics_that_are_for_training_alone_share_few_words_with_what_is_held_out():
     more = [topic for topic in topics("train") if f"[{topic.names[0]} |" not in TOPICS]
-    assert len(more) == 74 and len(topics("heldout")) == 3
-    held = [action for topic in topics("heldout") for action in topic.actions]
+    assert len(more) == 74 + 119 and len(topics("heldout")) == 3
+    held = [action for topic in invented_topics() for action in topic.actions]
     held += [action for pair in pairs("heldout") for action in (pair.harmful, pair.benign)]
     for topic in more:
         for action, other in itertools.product(topic.actions, held):
@@ -277,7 +287,7 @@ def test_the_parts_of_a_topic_belong_to_it():
     assert len(parts) > 20 and all(topic.within in names - {topic.names[0]} for topic in parts)
     policy = HAZARDS.add([Category(code="S21", name="Sports", description="Is about games and exercise.")])
     about = Item(text="x", role="user", topics=("Football", "Sports"))
-    assert violated(about, policy, {"Sports": "S21"}) == ("S21",)
+    assert violated(about.topics, policy, {"Sports": "S21"}) == ("S21",)
     batches = GuardBatches(GuardConfig(num_items=8, batch_items=8), random_tokenizer(), ImageProcessor(None))
     items = [batches._about(number, {"Sports": "S21"}) for number in range(300)]
     asked = [bool(stream(batches._config.seed, "guard topic", number).integers(2)) for number in range(300)]
@@ -302,26 +312,41 @@ def test_half_of_the_requests_are_twins_and_codes_follow_the_policy():
     assert abs(kinds["request"] - kinds["twin"]) < 150
     assert all(not one.codes for one in items if one.kind in ("twin", "refusal", "harmless", "chat"))
     unsafe = next(one for one in items if one.codes == ("S1",))
-    assert violated(unsafe, HAZARDS, {}) == ("S1",) and violated(unsafe, HAZARDS.exclude(["S1"]), {}) == ()
-    about = Item(text="x", role="user", topics=("Music",))
+    assert violated(unsafe.codes, HAZARDS, {}) == ("S1",) and violated(unsafe.codes, HAZARDS.exclude(["S1"]), {}) == ()
     policy = HAZARDS.add([Category(code="S21", name="Music", description="Is about songs.")])
-    assert violated(about, policy, {"Music": "S21"}) == ("S21",)
+    assert violated(("Music",), policy, {"Music": "S21"}) == ("S21",)
+    assert violated(("Music",), policy, {}) == ()
+    assert violated(("S1", "S2"), policy.exclude(["S1"]), {"S1": "S21"}) == ("S2", "S21")
 
 
 def test_what_drawings_violate_follows_the_policy():
     shown = SimpleNamespace(codes=("S2", "S1"), parts=lambda: [text_part("x")])
-    assert pictured(shown, HAZARDS).codes == ("S1", "S2")
-    assert pictured(shown, HAZARDS.exclude(["S1"])).codes == ("S2",)
+    assert pictured(shown, HAZARDS, {}).codes == ("S1", "S2")
+    assert pictured(shown, HAZARDS.exclude(["S1"]), {}).codes == ("S2",)
+    other = replace(HAZARDS["S1"], code="S30")
+    assert pictured(shown, HAZARDS.exclude(["S1"]).add([other]), {"S1": "S30"}).codes == ("S2", "S30")
 
 
 def test_policies_vary_and_name_only_topics_of_their_split():
-    drawn = [make_policy(0, "train", number) for number in range(200)]
-    assert 90 < sum(policy == HAZARDS for policy, _ in drawn) < 150
+    drawn = [make_policy(0, "train", number) for number in range(300)]
+    assert 120 < sum(policy == HAZARDS for policy, _ in drawn) < 180
     names = {one.names[0] for one in topics("train")}
-    assert all(set(named) <= names for _, named in drawn)
-    assert all(set(named.values()) == set(policy.codes) - set(HAZARDS.codes) for policy, named in drawn)
-    assert 20 < sum(bool(named) for _, named in drawn) < 60
-    assert 20 < sum(len(policy.codes) < len(HAZARDS.codes) for policy, _ in drawn) < 60
+    of_topics = [(policy, named) for policy, named in drawn if names_topics(named)]
+    assert 60 < len(of_topics) < 120 and all(set(named) <= names for _, named in of_topics)
+    for policy, named in drawn:
+        assert set(named.values()) == set(policy.codes) - set(HAZARDS.codes)
+
+
+def test_a_hazard_of_another_number_is_the_same_hazard_and_has_its_old_number_no_longer():
+    drawn = [make_policy(0, "train", number) for number in range(300)]
+    other = [(policy, named) for policy, named in drawn if named and not names_topics(named)]
+    assert len(other) > 30
+    for policy, named in other:
+        assert not set(named) & set(policy.codes) and len(policy.codes) < len(HAZARDS.codes) + 1
+        for code, new in named.items():
+            assert (policy[new].name, policy[new].description) == (HAZARDS[code].name, HAZARDS[code].description)
+            assert violated((code,), policy, named) == (new,)
+            assert f"{new}: {HAZARDS[code].name}. {HAZARDS[code].description}" in frame("user", policy, "short")[0]
 
 
 def test_the_unsafe_items_of_the_first_steps_are_each_trained_on_once():

@@ -19,7 +19,7 @@ from herd.guard.batches import GuardBatches
 from herd.guard.examples import Judged, read_examples
 from herd.guard.measure import Row, rates
 from herd.guard.model_guard import Guard, Verdict
-from herd.guard.policies import make_policy
+from herd.guard.policies import make_policy, names_topics
 from herd.guard.prompt import guard_messages, last_message, plain_text, text_part
 from herd.guard.taxonomy import HAZARDS, Category
 from herd.guard.train import train_guard
@@ -220,18 +220,30 @@ def test_each_item_is_trained_on_once_under_the_policy_of_its_step():
         assert set(batch.prompts_N.tolist()) == {-1, 0}
 
 
-def test_in_steps_whose_policy_names_topics_half_of_the_items_are_of_topics_and_half_of_these_are_named():
+def test_in_steps_whose_policy_names_topics_three_of_four_items_are_of_topics_and_half_of_these_are_named():
     config = GuardConfig(num_items=3200, batch_items=16)
     seen: list[Judged] = []
     batches = GuardBatches(config, random_tokenizer(), ImageProcessor(None))
     batches.pack = lambda chosen, policy: seen.extend(chosen)
-    steps = [step for step in range(200) if make_policy(config.seed, "train", step)[1]]
+    steps = [step for step in range(200) if names_topics(make_policy(config.seed, "train", step)[1])]
     for step in steps:
         batches.batch(step)
     of_topics = sum(any(int(code[1:]) > 14 for code in one.codes) for one in seen)
-    assert len(steps) > 20 and len(seen) == 16 * len(steps)
-    assert 0.2 < of_topics / len(seen) < 0.35
+    assert len(steps) > 40 and len(seen) == 16 * len(steps)
+    assert 0.33 < of_topics / len(seen) < 0.45
     assert sum(not one.codes for one in seen) > 0.4 * len(seen)
+
+
+def test_in_steps_whose_policy_has_hazards_under_other_numbers_no_item_is_chosen_for_its_topic():
+    config = GuardConfig(num_items=3200, batch_items=16)
+    batches = GuardBatches(config, random_tokenizer(), ImageProcessor(None))
+    seen: list[Judged] = []
+    batches.pack = lambda chosen, policy: seen.extend(chosen)
+    drawn = {step: make_policy(config.seed, "train", step)[1] for step in range(200)}
+    for step in (step for step, named in drawn.items() if named and not names_topics(named)):
+        batches.batch(step)
+    again = sum(any(int(code[1:]) > 14 for code in one.codes) for one in seen)
+    assert again and sum(not one.codes for one in seen) > 0.5 * len(seen)
 
 
 def test_in_steps_that_teach_categories_three_of_four_items_are_unsafe():

@@ -2,8 +2,9 @@
 
 An item is a function of (seed, split, number): a wording of forms.py around an action of pairs.txt, harmful or its
 benign twin, or around a harmless one of topics.txt; each category has as many as another. A fifth of the actions, of
-the topics and some wordings are held out, and so are the actions of held_pairs.txt: training never sees them. Real
-items are no part of this: they are for testing only.
+the topics and some wordings are held out, and so are the actions of held_pairs.txt and, as categories that are invented
+later, the topics of held_topics.txt: training never sees them. Real items are no part of this: they are for testing
+only.
 
 In training items 2n and 2n + 1 are twins, equal but for what decides; actions of more_pairs.txt, the messages of
 messages.txt, which are whole ones without a wording around them, topics of more_topics.txt and chat of more_chat.txt
@@ -146,6 +147,12 @@ def topics(split: Split) -> tuple[Topic, ...]:
     if split == "heldout":
         return tuple(held)
     return (*(one for one in made if one not in held), *_topics("more_topics.txt"))
+
+
+@cache
+def invented_topics() -> tuple[Topic, ...]:
+    """Those that no training saw, as categories that were invented after it."""
+    return (*topics("heldout"), *_topics("held_topics.txt"))
 
 
 def _topics(name: str) -> list[Topic]:
