@@ -42,6 +42,8 @@ SIGNS = {
 SERVES_AS = {"teacher": ("teacher", "model")}
 """What a stage reads → what a folder may hold that is named for it, where that is not the same alone: a student learns
 from a teacher's rows, or from a model that reads every batch."""
+GOES_ON = "guard"
+"""What a stage that writes it may also begin with: a guard that is trained further."""
 
 
 def no_inputs(config: Any) -> Mapping[str, Path]:
@@ -264,7 +266,10 @@ def named_folder(
     """What the `value` of a stage's `key` names: a stage above it, or a folder of the user's."""
     table = tables[stage]
     where = f"{table.where} {key} ="
-    writers = [name for held in SERVES_AS.get(role, (role,)) for name in writers_of(held, before)]
+    serves = SERVES_AS.get(role, (role,))
+    if role == "model" and table.kind.writes == GOES_ON:
+        serves = (role, GOES_ON)
+    writers = [name for held in serves for name in writers_of(held, before)]
     names = f"name one of: {', '.join(writers)}" if writers else f"no table above writes a {role}"
     if not isinstance(value, str):
         raise HerdError(f"{where} {value!r} must be the name of a table above or a folder")

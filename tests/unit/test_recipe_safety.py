@@ -96,6 +96,12 @@ def test_a_model_is_never_trained_or_evaluated_from_a_guard_by_accident(tmp_path
         load(tmp_path, '[data]\n[model]\n[sft]\n[guard]\n[evaluate]\nfrom = "guard"\n')
 
 
+def test_a_guard_may_be_trained_further_where_from_names_it(tmp_path: Path):
+    first, other = ("[stage." + name + ']\nkind = "guard"\n' for name in ("first", "other"))
+    nodes = load(tmp_path, f'[data]\n[model]\n[sft]\n{first}[guard]\nfrom = "first"\n{other}')
+    assert [nodes[name].parents["model"] for name in ("first", "guard", "other")] == ["sft", "first", "sft"]
+
+
 @pytest.mark.parametrize(
     ("text", "reported"),
     [
