@@ -171,7 +171,14 @@ def guard_attack(
 
 
 def guard_train_prompt(
-    data: tuple[str, ...] = (), /, *, out: Path, num_epochs: int = 6, seed: int = 0, onnx: bool = False
+    data: tuple[str, ...] = (),
+    /,
+    *,
+    out: Path,
+    num_epochs: int = 6,
+    seed: int = 0,
+    reader: bool = True,
+    onnx: bool = False,
 ) -> None:
     """Train a guard against prompt injections and jailbreaks.
 
@@ -179,12 +186,13 @@ def guard_train_prompt(
         data: JSONL or CSV files with the columns text, label (1 or attack, 0 or benign) and perhaps group; the word
             embedded stands for the embedded sets, which are taken if no file is given.
         out: Folder to write.
-        num_epochs: Passes over the texts.
+        num_epochs: Passes of the n-grams over the texts; the reader makes one.
         seed: Of the first weights and of the order of the texts.
-        onnx: Write OUT.onnx too.
+        reader: Fine-tune a small pre-trained encoder too (fetched once, 84 MB), which reads what is most suspicious.
+        onnx: Write OUT.onnx, and OUT.reader.onnx, too.
     """
     train = load_object("herd.guard.prompt_guard.commands:train")
-    print(f"wrote {train(data, out, num_epochs=num_epochs, seed=seed, onnx=onnx)}")
+    print(f"wrote {train(data, out, num_epochs=num_epochs, seed=seed, onnx=onnx, reader=reader)}")
 
 
 def guard_check_prompt(guard: Path, text: str = "-", /, *, file: Path | None = None, json: bool = False) -> None:

@@ -20,19 +20,12 @@ from herd.errors import HerdError
 from herd.guard import PromptGuard
 from herd.guard.prompt_guard import generate
 from herd.guard.prompt_guard.evasions import BARRED
+from herd.guard.prompt_guard.examples import Examples, PromptGuardTraining, planted
 from herd.guard.prompt_guard.letters import MARK
 from herd.guard.prompt_guard.network import SPANS, Network, PromptGuardConfig, energy, highest
 from herd.guard.prompt_guard.overlap import grams_of, share_in
 from herd.guard.prompt_guard.sets import WRITTEN, Prompt, own_sets, read_rows, without_overlap, written
-from herd.guard.prompt_guard.train import (
-    Examples,
-    PromptGuardTraining,
-    Trainer,
-    loss_of,
-    planted,
-    threshold_of,
-    train_prompt_guard,
-)
+from herd.guard.prompt_guard.train import Trainer, loss_of, threshold_of, train_prompt_guard
 from herd.guard.prompt_guard.windows import tensors, windows
 from herd.guard.prompt_guard.words import Lexicon, features, split
 

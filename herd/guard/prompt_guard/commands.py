@@ -8,19 +8,24 @@ from pathlib import Path
 import torch
 
 from herd.core.files import lock_folder, read_text, work_folder
+from herd.data.sources.fetch import fetch
+from herd.data.sources.guard_list import READER_SOURCE
+from herd.errors import HerdError
+from herd.guard.prompt_guard.examples import PromptGuardTraining
 from herd.guard.prompt_guard.export import export_onnx
 from herd.guard.prompt_guard.guard import PromptGuard, facts_of
+from herd.guard.prompt_guard.reader import Reader, pretrained
 from herd.guard.prompt_guard.sets import EMBEDDED, Sets, distinct, embedded_sets, own_sets
-from herd.guard.prompt_guard.train import PromptGuardTraining, train_prompt_guard
+from herd.guard.prompt_guard.train import train_prompt_guard
 
 
-def train(data: Sequence[str], out: Path, *, num_epochs: int, seed: int, onnx: bool) -> Path:
+def train(data: Sequence[str], out: Path, *, num_epochs: int, seed: int, onnx: bool, reader: bool) -> Path:
     """Train on files, on the embedded sets or on both, and write the folder."""
     with lock_folder(work_folder(out)):
-        return _train(data, out, num_epochs=num_epochs, seed=seed, onnx=onnx)
+        return _train(data, out, num_epochs=num_epochs, seed=seed, onnx=onnx, reader=reader)
 
 
-def _train(data: Sequence[str], out: Path, *, num_epochs: int, seed: int, onnx: bool) -> Path:
+def _train(data: Sequence[str], out: Path, *, num_epochs: int, seed: int, onnx: bool, reader: bool) -> Path:
     files = [Path(name) for name in data if name != EMBEDDED]
     parts = [own_sets(files)] if files else []
     if not files or EMBEDDED in data:
@@ -31,10 +36,21 @@ def _train(data: Sequence[str], out: Path, *, num_epochs: int, seed: int, onnx: 
         dropped=parts[-1].dropped,
     )
     config = PromptGuardTraining(num_epochs=num_epochs, seed=seed)
-    folder = train_prompt_guard(sets, config, out, {f"data {number}": path for number, path in enumerate(files, 1)})
+    parents = {f"data {number}": path for number, path in enumerate(files, 1)}
+    folder = train_prompt_guard(sets, config, out, parents, pretrained_reader() if reader else None)
     if onnx:
         export_onnx(PromptGuard(folder), folder.with_name(folder.name + ".onnx"))
     return folder
+
+
+def pretrained_reader() -> Reader:
+    """The encoder that the reader begins as, fetched if it is not in the cache. Raises HerdError where it is not to be
+    had."""
+    found = fetch([READER_SOURCE])
+    if found.missing:
+        ((name, reason),) = found.missing.items()
+        raise HerdError(f"{name} cannot be had ({reason}): train without the reader (--no-reader)")
+    return pretrained(found.packs[READER_SOURCE.name])
 
 
 def check(folder: Path, text: str, *, file: Path | None, as_json: bool) -> bool:

@@ -1,8 +1,9 @@
 """A trained prompt guard: texts of any length to a score between 0 and 1.
 
-A text is read in up to three ways (`views`), each is cut into overlapping windows, long and short ones, equal windows
-are scored once, and the score is the highest of them. Nothing is truncated. The folder has `model.safetensors`,
-`config.json` (shape, threshold, the scripts and frequent words of the training texts) and `herd.json`.
+A text is read in up to three ways (`views`), each is cut into overlapping windows, equal windows are scored once, and
+the score is the highest of them. Nothing is truncated. The folder has `model.safetensors`, `config.json` (shape,
+threshold, the scripts and frequent words of the training texts) and `herd.json`; where there is a reader, its weights
+are in `reader.safetensors`, its pieces in `tokenizer.json`.
 """
 
 from collections import Counter
@@ -14,10 +15,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from herd.core.files import read_json, write_json
+from herd.core.files import read_json, read_text, write_atomic, write_json
 from herd.errors import HerdError
 from herd.guard.prompt_guard.letters import script_of, visible
-from herd.guard.prompt_guard.network import Network, PromptGuardConfig
+from herd.guard.prompt_guard.network import Network, PromptGuardConfig, suspicious
+from herd.guard.prompt_guard.reader import READER, Reader, ReaderConfig
 from herd.guard.prompt_guard.views import views
 from herd.guard.prompt_guard.windows import tensors, windows
 from herd.guard.prompt_guard.words import Lexicon, split
@@ -63,25 +65,49 @@ class PromptGuard:
             network.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, RuntimeError, KeyError) as error:
             raise HerdError(f"{folder}/model.safetensors does not fit its config.json: {error}") from None
-        self._init(network, Lexicon(made["lexicon"]), made["scripts"], made["threshold"])
+        reader = None
+        if made.get("reader"):
+            try:
+                reader = Reader(ReaderConfig(**made["reader"]), read_text(folder / "tokenizer.json"))
+                reader.load_state_dict(load_file(folder / "reader.safetensors"))
+            except (OSError, RuntimeError, KeyError, TypeError) as error:
+                raise HerdError(f"{folder}/reader.safetensors does not fit its config.json: {error}") from None
+        self._init(network, Lexicon(made["lexicon"]), made["scripts"], made["threshold"], reader)
 
-    def _init(self, network: Network, lexicon: Lexicon, scripts: dict[str, int], threshold: float) -> None:
+    def _init(
+        self,
+        network: Network,
+        lexicon: Lexicon,
+        scripts: dict[str, int],
+        threshold: float,
+        reader: Reader | None,
+    ) -> None:
         self.network, self.lexicon, self.scripts, self.threshold = network.eval(), lexicon, scripts, threshold
-        self.config = network.config
+        self.config, self.reader = network.config, reader.eval() if reader else None
 
     @classmethod
     def of(
-        cls, network: Network, lexicon: Lexicon, *, scripts: dict[str, int], threshold: float = 0.5
+        cls,
+        network: Network,
+        lexicon: Lexicon,
+        *,
+        scripts: dict[str, int],
+        threshold: float = 0.5,
+        reader: Reader | None = None,
     ) -> "PromptGuard":
         """A guard that was just trained."""
         guard = cls.__new__(cls)
-        guard._init(network, lexicon, scripts, threshold)
+        guard._init(network, lexicon, scripts, threshold, reader)
         return guard
 
     def save(self, folder: Path) -> None:
         """Write the folder's files."""
         save_file(self.network.state_dict(), folder / "model.safetensors", {"format": "pt"})
         made = {"kind": KIND, "shape": asdict(self.config), "threshold": self.threshold, "scripts": self.scripts}
+        if self.reader is not None:
+            made["reader"] = asdict(self.reader.config)
+            save_file(self.reader.state_dict(), folder / "reader.safetensors", {"format": "pt"})
+            write_atomic(folder / "tokenizer.json", self.reader.tokenizer)
         write_json(folder / "config.json", made | {"lexicon": self.lexicon.counts})
 
     def score(self, text: str) -> float:
@@ -124,19 +150,37 @@ class PromptGuard:
     def window_scores(self, cut: Sequence[Sequence[str]]) -> list[float]:
         """P(attack) of each window of words."""
         order = sorted(range(len(cut)), key=lambda at: len(cut[at]))
-        scores = [0.0] * len(cut)
+        margins = [0.0] * len(cut)
         while order:
             longest = len(cut[order[-1]])
             room = order[-max(1, BATCH_WORDS // max(longest, 1)) :]
             # A short window beside a long one would be mostly padding.
             number = sum(2 * len(cut[at]) >= longest for at in room)
             batch, order = order[-number:], order[:-number]
-            logits_B2 = self.network(*tensors([cut[at] for at in batch], self.config.buckets))
-            for at, score in zip(batch, logits_B2.softmax(-1)[:, 1].tolist(), strict=True):
-                if score != score:
+            found = self._margins([cut[at] for at in batch])
+            for at, margin in zip(batch, found, strict=True):
+                if margin != margin:
                     raise HerdError("the guard's score is not a number: its weights are damaged")
-                scores[at] = score
-        return scores
+                margins[at] = margin
+        return torch.tensor(margins, dtype=torch.float64).sigmoid().tolist()
+
+    def _margins(self, batch: Sequence[Sequence[str]]) -> list[float]:
+        """How much of an attack there is in windows of words."""
+        words = self.network.evidence(*tensors(batch, self.config.buckets))
+        margins: list[float] = self.network.margin(*words).tolist()
+        if self.reader is None:
+            return margins
+        length = self.reader.config.run
+        begins = suspicious(*words, length=length, count=self.reader.config.runs)
+        runs = [tuple(one[begin : begin + length]) for one, of in zip(batch, begins, strict=True) for begin in of]
+        read = iter(self.reader.margins(runs))
+        highest = [max(next(read) for _ in of) for of in begins]
+        return [margin + READER * run for margin, run in zip(margins, highest, strict=True)]
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the network and the reader."""
+        return sum(one.numel() for part in (self.network, self.reader) if part for one in part.parameters())
 
     def _note(self, text: str) -> str:
         counts = scripts_of([text])

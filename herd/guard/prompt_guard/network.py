@@ -94,20 +94,28 @@ class Network(nn.Module):
 
     def forward(self, features_UG: Int[Tensor, "u g"], index_BL: Int[Tensor, "b l"]) -> Float[Tensor, "b 2"]:
         """Row 0 of `features_UG` is padding."""
+        margin_B = self.margin(*self.evidence(features_UG, index_BL))
+        return torch.stack((-margin_B / 2, margin_B / 2), dim=-1)
+
+    def evidence(self, features_UG: Tensor, index_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(evidence_BL, votes_BL, mask_BL) of the words; mask_BL is 1 where there is one."""
         words_UD = self.word_norm(self.embed(features_UG))
         mask_BL1 = (index_BL > 0).unsqueeze(-1).float()
         x_BLD = self.dropout(words_UD[index_BL]) * mask_BL1
         for layer in self.layers:
             x_BLD = layer(x_BLD, mask_BL1)
         evidence_BL = self.head(self.dropout(functional.gelu(self.hidden(self.norm(x_BLD)))))[..., 0]
-        evidence_BL = evidence_BL + (mask_BL1[..., 0] - 1) * 1e4
+        votes_BL = self.vote(words_UD)[index_BL][..., 0] + VOTE * self.votes_of_runs(features_UG[:, 0][index_BL])
+        mask_BL = mask_BL1[..., 0]
+        return evidence_BL + (mask_BL - 1) * 1e4, votes_BL, mask_BL
+
+    def margin(self, evidence_BL: Tensor, votes_BL: Tensor, mask_BL: Tensor) -> Float[Tensor, "b"]:
+        """How much of an attack there is in windows."""
         # A window of fewer words has fewer places to average; those of padding have no weight.
         best_BK = evidence_BL.topk(min(TOP, evidence_BL.shape[1]), dim=1).values
         real_BK = (best_BK > -5e3).float()
         margin_B = (best_BK * real_BK).sum(1) / real_BK.sum(1).clamp(min=1)
-        votes_BL = self.vote(words_UD)[index_BL][..., 0] + VOTE * self.votes_of_runs(features_UG[:, 0][index_BL])
-        margin_B = margin_B + highest(votes_BL, mask_BL1[..., 0])
-        return torch.stack((-margin_B / 2, margin_B / 2), dim=-1)
+        return margin_B + highest(votes_BL, mask_BL)
 
     def embed(self, features_UG: Int[Tensor, "u g"]) -> Float[Tensor, "u d"]:
         """The mean of the rows of each word's features; of padding zero."""
@@ -129,11 +137,6 @@ class Network(nn.Module):
         rows_BL = runs_BL * 2_654_435_761 % (1 << 32) * self.config.runs // (1 << 32)
         return self.run_dropout(self.run_votes(rows_BL)[..., 0])
 
-    @property
-    def num_parameters(self) -> int:
-        """All of them, the table included."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
 
 def highest(votes_BL: Float[Tensor, "b l"], mask_BL: Float[Tensor, "b l"]) -> Float[Tensor, "b"]:
     """The highest sum of votes over the square root of its number of words, of the window and of each of its spans."""
@@ -146,6 +149,33 @@ def highest(votes_BL: Float[Tensor, "b l"], mask_BL: Float[Tensor, "b l"]) -> Fl
         means_BL = (sums_BL[:, span:] - sums_BL[:, :-span]) / span**0.5
         best_B = best_B.maximum((means_BL + (ends_BL - 1) * 1e4).amax(1))
     return best_B
+
+
+def suspicious(
+    evidence_BL: Float[Tensor, "b l"],
+    votes_BL: Float[Tensor, "b l"],
+    mask_BL: Float[Tensor, "b l"],
+    *,
+    length: int,
+    count: int,
+) -> list[list[int]]:
+    """Where the runs of `length` words begin that are most of an attack by the highest evidence and the sum of the
+    votes in them: in each window `count` at most, which do not overlap, the first one first."""
+    rest = max(length - evidence_BL.shape[1], 0)
+    evidence_BL = functional.pad(evidence_BL, (0, rest), value=-1e4)
+    sums_BL = functional.pad(votes_BL * mask_BL, (1, rest)).cumsum(1)
+    scores_BP = functional.max_pool1d(evidence_BL[:, None], length, stride=1)[:, 0]
+    scores_BP = scores_BP + (sums_BL[:, length:] - sums_BL[:, :-length]) / length**0.5
+    places_P = torch.arange(scores_BP.shape[1])
+    scores_BP = scores_BP.masked_fill(places_P > (mask_BL.sum(1, keepdim=True) - length).clamp(min=0), -torch.inf)
+    found: list[list[int]] = [[] for _ in evidence_BL]
+    for _ in range(count):
+        best_B, begins_B = scores_BP.max(1)
+        for row, (best, begin) in enumerate(zip(best_B.tolist(), begins_B.tolist(), strict=True)):
+            if best > -torch.inf:
+                found[row].append(begin)
+        scores_BP = scores_BP.masked_fill((places_P - begins_B[:, None]).abs() < length, -torch.inf)
+    return found
 
 
 def energy(logits_B2: Float[Tensor, "b 2"]) -> Float[Tensor, "b"]:
