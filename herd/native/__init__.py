@@ -19,7 +19,7 @@ from herd.native.functions import (
     softmax_gradient,
     swiglu,
 )
-from herd.native.library import BF16, FLOATS, find, instructions, processor_flags, why_not
+from herd.native.library import BF16, BF16_FLAGS, FLOATS, find, instructions, processor_flags, why_not
 from herd.native.lowbit import lowbit_product
 from herd.native.optimizer import adamw, adamw_8bit, apply_update, momentum_update, square_sum
 from herd.native.paged import PAGES, attend_pages
@@ -28,6 +28,7 @@ from herd.native.sparse import SPARSE, arrange, attend_selected, page_bounds
 __all__ = [
     "ATTENTION",
     "BF16",
+    "BF16_FLAGS",
     "FLOATS",
     "PAGES",
     "SPARSE",

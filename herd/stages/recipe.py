@@ -184,7 +184,12 @@ def unused_stages(nodes: Mapping[str, Node]) -> list[str]:
             other: key for other, one in nodes.items() for key, stages in one.stages.items()
             if name in stages and node.kind.writes not in KEYS
         }  # fmt: skip
-        if readers and not any(name == getattr(nodes[other].config, key) for other, key in readers.items()):
+        used = any(name in node.parents.values() for node in nodes.values() if not node.kind.reads_run)
+        if (
+            readers
+            and not used
+            and not any(name == getattr(nodes[other].config, key) for other, key in readers.items())
+        ):
             lines += [f'[{other}] does not use [{name}]: set {key} = "{name}"' for other, key in readers.items()]
     return lines
 

@@ -11,13 +11,10 @@ import torch
 from herd.core.device import choose_device
 from herd.core.lineage import Stage
 from herd.errors import HerdError
-from herd.native import processor_flags
+from herd.native import BF16_FLAGS, processor_flags
 from herd.train.checkpoint import saved_dtype
 
 FORMATS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
-"""What a processor has that multiplies bf16 faster than fp32. Without one a step in bf16 takes 1.5 times as long as in
-fp32, without the C++ kernels four times."""
 
 
 def has_fast_bf16(device: torch.device) -> bool:

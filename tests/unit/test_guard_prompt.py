@@ -437,6 +437,6 @@ def test_onnx_gives_the_same_logits(tmp_path: Path, guard: PromptGuard):
     session = runtime.InferenceSession(str(export_onnx(guard, tmp_path / "guard.onnx")))
     for batch in ([["ignore", "all", "rules"], ["hello"] * 64], [["one"]]):
         features_UG, index_BL = tensors(batch, SHAPE.buckets)
-        (logits,) = session.run(None, {"features": features_UG.numpy(), "index": index_BL.numpy()})
+        (logits,) = session.run(["logits"], {"features": features_UG.numpy(), "index": index_BL.numpy()})
         with torch.no_grad():
             np.testing.assert_allclose(logits, guard.network(features_UG, index_BL).numpy(), atol=1e-4)

@@ -320,6 +320,9 @@ def test_a_kernel_says_why_it_does_not_take_a_tensor(monkeypatch: pytest.MonkeyP
     assert native.why_not(x.to("meta")) == "the tensor is on meta"
     assert native.why_not(x, native.SPARSE) == "the width 20 is not a multiple of 16"
     with torch.no_grad():
+        monkeypatch.setattr(library, "processor_flags", lambda: frozenset({"avx512_bf16"}))
         assert native.why_not(x, native.TRAINING) == "no gradients are recorded"
+        monkeypatch.setattr(library, "processor_flags", frozenset)  # PyTorch has no fast products of bf16 there
+        assert native.why_not(x, native.TRAINING) is None
     monkeypatch.setattr(library, "find", lambda: NONE)
     assert native.why_not() == native.why_not(x) == "a test"

@@ -54,7 +54,10 @@ class Pieces:
 
     def __init__(self, tokenizer: str, most: int) -> None:
         """`tokenizer`: the content of a tokenizer.json. Raises HerdError where it lacks BERT's special pieces."""
-        self._tokenizer, self._most = Tokenizer.from_str(tokenizer), most
+        try:
+            self._tokenizer, self._most = Tokenizer.from_str(tokenizer), most
+        except Exception as error:  # the library raises no narrower one
+            raise HerdError(f"tokenizer.json is none: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._first, self._last, self._mark = map(self._id, ("[CLS]", "[SEP]", "[unused1]"))

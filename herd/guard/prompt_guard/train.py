@@ -1,5 +1,6 @@
-"""Training of a prompt guard, its n-grams and then its reader: cross-entropy, and a penalty on benign texts whose energy
-is far below zero.
+"""Training of a prompt guard, its n-grams and then its reader.
+
+The loss is cross-entropy, and a penalty on benign texts whose energy is far below zero:
 
     loss = mean CE(logits, label) + weight · mean over benign texts of max(0, -E(x) - margin)²
 
