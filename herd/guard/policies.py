@@ -35,6 +35,9 @@ def make_policy(seed: int, split: Split, number: int) -> tuple[Taxonomy, dict[st
 
 
 def _numbers(count: int, rng: np.random.Generator) -> list[str]:
+    """Of further categories: as people number them, from S15 on; in a quarter of the policies any up to S39."""
+    if rng.random() < 0.75:
+        return [f"S{number}" for number in range(15, 15 + count)]
     return [f"S{number}" for number in rng.choice(np.arange(15, 40), size=count, replace=False)]
 
 
