@@ -31,6 +31,7 @@ from herd.engine.load import load
 from herd.errors import HerdError
 from herd.guard.batches import GuardBatches, common_length, guard_loss, pictured
 from herd.guard.examples import read_examples
+from herd.guard.measure import invented_rates
 from herd.guard.model_guard import Guard
 from herd.guard.policies import make_policy, names_topics, violated
 from herd.guard.prompt import bare, frame, guard_messages, last_message, text_part
@@ -335,6 +336,34 @@ def test_policies_vary_and_name_only_topics_of_their_split():
     assert 60 < len(of_topics) < 120 and all(set(named) <= names for _, named in of_topics)
     for policy, named in drawn:
         assert set(named.values()) == set(policy.codes) - set(HAZARDS.codes)
+
+
+def test_further_categories_are_mostly_numbered_from_s15_on():
+    drawn = [named for number in range(400) if (named := make_policy(0, "train", number)[1])]
+    usual = [list(named.values()) == [f"S{15 + at}" for at in range(len(named))] for named in drawn]
+    assert 0.6 < sum(usual) / len(usual) < 0.9
+
+
+def test_a_category_that_was_invented_later_is_asked_for_beside_the_hazards_and_the_policy_stays():
+    class Reads:
+        """Flags what it finds in the actions of the topic that S15 names."""
+
+        policy = HAZARDS
+
+        def judge_all(self, conversations):
+            assert self.policy.codes == (*HAZARDS.codes, "S15")
+            (topic,) = [one for one in invented_topics() if one.names[0] == self.policy["S15"].name]
+            said = [messages[-1]["content"].lower() for messages in conversations]
+            found = [any(set(words(action)) <= set(words(text)) for action in topic.actions) for text in said]
+            # One word of a text may have been misspelt on purpose.
+            return [SimpleNamespace(unsafe=one, categories=("S15",) if one else ()) for one in found]
+
+    guard = Reads()
+    found = invented_rates(guard, 0, 110)
+    assert found["flagged"]["count"] + found["others"]["count"] == 220
+    assert abs(found["flagged"]["count"] - found["others"]["count"]) <= len(invented_topics())
+    assert found["flagged"]["share"] == found["named"]["share"] > 0.85 and found["others"]["hits"] == 0
+    assert guard.policy is HAZARDS
 
 
 def test_a_hazard_of_another_number_is_the_same_hazard_and_has_its_old_number_no_longer():

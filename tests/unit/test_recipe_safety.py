@@ -6,7 +6,7 @@ import pytest
 
 from herd.commands.stages import STAGES
 from herd.errors import HerdError
-from herd.stages.recipe import load_recipe
+from herd.stages.recipe import load_recipe, unused_stages
 
 ALL = """
 [data]
@@ -100,6 +100,10 @@ def test_a_guard_may_be_trained_further_where_from_names_it(tmp_path: Path):
     first, other = ("[stage." + name + ']\nkind = "guard"\n' for name in ("first", "other"))
     nodes = load(tmp_path, f'[data]\n[model]\n[sft]\n{first}[guard]\nfrom = "first"\n{other}')
     assert [nodes[name].parents["model"] for name in ("first", "guard", "other")] == ["sft", "first", "sft"]
+    nodes = load(tmp_path, f'[data]\n[model]\n[sft]\n{first}[guard]\nfrom = "first"\n[rl]\nguard = "guard"\n')
+    assert unused_stages(nodes) == []
+    nodes = load(tmp_path, f"[data]\n[model]\n[sft]\n{first}{other}[rl]\n")
+    assert unused_stages(nodes) == [f'[rl] does not use [{name}]: set guard = "{name}"' for name in ("first", "other")]
 
 
 @pytest.mark.parametrize(
