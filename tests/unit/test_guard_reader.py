@@ -21,7 +21,7 @@ from herd.guard.prompt_guard.examples import Examples, PromptGuardTraining
 from herd.guard.prompt_guard.guard import PromptGuard
 from herd.guard.prompt_guard.letters import MARK
 from herd.guard.prompt_guard.network import Network, PromptGuardConfig, suspicious
-from herd.guard.prompt_guard.reader import FOLDER, READER, Pieces, Reader, ReaderConfig, padded, pretrained
+from herd.guard.prompt_guard.reader import FOLDER, Pieces, Reader, ReaderConfig, padded, pretrained
 from herd.guard.prompt_guard.runs import Runs
 from herd.guard.prompt_guard.sets import own_sets
 from herd.guard.prompt_guard.train import Trainer, train_prompt_guard
@@ -165,7 +165,7 @@ def test_a_windows_margin_is_that_of_the_n_grams_and_of_its_most_suspicious_run(
         margins = guard.network.margin(*words)
     for window, of, margin, score in zip(cut, begins, margins.tolist(), guard.window_scores(cut), strict=True):
         runs = [window[begin : begin + SMALL.run] for begin in of]
-        whole = margin + READER * max(guard.reader.margins(runs))
+        whole = margin + max(guard.reader.margins(runs))
         assert score == pytest.approx(1 / (1 + np.exp(-whole)), abs=1e-6)
     without = PromptGuard.of(guard.network, guard.lexicon, scripts={})
     assert without.window_scores(cut) == pytest.approx((1 / (1 + np.exp(-margins.numpy()))).tolist(), abs=1e-6)

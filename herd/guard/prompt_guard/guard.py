@@ -19,7 +19,7 @@ from herd.core.files import read_json, read_text, write_atomic, write_json
 from herd.errors import HerdError
 from herd.guard.prompt_guard.letters import script_of, visible
 from herd.guard.prompt_guard.network import Network, PromptGuardConfig, suspicious
-from herd.guard.prompt_guard.reader import READER, Reader, ReaderConfig
+from herd.guard.prompt_guard.reader import Reader, ReaderConfig
 from herd.guard.prompt_guard.views import views
 from herd.guard.prompt_guard.windows import tensors, windows
 from herd.guard.prompt_guard.words import Lexicon, split
@@ -175,7 +175,7 @@ class PromptGuard:
         runs = [tuple(one[begin : begin + length]) for one, of in zip(batch, begins, strict=True) for begin in of]
         read = iter(self.reader.margins(runs))
         highest = [max(next(read) for _ in of) for of in begins]
-        return [margin + READER * run for margin, run in zip(margins, highest, strict=True)]
+        return [margin + run for margin, run in zip(margins, highest, strict=True)]
 
     @property
     def num_parameters(self) -> int:

