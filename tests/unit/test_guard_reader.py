@@ -196,7 +196,7 @@ def test_a_run_that_was_stopped_while_the_reader_learnt_ends_with_the_same_weigh
 
 def test_runs_are_of_every_text_and_mostly_the_most_suspicious():
     torch.manual_seed(0)
-    words = [[f"w{at}" for at in range(40)], ["ignore"], [MARK, *"abcdefghijk"]]
+    words = [[f"w{at}" for at in range(40)], ["ignore"], [MARK, *"abc"]]
     examples = Examples(words, np.array([True, False, True]))
     config = PromptGuardTraining(shape=SHAPE, reader_epochs=60, word_dropout=0.5)
     runs = Runs(examples, Network(SHAPE), small_reader(), config)
@@ -206,8 +206,7 @@ def test_runs_are_of_every_text_and_mostly_the_most_suspicious():
         run = runs._run(0, rng)
         seen[int(run[0][1:]) // 4] = seen.get(int(run[0][1:]) // 4, 0) + 1
         assert 1 <= len(run) <= SMALL.run
-        kept = runs._run(2, rng)
-        assert MARK in kept or runs._begins[2][0] > 0
+        assert MARK in runs._run(2, rng)  # what was hidden is an attack for its mark alone
         batches = list(runs.batches(number))
         assert sum(len(batch[-1]) for batch in batches) == 3
         assert all(batch[0].shape == batch[1].shape for batch in batches)
