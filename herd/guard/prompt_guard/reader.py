@@ -1,8 +1,8 @@
-"""The reader: a small pre-trained encoder for the runs of words that the n-grams find most suspicious.
+"""The reader: a small pre-trained encoder for the run of words that the n-grams find most suspicious.
 
 N-grams tell attacks by their words; what a sentence does takes an encoder that has read a lot. Over 512 words one of 22
-million parameters takes 180 ms of a core, over two runs of 48 words a tenth of that. So a window's margin is that of
-the n-grams, and the highest that the reader finds in the window's most suspicious runs.
+million parameters takes 180 ms of a core, over a run of 48 words a tenth of that. So a window's margin is that of
+the n-grams, and the reader's of the window's most suspicious run.
 
 The weights are the first layers of all-MiniLM-L6-v2 (arXiv 2002.10957; Apache-2.0), whose pieces are WordPiece's, in
 lower case; the layers are BERT's (arXiv 1810.04805), with the norm behind each sum.
@@ -43,7 +43,7 @@ class ReaderConfig:
     """Most pieces of a run; of one with more the n-grams alone read the rest."""
     run: int = 48
     """Words of a run."""
-    runs: int = 2
+    runs: int = 1
     """Runs of a window that are read, which do not overlap."""
 
 
