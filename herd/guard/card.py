@@ -56,8 +56,8 @@ def further(measured: Mapping[str, Any]) -> list[str]:
             "shuffled": "the same with those of another message",
             "plain": "the others",
         }
-        told = "; ".join(f"{words[part]} {percent(row)} of {row['count']}" for part, row in rows.items())
-        found.append(f"with drawings, right verdicts: {told}")
+        shares = "; ".join(f"{words[part]} {percent(row)} of {row['count']}" for part, row in rows.items())
+        found.append(f"with drawings, right verdicts: {shares}")
     return found
 
 
