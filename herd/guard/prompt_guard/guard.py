@@ -6,6 +6,7 @@ threshold, the scripts and frequent words of the training texts) and `herd.json`
 are in `reader.safetensors`, its pieces in `tokenizer.json`.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -174,7 +175,7 @@ class PromptGuard:
         begins = suspicious(*words, length=length, count=self.reader.config.runs)
         runs = [tuple(one[begin : begin + length]) for one, of in zip(batch, begins, strict=True) for begin in of]
         read = iter(self.reader.margins(runs))
-        highest = [max(next(read) for _ in of) for of in begins]
+        highest = [max((next(read) for _ in of), default=math.nan) for of in begins]  # none: damaged weights
         return [margin + run for margin, run in zip(margins, highest, strict=True)]
 
     @property

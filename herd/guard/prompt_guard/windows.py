@@ -2,7 +2,7 @@
 
 # B windows, L words of a window, U different words, G features of a word
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,15 @@ def windows(words: Sequence[str], window: int, stride: int) -> list[tuple[str, .
         return [tuple(words)] if words else []
     begins = [*range(0, len(words) - window, stride), len(words) - window]
     return [tuple(words[begin : begin + window]) for begin in begins]
+
+
+def like_lengths(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Places of like lengths together, the longest first, so many that with their padding they have `most` at most."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    while order:
+        number = max(1, most // lengths[order[-1]])
+        batch, order = order[-number:], order[:-number]
+        yield batch
 
 
 def tensors(batch: Sequence[Sequence[str]], buckets: int) -> tuple[Tensor, Tensor]:
