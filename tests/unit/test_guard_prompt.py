@@ -85,7 +85,11 @@ def test_an_evasion_does_not_pass(guard: PromptGuard, name: str):
 
 def test_a_payload_is_whole_in_a_window_at_every_offset(guard: PromptGuard, monkeypatch: pytest.MonkeyPatch):
     inside = " ".join(split(ATTACK))
-    monkeypatch.setattr(guard, "window_scores", lambda cut: [float(inside in " ".join(one)) for one in cut])
+
+    def place_scores(places: list[dict[tuple[str, ...], int]]) -> list[tuple[tuple[str, ...], float]]:
+        return [(one, float(inside in " ".join(one))) for (one, *_) in places]
+
+    monkeypatch.setattr(guard, "_place_scores", place_scores)
     found, tried, alone = found_at_offsets(guard, ["bread"] * 300, ATTACK)
     assert (found, tried, alone) == (301, 301, 0.0)
     assert guard.check("bread " * 300 + ATTACK).passage.endswith("prompt .")

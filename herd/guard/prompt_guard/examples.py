@@ -17,7 +17,7 @@ from herd.core.streams import seed_of, stream
 from herd.guard.prompt_guard.evasions import HIDING, TRAINED
 from herd.guard.prompt_guard.letters import MARK
 from herd.guard.prompt_guard.network import PromptGuardConfig
-from herd.guard.prompt_guard.sets import WRITTEN, Prompt
+from herd.guard.prompt_guard.sets import FOR_READER, WRITTEN, Prompt
 from herd.guard.prompt_guard.views import views
 from herd.guard.prompt_guard.windows import tensors
 from herd.guard.prompt_guard.words import Lexicon, split
@@ -76,6 +76,8 @@ class PromptGuardTraining:
     """Passes of the reader over the texts, once the n-grams are trained."""
     reader_rate: float = 1e-4
     """Peak of its learning rate."""
+    reader_evasion_share: float = 0.5
+    """As `evasion_share`: a misread word means more to the reader than to n-grams."""
     seed: int = 0
 
 
@@ -112,7 +114,7 @@ class Examples:
         weights = np.array([WEIGHTS.get(name, 1.0) for name in names])
         for one in prompts:
             # What was written one by one is little and varied, so it is trained on twice as often.
-            number = 2 if one.source == WRITTEN else 1
+            number = 2 if one.source in (WRITTEN, FOR_READER) else 1
             texts += [one.text] * number
             attack += [one.attack] * number
             if rng.random() >= config.evasion_share:

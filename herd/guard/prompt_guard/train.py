@@ -13,7 +13,7 @@ written after each epoch, and a run that was stopped resumes there.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from herd.guard.prompt_guard.guard import PromptGuard, scripts_of
 from herd.guard.prompt_guard.network import Network, energy
 from herd.guard.prompt_guard.reader import Reader
 from herd.guard.prompt_guard.runs import Runs
-from herd.guard.prompt_guard.sets import ECHOES, Prompt, Sets
+from herd.guard.prompt_guard.sets import ECHOES, FOR_READER, Prompt, Sets
 from herd.guard.prompt_guard.windows import tensors
 from herd.guard.prompt_guard.words import Lexicon
 
@@ -146,7 +146,7 @@ def train_prompt_guard(
     shape = asdict(reader.config) if reader else None
     stage = Stage("prompt-guard", out, config=asdict(config) | {"reader": shape}, parents=parents)
     lexicon = Lexicon.of(one.text for one in sets.train)
-    examples = Examples.of(sets.train, lexicon, config)
+    examples = Examples.of([one for one in sets.train if one.source != FOR_READER], lexicon, config)
     plans = [examples.epoch(number, config) for number in range(config.num_epochs)]
     torch.manual_seed(seed_of(config.seed, "prompt guard") % 2**31)
     network = Network(config.shape)
@@ -158,7 +158,8 @@ def train_prompt_guard(
 
     loss = trainer.fit(batches, config.num_epochs, stage, "step")
     if reader is not None:
-        runs = Runs(examples, network, reader, config)
+        own = replace(config, evasion_share=config.reader_evasion_share)
+        runs = Runs(Examples.of(sets.train, lexicon, own), network, reader, config)
         Trainer(reader, config, runs.num_steps, config.reader_rate).fit(
             runs.batches, config.reader_epochs, stage, "reader"
         )
