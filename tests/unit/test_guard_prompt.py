@@ -24,7 +24,7 @@ from herd.guard.prompt_guard.examples import Examples, PromptGuardTraining, plan
 from herd.guard.prompt_guard.letters import MARK
 from herd.guard.prompt_guard.network import SPANS, Network, PromptGuardConfig, energy, highest
 from herd.guard.prompt_guard.overlap import grams_of, share_in
-from herd.guard.prompt_guard.sets import WRITTEN, Prompt, own_sets, read_rows, without_overlap, written
+from herd.guard.prompt_guard.sets import FOR_READER, WRITTEN, Prompt, own_sets, read_rows, without_overlap, written
 from herd.guard.prompt_guard.train import Trainer, loss_of, threshold_of, train_prompt_guard
 from herd.guard.prompt_guard.windows import tensors, windows
 from herd.guard.prompt_guard.words import Lexicon, features, split
@@ -267,13 +267,13 @@ def test_what_was_written_one_by_one_is_varied_and_a_twin_stays_with_its_attack(
     texts = [one.text for one in prompts]
     attacks = {one.group: one.text for one in prompts if one.attack}
     assert len(set(texts)) == len(texts) and all(text == text.strip() for text in texts)
-    assert len(attacks) > 800 and len(prompts) > 1.9 * len(attacks)
+    assert len(attacks) > 1400 and len(prompts) > 1.9 * len(attacks)
     # An attack in a document and its twin have the document in common, others have nothing.
     for begin in (0, 1):
-        half = [text for group, text in attacks.items() if int(group.split()[1]) % 2 == begin]
+        half = [text for group, text in attacks.items() if int(group.split()[-1]) % 2 == begin]
         rest = grams_of(text for group, text in attacks.items() if text not in half)
         assert all(share_in(text, rest) < 0.1 for text in half)
-    assert {one.source for one in prompts} == {WRITTEN}
+    assert {one.source for one in prompts} == {WRITTEN, FOR_READER}
     config = PromptGuardTraining(evasion_share=0.0, planted_share=0.0)
     examples = Examples.of(prompts[:40], Lexicon.of(texts), config)
     assert examples.words[::2] == examples.words[1::2] and len(examples.words) == 80

@@ -145,8 +145,9 @@ def train_prompt_guard(
     """Train on `sets` and write the folder, with the threshold of `threshold_of`: the n-grams, then the reader."""
     shape = asdict(reader.config) if reader else None
     stage = Stage("prompt-guard", out, config=asdict(config) | {"reader": shape}, parents=parents)
-    lexicon = Lexicon.of(one.text for one in sets.train)
-    examples = Examples.of([one for one in sets.train if one.source != FOR_READER], lexicon, config)
+    known = [one for one in sets.train if one.source != FOR_READER]
+    lexicon = Lexicon.of(one.text for one in known)
+    examples = Examples.of(known, lexicon, config)
     plans = [examples.epoch(number, config) for number in range(config.num_epochs)]
     torch.manual_seed(seed_of(config.seed, "prompt guard") % 2**31)
     network = Network(config.shape)
