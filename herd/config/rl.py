@@ -94,6 +94,9 @@ class RlConfig(LanguageTrainingConfig):
     differently."""
     slots: Count = 64
     """Answers that the engine draws at a time."""
+    kv_cache_memory_bytes: CountOrNone = field(default=0, metadata=HOW_IT_RUNS)
+    """Bytes for the engine's keys and values, such as 40G; 0: room for eight answers of 8,192 tokens, or of the model's
+    context. Where many are long, fewer are drawn at a time."""
     max_groups: CountOrNone = field(default=0, metadata=HOW_IT_RUNS)
     """Groups that are drawn and graded at a time, where the environment bears no more; 0: no limit."""
     on: Literal["thread", "process", "ray"] = field(default="thread", metadata=HOW_IT_RUNS)

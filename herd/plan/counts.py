@@ -6,9 +6,11 @@ device. Activations, the runtime's own memory and training are left out.
 
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Literal, get_args
 
-from herd.config import LoraConfig, ModelConfig
+from herd.config import EngineConfig, LoraConfig, ModelConfig
+from herd.config.engine import DEFAULT_MAX_MODEL_LEN
 from herd.errors import HerdError
 
 Precision = Literal["bf16", "fp8", "int8", "int4"]
@@ -17,6 +19,8 @@ INT4_GROUP = 128
 """Weights that share one scale in int4."""
 CACHE_BYTES = 2
 """Of one number in the KV cache: bf16."""
+WHOLE_REQUESTS = 8
+"""The cache has room for so many requests of 8,192 tokens if not set; most are shorter, and more run."""
 CARD_BYTES = 80_000_000_000
 """The memory of one 80 GB GPU, in decimal gigabytes: what is left of its 80 GiB is the runtime's."""
 
@@ -157,6 +161,15 @@ def cache_bytes(config: ModelConfig, context: int, *, number_bytes: int = CACHE_
     of_global, of_local = page_bytes(config, number_bytes=number_bytes, int8=int8)
     size = config.page_tokens
     return -(-context // size) * of_global + -(-min(context, config.chunk_size) // size) * of_local
+
+
+def usual_cache_bytes(model: ModelConfig, config: EngineConfig, *, number_bytes: int) -> int:
+    """Bytes of a cache that is not set: room for WHOLE_REQUESTS of the usual context, and for one of `max_model_len` at
+    least."""
+    room = partial(cache_bytes, model, number_bytes=number_bytes, int8=config.kv_cache_dtype == "int8")
+    usual = min(model.max_positions, DEFAULT_MAX_MODEL_LEN)
+    longest = config.max_model_len or usual
+    return max(room(longest), min(config.max_num_seqs, WHOLE_REQUESTS) * room(min(usual, longest)))
 
 
 def longest_context(config: ModelConfig, budget: int) -> int:

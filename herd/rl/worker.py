@@ -9,9 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from herd.config import RlConfig
+from herd.config import EngineConfig, RlConfig
 from herd.engine.load import load
 from herd.model.quantize import Scheme, quantize_model
+from herd.plan.counts import usual_cache_bytes
 from herd.rl.draw import Drawer
 from herd.rl.environment import Environment, open_environment
 from herd.rl.journal import Admitted
@@ -79,9 +80,12 @@ class Opening:
         if config.quantize != "none":
             quantize_model(model.transformer, Scheme(name=config.quantize), model.config)
         shape, narrow = model.config, self.dtype.itemsize < torch.float32.itemsize
+        slots = min(config.slots, config.groups * config.group_size)
+        usual = usual_cache_bytes(shape, EngineConfig(max_num_seqs=slots), number_bytes=self.dtype.itemsize)
         return Drawer(
             model.engine(
-                max_num_seqs=min(config.slots, config.groups * config.group_size),
+                max_num_seqs=slots,
+                kv_cache_memory_bytes=config.kv_cache_memory_bytes or usual,
                 record_routes=config.replays(narrow=narrow) and any(map(shape.is_moe, range(shape.num_layers))),
             ),
             Prompts(model, environments, config.system_prompts),

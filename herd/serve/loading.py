@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from herd.config import EngineConfig, ModelConfig
-from herd.config.engine import DEFAULT_MAX_MODEL_LEN
+from herd.config import EngineConfig
 from herd.engine.engine import Engine
 from herd.engine.filters import Gate
 from herd.engine.load import load
@@ -13,12 +12,9 @@ from herd.engine.model import LoadedModel
 from herd.engine.pipeline import AnswerPipeline
 from herd.errors import HerdError
 from herd.model.formats.source import LOW_BIT, Source, find_source
-from herd.plan.counts import cache_bytes, count
+from herd.plan.counts import count, usual_cache_bytes
 from herd.serve.generation_config import default_params
 from herd.serve.models import LocalModel, ModelSource
-
-WHOLE_REQUESTS = 8
-"""The cache has room for so many requests of 8,192 tokens if not set; most are shorter, and more run."""
 
 
 def named_paths(words: Sequence[str]) -> dict[str, Path]:
@@ -53,7 +49,9 @@ def _source(
 ) -> ModelSource:
     def open_model() -> LocalModel:
         model, draft = load(path, base=base), load(draft_model) if draft_model else None
-        cache = config.kv_cache_memory_bytes or default_cache_bytes(model, config)
+        cache = config.kv_cache_memory_bytes or usual_cache_bytes(
+            model.config, config, number_bytes=model.transformer.embedding.weight.itemsize
+        )
         engine = Engine(model, dataclasses.replace(config, kv_cache_memory_bytes=cache), draft_model=draft)
         return LocalModel(
             name=name,
@@ -72,7 +70,7 @@ def _estimate(source: Source, config: EngineConfig) -> int:
     """Bytes that the weights and the cache will have, from the configuration and the sizes of files."""
     weights = source.weights()
     size = weights.dtype.itemsize
-    cache = config.kv_cache_memory_bytes or _cache_bytes(weights.config, config, number_bytes=size)
+    cache = config.kv_cache_memory_bytes or usual_cache_bytes(weights.config, config, number_bytes=size)
     if source.kind == LOW_BIT:  # which stays packed
         return sum(file.stat().st_size for file in source.path.glob("*.safetensors")) + cache
     return count(weights.config).total * size + cache
@@ -82,17 +80,3 @@ def weight_bytes(model: LoadedModel) -> int:
     """Bytes of the weights in memory."""
     transformer = model.transformer
     return sum(one.nbytes for one in (*transformer.parameters(), *transformer.buffers()))
-
-
-def default_cache_bytes(model: LoadedModel, config: EngineConfig) -> int:
-    """Room for WHOLE_REQUESTS of the usual context, and for one of `max_model_len` at least."""
-    return _cache_bytes(model.config, config, number_bytes=model.transformer.embedding.weight.itemsize)
-
-
-def _cache_bytes(model: ModelConfig, config: EngineConfig, *, number_bytes: int) -> int:
-    def room(context: int) -> int:
-        return cache_bytes(model, context, number_bytes=number_bytes, int8=config.kv_cache_dtype == "int8")
-
-    usual = min(model.max_positions, DEFAULT_MAX_MODEL_LEN)
-    longest = config.max_model_len or usual
-    return max(room(longest), min(config.max_num_seqs, WHOLE_REQUESTS) * room(min(usual, longest)))

@@ -14,8 +14,11 @@ import pytest
 import torch
 from rl_world import Dying, Hanging, Jittered, make_world, settings
 
+from herd.config import EngineConfig
+from herd.config.engine import DEFAULT_MAX_MODEL_LEN
 from herd.engine.load import load
 from herd.errors import HerdError
+from herd.plan.counts import cache_bytes, usual_cache_bytes
 from herd.rl.journal import Journal
 from herd.rl.process import Processes
 from herd.rl.team import Team
@@ -100,6 +103,16 @@ def test_what_a_child_cannot_open_is_said_in_its_words(world, one_thread):
     with pytest.raises(HerdError, match=r"rl_world.*Absent"):
         team.load(0, tensors)
     team.close()
+
+
+def test_the_engine_has_room_for_eight_long_answers_whatever_its_slots_or_for_what_is_given(world):
+    shape = load(world[0], dtype=torch.float32).config
+    usual = usual_cache_bytes(shape, EngineConfig(max_num_seqs=64), number_bytes=4)
+    assert usual == 8 * cache_bytes(shape, min(shape.max_positions, DEFAULT_MAX_MODEL_LEN), number_bytes=4)
+    for given, most in ((0, usual), (usual // 3, usual // 3)):
+        drawer = opening(world, groups=16, group_size=4, kv_cache_memory_bytes=given).open({})
+        assert most // 3 < drawer.engine.cache_bytes <= most
+        drawer.engine.close()
 
 
 PARENT = """

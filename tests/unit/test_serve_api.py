@@ -15,9 +15,8 @@ from serve_world import eventually, picture
 
 from herd.config import EngineConfig
 from herd.engine.load import load
-from herd.plan.counts import cache_bytes
+from herd.plan.counts import cache_bytes, usual_cache_bytes
 from herd.serve.api import page as page_api
-from herd.serve.loading import default_cache_bytes
 
 
 def test_the_one_model_is_listed_and_found_by_name(server):
@@ -199,7 +198,8 @@ def test_the_cache_has_room_for_eight_requests_and_for_the_longest_one(tiny_fold
     model = load(tiny_folder, dtype=torch.float32)
     room = partial(cache_bytes, model.config, number_bytes=4)
     config = EngineConfig(max_num_seqs=32)
-    assert default_cache_bytes(model, config) == 8 * room(4096)  # all that this model claims
-    assert default_cache_bytes(model, replace(config, max_model_len=512)) == 8 * room(512)
+    usual = partial(usual_cache_bytes, model.config, number_bytes=4)
+    assert usual(config) == 8 * room(4096)  # all that this model claims
+    assert usual(replace(config, max_model_len=512)) == 8 * room(512)
     longest = replace(config, max_model_len=10 * 2**20, kv_cache_dtype="int8")
-    assert default_cache_bytes(model, longest) == room(10 * 2**20, int8=True)
+    assert usual(longest) == room(10 * 2**20, int8=True)
