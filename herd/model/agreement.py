@@ -45,23 +45,27 @@ def check_agreement(transformer: Transformer, fused: FusedForward) -> None:
     views = [
         view_of(pack, config, spans * copies, weight.dtype) for pack, copies in zip(packs, (COPIES, 1), strict=True)
     ]
-    tokens_N, count = packs[1].tokens_N, len(packs[1].tokens_N)
+    tokens_N = packs[1].tokens_N
     shared = plan_attention(packs[0].positions_N, packs[0].starts_S, config, cached=True)
     unit = torch.finfo(weight.dtype).eps
     x_ND = transformer.embed(tokens_N, None)
     for index, layer in enumerate(transformer.layers):
         assert isinstance(layer, Layer)
-        noise_CND = unit * (2 * torch.rand(COPIES - 1, *x_ND.shape, generator=generator) - 1)
-        noisy_CND = (x_ND.float() * (1 + noise_CND)).to(x_ND.dtype)
-        out_CND = layer(torch.cat([x_ND, noisy_CND.flatten(0, 1)]), shared, views[0]).view(COPIES, *x_ND.shape)
+        out_CND = layer(with_noise(x_ND, generator), shared, views[0]).view(COPIES, *x_ND.shape)
         normed_CND = transformer.norm(out_CND.float()).float()
         other_ND = fused.layer(index, x_ND, packs[1], cache=views[1])
-        moved_N = (normed_CND[1:] - normed_CND[0]).norm(dim=-1).amax(0)
-        compare(f"layer {index}", other_ND, normed_CND[0], MARGIN * moved_N, packs[1].starts_S, unit)
+        compare(f"layer {index}", other_ND, normed_CND, packs[1].starts_S, unit)
         x_ND = out_CND[0]
     hidden_ND = transformer.norm(x_ND)
-    logits_NV, others_NV = transformer.unembed(hidden_ND).float(), fused.unembed(hidden_ND.float())
-    compare("the unembedding", others_NV, logits_NV, torch.zeros(count), packs[1].starts_S, unit)
+    logits_CNV = transformer.unembed(with_noise(hidden_ND, generator)).float().view(COPIES, len(x_ND), -1)
+    compare("the unembedding", fused.unembed(hidden_ND.float()), logits_CNV, packs[1].starts_S, unit)
+
+
+def with_noise(x_ND: Tensor, generator: torch.Generator) -> Tensor:
+    """The rows, and behind them copies that differ by a rounding of their precision."""
+    noise_CND = 2 * torch.rand(COPIES - 1, *x_ND.shape, generator=generator) - 1
+    noisy_CND = (x_ND.float() * (1 + torch.finfo(x_ND.dtype).eps * noise_CND)).to(x_ND.dtype)
+    return torch.cat([x_ND, noisy_CND.flatten(0, 1)])
 
 
 def sequences(config: ModelConfig) -> list[tuple[int, int]]:
@@ -89,10 +93,12 @@ def view_of(pack: Pack, config: ModelConfig, spans: list[tuple[int, int]], dtype
     )
 
 
-def compare(where: str, ours: Tensor, twins: Tensor, allowed_N: Tensor, starts_S: Tensor, unit: float) -> None:
-    """Raise where the median token of a sequence differs by more than `allowed_N` and the roundings of its size."""
-    allowed_N = allowed_N + ROUNDINGS * unit * twins.norm(dim=-1)
-    excess_N = (ours - twins).norm(dim=-1) / allowed_N.clamp_min(1e-30)
+def compare(where: str, ours: Tensor, twins: Tensor, starts_S: Tensor, unit: float) -> None:
+    """Raise where the median token of a sequence differs by more than noise moves its copies in `twins` [C, N, …], of
+    which the first is without, and the roundings of its size."""
+    moved_N = (twins[1:] - twins[0]).norm(dim=-1).amax(0)
+    allowed_N = MARGIN * moved_N + ROUNDINGS * unit * twins[0].norm(dim=-1)
+    excess_N = (ours - twins[0]).norm(dim=-1) / allowed_N.clamp_min(1e-30)
     for excess in excess_N.split(torch.diff(starts_S).tolist()):
         if not float(excess.median()) <= 1:
             raise HerdError(

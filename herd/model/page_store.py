@@ -28,6 +28,8 @@ from herd.errors import HerdError
 PAGES_AT_ONCE = 16
 """Pages by which the file grows."""
 TOP = 127
+PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+"""Memory of this process alone; what a child would share were counted as the machine's shared memory."""
 
 
 class PageFile:
@@ -45,7 +47,17 @@ class PageFile:
                 raise HerdError(f"kv_cache_folder {folder}: {reason}") from None
 
     def zeros(self, pages: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Zeros [pages, *shape]; memory is touched, and the disk filled, when they are first written."""
+        """Zeros [pages, *shape]; memory of the CPU is touched, and the disk filled, when they are first written."""
+        if device.type == "cpu" and self._file is None and pages:
+            # torch.zeros writes its zeros: an engine took all of its cache's memory, and the time for it, at its start.
+            size = pages * math.prod(shape) * dtype.itemsize
+            try:
+                memory = mmap.mmap(-1, size, **PRIVATE)
+            except (OSError, ValueError, OverflowError) as error:
+                # As torch says it, for `out_of_memory`.
+                asked = f"DefaultCPUAllocator: can't allocate memory: you tried to allocate {size} bytes"
+                raise RuntimeError(f"{asked} ({error})") from None
+            return torch.frombuffer(memory, dtype=dtype).view(pages, *shape)
         if self._file is None or not pages:
             return torch.zeros(pages, *shape, dtype=dtype, device=device)
         if device.type != "cpu":

@@ -22,6 +22,7 @@ from herd.engine.model import Prompt
 from herd.engine.sampler import SamplingParams
 from herd.engine.score import log_likelihoods, token_losses
 from herd.errors import HerdError
+from herd.model.page_store import PageFile
 from herd.plan.counts import cache_bytes
 
 
@@ -265,6 +266,28 @@ def test_pages_in_a_file_give_the_same_answers_and_a_full_disk_ends_the_one_requ
         assert filed.generate_batch([Prompt(token_ids=[9] * 3000)], SamplingParams(max_tokens=1))
     with pytest.raises(HerdError, match=r"kv_cache_folder .*: No such file"):
         model.engine(kv_cache_folder=tmp_path / "absent")
+
+
+def test_memory_of_the_cache_is_taken_as_it_is_filled():
+    def taken() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("the system does not say how much memory a process has")
+    before = taken()
+    pages = PageFile(None).zeros(1 << 14, (4, 64, 64), torch.bfloat16, torch.device("cpu"))
+    assert pages.nbytes == 1 << 29 and taken() - before < pages.nbytes // 16
+    pages[:4096] = 1
+    assert pages[4095].min() == 1 and pages[4096].max() == 0 and taken() - before >= pages.nbytes // 4
+    del pages
+    assert taken() - before < 1 << 26  # and given back
+
+
+def test_a_cache_for_which_there_is_no_memory_is_reported_with_what_to_lower(model: Model):
+    with pytest.raises(
+        HerdError, match=r"out of memory on cpu \(\d+ bytes were asked for\): lower kv_cache_memory_bytes"
+    ):
+        model.engine(max_num_seqs=1 << 30)
 
 
 def test_a_request_that_could_never_fit_is_refused_with_the_sum(model: Model) -> None:

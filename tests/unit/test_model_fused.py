@@ -20,7 +20,7 @@ from herd.bench.parity import MAVERICK_LIKE, SCOUT_LIKE, TOP_2
 from herd.config import ModelConfig
 from herd.engine.load import load
 from herd.errors import HerdError
-from herd.model.agreement import check_agreement
+from herd.model.agreement import COPIES, ROUNDINGS, check_agreement, compare, with_noise
 from herd.model.cache import Slots
 from herd.model.fused import FusedForward, weights_of, why_not
 from herd.model.fused_fields import CONFIG_FIELDS, MODULE_FIELDS, language_modules, module_fields
@@ -218,6 +218,21 @@ def test_the_two_implementations_are_found_to_agree(shape: str) -> None:
     for kind in ("fp32", "bf16", *SCHEMES):
         model = in_kind(shape, kind)
         check_agreement(model, FusedForward(model))
+
+
+def test_logits_that_cancel_may_be_more_roundings_of_their_size_apart_and_no_more_than_that() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden_ND, weight_VD = (torch.randn(rows, 576, generator=generator) for rows in (8, 1000))
+    basis_DN = torch.linalg.qr(hidden_ND.T).Q
+    weight_VD -= 0.99 * weight_VD @ basis_DN @ basis_DN.T  # of each sum a hundredth is left
+    logits_CNV = (with_noise(hidden_ND, generator) @ weight_VD.T).view(COPIES, 8, -1)
+    ours_NV = hidden_ND.flip(-1) @ weight_VD.flip(-1).T
+    unit, starts = torch.finfo(torch.float32).eps, torch.tensor([0, 8])
+    apart_N = (ours_NV - logits_CNV[0]).norm(dim=-1) / logits_CNV[0].norm(dim=-1)
+    assert float(apart_N.median()) > ROUNDINGS * unit
+    compare("the unembedding", ours_NV, logits_CNV, starts, unit)
+    with pytest.raises(HerdError, match="disagree in the unembedding"):
+        compare("the unembedding", 1.001 * ours_NV, logits_CNV, starts, unit)
 
 
 @needs_kernels
