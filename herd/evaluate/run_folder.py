@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from herd.core.files import read_json, work_folder
+from herd.core.files import cache_folder, read_json, work_folder
 from herd.core.lineage import read_lineage
 from herd.core.tracker import read_metrics
 from herd.errors import HerdError, unknown
@@ -81,12 +81,16 @@ def _is_parent(stage: StageFolder, parent: StageFolder) -> bool:
 
 
 def evaluated_model(stage: StageFolder, stages: Sequence[StageFolder]) -> str | None:
-    """The stage whose model an evaluation measured, or the path of the folder; None if it is no evaluation."""
+    """The stage whose model an evaluation measured, the path of a folder, or an adopted one's name; None if it is
+    no evaluation."""
     model = stage.lineage["parents"].get("model")
     if stage.lineage.get("stage") not in EVALUATIONS or model is None:
         return None
     names = [one.name for one in stages if one.lineage.get("hash") == model["hash"]]
-    return Path(model["path"]).name if Path(model["path"]).name in names else next(iter(names), str(model["path"]))
+    path = Path(model["path"])
+    if path.name in names or (not names and path.parent == cache_folder() / "models"):
+        return path.name
+    return next(iter(names), str(path))
 
 
 def unfinished(run: Path) -> list[str]:

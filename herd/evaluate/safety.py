@@ -24,8 +24,11 @@ RULE = (
 
 
 def safety_facts(stages: Sequence[StageFolder]) -> dict[str, Any]:
-    """`guards` by name, and `models` with `harm` and `over_refusal`; empty where the run has neither."""
-    guards = {one.name: one.lineage["guard"] for one in stages if one.lineage.get("guard", {}).get("heldout")}
+    """`guards` by name, without those that another one was made of, and `models` with `harm` and `over_refusal`; empty
+    where the run has neither."""
+    trained = [one for one in stages if one.lineage.get("guard", {}).get("heldout")]
+    begun = {one.lineage["parents"].get("model", {}).get("hash") for one in trained}
+    guards = {one.name: one.lineage["guard"] for one in trained if one.lineage["hash"] not in begun}
     models = []
     for one in stages:
         if one.lineage.get("stage") == "evaluate":

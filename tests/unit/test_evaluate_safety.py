@@ -6,6 +6,7 @@ import evaluate_world as world
 import pytest
 
 from herd.core import files
+from herd.core.files import read_json
 from herd.core.statistics import share
 from herd.data.tasks.safety.items import NAMES_ONLY, make_item, pairs
 from herd.evaluate.report import report
@@ -99,6 +100,25 @@ def test_no_unsafe_action_and_nothing_of_categories_by_name_alone_is_shown(guard
     assert not any(pair.harmful in text for pair in pairs("train") for text in shown)
     hidden = [pair for pair in pairs("train") if not NAMES_ONLY.isdisjoint(pair.codes)]
     assert hidden and not any(pair.benign in text for pair in hidden for text in shown)
+
+
+def test_a_guard_that_another_one_was_made_of_is_left_out(run: Path, guard):
+    parents = {"model": {"path": str(run / "guard"), "hash": "g"}}
+    write_json(run / "longer" / "herd.json", world.lineage("guard", hash="l", guard=guard, parents=parents))
+    report(run)
+    card = (run / "report" / "safety.md").read_text()
+    assert "the guard `longer` catches" in card and "the guard `guard`" not in card
+
+
+def test_an_adopted_model_is_called_by_its_name_and_another_one_by_its_path(run: Path):
+    for name, folder in (("starter", files.cache_folder() / "models" / "a-starter"), ("own", run.parent / "own")):
+        parents = {"model": {"path": str(folder), "hash": f"another {name}"}}
+        write_json(run / f"asked-{name}" / "herd.json", world.lineage("evaluate", parents=parents, hash=f"e{name}"))
+        found = read_json(run / "evaluate-sft" / "results.json")
+        write_json(run / f"asked-{name}" / "results.json", found)
+    report(run)
+    card = (run / "report" / "safety.md").read_text()
+    assert "| a-starter | " in card and f"| {run.parent / 'own'} | " in card
 
 
 def test_a_run_without_either_has_no_section(tmp_path: Path):
