@@ -50,17 +50,24 @@ class ReaderConfig:
     """Words of a run: of each window the most suspicious one is read."""
 
 
+def whole(tokenizer: str) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, which cuts nothing off and fills nothing up. Raises HerdError where it is
+    none."""
+    try:
+        made = Tokenizer.from_str(tokenizer)
+    except Exception as error:  # the library raises no narrower one
+        raise HerdError(f"tokenizer.json is none: {error}") from None
+    made.no_truncation()
+    made.no_padding()
+    return made
+
+
 class Pieces:
     """Words to WordPiece's pieces."""
 
     def __init__(self, tokenizer: str, most: int) -> None:
         """`tokenizer`: the content of a tokenizer.json. Raises HerdError where it lacks BERT's special pieces."""
-        try:
-            self._tokenizer, self._most = Tokenizer.from_str(tokenizer), most
-        except Exception as error:  # the library raises no narrower one
-            raise HerdError(f"tokenizer.json is none: {error}") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer, self._most = whole(tokenizer), most
         self._first, self._last, self._mark = map(self._id, ("[CLS]", "[SEP]", "[unused1]"))
 
     def _id(self, name: str) -> int:
@@ -149,9 +156,7 @@ def most_used(tokenizer: str, texts: Iterable[str], count: int) -> list[int]:
     """The pieces that are kept, in their order: the special ones, all single characters of ASCII, so that each English
     word can be spelt, and those that the texts use most (of equally used ones the first, which is the most frequent in
     English)."""
-    made = Tokenizer.from_str(tokenizer)
-    made.no_truncation()
-    made.no_padding()
+    made = whole(tokenizer)
     names = made.get_vocab()
     used = Counter(piece for text in texts for piece in made.encode(text, add_special_tokens=False).ids)
     always = {
@@ -177,9 +182,8 @@ def pretrained(pack: Pack, texts: Iterable[str], config: ReaderConfig | None = N
     says nothing yet."""
     config = config or ReaderConfig()
     shape = json.loads(pack.read(f"{FOLDER}/config.json"))
-    theirs = shape["hidden_size"], shape["num_attention_heads"]
-    most = shape["vocab_size"], shape["num_hidden_layers"]
-    if theirs != (config.dim, config.num_heads) or (most[0] < config.vocab_size or most[1] < config.num_layers):
+    alike = (shape["hidden_size"], shape["num_attention_heads"]) == (config.dim, config.num_heads)
+    if not alike or shape["vocab_size"] < config.vocab_size or shape["num_hidden_layers"] < config.num_layers:
         raise HerdError(f"{READER_SOURCE.name} has another shape than {config}")
     tokenizer = pack.read(f"{FOLDER}/tokenizer.json").decode()
     kept = most_used(tokenizer, texts, config.vocab_size)
