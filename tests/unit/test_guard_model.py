@@ -87,6 +87,15 @@ def test_a_guard_may_keep_the_first_layers_alone(tiny_folder, tmp_path):
     assert torch.equal(kept, whole)
 
 
+def test_a_guard_may_keep_a_share_of_the_weights_that_it_began_as(tiny_folder, guard_folder, tmp_path):
+    folder = train_guard(GuardConfig(**SMALL, context=1024, start_share=0.75), tiny_folder, tmp_path / "guard")
+    start, end, mixed = (
+        load(one).transformer.layers[0].attention.qkv.weight.double() for one in (tiny_folder, guard_folder, folder)
+    )
+    moved, kept = end - start, mixed - start
+    assert float((kept * moved).sum() / moved.square().sum()) == pytest.approx(0.25, abs=0.02)  # rounded in files
+
+
 def test_verdicts_can_always_be_read(guard):
     texts = ["hello", "", " ", "safe", "unsafe\nS1", "<|eot|>", "\x00", "🦙" * 50, "a" * 3000, "S1,S2\n" * 40]
     for text in texts:
@@ -253,7 +262,7 @@ def test_actions_that_are_for_training_alone_share_few_words_with_what_is_held_o
 
 def test_topics_that_are_for_training_alone_share_few_words_with_what_is_held_out():
     more = [topic for topic in topics("train") if f"[{topic.names[0]} |" not in TOPICS]
-    assert len(more) == 74 + 119 and len(topics("heldout")) == 3
+    assert len(more) == 74 + 119 + 165 and len(topics("heldout")) == 3
     held = [action for topic in invented_topics() for action in topic.actions]
     held += [action for pair in pairs("heldout") for action in (pair.harmful, pair.benign)]
     for topic in more:
