@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from herd.config.ranges import Checked, Context, Count, CountOrNone, Share, Weight
+from herd.config.ranges import Checked, Context, Count, CountOrNone, PartialShare, Share, Weight
 from herd.config.training import HOW_IT_RUNS, LanguageTrainingConfig, LossSpikesConfig, OptimizerConfig
 from herd.errors import HerdError
 
@@ -48,6 +48,9 @@ class GuardConfig(LanguageTrainingConfig):
     naming_share: Share = 0.0
     """Share of the steps, the first, in which three of four generated items are unsafe: a category is learnt from these
     alone, and needs many. Then come all kinds, which show what is safe."""
+    start_share: PartialShare = 0.0
+    """Share that the weights of `model` have in the finished ones: at 0.5 these are the mean of both, which keeps more
+    of what a guard knew before (WiSE-FT, arXiv 2109.01903)."""
     examples_share: Share = 0.5
     """Share of them that are yours, where there are examples."""
     context: Context = 512

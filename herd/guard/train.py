@@ -5,8 +5,12 @@ unsafe on generated items and on the user's examples. At the end it is measured 
 on real ones only a test on these can tell (`herd bench guard`).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from herd.config import GuardConfig, ModelConfig
 from herd.core.device import choose_device, naming_out_of_memory
@@ -61,9 +65,11 @@ def train_guard(config: GuardConfig, model: Path, out: Path) -> Path:
     parallel.apply(network)
     with naming_out_of_memory("take more ranks (--parallel.shard, --parallel.tensor)"):
         parallel.read(network, weights, dtype=dtype, device=device)
+    begun = {name: one.detach().clone() for name, one in network.named_parameters() if config.start_share}
     processor = ImageProcessor(network.config.vision)
     batches = GuardBatches(config, tokenizer, processor, examples=examples, policy=policy, drawings=drawings)
     train_language(network, batches, config, stage, parallel, loss_fn=guard_loss(parallel))
+    move_back(network, begun, config.start_share)
 
     def facts(folder: Path) -> dict[str, Any]:
         kept: dict[str, Any] = {"form": config.form, "threshold": config.threshold, "context": config.context}
@@ -77,6 +83,14 @@ def train_guard(config: GuardConfig, model: Path, out: Path) -> Path:
         return {"guard": found}
 
     return save_model(network, tokenizer, stage, parallel, facts=facts)
+
+
+@torch.no_grad()
+def move_back(network: nn.Module, begun: Mapping[str, Tensor], share: float) -> None:
+    """Move the weights toward those that they began as: by a share of 0.5 to the mean of both."""
+    for name, weight in network.named_parameters():
+        if name in begun:
+            weight.lerp_(begun[name], share)
 
 
 def first_layers(count: int, model: ModelConfig) -> list[int]:
