@@ -17,7 +17,11 @@ from herd.guard.prompt_guard.letters import MARK
 from herd.guard.prompt_guard.words import Lexicon
 
 MIN_BYTES = 6
-"""A decoded passage is at least that long: shorter ones are mostly accidents."""
+"""A decoded passage has at least so many letters: shorter ones are mostly accidents."""
+SHORT = 16
+"""A decoded passage with fewer characters has to be plain English letters, mostly."""
+KNOWN = 12
+"""Letters in known words of a deciphered line: a line of code such as `cbc = {}` is a word in ROT13 by accident."""
 
 _BASE64 = re.compile(r"(?<![A-Za-z0-9+/_-])(?:[A-Za-z0-9+/_-]{8,}\s?)+={0,2}")
 _BASE32 = re.compile(r"\b(?:[A-Z2-7]{8,}\s?)+={0,6}")
@@ -49,7 +53,17 @@ def _text(data: bytes) -> str:
         return ""
     readable = sum(letter.isprintable() or letter in "\n\t" for letter in text)
     letters = sum(letter.isalpha() or letter == " " for letter in text)
-    return text if len(text) >= MIN_BYTES and readable == len(text) and letters * 3 >= len(text) * 2 else ""
+    if len(text) < SHORT and not (text.isascii() and letters * 5 >= len(text) * 4):
+        return ""
+    return _words(text) if readable == len(text) and letters * 3 >= len(text) * 2 else ""
+
+
+def _words(text: str) -> str:
+    """The text if its letters may be words, else nothing: numbers of code are often one letter again and again, or the
+    alphabet."""
+    letters = [letter for letter in text.lower() if letter.isalpha()]
+    varied = len(letters) >= MIN_BYTES and len(set(letters)) >= 4 and letters != sorted(letters)
+    return text if varied and 3 * len(letters) >= 2 * len(text) else ""
 
 
 def _base64(match: str) -> str:
@@ -94,11 +108,11 @@ def _base85(match: str) -> str:
 
 def _morse(match: str) -> str:
     words = [[MORSE.get(code, "") for code in word.split()] for word in re.split(r"\s*/\s*|\s{2,}|\n", match)]
-    return " ".join("".join(word) for word in words)
+    return _words(" ".join("".join(word) for word in words))
 
 
 def _braille(match: str) -> str:
-    return "".join(BRAILLE.get(cell, " " if cell in " \u2800" else "") for cell in match)
+    return _words("".join(BRAILLE.get(cell, " " if cell in " \u2800" else "") for cell in match))
 
 
 def _escapes(match: str) -> str:
@@ -148,10 +162,11 @@ def deciphered(text: str, lexicon: Lexicon) -> str:
 
 def _line(line: str, lexicon: Lexicon) -> str:
     here = lexicon.known(line)
-    best, share = line, max(0.6, here + 0.3)
-    if here > 0.6 or len(line) < 8:
+    letters = sum(letter.isalpha() for letter in line)
+    if here > 0.6 or letters < KNOWN:
         return line
+    best, share = line, max(0.6, here + 0.3, KNOWN / letters)
     for read in (line.translate(ROT13), line[::-1], line.translate(ATBASH)):
-        if (known := lexicon.known(read)) > share:
+        if (known := lexicon.known(read)) >= share:
             best, share = f"{MARK} {read.strip()}" + line[len(line.rstrip()) :], known
     return best
