@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from herd.bench.guard_items import RealItem, category_of, real_items, rows_of
 from herd.bench.guard_model import auc, limited, linear_scores, recall_at, table
 from herd.data.tasks.safety.items import make_item
 from herd.guard.model_guard import Verdict
+from herd.guard.prompt_guard import unseen
 
 SEEDS = "seeds:\n- value: Rob a bank\n- value: rob A bank\n"
 
@@ -130,3 +132,10 @@ def test_a_limit_takes_items_from_all_over_each_source():
     ]
     assert [one.text for one in limited(items, 4)] == ["a 0", "a 1", "a 2", "b 0", "b 25", "b 50", "b 75"]
     assert limited(items, 100) == items and limited(items, 2000) == items
+
+
+def test_an_empty_file_is_no_benign_text_and_none_is_there_twice(monkeypatch: pytest.MonkeyPatch):
+    names = ("chat_lines", "questions", "user_tasks", "paragraphs", "do_not_answer", "adv_bench", "tool_outputs")
+    for name in (*names, "functions", "modules"):
+        monkeypatch.setattr(unseen, name, lambda *_, **__: ["one", "", " \n", "two", "one"])
+    assert set(map(tuple, unseen.benign(defaultdict(lambda: None)).values())) == {("one", "two")}
