@@ -82,13 +82,17 @@ def test_ordinary_texts_have_one_reading(text: str):
     [
         "cbc = {}\nfor v in range(12):",  # `pop` in ROT13
         '    "lobmys",\n    "quo",',  # `symbol` from its end
+        "flzoby cbc mkdi",  # `symbol pop zxqv`: nine letters of known words
+        "counts = [103, 102, 102, 102, 102, 102, 102]",
         "counts = [102, 102, 102, 102, 102, 102, 102]",
         "codes = range(97, 98, 99, 100, 101, 102, 103)",
         "row = [32, 32, 32, 32, 97, 99, 98, 32, 32, 32]",
+        "row = [32, 32, 32, 32, 32, 32, 100, 99, 102, 97, 102, 97, 32, 32, 32, 32]",
         "frames = ['⠋', '⠙', '⠹', '⠸', '⠼', '⠴']",
         "--- --- --- --- ---",
+        ". - .. -- .",
         "\\x66\\x66\\x66\\x66\\x66\\x66\\x66\\x66",
-        "enchantmentsLg and adelantadiw",  # base64 of `zw!j{fz{l.` and of `iץj{Zv,`
+        "enchantmentsLg, adelantadiw, and7ZnoubHE",  # base64 of `zw!j{fz{l.`, `iץj{Zv,` and `jw{fz.lq`
     ],
 )
 def test_what_is_readable_by_accident_is_not_decoded(text: str):
