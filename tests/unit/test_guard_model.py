@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from functools import cache
 from importlib.resources import files
 
 import pytest
@@ -46,9 +47,10 @@ no"""
 SMALL = {"num_items": 16, "batch_items": 8, "heldout_items": 12, "dtype": "float32"}
 
 
+@cache
 def words(action):
     """Those that tell something of an action."""
-    return set(re.findall(r"[a-z0-9']+", action.lower())) - set(COMMON.split())
+    return frozenset(re.findall(r"[a-z0-9']+", action.lower())) - set(COMMON.split())
 
 
 @pytest.fixture(scope="module")
