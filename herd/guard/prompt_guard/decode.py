@@ -16,10 +16,10 @@ from urllib.parse import unquote
 from herd.guard.prompt_guard.letters import MARK
 from herd.guard.prompt_guard.words import Lexicon
 
-MIN_BYTES = 6
+MIN_LETTERS = 6
 """A decoded passage has at least so many letters: shorter ones are mostly accidents."""
 SHORT = 16
-"""A decoded passage with fewer characters has to be plain English letters, mostly."""
+"""A decoded passage of fewer bytes has to be plain English letters, mostly."""
 KNOWN = 12
 """Letters in known words of a deciphered line: a line of code such as `cbc = {}` is a word in ROT13 by accident."""
 
@@ -51,18 +51,17 @@ def _text(data: bytes) -> str:
         text = data.decode()
     except UnicodeDecodeError:
         return ""
-    readable = sum(letter.isprintable() or letter in "\n\t" for letter in text)
-    letters = sum(letter.isalpha() or letter == " " for letter in text)
-    if len(text) < SHORT and not (text.isascii() and letters * 5 >= len(text) * 4):
+    plain = sum(letter.isalpha() or letter == " " for letter in text)
+    if len(data) < SHORT and not (text.isascii() and 5 * plain >= 4 * len(text)):
         return ""
-    return _words(text) if readable == len(text) and letters * 3 >= len(text) * 2 else ""
+    return _words(text) if all(letter.isprintable() or letter in "\n\t" for letter in text) else ""
 
 
 def _words(text: str) -> str:
     """The text if its letters may be words, else nothing: numbers of code are often one letter again and again, or the
     alphabet."""
     letters = [letter for letter in text.lower() if letter.isalpha()]
-    varied = len(letters) >= MIN_BYTES and len(set(letters)) >= 4 and letters != sorted(letters)
+    varied = len(letters) >= MIN_LETTERS and len(set(letters)) >= 4 and letters != sorted(letters)
     return text if varied and 3 * len(letters) >= 2 * len(text) else ""
 
 
