@@ -65,7 +65,8 @@ def train_guard(config: GuardConfig, model: Path, out: Path) -> Path:
     parallel.apply(network)
     with naming_out_of_memory("take more ranks (--parallel.shard, --parallel.tensor)"):
         parallel.read(network, weights, dtype=dtype, device=device)
-    begun = {name: one.detach().clone() for name, one in network.named_parameters() if config.start_share}
+    trained = (named for named in network.named_parameters() if named[1].requires_grad and config.start_share)
+    begun = {name: weight.detach().clone() for name, weight in trained}
     processor = ImageProcessor(network.config.vision)
     batches = GuardBatches(config, tokenizer, processor, examples=examples, policy=policy, drawings=drawings)
     train_language(network, batches, config, stage, parallel, loss_fn=guard_loss(parallel))
