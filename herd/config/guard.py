@@ -53,7 +53,7 @@ class GuardConfig(LanguageTrainingConfig):
     of what a guard knew before (WiSE-FT, arXiv 2109.01903)."""
     examples_share: Share = 0.5
     """Share of them that are yours, where there are examples."""
-    context: Context = 512
+    context: Context = 768
     """Tokens of the longest message with its policy; longer examples are cut into windows, as in use."""
     threshold: Share = 0.5
     """A message is unsafe from this score on; kept with the guard, which may be asked with another."""

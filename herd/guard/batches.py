@@ -71,7 +71,7 @@ class GuardBatches:
         drawn = int(rng.binomial(size - own, config.pictures_share)) if self._drawings else 0
         if self._drawings:
             chosen += [
-                pictured(self._drawings.item(config.seed, "train", first + i), policy, named) for i in range(drawn)
+                pictured(self._drawings.item(config.seed, "train", first + i), policy, named, rng) for i in range(drawn)
             ]
         of_topics, naming = names_topics(named), step < round(config.naming_share * self.num_steps)
         made = (
@@ -130,9 +130,9 @@ def judged_item(item: Item, policy: Taxonomy, named: Mapping[str, str]) -> Judge
     return Judged(parts=[text_part(item.text)], role=item.role, before=item.before, codes=codes)
 
 
-def pictured(item: PicturedItem, policy: Taxonomy, named: Mapping[str, str]) -> Judged:
-    """An item with drawings under a policy."""
-    return Judged(parts=item.parts(), role="user", codes=violated(item.codes, policy, named))
+def pictured(item: PicturedItem, policy: Taxonomy, named: Mapping[str, str], views: np.random.Generator) -> Judged:
+    """An item with random views of its drawings, under a policy."""
+    return Judged(parts=item.parts(views=views), role="user", codes=violated(item.codes, policy, named))
 
 
 def common_length(documents: Sequence[np.ndarray]) -> int:

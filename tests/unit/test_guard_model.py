@@ -19,8 +19,8 @@ from herd.data.media.image import ImageProcessor
 from herd.data.tasks.safety.items import (
     NAMES_ONLY,
     Item,
-    _lines,
     invented_topics,
+    lines,
     make_item,
     pairs,
     topics,
@@ -253,7 +253,7 @@ def test_items_are_a_function_of_their_number_and_splits_share_no_action():
 
 def test_actions_that_are_for_training_alone_share_few_words_with_what_is_held_out():
     held = [(words(pair.harmful), words(pair.benign)) for pair in pairs("heldout")]
-    known = {line.split("|")[1].strip() for line in _lines("pairs.txt")}
+    known = {line.split("|")[1].strip() for line in lines("pairs.txt")}
     more = [pair for pair in pairs("train") if pair.harmful not in known]
     assert len(more) > 1500 and len(held) == 194
     for pair in more:

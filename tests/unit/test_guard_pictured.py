@@ -1,7 +1,9 @@
 """Messages of words and drawings: neither decides alone, and what is held out is never trained on."""
 
 import io
+import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ from model_folder import random_tokenizer
 from PIL import Image
 
 from herd.config import GuardConfig, preset
+from herd.core.streams import stream
 from herd.data.loading import tables
 from herd.data.media.image import ImageProcessor
 from herd.data.tasks.safety.items import SPLITS
-from herd.data.tasks.safety.pictured import ASKS, DANGEROUS, HARMLESS, HELD_STYLE, PLAIN, Drawings
+from herd.data.tasks.safety.pictured import DANGEROUS, HARMLESS, HELD_STYLE, Drawings, asks, plain
 from herd.errors import HerdError
 from herd.guard.batches import GuardBatches, guard_loss
 from herd.guard.measure import pictured_rates
@@ -21,6 +24,10 @@ from herd.guard.model_guard import Verdict
 from herd.guard.train import train_guard
 from herd.model.transformer import Transformer
 from herd.train.losses import language_loss
+
+
+def words(text):
+    return set(re.findall(r"[\w'-]+", text.lower()))
 
 
 def png(number):
@@ -67,25 +74,38 @@ def drawings(folder):
 def test_words_and_drawing_decide_together_and_splits_share_no_wording_and_no_style(drawings, split):
     items = [drawings.item(3, split, number) for number in range(1500)]
     assert items[:5] == [drawings.item(3, split, number) for number in range(5)]
-    asks = {ask.text: ask for ask in ASKS[split]}
+    known = {ask.text: ask for ask in asks(split)}
     by_text: dict[str, list[bool]] = {}
     for item in items:
         shown = [NAMES[one] for one in item.pngs]
         assert all(held == (split == "heldout") for _, held in shown)
         if item.combined:
-            ask = asks[item.text]
+            ask = known[item.text]
             assert item.codes == ((ask.code,) if any(name in ask.things for name, _ in shown) else ())
             by_text.setdefault(item.text, []).append(bool(item.codes))
-        elif item.text in PLAIN[split]:
+        elif item.text in plain(split):
             assert item.codes == ()
     assert {len(item.pngs) for item in items} == {1, 2}
-    assert set(by_text) == set(asks)
+    assert set(by_text) == set(known)
     for found in by_text.values():  # the words alone tell nothing
         assert abs(np.mean(found) - 0.5) < 4 * 0.5 / len(found) ** 0.5
-    plain = [NAMES[item.pngs[0]][0] in DANGEROUS for item in items if item.text in PLAIN[split]]
-    assert abs(np.mean(plain) - 0.5) < 0.15  # nor does a drawing
-    others = {ask.text for ask in ASKS["train" if split == "heldout" else "heldout"]}
-    assert not others & set(asks)
+    beside = [NAMES[item.pngs[0]][0] in DANGEROUS for item in items if item.text in plain(split)]
+    assert abs(np.mean(beside) - 0.5) < 0.15  # nor does a drawing
+
+
+def test_words_of_training_are_others_than_those_held_out():
+    held, train = ([*(ask.text for ask in asks(split)), *plain(split)] for split in ("heldout", "train"))
+    assert len(held) > 40 and len(train) > 200 and len({*held, *train}) == len(held) + len(train)
+    for mine, theirs in itertools.product(map(words, train), map(words, held)):
+        assert len(mine & theirs) * 2 <= len(mine | theirs), (mine, theirs)
+
+
+def test_training_sees_random_views_of_a_drawing_and_measuring_the_drawing(drawings):
+    item = next(one for number in range(9) if len((one := drawings.item(0, "train", number)).pngs) == 1)
+    plain_part, again = item.parts()[0], item.parts()[0]
+    assert plain_part["image"].tobytes() == again["image"].tobytes()
+    views = [item.parts(views=stream(seed, "view"))[0]["image"].tobytes() for seed in (0, 0, 1)]
+    assert views[0] == views[1] != views[2] and plain_part["image"].tobytes() not in views
 
 
 def config_with(folder, **options):
@@ -127,7 +147,7 @@ class Seeing:
     """A guard that reads words and drawings rightly where both are there, and calls the rest safe."""
 
     def judge_all(self, conversations):
-        things = {ask.text: ask.things for ask in ASKS["heldout"]}
+        things = {ask.text: ask.things for ask in asks("heldout")}
         numbers = dict(enumerate((*DANGEROUS, *HARMLESS, "llama")))
         verdicts = []
         for (message,) in conversations:

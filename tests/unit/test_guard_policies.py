@@ -4,6 +4,8 @@ import re
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
+
 from herd.data.tasks.safety.items import (
     invented_topics,
     make_item,
@@ -34,11 +36,12 @@ def test_half_of_the_requests_are_twins_and_codes_follow_the_policy():
 
 
 def test_what_drawings_violate_follows_the_policy():
-    shown = SimpleNamespace(codes=("S2", "S1"), parts=lambda: [text_part("x")])
-    assert pictured(shown, HAZARDS, {}).codes == ("S1", "S2")
-    assert pictured(shown, HAZARDS.exclude(["S1"]), {}).codes == ("S2",)
+    views = np.random.default_rng(0)
+    shown = SimpleNamespace(codes=("S2", "S1"), parts=lambda views: [text_part("x")])
+    assert pictured(shown, HAZARDS, {}, views).codes == ("S1", "S2")
+    assert pictured(shown, HAZARDS.exclude(["S1"]), {}, views).codes == ("S2",)
     other = replace(HAZARDS["S1"], code="S30")
-    assert pictured(shown, HAZARDS.exclude(["S1"]).add([other]), {"S1": "S30"}).codes == ("S2", "S30")
+    assert pictured(shown, HAZARDS.exclude(["S1"]).add([other]), {"S1": "S30"}, views).codes == ("S2", "S30")
 
 
 def test_policies_vary_and_name_only_topics_of_their_split():

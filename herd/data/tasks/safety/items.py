@@ -95,7 +95,8 @@ class Item:
         return self.text if self.kind in ("twin", "harmless", "chat") else self.wording.replace("{x}", "[…]")
 
 
-def _lines(name: str) -> list[str]:
+def lines(name: str) -> list[str]:
+    """Those of a file of texts beside this one, without its comments."""
     text = (files(__package__) / name).read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
@@ -104,12 +105,12 @@ def _lines(name: str) -> list[str]:
 def pairs(split: Split) -> tuple[Pair, ...]:
     """The pairs of a split."""
     found: dict[str, list[Pair]] = {}
-    for line in _lines("pairs.txt"):
+    for line in lines("pairs.txt"):
         found.setdefault(line.split("|")[0].strip(), []).append(_pair(line))
     # Of each category alike: every fifth of those that belong to it alone.
     held = {id(one) for codes, of in found.items() if "," not in codes for one in of[HELD_EVERY // 2 :: HELD_EVERY]}
     own = tuple(one for of in found.values() for one in of if (id(one) in held) == (split == "heldout"))
-    return (*own, *map(_pair, _lines("held_pairs.txt" if split == "heldout" else "more_pairs.txt")))
+    return (*own, *map(_pair, lines("held_pairs.txt" if split == "heldout" else "more_pairs.txt")))
 
 
 def _pair(line: str) -> Pair:
@@ -131,12 +132,12 @@ def whole_messages(code: str, role: str) -> tuple[Pair, ...]:
 
 @cache
 def _messages() -> tuple[Pair, ...]:
-    return tuple(map(_pair, _lines("messages.txt")))
+    return tuple(map(_pair, lines("messages.txt")))
 
 
 @cache
 def _chat(split: Split) -> tuple[str, ...]:
-    return tuple(forms.CHAT) if split == "heldout" else (*forms.CHAT, *_lines("more_chat.txt"))
+    return tuple(forms.CHAT) if split == "heldout" else (*forms.CHAT, *lines("more_chat.txt"))
 
 
 @cache
@@ -157,7 +158,7 @@ def invented_topics() -> tuple[Topic, ...]:
 
 def _topics(name: str) -> list[Topic]:
     found: list[tuple[list[str], list[str]]] = []
-    for line in _lines(name):
+    for line in lines(name):
         if line.startswith("["):
             found.append(([part.strip() for part in line.strip("[]").split("|")], []))
         else:
