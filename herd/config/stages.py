@@ -154,6 +154,10 @@ def with_name(source: Any) -> Any:
 class VisionStageConfig(Checked):
     """The contrastive training of a vision encoder."""
 
+    # Compared by its hash, as parents are.
+    encoder: str = field(default="", metadata=HOW_IT_RUNS)
+    """A model folder with an encoder of the same shape, to begin with: all of it but the projector, which maps to the
+    width of a language model."""
     seed: Seed = 0
     """Of the order of the views, and of how each is changed."""
     num_views: Count = 100_000
@@ -177,6 +181,10 @@ class VisionStageConfig(Checked):
                 f"num_views={self.num_views} are no whole step of batch_pictures={self.batch_pictures}: "
                 "give more views, or a smaller step"
             )
+
+    def inputs(self) -> dict[str, Path]:
+        """The encoder's folder, if given."""
+        return {"encoder": Path(self.encoder).expanduser()} if self.encoder else {}
 
 
 @dataclass(frozen=True, kw_only=True)

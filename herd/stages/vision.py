@@ -11,7 +11,7 @@ names in all of them apart. Encoder and unembedding are trained; everything else
 
 # B pictures of a batch, P things with names, Q tokens of a tile, V vocabulary, D width
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from herd.data.media.image import ImageProcessor, normalise
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.errors import HerdError
 from herd.model.formats import huggingface
+from herd.model.formats.source import find_source
 from herd.model.transformer import Transformer
 from herd.stages.model_folder import report_left_out, save_model
 from herd.train.dtype import training_dtype
@@ -130,14 +131,30 @@ def naming_loss(
     return mean + (hidden_RD.float() * (unembedding_VD[0].float() - names_RD)).sum(-1).mean()
 
 
+@torch.no_grad()
+def begin_with(network: Transformer, folder: Path) -> None:
+    """Give `network` the encoder of the model folder `folder`, but for the projector. Raises HerdError where the shapes
+    differ."""
+    theirs = find_source(folder).weights(None)
+    assert network.vision is not None
+    shape = network.vision.config
+    if theirs.config.vision is None or replace(theirs.config.vision, max_tiles=shape.max_tiles) != shape:
+        raise HerdError(f"encoder={folder}: its encoder is {theirs.config.vision}, the model's is {shape}")
+    for name, weight in network.vision.named_parameters():
+        if not name.startswith("projector."):
+            weight.copy_(theirs.read(f"vision.{name}"))
+
+
 def vision(config: VisionStageConfig, model: Path, data: Path, out: Path) -> Path:
     """Train the encoder of the model folder `model`; returns the finished folder `out`."""
-    stage = Stage("vision", out, config=config, parents={"model": model, "data": data})
+    stage = Stage("vision", out, config=config, parents={"model": model, "data": data, **config.inputs()})
     device = choose_device()
     network = huggingface.load(model, dtype=training_dtype(config.dtype, stage), device=device)
     shape = network.config
     if shape.vision is None:
         raise HerdError(f"{model} has no vision encoder: leave the vision stage out, or give a model that has one")
+    if config.encoder:
+        begin_with(network, config.inputs()["encoder"])
     tokenizer = Tokenizer.load(model, ids=shape.special)
     set_trainable(network, config.trainable)
 

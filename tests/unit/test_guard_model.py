@@ -7,13 +7,14 @@ import shutil
 from collections import Counter
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
 from model_folder import random_tokenizer
 
 from herd.cli import main
-from herd.config import GuardConfig, preset
+from herd.config import TINY_VOCAB, GuardConfig, preset
 from herd.core.streams import stream
 from herd.data.media.image import ImageProcessor
 from herd.data.tasks.safety.items import (
@@ -26,6 +27,7 @@ from herd.data.tasks.safety.items import (
     topics,
     whole_messages,
 )
+from herd.data.tokens.tokenizer import train_tokenizer
 from herd.engine.load import load
 from herd.errors import HerdError
 from herd.guard.batches import GuardBatches, common_length, guard_loss
@@ -34,7 +36,7 @@ from herd.guard.model_guard import Guard
 from herd.guard.policies import violated
 from herd.guard.prompt import bare, frame, guard_messages, last_message, text_part
 from herd.guard.taxonomy import HAZARDS, Category
-from herd.guard.train import train_guard
+from herd.guard.train import check_context, train_guard
 from herd.model.transformer import Transformer
 from herd.rl.environment import open_environment
 from herd.train.losses import language_loss
@@ -409,6 +411,14 @@ def test_a_context_that_the_policy_fills_is_refused_before_the_training(tiny_fol
     folder = train_guard(GuardConfig(**SMALL, context=least), tiny_folder, tmp_path / "guard")
     with Guard(folder) as opened:
         assert opened.judge(asked("the cat sat on the mat " * 40)).windows > 1
+
+
+def test_the_usual_context_has_room_for_the_policy_in_the_smallest_tokenizer_of_a_recipe():
+    texts = [path.read_text() for path in (Path(__file__).parents[2] / "docs").glob("*.md")]
+    tokenizer = train_tokenizer(texts, TINY_VOCAB // 4)  # the recipe's, which takes 336 tokens, has other languages too
+    check_context(GuardConfig(), tokenizer)
+    with pytest.raises(HerdError, match="context=512: the policy takes"):
+        check_context(GuardConfig(context=512), tokenizer)
 
 
 def run(capsys, *args):

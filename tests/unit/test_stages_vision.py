@@ -1,10 +1,16 @@
-"""The losses that teach the encoder, against their plain statements."""
+"""The losses that teach the encoder, against their plain statements; the encoder of another model to begin with."""
+
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
-from herd.config import LANGUAGES
-from herd.stages.vision import contrastive_loss, name_weights, naming_loss
+from herd.config import LANGUAGES, VisionStageConfig
+from herd.errors import HerdError
+from herd.model.formats import huggingface
+from herd.model.transformer import Transformer
+from herd.stages.vision import contrastive_loss, name_weights, naming_loss, vision
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -45,3 +51,27 @@ def test_each_token_of_a_tile_speaks_for_its_languages():
     assert weights[1, 0, 5] == 1
     # No name in any of the second token's languages: what it is called in the others.
     assert weights[1, 1, 6] == 1
+
+
+def test_a_model_begins_with_the_encoder_of_another_width_but_keeps_its_own_projector(tiny_folder, tiny_data, tmp_path):
+    theirs = huggingface.load(tiny_folder, dtype=torch.float32)
+    wide = Transformer(replace(theirs.config, dim=theirs.config.dim * 2))
+    for parameter in wide.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.05)
+    shutil.copytree(tiny_folder, tmp_path, dirs_exist_ok=True)
+    huggingface.save(wide, tmp_path, dtype=torch.float32)
+    small = {"num_views": 2, "batch_pictures": 2, "dtype": "float32", "trainable": ("vision.projector.*",)}
+    config = VisionStageConfig(encoder=str(tiny_folder), **small)
+    made = huggingface.load(vision(config, tmp_path, tiny_data, tmp_path / "out"), dtype=torch.float32).vision
+    for name, weight in theirs.vision.named_parameters():
+        if not name.startswith("projector."):
+            assert torch.equal(made.get_parameter(name), weight.bfloat16().float()), name
+    moved = (made.projector.weight - wide.vision.projector.weight).abs().max()
+    assert made.projector.weight.shape == (384, 256) and 0 < moved < 0.05  # one step from where it was
+
+    other = replace(theirs.config, vision=replace(theirs.config.vision, num_layers=3))
+    shutil.copytree(tiny_folder, tmp_path / "less")
+    huggingface.save(Transformer(other), tmp_path / "less", dtype=torch.float32)
+    config = VisionStageConfig(encoder=str(tmp_path / "less"), **small)
+    with pytest.raises(HerdError, match=r"encoder=.*: its encoder is VisionConfig\(.*num_layers=3"):
+        vision(config, tiny_folder, tiny_data, tmp_path / "never")
