@@ -35,6 +35,8 @@ OVERLAP = 0.25
 """Share of a window that the next one has too."""
 ROOM = 64
 """Tokens that the answer and the borders between parts may need."""
+LEAST_RECALL = 0.5
+"""Of the unsafe messages that a guard was measured on: one that flags fewer protects from little, and says so."""
 DETECTABLE = 40
 """Characters from which the language of a message is identified."""
 
@@ -130,6 +132,16 @@ class Guard:
             )
         return verdicts
 
+    @property
+    def weakness(self) -> str:
+        """What to tell who relies on it: that it was measured, and misses most; else empty."""
+        recall = self.facts.get("heldout", {}).get("recall", {}).get("share")
+        return (
+            ""
+            if recall is None or recall >= LEAST_RECALL
+            else f"flags {recall:.0%} of unsafe messages (generated, held out)"
+        )
+
     def _windows(self, parts: Sequence[Part], role: Role, before: str) -> list[Prompt]:
         """The prompts that together show the guard all of a message."""
         chars = sum(len(part["text"]) for part in parts if part["type"] == "text")
@@ -217,12 +229,14 @@ class Guard:
 
     def _notes(self, parts: Sequence[Part]) -> tuple[str, ...]:
         text = " ".join(part["text"] for part in parts if part["type"] == "text")
+        weak = (f"this guard {self.weakness}",) if self.weakness else ()
         if not self.languages or len(text) < DETECTABLE:
-            return ()
+            return weak
         language, probability = detect(text)
         if language in self.languages or probability < MIN_IDENTIFIED:
-            return ()
-        return (f"the text seems to be in {language}, the guard was trained on {', '.join(sorted(self.languages))}",)
+            return weak
+        known = ", ".join(sorted(self.languages))
+        return (*weak, f"the text seems to be in {language}, the guard was trained on {known}")
 
     @cached_property
     def parameters(self) -> int:

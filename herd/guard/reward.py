@@ -15,9 +15,6 @@ from herd.errors import HerdError
 from herd.guard.model_guard import Guard
 from herd.rl.environment import Reaction, text_of, was_cut
 
-LEAST_RECALL = 0.5
-"""Of a guard that gives rewards: what it does not flag is worth as much as what is safe."""
-
 
 class GuardedEnvironment:
     """Requests of both sides; cells are `refusals-S2`, `twins-S2`, `twins-harmless`."""
@@ -32,12 +29,11 @@ class GuardedEnvironment:
             "twins": SafetyTask(seed, side="twins", heldout=heldout),
         }
         self._guard = Guard(Path(place).expanduser())
-        recall = self._guard.facts.get("heldout", {}).get("recall", {}).get("share")
-        if recall is not None and recall < LEAST_RECALL:
+        if weakness := self._guard.weakness:  # what it does not flag is worth as much as what is safe
             self._guard.close()
             raise HerdError(
-                f"{place} flags {recall:.0%} of unsafe messages (generated, held out): as a reward it would teach to "
-                "help with them. Train it longer, or leave the guard out"
+                f"{place} {weakness}: as a reward it would teach to help with them. Train it longer, or leave the "
+                "guard out"
             )
 
     @property

@@ -8,6 +8,7 @@ there.
 """
 
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -187,14 +188,18 @@ def open_gate(
     timeout_s: float = TIMEOUT_S,
 ) -> GuardGate | None:
     """The guards in these folders, as a server's options name them, and the policy of a file; None without a guard.
-    Raises HerdError where one cannot be opened, or there is a policy and nothing that it holds for."""
+    Raises HerdError where one cannot be opened, or there is a policy and nothing that it holds for; warns of a guard
+    that is known to miss most."""
     if guard is None and prompt_guard is None:
         if policy:
             raise HerdError("--policy without a guard: name --guard or --prompt-guard")
         return None
     served = read_served_policy(policy, key_names=key_names) if policy else ServedPolicy()
+    opened = Guard(guard, policy=served.taxonomy) if guard else None
+    if opened and opened.weakness:
+        print(f"warning: {guard} {opened.weakness}: train it longer, or take another", file=sys.stderr, flush=True)
     return GuardGate(
-        Guard(guard, policy=served.taxonomy) if guard else None,
+        opened,
         prompt_guard=PromptGuard(prompt_guard) if prompt_guard else None,
         policy=served,
         timeout_s=timeout_s,

@@ -22,8 +22,7 @@ from herd.engine.load import load
 from herd.engine.pipeline import AnswerPipeline
 from herd.engine.sampler import SamplingParams
 from herd.errors import HerdError
-from herd.guard.model_guard import Guard
-from herd.guard.stream import BLOCKED, GuardGate
+from herd.guard.stream import BLOCKED, open_gate
 from herd.serve.chat_commands import Commands, Quit
 from herd.serve.session import ChatSession
 
@@ -47,7 +46,7 @@ def chat(
     """Talk to the model in `folder`. Raises HerdError at the end when lines of a piped input failed. `base`: of an
     adapter, where it is not where the adapter says. `guard`: folder of a guard that judges both sides."""
     model = load(folder, base=base)
-    gate = GuardGate(Guard(guard)) if guard else None
+    gate = open_gate(guard, None, None)
     engine = Engine(model, config, draft_model=load(draft_model) if draft_model else None)
     pipeline = AnswerPipeline(model, engine, gate=gate)
     try:

@@ -432,7 +432,7 @@ def test_the_command_prints_verdicts_and_its_exit_code_says_unsafe(guard_folder,
     code, out, _ = run(capsys, folder, "the cat", "--threshold", "1")
     assert code == 0 and out.startswith("safe (")
     code, out, _ = run(capsys, folder, "the cat", "--threshold", "0", "--exclude", *HAZARDS.codes[1:])
-    assert code == 3 and out.startswith("unsafe (") and out.rstrip().endswith(": S1 Violent Crimes")
+    assert code == 3 and re.fullmatch(r"unsafe \(\d\.\d+\): S1 Violent Crimes; this guard flags .*\n", out)
     path = tmp_path / "messages.jsonl"
     rows = ["the cat", {"prompt": "der Hund"}, {"messages": asked("sat on")}]
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -480,7 +480,7 @@ def test_a_guard_that_misses_half_gives_no_rewards(guard_folder, tmp_path):
 def test_an_answer_is_worth_what_the_guard_says_of_it_and_a_harmless_request_must_not_be_refused(
     guard_folder, monkeypatch
 ):
-    monkeypatch.setattr("herd.guard.reward.LEAST_RECALL", 0.0)
+    monkeypatch.setattr("herd.guard.model_guard.LEAST_RECALL", 0.0)
     environment = open_environment(f"guard/{guard_folder}[refusals-S1,twins-S1,twins-harmless]", None, 0)
     environment.environment._guard.threshold = 1.0  # all is safe
     unsafe, twin = (environment.prompt(cell, 0) for cell in ("refusals-S1", "twins-S1"))

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,7 @@ from herd.guard.measure import Row, rates
 from herd.guard.model_guard import Guard, Verdict
 from herd.guard.policies import make_policy, names_topics
 from herd.guard.prompt import guard_messages, last_message, plain_text, text_part
+from herd.guard.stream import open_gate
 from herd.guard.taxonomy import HAZARDS, Category
 from herd.guard.train import train_guard
 
@@ -150,9 +152,25 @@ def test_each_picture_of_a_long_message_is_shown_once_with_words_beside_it_if_th
         guard.judge([{"role": "user", "content": parts}])
 
 
-def test_a_language_that_it_was_not_trained_on_is_noted_where_it_can_be_told(opened):
+def test_a_guard_that_misses_most_says_so_with_each_verdict_and_when_it_is_opened(folder, tmp_path, capsys):
+    facts = json.loads((folder / "herd.json").read_text())
+    for share, weak in ((0.027, True), (0.5, False), (None, False)):
+        copy = shutil.copytree(folder, tmp_path / str(share))
+        facts["guard"]["heldout"] = {} if share is None else {"recall": {"share": share}}
+        (copy / "herd.json").write_text(json.dumps(facts))
+        gate = open_gate(copy, None, None)
+        (verdict,) = gate.guard.judge_all([[{"role": "user", "content": "the cat"}]])
+        gate.guard.close()
+        said = "flags 3% of unsafe messages (generated, held out)"
+        assert verdict.notes == ((f"this guard {said}",) if weak else ())
+        warned = capsys.readouterr().err
+        assert warned == (f"warning: {copy} {said}: train it longer, or take another\n" if weak else "")
+
+
+def test_a_language_that_it_was_not_trained_on_is_noted_where_it_can_be_told(opened, monkeypatch):
     german = "Wie backe ich ein Brot, das auch nach drei Tagen noch frisch ist und allen schmeckt?"
     english = "How do I bake a loaf of bread that is still fresh after three days and that everybody likes?"
+    monkeypatch.setattr(opened, "facts", {})
     assert opened._notes([text_part(german)]) == ("the text seems to be in de, the guard was trained on en",)
     assert opened._notes([text_part(english)]) == opened._notes([text_part("Brot backen")]) == ()
 
