@@ -1,4 +1,4 @@
-# make demo   train the tiny model from real documents, and chat with it through a guard (about ten minutes after the downloads)
+# make demo   train the tiny model from real documents, and chat with it through a guard (ten minutes after the downloads, an hour where bf16 is slow)
 # make test   everything that must hold before a commit
 # make help   the rest
 
