@@ -311,6 +311,13 @@ def test_a_student_learns_from_the_rows_above_it_or_from_a_model_that_is_named(t
         load_recipe(recipe(tmp_path, "[data]\n[model]\n[pretrain]\n[distill]\n"), STAGES)
 
 
+def test_an_encoder_and_the_drawings_of_a_guard_may_be_those_of_a_stage(tmp_path: Path):
+    eyes = '[stage.eyes]\nkind = "vision"\n[stage.seeing]\nkind = "vision"\nfrom = "model"\nencoder = "eyes"\n'
+    nodes = load_recipe(recipe(tmp_path, f'[data]\n[model]\n{eyes}[guard]\npictures = "data"\n'), STAGES)
+    assert nodes["seeing"].config_in(tmp_path).encoder == str(tmp_path / "eyes")
+    assert nodes["guard"].config_in(tmp_path).pictures == str(tmp_path / "data")
+
+
 def test_the_herd_has_one_pass_of_its_teacher_and_its_students_the_same_settings_with_and_without():
     nodes = load_recipe("herd", STAGES)
     for student in ("scout", "maverick"):

@@ -1,5 +1,6 @@
 """The losses that teach the encoder, against their plain statements; the encoder of another model to begin with."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -62,7 +63,9 @@ def test_a_model_begins_with_the_encoder_of_another_width_but_keeps_its_own_proj
     huggingface.save(wide, tmp_path, dtype=torch.float32)
     small = {"num_views": 2, "batch_pictures": 2, "dtype": "float32", "trainable": ("vision.projector.*",)}
     config = VisionStageConfig(encoder=str(tiny_folder), **small)
-    made = huggingface.load(vision(config, tmp_path, tiny_data, tmp_path / "out"), dtype=torch.float32).vision
+    out = vision(config, tmp_path, tiny_data, tmp_path / "out")
+    assert set(json.loads((out / "herd.json").read_text())["parents"]) == {"model", "data", "encoder"}
+    made = huggingface.load(out, dtype=torch.float32).vision
     for name, weight in theirs.vision.named_parameters():
         if not name.startswith("projector."):
             assert torch.equal(made.get_parameter(name), weight.bfloat16().float()), name
