@@ -135,7 +135,7 @@ def naming_loss(
 def begin_with(network: Transformer, folder: Path) -> None:
     """Give `network` the encoder of the model folder `folder`, but for the projector. Raises HerdError where the shapes
     differ."""
-    theirs = find_source(folder).weights(None)
+    theirs = find_source(folder).weights()
     assert network.vision is not None
     shape = network.vision.config
     if theirs.config.vision is None or replace(theirs.config.vision, max_tiles=shape.max_tiles) != shape:
