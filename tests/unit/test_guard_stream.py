@@ -24,7 +24,7 @@ QUESTION = [{"role": "user", "content": "How?"}]
 class WordGuard:
     """Unsafe is what has the word BAD."""
 
-    policy = HAZARDS
+    policy, weakness = HAZARDS, ""
 
     def __init__(self):
         self.judged = []
