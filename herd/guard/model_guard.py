@@ -136,11 +136,9 @@ class Guard:
     def weakness(self) -> str:
         """What to tell who relies on it: that it was measured, and misses most; else empty."""
         recall = self.facts.get("heldout", {}).get("recall", {}).get("share")
-        return (
-            ""
-            if recall is None or recall >= LEAST_RECALL
-            else f"flags {recall:.0%} of unsafe messages (generated, held out)"
-        )
+        if recall is None or recall >= LEAST_RECALL:
+            return ""
+        return f"flags {recall:.0%} of unsafe messages (generated, held out)"
 
     def _windows(self, parts: Sequence[Part], role: Role, before: str) -> list[Prompt]:
         """The prompts that together show the guard all of a message."""

@@ -59,8 +59,8 @@ class Ask:
 @cache
 def _said(split: Split) -> tuple[tuple[str, str], ...]:
     """Kind and text of the lines of a split: a category, or `safe` beside anything."""
-    split_lines = (line.split("|", 1) for line in lines("held_pictured.txt" if split == "heldout" else "pictured.txt"))
-    return tuple((kind.strip(), text.strip()) for kind, text in split_lines)
+    found = lines("held_pictured.txt" if split == "heldout" else "pictured.txt")
+    return tuple((kind.strip(), text.strip()) for kind, text in (line.split("|", 1) for line in found))
 
 
 @cache
