@@ -1,9 +1,8 @@
-# make demo   train the tiny model from real documents, and chat with it through a guard (ten minutes after the downloads, an hour where bf16 is slow)
+# make demo   train the tiny model from real documents and a guard, and chat with both (an hour and a half where bf16 is slow)
 # make test   everything that must hold before a commit
 # make help   the rest
 
 PYTHON ?= python3
-RECIPE ?= tiny
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -15,12 +14,12 @@ PIP  := $(BIN)/python -m pip --disable-pip-version-check
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/.demo  ## train the tiny model and a guard of it, and chat with both
+demo: $(VENV)/.demo  ## train the tiny model, then a guard, and chat with both
 	$(BIN)/herd data fetch
-	$(BIN)/herd run $(RECIPE)
-	@echo "The report: $(CURDIR)/runs/$(RECIPE)/report/report.html"
-	@chat="$(BIN)/herd chat runs/$(RECIPE)/sft"; \
-	if [ -f runs/$(RECIPE)/guard/herd.json ]; then chat="$$chat --guard runs/$(RECIPE)/guard"; fi; \
+	$(BIN)/herd run tiny
+	$(BIN)/herd run guard
+	@echo "The reports: $(CURDIR)/runs/tiny/report/report.html and $(CURDIR)/runs/guard/report/report.html"
+	@chat="$(BIN)/herd chat runs/tiny/sft --guard runs/guard/guard"; \
 	if [ -t 0 ] && [ -t 1 ]; then $$chat; else echo "Talk to it:  $$chat"; fi
 
 install: $(VENV)/.dev  ## the virtual environment with everything for development

@@ -156,8 +156,8 @@ class VisionStageConfig(Checked):
 
     # Compared by its hash, as parents are.
     encoder: str = field(default="", metadata=HOW_IT_RUNS)
-    """A model folder with an encoder of the same shape, to begin with: all of it but the projector, which maps to the
-    width of a language model."""
+    """A model folder whose encoder to begin with: all of it but the projector, which maps to the width of a language
+    model. A model that reads text alone gets an encoder of that shape, and tokens for pictures."""
     seed: Seed = 0
     """Of the order of the views, and of how each is changed."""
     num_views: Count = 100_000

@@ -14,15 +14,20 @@ matrices are the feed-forward's, so that training moves the output first.
 logit into the expert's *input*; a router near zero makes that one half, which gate and up matrices of twice the size
 undo, exactly. The router has noise of ROUTER_NOISE, enough to send tokens to different experts, and by it alone the
 function differs. After sparse upcycling (Komatsuzaki et al., arXiv 2212.05055), changed for the gate on the input.
+
+Eyes: a new vision encoder, and rows for the tokens of pictures behind all others.
 """
 
 # E experts, D width, F hidden width
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from herd.config import ModelConfig
+from herd.config import ModelConfig, SpecialIds, VisionConfig
 from herd.model.formats.llama import Dense
+from herd.model.formats.weights import Weights
 from herd.model.init import initialise
 from herd.model.transformer import Transformer
 from herd.model.vision import VisionEncoder
@@ -57,11 +62,36 @@ def convert_dense(dense: Dense, config: ModelConfig, generator: torch.Generator)
     dtype = state["embedding.weight"].dtype
     model.load_state_dict(state, strict=False, assign=True)
     if config.vision is not None:
-        encoder = VisionEncoder(config.vision, config.dim)
-        initialise(nn.ModuleDict({"vision": encoder}), generator)
-        model.vision = encoder.to(dtype)
+        model.vision = new_encoder(config.vision, config.dim, generator).to(dtype)
     assert not any(parameter.is_meta for parameter in model.parameters())
     return model.eval().requires_grad_(False)
+
+
+def new_encoder(vision: VisionConfig, dim: int, generator: torch.Generator) -> VisionEncoder:
+    """An untrained one, for a model of width `dim`."""
+    encoder = VisionEncoder(vision, dim)
+    initialise(nn.ModuleDict({"vision": encoder}), generator)
+    return encoder
+
+
+def with_encoder(
+    weights: Weights, vision: VisionConfig, special: SpecialIds, vocab_size: int, generator: torch.Generator
+) -> Weights:
+    """A model that reads text alone with an untrained encoder, and with the tokens for pictures that `special` has."""
+    config = replace(
+        weights.config, vision=vision, special=special, vocab_size=max(weights.config.vocab_size, vocab_size)
+    )
+    new = {
+        f"vision.{name}": one.detach() for name, one in new_encoder(vision, config.dim, generator).named_parameters()
+    }
+
+    def read(name: str) -> Tensor:
+        if name in new:
+            return new[name]
+        rows = name in {"embedding.weight", "unembedding.weight"}
+        return pad_rows(weights.read(name), config.vocab_size) if rows else weights.read(name)
+
+    return Weights(config=config, dtype=weights.dtype, read=read)
 
 
 def make_experts(gate_up: Tensor, down: Tensor, config: ModelConfig, generator: torch.Generator) -> dict[str, Tensor]:

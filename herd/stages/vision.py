@@ -24,13 +24,16 @@ from herd.config import LANGUAGES, VisionStageConfig
 from herd.core.device import choose_device
 from herd.core.lineage import Stage
 from herd.core.metrics import Number
-from herd.core.streams import stream
+from herd.core.streams import seed_of, stream
 from herd.data.loading.picture_shelf import PictureShelf
 from herd.data.media.image import ImageProcessor, normalise
+from herd.data.tokens.formats import with_picture_tokens
 from herd.data.tokens.tokenizer import Tokenizer
 from herd.errors import HerdError
+from herd.model.adopt import with_encoder
 from herd.model.formats import huggingface
 from herd.model.formats.source import find_source
+from herd.model.formats.weights import Weights, assemble
 from herd.model.transformer import Transformer
 from herd.stages.model_folder import report_left_out, save_model
 from herd.train.dtype import training_dtype
@@ -131,31 +134,44 @@ def naming_loss(
     return mean + (hidden_RD.float() * (unembedding_VD[0].float() - names_RD)).sum(-1).mean()
 
 
-@torch.no_grad()
-def begin_with(network: Transformer, folder: Path) -> None:
-    """Give `network` the encoder of the model folder `folder`, but for the projector. Raises HerdError where the shapes
-    differ."""
+def begin_with(folder: Path, weights: Weights, tokenizer: Tokenizer, seed: int) -> tuple[Weights, Tokenizer]:
+    """The model with the encoder of the model folder `folder`, but for the projector, and its tokenizer. A model that
+    reads text alone gets a new projector, and tokens for pictures. Raises HerdError where the shapes differ."""
     theirs = find_source(folder).weights()
-    assert network.vision is not None
-    shape = network.vision.config
-    if theirs.config.vision is None or replace(theirs.config.vision, max_tiles=shape.max_tiles) != shape:
-        raise HerdError(f"encoder={folder}: its encoder is {theirs.config.vision}, the model's is {shape}")
-    for name, weight in network.vision.named_parameters():
-        if not name.startswith("projector."):
-            weight.copy_(theirs.read(f"vision.{name}"))
+    shape = theirs.config.vision
+    if shape is None:
+        raise HerdError(f"encoder={folder}: that model has none")
+    if weights.config.vision is None:
+        tokenizer, special = with_picture_tokens(tokenizer, weights.config.special)
+        generator = torch.Generator().manual_seed(seed_of(seed, "projector"))
+        weights = with_encoder(weights, shape, special, tokenizer.vocab_size, generator)
+    own = weights.config.vision
+    if own is None or replace(shape, max_tiles=own.max_tiles) != own:
+        raise HerdError(f"encoder={folder}: its encoder is {shape}, the model's is {own}")
+    read = weights.read
+
+    def of_either(name: str) -> Tensor:
+        begun = name.startswith("vision.") and not name.startswith("vision.projector.")
+        return theirs.read(name) if begun else read(name)
+
+    return replace(weights, read=of_either, stored=None), tokenizer
 
 
 def vision(config: VisionStageConfig, model: Path, data: Path, out: Path) -> Path:
     """Train the encoder of the model folder `model`; returns the finished folder `out`."""
     stage = Stage("vision", out, config=config, parents={"model": model, "data": data, **config.inputs()})
     device = choose_device()
-    network = huggingface.load(model, dtype=training_dtype(config.dtype, stage), device=device)
-    shape = network.config
-    if shape.vision is None:
-        raise HerdError(f"{model} has no vision encoder: leave the vision stage out, or give a model that has one")
+    weights = huggingface.open_folder(model)
+    tokenizer = Tokenizer.load(model, ids=weights.config.special)
     if config.encoder:
-        begin_with(network, config.inputs()["encoder"])
-    tokenizer = Tokenizer.load(model, ids=shape.special)
+        weights, tokenizer = begin_with(config.inputs()["encoder"], weights, tokenizer, config.seed)
+    if weights.config.vision is None:
+        raise HerdError(
+            f"{model} has no vision encoder: leave the vision stage out, give a model that has one, or take that of "
+            "another model (--encoder)"
+        )
+    network = assemble(weights, dtype=training_dtype(config.dtype, stage), device=device)
+    shape = network.config
     set_trainable(network, config.trainable)
 
     processor = ImageProcessor(shape.vision)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,11 +16,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import herd
+from herd.config import VisionStageConfig
 from herd.core.lineage import read_lineage
 from herd.engine.sampler import SamplingParams
 from herd.errors import HerdError
 from herd.serve.generation_config import default_params
 from herd.stages.adopt import AdoptConfig, adopt
+from herd.stages.vision import vision
 
 transformers = pytest.importorskip("transformers")
 
@@ -177,6 +180,29 @@ def test_a_new_encoder_leaves_text_as_it_was_and_sees_pictures(tmp_path: Path) -
     assert logits.argmax(-1).max() < VOCABULARY
     theirs = transformers.Llama4ForConditionalGeneration.from_pretrained(tmp_path / "home", dtype=torch.float32)
     assert (dense_logits(theirs)[:, :VOCABULARY] - wanted).abs().max() <= 1e-4
+
+
+def test_an_adopted_model_gets_the_encoder_of_another_and_keeps_its_text(tiny_folder, tiny_data, tmp_path):
+    dense_folder(tmp_path / "dense").bfloat16().save_pretrained(tmp_path / "dense")
+    wanted = dense_logits(transformers.LlamaForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float32))
+    adopt(AdoptConfig(), tmp_path / "dense", tmp_path / "home")
+    small = {"num_views": 2, "batch_pictures": 2, "dtype": "float32", "trainable": ("vision.projector.*",)}
+    config = VisionStageConfig(encoder=str(tiny_folder), **small)
+    model = herd.load(vision(config, tmp_path / "home", tiny_data, tmp_path / "sees"), dtype=torch.float32)
+    logits = model.logits(IDS.tolist())
+    assert logits.shape[1] == VOCABULARY + 6 and logits.argmax(-1).max() < VOCABULARY
+    assert (logits[:, :VOCABULARY] - wanted).abs().max() <= 1e-4
+    theirs = herd.load(tiny_folder, dtype=torch.float32).transformer.vision
+    assert torch.equal(model.transformer.vision.class_token, theirs.class_token.bfloat16().float())
+    parts = [{"type": "image", "image": Image.new("RGB", (64, 64), "red")}, {"type": "text", "text": "What?"}]
+    prompt = model.render([{"role": "user", "content": parts}])
+    assert prompt.token_ids.count(model.tokenizer.special["<|patch|>"]) == model.config.vision.tokens_per_tile
+    assert model.encode([prompt]) is not None
+
+    with pytest.raises(HerdError, match=r"home has no vision encoder: .*--encoder"):
+        vision(VisionStageConfig(**small), tmp_path / "home", tiny_data, tmp_path / "never")
+    with pytest.raises(HerdError, match=r"encoder=.*home: that model has none"):
+        vision(replace(config, encoder=str(tmp_path / "home")), tiny_folder, tiny_data, tmp_path / "never")
 
 
 def test_its_own_template_speaks_and_what_is_said_stays_text(tmp_path: Path) -> None:
