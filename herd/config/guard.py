@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from herd.config.ranges import Checked, Context, Count, CountOrNone, PartialShare, Share, Weight
+from herd.config.ranges import Checked, Context, Count, CountOrNone, Share, Weight
 from herd.config.training import HOW_IT_RUNS, LanguageTrainingConfig, LossSpikesConfig, OptimizerConfig
 from herd.errors import HerdError
 
@@ -48,9 +48,10 @@ class GuardConfig(LanguageTrainingConfig):
     naming_share: Share = 0.0
     """Share of the steps, the first, in which three of four generated items are unsafe: a category is learnt from these
     alone, and needs many. Then come all kinds, which show what is safe."""
-    start_share: PartialShare = 0.0
-    """Share that the weights of `model` have in the finished ones: at 0.5 these are the mean of both, which keeps more
-    of what a guard knew before (WiSE-FT, arXiv 2109.01903)."""
+    mean_with: tuple[str, ...] = field(default=(), metadata=HOW_IT_RUNS)
+    """Folders of guards of the same shape, among them maybe the one it begins with: the finished weights are the mean
+    of theirs and the trained ones. That keeps more of what a guard knew before (WiSE-FT, arXiv 2109.01903), and of
+    several trainings that began alike it is better than each (model soups, arXiv 2203.05482)."""
     examples_share: Share = 0.5
     """Share of them that are yours, where there are examples."""
     context: Context = 768
@@ -82,6 +83,7 @@ class GuardConfig(LanguageTrainingConfig):
             raise HerdError(f"policy={self.policy} is what examples are judged by: give examples too")
 
     def inputs(self) -> dict[str, Path]:
-        """The user's files."""
+        """The user's files, and other guards."""
         found = {"examples": self.examples, "policy": self.policy, "pictures": self.pictures}
+        found |= {f"mean_with {number}": folder for number, folder in enumerate(self.mean_with, 1)}
         return {role: Path(place).expanduser() for role, place in found.items() if place}

@@ -5,12 +5,13 @@ unsafe on generated items and on the user's examples. At the end it is measured 
 on real ones only a test on these can tell (`herd bench guard`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from herd.config import GuardConfig, ModelConfig
 from herd.core.device import choose_device, naming_out_of_memory
@@ -29,9 +30,10 @@ from herd.guard.model_guard import ROOM, Guard
 from herd.guard.prompt import guard_messages, text_part
 from herd.guard.taxonomy import HAZARDS, read_policy
 from herd.model.formats.source import find_source
-from herd.model.formats.weights import skeleton
+from herd.model.formats.weights import Weights, skeleton
 from herd.model.parallel import Parallel, start
 from herd.model.prune import dense, pruned
+from herd.model.transformer import Transformer
 from herd.stages.language import train_language, trainable_weights
 from herd.stages.model_folder import save_model
 from herd.train.dtype import training_dtype
@@ -59,18 +61,17 @@ def train_guard(config: GuardConfig, model: Path, out: Path) -> Path:
         raise HerdError(f"{model} reads text alone: leave pictures out")
     dtype = training_dtype(config.dtype, stage)
     network = skeleton(weights.config)
+    others = [same_shape(place, weights.config) for role, place in inputs.items() if role.startswith("mean_with")]
     tokenizer = source.tokenizer(network.config.special)
     check_context(config, tokenizer)
     set_trainable(network, config.trainable)
     parallel.apply(network)
     with naming_out_of_memory("take more ranks (--parallel.shard, --parallel.tensor)"):
         parallel.read(network, weights, dtype=dtype, device=device)
-    trained = (named for named in network.named_parameters() if named[1].requires_grad and config.start_share)
-    begun = {name: weight.detach().clone() for name, weight in trained}
     processor = ImageProcessor(network.config.vision)
     batches = GuardBatches(config, tokenizer, processor, examples=examples, policy=policy, drawings=drawings)
     train_language(network, batches, config, stage, parallel, loss_fn=guard_loss(parallel))
-    move_back(network, begun, config.start_share)
+    take_mean(network, others, partial(parallel.read, dtype=dtype, device=device))
 
     def facts(folder: Path) -> dict[str, Any]:
         kept: dict[str, Any] = {"form": config.form, "threshold": config.threshold, "context": config.context}
@@ -86,12 +87,26 @@ def train_guard(config: GuardConfig, model: Path, out: Path) -> Path:
     return save_model(network, tokenizer, stage, parallel, facts=facts)
 
 
+def same_shape(guard: Path, wanted: ModelConfig) -> Weights:
+    """The weights of a guard. Raises HerdError where they have another shape."""
+    weights = find_source(guard).weights()
+    if differing := [one.name for one in fields(wanted) if vars(weights.config)[one.name] != vars(wanted)[one.name]]:
+        raise HerdError(f"mean_with={guard}: a mean is of weights of one shape; not the same: {', '.join(differing)}")
+    return weights
+
+
 @torch.no_grad()
-def move_back(network: nn.Module, begun: Mapping[str, Tensor], share: float) -> None:
-    """Move the weights toward those that they began as: by a share of 0.5 to the mean of both."""
+def take_mean(network: Transformer, others: Sequence[Weights], read: Callable[[Transformer, Weights], None]) -> None:
+    """Give the network the mean of its weights and the others', which `read` fills it with."""
+    if not others:
+        return
+    sums = {name: weight.detach().float().clone() for name, weight in network.named_parameters()}
+    for one in others:
+        read(network, one)
+        for name, weight in network.named_parameters():
+            sums[name] += weight
     for name, weight in network.named_parameters():
-        if name in begun:
-            weight.lerp_(begun[name], share)
+        weight.copy_(sums[name] / (1 + len(others)))
 
 
 def first_layers(count: int, model: ModelConfig) -> list[int]:

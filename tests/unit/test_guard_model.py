@@ -91,13 +91,17 @@ def test_a_guard_may_keep_the_first_layers_alone(tiny_folder, tmp_path):
     assert torch.equal(kept, whole)
 
 
-def test_a_guard_may_keep_a_share_of_the_weights_that_it_began_as(tiny_folder, guard_folder, tmp_path):
-    folder = train_guard(GuardConfig(**SMALL, context=1024, start_share=0.75), tiny_folder, tmp_path / "guard")
-    start, end, mixed = (
-        load(one).transformer.layers[0].attention.qkv.weight.double() for one in (tiny_folder, guard_folder, folder)
+def test_a_guard_may_be_the_mean_of_several_trainings(tiny_folder, guard_folder, tmp_path):
+    other = train_guard(GuardConfig(**SMALL | {"seed": 5}, context=1024), tiny_folder, tmp_path / "other")
+    config = GuardConfig(**SMALL, context=1024, mean_with=(str(other), str(other)))
+    folder = train_guard(config, tiny_folder, tmp_path / "guard")
+    end, away, mixed = (
+        load(one).transformer.layers[0].attention.qkv.weight.double() for one in (guard_folder, other, folder)
     )
-    moved, kept = end - start, mixed - start
-    assert float((kept * moved).sum() / moved.square().sum()) == pytest.approx(0.25, abs=0.02)  # rounded in files
+    moved, kept = away - end, mixed - end
+    assert float((kept * moved).sum() / moved.square().sum()) == pytest.approx(2 / 3, abs=0.02)  # rounded in files
+    with pytest.raises(HerdError, match=r"mean_with=.*one shape; not the same: dense_ffn_dim, moe"):
+        train_guard(GuardConfig(**SMALL, context=1024, mean_with=(str(tiny_folder),)), tiny_folder, tmp_path / "no")
 
 
 def test_verdicts_can_always_be_read(guard):

@@ -295,7 +295,13 @@ def test_a_table_can_change_every_field_of_a_shape_but_what_the_tokenizer_says()
     assert set(get_args(PresetName)) == set(PRESETS)
 
 
-def test_the_recipes_of_the_house_fit_its_stages():
+def test_the_recipes_of_the_house_fit_its_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(HerdError, match=r"\[stage\.eyes\] data = 'runs/tiny/data': there is no such folder"):
+        load_recipe("guard", STAGES)
+    for sign in ("data/tokenizer", "vision/config.json"):  # the guard's begins with what the tiny herd's has made
+        (tmp_path / "runs/tiny" / sign).parent.mkdir(parents=True)
+        (tmp_path / "runs/tiny" / sign).touch()
     for path in recipe_path("tiny").parent.glob("*.toml"):
         assert load_recipe(path.stem, STAGES), path
 

@@ -119,7 +119,7 @@ class Drawings:
         return [thing for thing in things if thing in self._found[split]]
 
     def item(self, seed: int, split: Split, number: int) -> PicturedItem:
-        """The item with this number: three of five are combinations; in one the words are harmless; in one they are
+        """The item with this number: half are combinations; in three of ten the words are harmless; in two they are
         those of an item without drawings, harmful or not."""
         rng = stream(seed, "pictured item", split, number)
 
@@ -127,7 +127,7 @@ class Drawings:
             return one_of(self._found[split][one_of(self.there(split, things), rng)], rng)
 
         kind = rng.random()
-        if kind < 0.6:
+        if kind < 0.5:
             ask = one_of(asks(split), rng)
             unsafe = bool(rng.random() < 0.5)
             pngs = [draw(ask.things if unsafe else HARMLESS)]
