@@ -162,13 +162,23 @@ def load_recipe(name: str, kinds: Mapping[str, StageKind]) -> dict[str, Node]:
         for role in kind.reads:
             parents[role] = given.get(role) or nearest_parent(role, table, nodes, folders, kinds)
         config = make_config(kind.config(), values, where=where)
+        node = Node(
+            kind=kind,
+            config=config,
+            parents=parents,
+            stages={key: tuple(writers_of(role, nodes)) for key, role in kind.names.items()},
+        )
         for key, role in kind.names.items():
-            value = getattr(config, key)
-            for one in value if isinstance(value, tuple) else (value,) if value else ():
-                named_folder(role, key, one, stage, tables, nodes)
-        stages = {key: tuple(writers_of(role, nodes)) for key, role in kind.names.items()}
-        nodes[stage] = Node(kind=kind, config=config, parents=parents, stages=stages)
+            for name in names_of(node, key):
+                named_folder(role, key, name, stage, tables, nodes)
+        nodes[stage] = node
     return nodes
+
+
+def names_of(node: Node, key: str) -> tuple[str, ...]:
+    """The stages or folders that an entry of the config names: none, one or several."""
+    value = getattr(node.config, key)
+    return value if isinstance(value, tuple) else (value,) if value else ()
 
 
 def stages_to_report(nodes: Mapping[str, Node]) -> dict[str, str | Path]:
@@ -185,11 +195,9 @@ def unused_stages(nodes: Mapping[str, Node]) -> list[str]:
             if name in stages and node.kind.writes not in KEYS
         }  # fmt: skip
         used = any(name in node.parents.values() for node in nodes.values() if not node.kind.reads_run)
-        if (
-            readers
-            and not used
-            and not any(name == getattr(nodes[other].config, key) for other, key in readers.items())
-        ):
+        if not used and not any(name in names_of(nodes[other], key) for other, key in readers.items()):
+            # A further training of the same kind may begin with it, and need not.
+            readers = {other: key for other, key in readers.items() if nodes[other].kind.writes != node.kind.writes}
             lines += [f'[{other}] does not use [{name}]: set {key} = "{name}"' for other, key in readers.items()]
     return lines
 

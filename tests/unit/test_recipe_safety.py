@@ -104,6 +104,8 @@ def test_a_guard_may_be_trained_further_where_from_names_it(tmp_path: Path):
     assert unused_stages(nodes) == []
     nodes = load(tmp_path, f"[data]\n[model]\n[sft]\n{first}{other}[rl]\n")
     assert unused_stages(nodes) == [f'[rl] does not use [{name}]: set guard = "{name}"' for name in ("first", "other")]
+    nodes = load(tmp_path, f'[data]\n[model]\n[sft]\n{first}{other}mean_with = ["first"]\n[rl]\nguard = "other"\n')
+    assert unused_stages(nodes) == []  # the mean uses the first
 
 
 @pytest.mark.parametrize(
