@@ -9,6 +9,8 @@ from herd.config.attack import AttackConfig
 
 UNSAFE_EXIT = 3
 """Exit code where something unsafe was found: not that of a failure."""
+UNJUDGED_EXIT = 4
+"""Exit code where nothing can be said, as that of a scan that did not happen."""
 ATTACK = AttackConfig()
 
 
@@ -137,6 +139,8 @@ def guard_attack(
 ) -> None:
     """Attack a model in conversations (GOAT) and report how often it gives in; re-run the same command to resume.
 
+    Exit code 4 if no conversation could be judged.
+
     Keys for servers are read from HERD_TARGET_KEY, HERD_ATTACKER_KEY and HERD_JUDGE_KEY.
 
     Args:
@@ -164,10 +168,12 @@ def guard_attack(
     page = load_object("herd.evaluate.attack_report:write_page")(out)
     if json:
         print(load_object("json:dumps")(results, ensure_ascii=False))
-        return
-    for line in load_object("herd.guard.red_team.command:summary")(results):
-        print(line)
-    print(f"wrote {page}")
+    else:
+        for line in load_object("herd.guard.red_team.command:summary")(results):
+            print(line)
+        print(f"wrote {page}")
+    if results["outcomes"]["could not judge"] == results["conversations"]:
+        raise SystemExit(UNJUDGED_EXIT)
 
 
 def guard_train_prompt(

@@ -26,20 +26,21 @@ sys.exit(code)
 SMALL = ("--num-goals", "2", "--max-tokens", "8", "--max-turns", "2", "--mode", "combined")
 
 
-def audited(*args: str, cwd: Path) -> tuple[dict[str, object], list[str]]:
+def audited(*args: str, cwd: Path, code: int = 0) -> tuple[dict[str, object], list[str]]:
     """The results, and every address that the command spoke to."""
     run = subprocess.run(
         [sys.executable, "-c", AUDITED, "guard", "attack", *args, "--json"], cwd=cwd, capture_output=True, text=True
     )
-    assert run.returncode == 0, run.stderr
+    assert run.returncode == code, run.stderr
     return json.loads(run.stdout), run.stderr.rpartition("SEEN\n")[2].split("\n")[:-1]
 
 
 def test_a_folder_is_attacked_without_any_connection(tiny_folder: Path, tmp_path: Path):
-    results, seen = audited(str(tiny_folder), "--out", "out", *SMALL, cwd=tmp_path)
+    results, seen = audited(str(tiny_folder), "--out", "out", *SMALL, cwd=tmp_path, code=4)
     assert seen == [""] or seen == []
     assert results["conversations"] == results["planned"] == 2
     assert results["attacker"] == results["judge"] == ""
+    assert results["outcomes"]["could not judge"] == 2  # its words are noise
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "attack.json", "transcripts.jsonl", "results.json", "report.html",
     }  # fmt: skip
@@ -52,7 +53,7 @@ def test_a_folder_is_attacked_without_any_connection(tiny_folder: Path, tmp_path
 def test_a_server_attacker_and_judge_are_spoken_to_and_nobody_else(server, tmp_path: Path):
     url = f"http://127.0.0.1:{server.port}"
     places = (url, "--attacker", url, "--judge", f"{url}/v1", "--out", "out")
-    results, seen = audited(*places, *SMALL, cwd=tmp_path)
+    results, seen = audited(*places, *SMALL, cwd=tmp_path, code=4)
     assert seen and all(f"127.0.0.1', {server.port})" in address or address == "127.0.0.1" for address in seen)
     # The server repeats what it is asked: as an attacker and as a judge it is unreadable, and nothing is made of that.
     assert results["outcomes"] == {"violated": 0, "held": 0, "could not judge": 2}
@@ -109,7 +110,7 @@ def test_what_cannot_be_attacked_is_one_line(args, said: str, tmp_path: Path, mo
 
 def test_nobody_listening_stops_the_run_with_a_clear_word(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["guard", "attack", "http://127.0.0.1:1", "--out", "out"]) == 0
+    assert main(["guard", "attack", "http://127.0.0.1:1", "--out", "out"]) == 4
     out = capsys.readouterr().out
     assert "3 of 224 conversations: violated 0, held 0, could not judge 3" in out
     assert "stopped early, as the target did not answer: refused connection: asked for its models" in out
