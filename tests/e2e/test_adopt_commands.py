@@ -56,7 +56,7 @@ def test_an_adopted_folder_answers_over_a_pipe(alone: Path, capsys: pytest.Captu
         input="the cat <|im_end|>\n/image missing.png\n",
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         # Run elsewhere, it is still this code: a relative PYTHONPATH would lead to an installed one.
         env=os.environ | {"PYTHONPATH": str(Path(herd.__file__).parents[1])},
     )

@@ -1,6 +1,5 @@
 """Our GGUF in llama.cpp, and llama.cpp's here: the same top tokens, across the edge of a chunk and in its types."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +52,7 @@ def server(path: Path) -> Any:
     params.n_ctx, params.n_parallel, params.warmup, params.fit_params = 12_288, 1, False, False
     params.cache_type_k = params.cache_type_v = llama.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    params.cpuparams.n_threads = min(2, os.cpu_count() or 1)
+    params.cpuparams.n_threads = 1  # several wait for each other by spinning, for minutes on a busy machine
     params.verbosity = 0
     return llama.Server(params)
 
