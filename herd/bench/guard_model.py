@@ -20,6 +20,8 @@ from herd.bench.table import Row
 from herd.core.statistics import share
 from herd.data.sources.fetch import Pack
 from herd.data.tasks.safety.items import make_item
+from herd.guard.measure import Row as Judged
+from herd.guard.measure import rates
 from herd.guard.model_guard import Guard, Verdict
 
 FLAGGED = 0.02
@@ -62,24 +64,34 @@ def limited(items: Sequence[RealItem], limit: int) -> list[RealItem]:
 
 
 def table(items: Sequence[RealItem], verdicts: Sequence[Verdict]) -> list[str]:
-    """Recall by category and source, and false alarms by source, at the guard's threshold."""
-    lines = ["recall by category: flagged, and with this category named"]
+    """By category what is flagged and named, what is named wrongly and F1; by source recall and false alarms; all at
+    the guard's threshold.
+
+    Unsafe items whose label maps to no category of ours are no cases of a category that is named wrongly.
+    """
+    lines = ["by category: flagged; named; named of the others; F1 of what is named"]
     both = list(zip(items, verdicts, strict=True))
-    for code in sorted({code for item in items for code in item.codes}, key=lambda one: int(one[1:])):
-        of = [verdict for item, verdict in both if code in item.codes]
-        named = share(sum(code in verdict.categories for verdict in of), len(of))
-        lines.append(f"  {code:<4} {_text([one.unsafe for one in of])}  named {named['share']:.2f}")
+    rows = [
+        Judged(codes=item.codes, kind=item.source, verdict=one) for item, one in both if item.codes or not item.unsafe
+    ]
+    for code, of in rates(rows)["by_category"].items():
+        flagged = [row.verdict.unsafe for row in rows if code in row.codes]
+        others = f"{_interval(of['false_alarms'])} of {of['false_alarms']['count']}"
+        lines.append(f"  {code:<4} {_text(flagged)}; {_interval(of['recall'])}; {others}; {of['f1']:.2f}")
     for title, unsafe in (("recall by source", True), ("false alarms by source", False)):
         lines.append(title)
         for source in dict.fromkeys(item.source for item in items if item.unsafe == unsafe):
-            of = [verdict for item, verdict in both if item.source == source and item.unsafe == unsafe]
-            lines.append(f"  {source:<24} {_text([one.unsafe for one in of])}")
+            chosen = [verdict for item, verdict in both if item.source == source and item.unsafe == unsafe]
+            lines.append(f"  {source:<24} {_text([one.unsafe for one in chosen])}")
     return lines
 
 
 def _text(flags: Sequence[bool]) -> str:
-    found = share(sum(flags), len(flags))
-    return f"{found['share']:.3f} [{found['low']:.3f}, {found['high']:.3f}] of {len(flags)}"
+    return f"{_interval(share(sum(flags), len(flags)))} of {len(flags)}"
+
+
+def _interval(found: Mapping[str, float]) -> str:
+    return f"{found['share']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:

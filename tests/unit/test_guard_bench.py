@@ -114,14 +114,23 @@ def test_the_table_counts_what_was_flagged_and_what_was_named():
         RealItem(text="a", role="user", unsafe=True, source="X", codes=("S2",)),
         RealItem(text="b", role="user", unsafe=True, source="X", codes=("S2",)),
         RealItem(text="c", role="user", unsafe=False, source="Y"),
+        RealItem(text="d", role="user", unsafe=True, source="Z"),
     ]
     verdicts = [
+        Verdict(unsafe=True, score=0.9, categories=("S2",)),
         Verdict(unsafe=True, score=0.9, categories=("S1",)),
         Verdict(unsafe=False, score=0.1),
-        Verdict(unsafe=False, score=0.1),
+        Verdict(unsafe=True, score=0.9, categories=("S2",)),  # its label says nothing of a category
     ]
-    text = "\n".join(table(items, verdicts))
-    assert "S2   0.500" in text and "named 0.00" in text and "Y                        0.000" in text
+    lines = table(items, verdicts)
+    assert lines[1] == ("  S2   1.000 [0.342, 1.000] of 2; 0.500 [0.095, 0.905]; 0.000 [0.000, 0.793] of 1; 0.67")
+    assert lines[2:6] == [
+        "recall by source",
+        "  X                        1.000 [0.342, 1.000] of 2",
+        "  Z                        1.000 [0.207, 1.000] of 1",
+        "false alarms by source",
+    ]
+    assert lines[6].startswith("  Y                        0.000")
 
 
 def test_a_limit_takes_items_from_all_over_each_source():
